@@ -1,0 +1,49 @@
+"""What every test shares: the interpreter switch, seeds, threads, and the one table of tolerances."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides at import between compiling and interpreting, so this must precede every kernel import.
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+
+# Absolute and relative tolerance by quantity and dtype, against a float64 reference on the same inputs.
+# A kernel may also use `err <= 1.5 * err(plain fp32 torch) + eps` where that is tighter.
+TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
+    ("logprob", torch.float32): (2e-5, 0.0),
+    ("logprob", torch.float16): (5e-5, 0.0),
+    ("logprob", torch.bfloat16): (5e-5, 0.0),
+    ("entropy", torch.float32): (1e-4, 0.0),
+    ("entropy", torch.float16): (1e-4, 0.0),
+    ("entropy", torch.bfloat16): (1e-4, 0.0),
+    ("loss", torch.float32): (2e-5, 1e-5),
+    ("grad", torch.float32): (1e-6, 1e-5),
+    ("grad", torch.float16): (1e-4, 2e-3),
+    ("grad", torch.bfloat16): (1e-3, 8e-3),
+    ("attention", torch.float32): (2e-6, 1e-5),
+    ("attention", torch.float16): (1e-3, 2e-3),
+    ("attention", torch.bfloat16): (8e-3, 1.6e-2),
+    ("model_logits", torch.float32): (1e-4, 1e-4),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tolerances() -> dict[tuple[str, torch.dtype], tuple[float, float]]:
+    return TOLERANCES
