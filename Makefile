@@ -1,0 +1,51 @@
+# Each target sets up what it needs first, on a fresh machine too.
+#
+# A torch that PYTHON can already import (a CUDA build, say) is kept and its environment is used as it is; otherwise
+# .venv is made with the CPU build of torch. triton is added only where that torch did not bring its own.
+
+PYTHON ?= python3
+TORCH := torch==2.13.0
+TRITON := triton==3.6.0
+
+has = $(shell $(1) -c "import importlib.util as u, sys; sys.exit(u.find_spec('$(2)') is None)" 2>/dev/null && echo yes)
+PY := $(if $(call has,$(PYTHON),torch),$(PYTHON),.venv/bin/python)
+PIP := $(PY) -m pip install -q --disable-pip-version-check
+READY := build/.ready-$(subst /,-,$(PY))
+SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt Makefile $(wildcard csrc/*)
+
+.PHONY: demo test soak bench gate gpu lint setup
+.DEFAULT_GOAL := test
+
+setup: $(READY)
+
+$(READY): $(SOURCES)
+	@mkdir -p build
+	@test "$(PY)" != .venv/bin/python || test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(PY) -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
+	@$(PY) -c "import triton" 2>/dev/null || $(PIP) "$(TRITON)"
+	$(PIP) -c constraints.txt -e ".[dev,demo]"
+	@touch $@
+
+demo: $(READY)
+	$(PY) -m thyme demo
+
+test: $(READY) lint
+	$(PY) -m pytest -n 2 -m "not soak and not gpu"
+
+soak: $(READY)
+	$(PIP) -c constraints.txt -e ".[dev,demo,real]"
+	$(PY) -m pytest -m "soak and not gpu"
+
+bench: $(READY)
+	$(PY) bench/run.py
+
+gate: $(READY)
+	$(PY) bench/gate.py
+
+gpu:
+	bash bench/gpu.sh
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy

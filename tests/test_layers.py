@@ -1,0 +1,105 @@
+"""The direction of imports, read from the source: who may know whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# part -> the parts of thyme it may import. A part is a folder or a module of thyme/.
+ALLOWED: dict[str, set[str]] = {
+    "kernels": {"_native"},
+    "repetition": {"_native"},
+    "sandbox": set(),
+    "model": {"kernels"},
+    "engine": {"model", "kernels", "repetition"},
+    "rollout": {"engine", "sandbox", "model"},
+    "rewards": {"rollout"},
+    "data": {"rollout", "model"},
+    "evals": {"rollout", "rewards"},
+    "train": {"rollout", "rewards", "data", "model", "kernels"},
+}
+TOP = {"cli", "config", "demo", "ask", "__main__", "__init__"}  # may import everything below them
+ROLLOUT_FOR_DATA = {"thyme.rollout.types", "thyme.rollout.prompts"}  # data and rewards know rollout's nouns only
+
+
+def sources() -> list[tuple[str, Path]]:
+    files = [("kernels", p) for p in (ROOT / "kernels").glob("*.py")]
+    for path in (ROOT / "thyme").rglob("*.py"):
+        relative = path.relative_to(ROOT / "thyme")
+        if relative.parts[0] != "kernels":
+            files.append((relative.parts[0] if len(relative.parts) > 1 else relative.stem, path))
+    return files
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_a_part_imports_only_what_stands_below_it(part: str) -> None:
+    files = [path for name, path in sources() if name == part]
+    assert files, f"no source for {part}"
+    for path in files:
+        for name in imports(path):
+            if name.startswith("thyme."):
+                target = name.split(".")[1]
+                assert target == part or target in ALLOWED[part] or target == "__version__", (
+                    f"{path.relative_to(ROOT)} imports {name}"
+                )
+
+
+def test_every_module_belongs_to_a_layer() -> None:
+    assert {name for name, _ in sources()} <= set(ALLOWED) | TOP
+
+
+def test_data_and_rewards_know_only_the_nouns_of_rollout() -> None:
+    for part, path in sources():
+        if part in {"data", "rewards"}:
+            modules = {".".join(n.split(".")[:3]) for n in imports(path) if n.startswith("thyme.rollout.")}
+            assert modules <= ROLLOUT_FOR_DATA, f"{path.relative_to(ROOT)}: {modules}"
+
+
+def test_nothing_imports_tests_bench_or_the_name_kernels() -> None:
+    for path in [*(p for _, p in sources()), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").glob("*.py")]:
+        for name in imports(path):
+            assert name.split(".")[0] != "kernels", f"{path}: import it as thyme.kernels"
+            if "tests" not in path.parts and "bench" not in path.parts:
+                assert name.split(".")[0] not in {"tests", "bench"}, f"{path}: {name}"
+
+
+def test_configs_import_the_standard_library_only() -> None:
+    paths = [p for _, p in sources() if p.name == "config.py" and p.parent.name not in {"thyme"}]
+    assert len(paths) >= 5
+    for path in paths:
+        for name in imports(path):
+            top = name.split(".")[0]
+            same_part = name.startswith(f"thyme.{path.parent.name}")
+            assert top in sys.stdlib_module_names or same_part, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "module", ["thyme", "thyme.cli", "thyme.config", "thyme.sandbox", "thyme.repetition", "thyme.engine.tags"]
+)
+def test_light_modules_leave_torch_alone(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_help_is_instant_in_imports() -> None:
+    code = (
+        "import sys\nfrom thyme.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

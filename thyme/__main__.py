@@ -1,0 +1,3 @@
+from thyme.cli import main
+
+main()
