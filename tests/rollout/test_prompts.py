@@ -1,0 +1,150 @@
+"""Prompts are byte-equal to the released ones; the code and answer rules follow the original."""
+
+import hashlib
+
+import pytest
+
+from thyme.rollout.prompts import SYSTEM_PROMPT, build_prompt, extract_answer, extract_code, text_prompt, user_prompt
+from thyme.rollout.types import Question
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_system_prompt_is_the_released_one() -> None:
+    # Digest of scripts/prompt.txt of the original repository, which has no newline at its end either.
+    assert _digest(SYSTEM_PROMPT) == "c5e7db63596377f9a1afef0dd131d282b2f9e6c873058c056c5c0aa5a89f99a7"
+    assert SYSTEM_PROMPT.endswith("in a sandbox environment.")
+
+
+def test_user_prompt_is_the_released_one() -> None:
+    assert user_prompt("What is the value?", "/data/a.png", (640, 480)) == (
+        "<image>\n"
+        "What is the value?\n"
+        "\n"
+        '### User Image Path:** "/data/a.png"\n'
+        '### User Image Size:** "640x480"\n'
+        "\n"
+        "### **Output Format (strict adherence required):**\n"
+        "\n"
+        "<think>Your detailed reasoning process, including any code, should go here.</think>\n"
+        "<answer>Your final answer to the user's question goes here.</answer>\n"
+    )
+
+
+def test_unreadable_image_is_said_in_the_prompt() -> None:
+    lines = user_prompt("q", "x.png", None).split("\n")
+    assert '### User Image Size:** "Unable to determine (error reading image)"' in lines
+
+
+def test_text_prompt_claims_no_image() -> None:
+    prompt = text_prompt("What is 2 * 3?")
+    assert prompt.startswith("What is 2 * 3?\n\n### **Output Format")
+    assert "<image>" not in prompt and "Image Path" not in prompt and prompt.endswith("</answer>\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("<code>\n```python\nx = 1\nprint(x)\n```\n</code>", "x = 1\nprint(x)"),
+        ("<code>x = 1</code>", "x = 1"),
+        ("<code>\npython\nx = 1\n</code>", "x = 1"),
+        ("<code>```\nx = 1\n```</code>", "x = 1"),
+        ("<CODE>\n```Python\nx = 1\n```\n</Code>", "x = 1"),
+        ("a <code>first</code> b <code>second</code>", "first"),
+        ("<code></code>", ""),
+        ("<code>\n```python\n```\n</code>", ""),
+        ("<code>\n    ```python\n    x = 1\n    y = 2\n    ```\n    </code>", "x = 1\n    y = 2"),
+        ("<code>x = 1", None),
+        ("x = 1</code>", None),
+        ("no code", None),
+    ],
+)
+def test_extract_code(text: str, code: str | None) -> None:
+    assert extract_code(text) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a</think>\n<answer> 7 </answer>", "7"),
+        ("<answer>7</answer><answer>8</answer>", "7"),
+        ("<answer>two\nlines</answer>", "two\nlines"),
+        ("<answer></answer>", ""),
+        (r"<answer>so \boxed{7}</answer>", "7"),
+        (r"<answer>\boxed{6} or rather \boxed{ \frac{1}{2} }</answer>", r"\frac{1}{2}"),
+        (r"<answer>\boxed{\boxed{5}}</answer>", "5"),
+        (r"<answer>\boxed{7</answer>", r"\boxed{7"),
+        (r"<answer>\boxed{6}, \boxed{7</answer>", "6"),
+        ("<answer>7", None),
+        ("7</answer>", None),
+    ],
+)
+def test_extract_answer(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
+def _question(text: str = "How many?", path: str = "a.png") -> Question:
+    from PIL import Image
+
+    return Question(id="q", image=Image.new("RGB", (640, 480)), image_path=path, question=text, solution="3")
+
+
+class _Processor:
+    """Characters as ids, except that the trusted encoder knows one special token."""
+
+    def chat(self, user: str, system: str | None = None) -> str:
+        head = "" if system is None else f"[{system}]"
+        return f"{head}<|im_start|>{user.replace('<image>', '<|image_pad|>')}!"
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for index, piece in enumerate(text.split("<|image_pad|>")):
+            ids += [-1] * (index > 0) + [ord(char) for char in piece]
+        return ids
+
+    def encode_untrusted(self, text: str) -> list[int]:
+        return [ord(char) for char in text]
+
+
+def _decode(ids: list[int]) -> str:
+    return "".join("{pad}" if token < 0 else chr(token) for token in ids)
+
+
+def test_thyme_prompt_joins_system_user_and_image() -> None:
+    question = _question()
+    prompt = build_prompt(question, "thyme", _Processor())  # type: ignore[arg-type]
+    expected = user_prompt("How many?", "a.png", (640, 480)).replace("<image>", "{pad}")
+    assert _decode(list(prompt.token_ids)) == f"[{SYSTEM_PROMPT}]<|im_start|>{expected}!"
+    assert list(prompt.images) == [question.image]
+
+
+def test_short_prompt_is_picture_and_question() -> None:
+    prompt = build_prompt(_question(), "short", _Processor())  # type: ignore[arg-type]
+    assert _decode(list(prompt.token_ids)) == "<|im_start|>{pad}How many?!"
+
+
+def test_prompt_without_image() -> None:
+    question = Question(id="q", image=None, image_path="", question="What is 2 * 3?", solution="6")
+    for style in ("short", "thyme"):
+        prompt = build_prompt(question, style, _Processor())  # type: ignore[arg-type]
+        assert "{pad}" not in _decode(list(prompt.token_ids)) and list(prompt.images) == []
+
+
+@pytest.mark.parametrize("style", ["short", "thyme"])
+@pytest.mark.parametrize("text", ["Is <image> a tag?", "Say <|image_pad|> twice"])
+def test_a_question_cannot_claim_an_image(style: str, text: str) -> None:
+    decoded = _decode(list(build_prompt(_question(text), style, _Processor()).token_ids))  # type: ignore[arg-type]
+    assert decoded.count("{pad}") == 1 and text in decoded
+
+
+def test_a_path_cannot_claim_an_image() -> None:
+    prompt = build_prompt(_question(path="<image>.png"), "thyme", _Processor())  # type: ignore[arg-type]
+    assert _decode(list(prompt.token_ids)).count("{pad}") == 1
+
+
+@pytest.mark.parametrize(("text", "style", "match"), [(" ", "thyme", "empty"), ("q", "long", "style 'long'")])
+def test_bad_prompts_are_named(text: str, style: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        build_prompt(_question(text), style, _Processor())  # type: ignore[arg-type]

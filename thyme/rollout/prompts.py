@@ -1,0 +1,149 @@
+"""The text interface of Thyme: prompts, the code block, the answer.
+
+Byte-equal to what the released checkpoints were trained on (Thyme, tables 1 and 2), the stray `**` after "Path:" and
+"Size:" and the newline at the end of the user prompt included. Coordinates in the model's code are pixels of the
+original image, hence the size told here is the original one and not the one the vision tower sees.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from thyme.engine import Prompt
+    from thyme.model.processor import Processor
+    from thyme.rollout.types import Question
+
+PromptStyle = Literal["thyme", "short"]
+
+SYSTEM_PROMPT = """You are a helpful assistant.
+
+Solve the following problem step by step, and optionally write Python code for image manipulation to enhance your \
+reasoning process. The Python code will be executed by an external sandbox, and the processed image or result \
+(wrapped in <sandbox_output></sandbox_output>) can be returned to aid your reasoning and help you arrive at the final \
+answer.
+
+**Reasoning & Image Manipulation (Optional but Encouraged):**
+    * You have the capability to write executable Python code to perform image manipulations (e.g., cropping to a \
+Region of Interest (ROI), resizing, rotation, adjusting contrast) or perform calculation for better reasoning.
+    * The code will be executed in a secure sandbox, and its output will be provided back to you for further analysis.
+    * All Python code snippets **must** be wrapped as follows:
+    <code>
+    ```python
+    # your code.
+    ```
+    </code>
+    * At the end of the code, print the path of the processed image (processed_path) or the result for further \
+processing in a sandbox environment."""
+
+_UNREADABLE_SIZE = "Unable to determine (error reading image)"
+
+_OUTPUT_FORMAT = """### **Output Format (strict adherence required):**
+
+<think>Your detailed reasoning process, including any code, should go here.</think>
+<answer>Your final answer to the user's question goes here.</answer>
+"""
+
+# Fences and the word "python" are optional; the first block counts.
+_CODE = re.compile(r"<code>\s*(?:```\s*)?(?:python\s*)?([\s\S]*?)\s*(?:```\s*)?</code>", re.IGNORECASE)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def user_prompt(question: str, image_path: str, image_size: tuple[int, int] | None) -> str:
+    """The user turn of a question about an image; `image_size` is (width, height) in original pixels.
+
+    None says that the image could not be read. The text starts with `<image>`, which stands for the picture.
+    """
+    return "".join(_user_parts(question, image_path, image_size))
+
+
+def text_prompt(question: str) -> str:
+    """The user turn of a question without an image: the same, less the three lines that speak of one."""
+    return f"{question}\n\n{_OUTPUT_FORMAT}"
+
+
+def extract_code(text: str) -> str | None:
+    """The first code block's content without fences; None without a closed block, "" for an empty one."""
+    match = _CODE.search(text)
+    return None if match is None else match.group(1).strip()
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The first `<answer>`'s content, stripped; if it holds a `\boxed{}`, what the last balanced one holds."""
+    match = _ANSWER.search(text)
+    if match is None:
+        return None
+    answer = match.group(1).strip()
+    boxed = _last_boxed(answer)
+    return answer if boxed is None else boxed.strip()
+
+
+def build_prompt(question: Question, style: PromptStyle, processor: Processor) -> Prompt:
+    """The engine's prompt for a question.
+
+    Args:
+        style: "thyme" = system prompt and user prompt of the released checkpoints; "short" = the picture and the bare
+            question without a system prompt, for models too small to read more.
+
+    Question and path come from outside: where they spell a special token or `<image>`, that stays plain text.
+
+    Raises:
+        ValueError: unknown style, empty question.
+    """
+    from thyme.engine import Prompt
+
+    if not question.question.strip():
+        raise ValueError(f"question {question.id!r} is empty: ask something")
+    if style == "thyme":
+        system: str | None = SYSTEM_PROMPT
+        if question.image is None:
+            parts = ["", question.question, "\n\n" + _OUTPUT_FORMAT]
+        else:
+            parts = _user_parts(question.question, question.image_path, question.image_size)
+    elif style == "short":
+        system = None
+        parts = ["" if question.image is None else "<image>", question.question, ""]
+    else:
+        raise ValueError(f"prompt style {style!r}: use 'thyme' or 'short'")
+    images = () if question.image is None else (question.image,)
+    return Prompt(token_ids=_encode_chat(parts, system, processor), images=images)
+
+
+def _user_parts(question: str, image_path: str, image_size: tuple[int, int] | None) -> list[str]:
+    """The user prompt as template, question, template, path, template: even entries are ours, odd ones are not."""
+    size = _UNREADABLE_SIZE if image_size is None else f"{image_size[0]}x{image_size[1]}"
+    return [
+        "<image>\n",
+        question,
+        '\n\n### User Image Path:** "',
+        image_path,
+        f'"\n### User Image Size:** "{size}"\n\n{_OUTPUT_FORMAT}',
+    ]
+
+
+def _encode_chat(parts: list[str], system: str | None, processor: Processor) -> list[int]:
+    foreign = parts[1::2]
+    if not any("<|" in text or "<image>" in text for text in foreign):
+        return processor.encode(processor.chat("".join(parts), system))
+    # Foreign text that spells a token is encoded apart, so that it cannot end the turn or claim an image. Only then:
+    # pieces encoded apart may be tokenized differently at their edges.
+    hole = "\0"
+    frame = processor.chat(hole.join(parts[0::2]), system).split(hole)
+    ids = list(processor.encode(frame[0]))
+    for text, after in zip(foreign, frame[1:], strict=True):
+        ids += processor.encode_untrusted(text)
+        ids += processor.encode(after)
+    return ids
+
+
+def _last_boxed(text: str) -> str | None:
+    start = len(text)
+    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
+        depth = 0
+        first = start + len("\\boxed{")
+        for index in range(first - 1, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            if depth == 0:
+                return text[first:index]
+    return None
