@@ -1,0 +1,53 @@
+"""README's map is the territory."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def tracked() -> set[str]:
+    out = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(out.splitlines())
+
+
+def tree_block() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.search(r"## The tree\n+```\n(.*?)```", text, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
+
+
+def test_every_path_in_the_tree_exists_and_every_source_is_in_it() -> None:
+    named: set[str] = set()
+    folder = ""
+    for line in tree_block():
+        paths = line.split("  ")[0] if line[0] != " " else line.strip().split("  ")[0]
+        if line[0] != " ":
+            folder = paths if paths.endswith("/") else ""
+        base = "" if line[0] != " " else folder
+        for path in paths.split():
+            named.add((base + path).rstrip("/"))
+    files = tracked()
+    folders = {str(parent) for f in files for parent in Path(f).parents}
+    for path in named:
+        assert path in files or path in folders, f"README's tree names {path}, which does not exist"
+    covered = {n for n in named if n in folders and n not in {"thyme", "kernels", "csrc", "bench", "."}}
+    for f in files:
+        if f.startswith(("thyme/", "kernels/", "csrc/")) and not f.endswith("__init__.py") and f != "thyme/kernels":
+            assert f in named or any(f.startswith(c + "/") for c in covered), f"README's tree does not name {f}"
+
+
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test", "soak", "bench"} <= named
+    assert named <= targets
+
+
+def test_no_path_of_a_machine_is_tracked() -> None:
+    pattern = re.compile(r"(?<![A-Za-z0-9_.])/(?:home|root|work|Users)/[A-Za-z0-9_.]")
+    for name in sorted(tracked()):
+        path = ROOT / name
+        if path.suffix in {".png", ".jpg"} or path.is_symlink() or not path.exists():
+            continue
+        assert not pattern.search(path.read_text()), name
