@@ -1,0 +1,139 @@
+"""The toy tokenizer: every printable ASCII character, plus the words and code pieces of the synthetic tasks as lexemes.
+
+A byte-level vocabulary would spend most of a tiny model's parameters and of its sequence on spelling. Here a text is
+cut greedily into the longest lexemes; whatever is no lexeme falls back to single characters, so every ASCII text
+survives `decode(encode(x))` exactly. No lexeme holds a digit: numbers are read and copied digit by digit.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TAGS = (
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<code>",
+    "</code>",
+    "<sandbox_output>",
+    "</sandbox_output>",
+)
+
+TEXT_LEXEMES = (
+    "system\n",
+    "user\n",
+    "assistant\n",
+    "What digit is on the ",
+    "Where is the ",
+    "Where are the signs?",
+    "Read the digits.",
+    "What is ",
+    " sign?",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "gray",
+    "The ",
+    " sign is small: column ",
+    " sign is tiny: column ",
+    ", row ",
+    "The digit is ",
+    "The digits are ",
+    "The product is ",
+    "The picture is turned by ",
+    "The contrast is low.",
+    "This needs code.",
+)
+
+# About as long as a real tokenizer's pieces of the same code: a snippet of one or two tokens would never fail.
+CODE_LEXEMES = (
+    "\n```python\n",
+    "```\n",
+    "from PIL import ",
+    "Image",
+    "ImageOps",
+    ", ",
+    "image",
+    " = ",
+    "Image.open(",
+    "image_path",
+    ")\n",
+    ".width",
+    " // ",
+    "x, y",
+    "*s",
+    ".crop(",
+    "(x, y, x + s, y + s)",
+    ".rotate(",
+    "ImageOps.autocontrast(",
+    ".save(",
+    '"out.png"',
+    "print(",
+    " * ",
+)
+
+# Qwen's control tokens, in Qwen's order.
+SPECIAL_TOKENS = tuple(
+    f"<|{name}|>"
+    for name in (
+        "endoftext",
+        "im_start",
+        "im_end",
+        "object_ref_start",
+        "object_ref_end",
+        "box_start",
+        "box_end",
+        "quad_start",
+        "quad_end",
+        "vision_start",
+        "vision_end",
+        "vision_pad",
+        "image_pad",
+        "video_pad",
+    )
+)
+
+_CHARACTERS = (*(char for char in string.printable if char.isprintable()), "\n", "\t")
+_UNKNOWN = "?"
+"""What a character outside of printable ASCII, newline and tab becomes."""
+
+
+@lru_cache(maxsize=1)
+def _serialized() -> str:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    words = [*_CHARACTERS, *TAGS, *TEXT_LEXEMES, *CODE_LEXEMES]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=_UNKNOWN))
+    # The first alternative that matches wins, so longest first makes the cut greedy. The last one takes what is
+    # unknown character by character, lest a whole run become one token.
+    lexemes = sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
+    pattern = "|".join([*map(re.escape, lexemes), r"[\s\S]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer.to_str()
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """A new tokenizer that saves and loads like any Hugging Face one; text lexemes first, then Qwen's specials.
+
+    The unknown token is declared to the WordLevel model only: declared here it would become a special token, and every
+    question mark with it.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_serialized()),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
