@@ -1,0 +1,79 @@
+"""The decoder of Qwen2.5-VL, Qwen2, Qwen3 and Llama: one definition, switched by TextConfig.
+
+T packed tokens, H hidden, N query heads, K key/value heads, D head dim. No batch dimension and no cache: how tokens
+attend is the `attention` argument.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+from .config import TextConfig
+from .layers import GatedMLP, RMSNorm, rotate
+from .rope import inverse_frequencies, rotary_axes, rotary_tables
+
+
+class SelfAttention(nn.Module):
+    """Projections and rotation around the attention argument. Rows of `qkv`: N D query, K D key, K D value."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.heads = (config.num_attention_heads, config.num_key_value_heads)
+        queries, keys = self.heads
+        self.qkv = nn.Linear(config.hidden_size, (queries + 2 * keys) * config.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries * config.head_dim, config.hidden_size, bias=config.o_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        queries, keys = self.heads
+        qkv = self.qkv(x).view(len(x), queries + 2 * keys, self.head_dim)
+        qk, v = qkv.split((queries + keys, keys), 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((queries, keys), 1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
+        q, k = rotate(qk, cos, sin).split((queries, keys), 1)
+        return self.o_proj(attention(self.layer, q, k, v).flatten(1))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._rotary: tuple[torch.device, Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """x [T, H] embeddings, positions [3, T] i64 -> [T, H] after the final norm."""
+        cos, sin = rotary_tables(positions, *self._frequencies(x.device))
+        for layer in self.layers:
+            x = layer(x, cos, sin, attention)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def _frequencies(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        # Not buffers: they are computed, never loaded, and stay float32 whatever the model's dtype.
+        if self._rotary is None or self._rotary[0] != device:
+            axes = rotary_axes(self.config)
+            inverse = inverse_frequencies(self.config).to(device)
+            self._rotary = (device, inverse, None if axes is None else axes.to(device))
+        return self._rotary[1:]

@@ -1,0 +1,155 @@
+"""The vision tower of Qwen2.5-VL: patches in, one feature per merged square of patches out.
+
+P patches of all images of a call, M = P / merge^2 features. Inside the tower the merged squares of an image are
+ordered window by window, windows of equal size next to each other, so that windowed attention is a few batched calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import packed_attention
+from .config import VisionConfig
+from .layers import GatedMLP, RMSNorm, rotate
+from .rope import Grid
+
+_EPS = 1e-6  # of every norm in the tower; fixed in Qwen2.5-VL
+
+
+@dataclass(frozen=True, slots=True)
+class GridLayout:
+    """What depends on an image's grid alone."""
+
+    order: Tensor
+    """[m] i64: merged square (raster order) at each place of the window order."""
+    windows: tuple[int, ...]
+    """Patches of each window, in window order."""
+    cos: Tensor
+    """[p, 1, D / 2] float32, rows in window order."""
+    sin: Tensor
+    """Likewise."""
+
+
+@lru_cache(maxsize=256)
+def grid_layout(config: VisionConfig, grid: Grid, device: torch.device) -> GridLayout:
+    _, rows, columns = grid
+    merge, side = config.spatial_merge_size, config.window_tokens
+    unit = merge * merge
+    y, x = torch.meshgrid(torch.arange(rows // merge), torch.arange(columns // merge), indexing="ij")
+    across = -(-(columns // merge) // side)
+    window = ((y // side) * across + x // side).flatten()
+    size = window.bincount()
+    order = torch.argsort(window - size[window] * len(size), stable=True)  # larger windows first, then raster order
+    windows = size.sort(descending=True, stable=True).values * unit
+
+    # Half of the frequencies follow the patch row, half the column.
+    quarter = config.head_dim // 4
+    inverse = 1.0 / 1e4 ** (torch.arange(0, 2 * quarter, 2, dtype=torch.float32) / (2 * quarter))
+    inner = torch.arange(unit)
+    row = (y.flatten()[order, None] * merge + inner // merge).flatten()
+    column = (x.flatten()[order, None] * merge + inner % merge).flatten()
+    angles = torch.cat((row[:, None] * inverse, column[:, None] * inverse), dim=1)
+    cos, sin = angles.cos()[:, None].to(device), angles.sin()[:, None].to(device)
+    return GridLayout(order.to(device), tuple(windows.tolist()), cos, sin)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        qk, v = self.qkv(x).view(len(x), 3 * self.num_heads, self.head_dim).split((2 * self.num_heads, self.num_heads), 1)
+        q, k = rotate(qk, cos, sin).chunk(2, 1)
+        return self.proj(packed_attention(q, k, v, lengths, causal=False).flatten(1))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, _EPS)
+        self.attn = VisionAttention(config)
+        self.norm2 = RMSNorm(config.hidden_size, _EPS)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, lengths)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Each square of merge^2 patches becomes one feature of the decoder's width."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size * config.spatial_merge_size**2
+        self.norm = RMSNorm(config.hidden_size, _EPS)
+        self.up = nn.Linear(self.width, self.width)
+        self.down = nn.Linear(self.width, config.out_hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(self.norm(x).view(-1, self.width))))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        # A convolution whose stride is its kernel is a matmul over flattened patches.
+        self.patch_embed = nn.Linear(config.patch_dim, config.hidden_size, bias=False)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config)
+
+    def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """pixel_values [P, patch_dim] of the images one after another -> features [M, out_hidden_size], in order."""
+        config = self.config
+        merge = config.spatial_merge_size
+        unit = merge * merge
+        for frames, rows, columns in grids:
+            if frames != 1:
+                raise ValueError(f"encode_images: videos are not supported, got a grid of {frames} frames")
+            if rows < merge or columns < merge or rows % merge or columns % merge:
+                raise ValueError(f"encode_images: grid sides must be positive multiples of {merge}, got {rows}x{columns}")
+        sizes = [rows * columns for _, rows, columns in grids]
+        if pixel_values.ndim != 2 or pixel_values.shape != (sum(sizes), config.patch_dim):
+            raise ValueError(
+                f"encode_images: the grids ask for pixel_values [{sum(sizes)}, {config.patch_dim}], "
+                f"got {list(pixel_values.shape)}"
+            )
+        layouts = [grid_layout(config, grid, pixel_values.device) for grid in map(_as_grid, grids)]
+        windows = [length for layout in layouts for length in layout.windows]
+        cos, sin = (torch.cat([getattr(layout, name) for layout in layouts]) for name in ("cos", "sin"))
+        # Where every image is one window, window order is raster order.
+        is_raster = all(len(layout.windows) == 1 for layout in layouts)
+
+        x = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype))
+        if not is_raster:
+            order = _concatenated_order(layouts, sizes, unit)
+            x = x.view(-1, unit, config.hidden_size).index_select(0, order).view(-1, config.hidden_size)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, sizes if index in config.fullatt_block_indexes else windows)
+        features: Tensor = self.merger(x)
+        return features if is_raster else features.index_select(0, torch.argsort(order))
+
+
+def _as_grid(grid: Sequence[int]) -> Grid:
+    frames, rows, columns = grid
+    return (int(frames), int(rows), int(columns))
+
+
+def _concatenated_order(layouts: Sequence[GridLayout], sizes: Sequence[int], unit: int) -> Tensor:
+    """Window order of all images of a call, in merged squares counted over the call."""
+    first = 0
+    parts: list[Tensor] = []
+    for layout, size in zip(layouts, sizes, strict=True):
+        parts.append(layout.order + first)
+        first += size // unit
+    return torch.cat(parts)

@@ -1,0 +1,244 @@
+"""Checkpoints: Hugging Face folders in, Hugging Face folders out.
+
+Owns the map between our parameters and the hub's names. Ours differ where the hub splits what we compute in one
+matmul (q/k/v, gate/up) and where it keeps a convolution for a matmul (patch_embed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import ModelConfig, as_ids
+from .model import Model, attach, build, empty
+from .processor import Processor, read_json
+
+_SPLIT = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+_RENAMED = (
+    (r"^decoder\.", "model."),
+    (r"\.mlp\.down\.", ".mlp.down_proj."),
+    (r"^visual\.patch_embed\.", "visual.patch_embed.proj."),
+    (r"^visual\.merger\.norm\.", "visual.merger.ln_q."),
+    (r"^visual\.merger\.up\.", "visual.merger.mlp.0."),
+    (r"^visual\.merger\.down\.", "visual.merger.mlp.2."),
+)
+# Spellings of other writers, brought to the hub's; buffers that old Llama checkpoints carry are computed here.
+_ALIASES = (
+    (re.compile(r"^model\.language_model\.|^language_model\.model\."), "model."),
+    (re.compile(r"^model\.visual\."), "visual."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+)
+_COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
+_LM_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One tensor on disk: `rows` of one of our parameters, stored in `shape`."""
+
+    name: str
+    rows: slice
+    shape: tuple[int, ...]
+
+
+def load(
+    path_or_config: str | os.PathLike[str] | ModelConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Model, Processor | None]:
+    """A model and its processor, from a Hugging Face folder or, with random weights (seed 0), from a config.
+
+    Args:
+        path_or_config: folder with config.json, *.safetensors and a tokenizer; or a ModelConfig, for which the
+            processor is None.
+        device: where the weights go.
+        dtype: what the weights become, whatever they are on disk.
+
+    Raises:
+        FileNotFoundError: the folder or a file it needs is missing.
+        ValueError: another architecture, or weights that do not fit the config to the last tensor.
+    """
+    if isinstance(path_or_config, ModelConfig):
+        return build(path_or_config, device=device, dtype=dtype), None
+    folder = Path(path_or_config)
+    config = read_config(folder)
+    processor = Processor.load(folder)  # before the weights: it is quick to fail
+    model = load_model(folder, device, dtype, config=config)
+    attach(model, processor)
+    return model, processor
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """config.json, with the end-of-sequence ids of generation_config.json where that names some."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder at {folder}: give a folder with config.json and *.safetensors")
+    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    generation = folder / "generation_config.json"
+    eos = as_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
+    return config.with_eos(eos) if eos else config
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    config: ModelConfig | None = None,
+) -> Model:
+    """The model alone, without a tokenizer; `config` overrides config.json. Raises as `load`."""
+    folder = Path(folder)
+    model = empty(config or read_config(folder), device, dtype)
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _weight_files(folder)]
+            _fill(model, {_hub_name(key): (file, key) for file in files for key in file.keys()}, folder)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: damaged safetensors file: {error}") from error
+    return model
+
+
+def save(model: Model, processor: Processor | None, folder: str | os.PathLike[str]) -> None:
+    """Writes a Hugging Face folder, whole or not at all: into a temporary neighbor first, then renamed.
+
+    An earlier checkpoint at `folder` is replaced.
+
+    Raises:
+        ValueError: `folder` exists and is no checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").is_file() and not (folder.is_dir() and _is_empty(folder)):
+        raise ValueError(f"{folder} exists and is no checkpoint: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        _write(model, processor, fresh)
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def hub_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights under the hub's names and in its shapes, as views where that is possible."""
+    for name, parameter in model.named_parameters():
+        for piece in _pieces(model, name, parameter):
+            yield piece.name, parameter.detach()[piece.rows].view(piece.shape)
+
+
+def _pieces(model: Model, name: str, parameter: nn.Parameter) -> list[_Piece]:
+    hub = name
+    for pattern, replacement in _RENAMED:
+        hub = re.sub(pattern, replacement, hub)
+    owner, layer, kind = hub.rsplit(".", 2) if hub.count(".") > 1 else ("", "", "")
+    shape = tuple(parameter.shape)
+    if layer not in _SPLIT or owner.endswith(".attn"):  # the vision tower's qkv is one matrix on the hub too
+        vision = model.config.vision
+        if vision is not None and name == "visual.patch_embed.weight":
+            side = vision.patch_size
+            shape = (vision.hidden_size, vision.in_channels, vision.temporal_patch_size, side, side)
+        return [_Piece(hub, slice(0, len(parameter)), shape)]
+    text = model.config.text
+    if layer == "qkv":
+        key_rows = text.num_key_value_heads * text.head_dim
+        rows = [text.num_attention_heads * text.head_dim, key_rows, key_rows]
+    else:
+        rows = [len(parameter) // 2] * 2
+    pieces: list[_Piece] = []
+    start = 0
+    for part, count in zip(_SPLIT[layer], rows, strict=True):
+        pieces.append(_Piece(f"{owner}.{part}.{kind}", slice(start, start + count), (count, *shape[1:])))
+        start += count
+    return pieces
+
+
+def _hub_name(key: str) -> str:
+    for pattern, replacement in _ALIASES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError(f"{index}: weight_map must name files of the same folder")
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: no {name}; weights are read from safetensors only")
+    return [folder / name for name in names]
+
+
+@torch.no_grad()
+def _fill(model: Model, stored: dict[str, tuple[Any, str]], folder: Path) -> None:
+    """Copies every stored tensor into the parameter it belongs to, after all names and shapes were checked."""
+    wanted = [(p, piece) for name, p in model.named_parameters() for piece in _pieces(model, name, p)]
+    names = {piece.name for _, piece in wanted}
+    spare = {key for key in stored.keys() - names if not _COMPUTED.search(key)}
+    tied_head = model.lm_head is None and _LM_HEAD in spare and _EMBEDDING in stored
+    if tied_head:
+        spare.remove(_LM_HEAD)
+    for problem, keys in (("misses", names - stored.keys()), ("has unexpected", spare)):
+        if keys:
+            first, *rest = sorted(keys)
+            raise ValueError(f"{folder}: the checkpoint {problem} {first}" + (f" and {len(rest)} more" if rest else ""))
+    for _, piece in wanted:
+        file, key = stored[piece.name]
+        view = file.get_slice(key)
+        if tuple(view.get_shape()) != piece.shape:
+            raise ValueError(
+                f"{folder}: {piece.name} has shape {list(view.get_shape())}, config.json asks for {list(piece.shape)}"
+            )
+        if view.get_dtype() not in _DTYPES:
+            raise ValueError(f"{folder}: {piece.name} is stored as {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
+    for parameter, piece in wanted:
+        file, key = stored[piece.name]
+        parameter[piece.rows].copy_(file.get_tensor(key).view(parameter[piece.rows].shape))
+    if tied_head:
+        head, embedding = (file.get_tensor(key) for file, key in (stored[_LM_HEAD], stored[_EMBEDDING]))
+        if not torch.equal(head, embedding):
+            raise ValueError(f"{folder}: config.json ties the embeddings, but {_LM_HEAD} differs from {_EMBEDDING}")
+
+
+def _write(model: Model, processor: Processor | None, folder: Path) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in hub_tensors(model)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config
+    source = config.to_hf() | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
+    _write_json(folder / "config.json", source)
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids) or None,
+        "pad_token_id": config.pad_token_id,
+    }
+    _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    if processor is not None:
+        processor.save(folder)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
