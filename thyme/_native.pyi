@@ -1,0 +1,26 @@
+"""Thyme's C++ core (csrc/). The public faces are thyme.repetition and thyme.kernels.paged_attention."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class RepetitionDetector:
+    def __init__(
+        self,
+        *,
+        window: int,
+        ratio: float,
+        min_tokens: int,
+        min_tail_tokens: int,
+        copies: Sequence[int],
+        capacity: int,
+    ) -> None: ...
+    def open(self) -> int: ...
+    def fork(self, slot: int) -> int: ...
+    def close(self, slot: int) -> None: ...
+    def restart(self, slot: int) -> None: ...
+    def hit(self, slot: int) -> tuple[str, int, int, int, int] | None: ...
+    def push(self, slots: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.uint8]: ...
+
+class _CollidingRepetitionDetector(RepetitionDetector): ...
