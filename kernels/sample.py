@@ -21,6 +21,10 @@ Traffic: 2 B V bytes for 16-bit logits, one read; one more block per row for the
 search reads the row again out of the cache.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
+# mypy: disable-error-code="no-untyped-def"
+
 from typing import NamedTuple
 
 import torch
@@ -31,14 +35,12 @@ from torch import Tensor
 from thyme.kernels.checks import (
     FLOATS,
     FLOATS_AND_DOUBLE,
-    BannedIds,
-    banned_mask,
     check_range,
     check_rows_contiguous,
     check_tensor,
-    check_vocab_size,
     values_visible,
 )
+from thyme.kernels.rows import BannedIds, banned_mask, check_vocab_size, row_sums
 
 _MAX_TEMPERATURE = 1e30
 _MIN_TEMPERATURE = 1e-30  # below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30
@@ -95,17 +97,6 @@ def sample_ref(
 ) -> SampleOutput:
     """`sample` in torch: the definition, and the CPU path."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS_AND_DOUBLE)
-    if logits.shape[0] == 1:
-        # Torch splits the sum of a lone row over its threads, which gives other bits than the same row in a batch.
-        params = {name: _as_rows(value, 2) for name, value in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p))}
-        both = sample_ref(
-            *(_as_rows(t, 2) for t in (logits, temperature)),
-            **{name: _as_rows(t, 2) for name, t in (("seed", seed), ("position", position))},
-            **params,
-            vocab_size=vocab_size,
-            banned_ids=banned,
-        )
-        return SampleOutput(*(out[:1] for out in both))
     z = logits[:, :vocab_size]
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
@@ -117,10 +108,10 @@ def sample_ref(
     largest, argmax = z.max(-1)
     x = z - largest[:, None]
     e = x.exp()
-    total_raw = e.sum(-1)
+    total_raw = row_sums(e)
     log_total_raw = total_raw.log()
     # x of an excluded id is -inf and its e is 0: the product must be 0.
-    entropy = log_total_raw - e.mul_(x.clamp_min(-1e4)).sum(-1).div_(total_raw)
+    entropy = log_total_raw - row_sums(e.mul_(x.clamp_min(-1e4))).div_(total_raw)
     if values_visible(entropy) and not entropy.isfinite().all():
         _raise_not_finite(entropy)
 
@@ -184,10 +175,6 @@ def _limits(
         per_row("top_p", top_p, 1.0, dtype, 1e-9, 1.0),
         per_row("min_p", min_p, 0.0, dtype, 0.0, 1.0),
     )
-
-
-def _as_rows(value: float | Tensor | None, rows: int) -> float | Tensor | None:
-    return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
 def _check(
@@ -254,14 +241,15 @@ def _stats_kernel(
 
     m = tl.max(z, 1)
     # An id that does not count has e = 0 and a finite x, so that x e = 0; so has every id of an empty block.
-    x = tl.maximum(z - tl.where(m == -float("inf"), 0.0, m)[:, None], -1e30)
+    gap = z - tl.where(m == -float("inf"), 0.0, m)[:, None]
+    x = tl.maximum(gap, -1e30)
     e = tl.exp(x)
     out = row.to(tl.int64) * num_blocks + block
     plane = num_rows.to(tl.int64) * num_blocks
     tl.store(partial_ptr + out, m, mask=row_ok)
     tl.store(partial_ptr + plane + out, tl.sum(e, 1), mask=row_ok)
     tl.store(partial_ptr + 2 * plane + out, tl.sum(e * x, 1), mask=row_ok)
-    tl.store(partial_ptr + 3 * plane + out, tl.sum(tl.exp(x * inverse_tau[:, None]), 1), mask=row_ok)
+    tl.store(partial_ptr + 3 * plane + out, tl.sum(tl.exp(gap * inverse_tau[:, None]), 1), mask=row_ok)
     tl.store(argmax_ptr + out, tl.min(tl.where(z == m[:, None], column, 2147483647), 1), mask=row_ok)
 
 
