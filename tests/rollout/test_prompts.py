@@ -1,6 +1,7 @@
 """Prompts are byte-equal to the released ones; the code and answer rules follow the original."""
 
 import hashlib
+from collections.abc import Iterable
 
 import pytest
 
@@ -92,20 +93,18 @@ def _question(text: str = "How many?", path: str = "a.png") -> Question:
 
 
 class _Processor:
-    """Characters as ids, except that the trusted encoder knows one special token."""
+    """Characters as ids, except that trusted text may spell one special token."""
 
     def chat(self, user: str, system: str | None = None) -> str:
         head = "" if system is None else f"[{system}]"
         return f"{head}<|im_start|>{user.replace('<image>', '<|image_pad|>')}!"
 
-    def encode(self, text: str) -> list[int]:
+    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
         ids: list[int] = []
-        for index, piece in enumerate(text.split("<|image_pad|>")):
-            ids += [-1] * (index > 0) + [ord(char) for char in piece]
+        for text, is_trusted in parts:
+            for index, piece in enumerate(text.split("<|image_pad|>") if is_trusted else [text]):
+                ids += [-1] * (index > 0) + [ord(char) for char in piece]
         return ids
-
-    def encode_untrusted(self, text: str) -> list[int]:
-        return [ord(char) for char in text]
 
 
 def _decode(ids: list[int]) -> str:

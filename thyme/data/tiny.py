@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from thyme.data.config import VIEW
 from thyme.data.tokenizer import toy_tokenizer
 from thyme.model.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
 
 if TYPE_CHECKING:
     from thyme.model.processor import Processor
-
-VIEW = 84
-"""Side of what the model sees, in pixels."""
 
 _VOCAB_MULTIPLE = 16
 """Rows of the embedding are padded as large checkpoints pad theirs; the padding is never sampled."""
@@ -24,7 +22,7 @@ _VOCAB_MULTIPLE = 16
 def tiny_config() -> ModelConfig:
     """Hidden 128, 4 layers, 4 heads; vision 128 wide, 2 blocks, 4 heads, a window that spans the whole view."""
     tokenizer = toy_tokenizer()
-    ids = tokenizer.convert_tokens_to_ids
+    ids = tokenizer.get_vocab()
     text = TextConfig(
         vocab_size=-(-len(tokenizer) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
         hidden_size=128,
@@ -51,12 +49,12 @@ def tiny_config() -> ModelConfig:
     return ModelConfig(
         text=text,
         vision=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        eos_token_ids=(ids("<|im_end|>"), ids("<|endoftext|>")),
-        pad_token_id=ids("<|endoftext|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        eos_token_ids=(ids["<|im_end|>"], ids["<|endoftext|>"]),
+        pad_token_id=ids["<|endoftext|>"],
     )
 
 
@@ -64,4 +62,5 @@ def tiny_processor() -> Processor:
     """The toy tokenizer and a picture size that is always 84 x 84 (for square pictures; crops here are square)."""
     from thyme.model.processor import Processor
 
-    return Processor(toy_tokenizer(), ImageConfig(min_pixels=VIEW * VIEW, max_pixels=VIEW * VIEW))
+    image_config = ImageConfig(min_pixels=VIEW * VIEW, max_pixels=VIEW * VIEW)
+    return Processor(toy_tokenizer(), image_config, tiny_config().eos_token_ids)

@@ -123,18 +123,12 @@ def _user_parts(question: str, image_path: str, image_size: tuple[int, int] | No
 
 
 def _encode_chat(parts: list[str], system: str | None, processor: Processor) -> list[int]:
-    foreign = parts[1::2]
-    if not any("<|" in text or "<image>" in text for text in foreign):
-        return processor.encode(processor.chat("".join(parts), system))
-    # Foreign text that spells a token is encoded apart, so that it cannot end the turn or claim an image. Only then:
-    # pieces encoded apart may be tokenized differently at their edges.
     hole = "\0"
     frame = processor.chat(hole.join(parts[0::2]), system).split(hole)
-    ids = list(processor.encode(frame[0]))
-    for text, after in zip(foreign, frame[1:], strict=True):
-        ids += processor.encode_untrusted(text)
-        ids += processor.encode(after)
-    return ids
+    pieces = [(frame[0], True)]
+    for foreign, after in zip(parts[1::2], frame[1:], strict=True):
+        pieces += [(foreign, False), (after, True)]
+    return processor.encode_parts(pieces)
 
 
 def _last_boxed(text: str) -> str | None:

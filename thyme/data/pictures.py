@@ -1,0 +1,164 @@
+"""Drawing: shaded or photographic ground, signs, and the pictures of each scenario, all made for a 3 x 3 token view.
+
+Toy simplifications, on purpose: one sign per question, plates aligned to a grid of sixths (which no image token
+straddles), one family of digits, and a ground whose red grows from west to east and whose green from north to south,
+so that a place can be told from its pixels. A small sign's digit covers 0.1 % of its picture, under 4 pixels tall in
+the view; after the crop it is 22 pixels tall and sits inside one image token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from thyme.data.config import VIEW, Material, Split
+from thyme.data.glyphs import glyph, photograph
+
+SIDE = 6 * VIEW
+"""Side of a picture, in pixels: a sixth of it fills the view."""
+ZOOM_SIDE = 2 * SIDE
+"""Side of a zoom picture: a sixth of a third of it still holds a legible digit."""
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (235, 50, 50),
+    "green": (60, 220, 80),
+    "blue": (70, 90, 245),
+    "yellow": (245, 220, 60),
+}
+GRAY = (100, 101, 103)
+"""Ground, plate and digit of a low-contrast picture; stretched they become black, dark gray and white."""
+
+_INK = (20, 20, 20)
+_PLATE = 12 / 14
+"""Side of a small plate, in grid cells: its edges fall on pixels of the view."""
+_DIGIT = 22 / VIEW
+"""Height of a digit relative to the cell, or to the picture it fills."""
+
+
+@dataclass(slots=True)
+class Painter:
+    """Draws pictures of one material and split; all randomness comes from `rng`."""
+
+    rng: np.random.Generator
+    material: Material
+    split: Split
+
+    def ground(self, side: int) -> Image.Image:
+        if self.material == "photos":
+            return self._photo(side)
+        tint = int(self.rng.integers(30, 160))
+        pixels = _shading(side).copy()
+        pixels[..., 2] = tint
+        return Image.fromarray(pixels)
+
+    def small_signs(self, side: int, signs: list[tuple[str, int, int, int]]) -> Image.Image:
+        """Signs (color, digit, column, row) on a grid of sixths."""
+        picture = self.ground(side)
+        cell = side // 6
+        for color, digit, column, row in signs:
+            center = (column * cell + cell / 2, row * cell + cell / 2)
+            self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
+        return picture
+
+    def tiny_sign(self, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]) -> Image.Image:
+        """A zoom picture: a grid of thirds, told apart by their blue, each shaded like a picture of its own."""
+        third = ZOOM_SIDE // 3
+        if self.material == "photos":
+            picture = self._photo(ZOOM_SIDE)
+        else:
+            pixels = np.tile(_shading(third), (3, 3, 1))
+            for index in range(9):
+                top, left = index // 3 * third, index % 3 * third
+                pixels[top : top + third, left : left + third, 2] = 30 + 16 * index
+            picture = Image.fromarray(pixels)
+        cell = third // 6
+        center = tuple(coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
+        self._sign(picture, self._paint(color), digit, (center[0], center[1]), _PLATE * cell, _DIGIT * cell)
+        return picture
+
+    def large_sign(self, side: int, color: str, digit: int, *, bar: bool = False) -> Image.Image:
+        """A sign of 64 to 75 % of the side near the middle; with `bar`, a white strip marks the foot of the picture."""
+        picture = self.ground(side)
+        if bar:
+            picture.paste((255, 255, 255), (0, side - round(side * 6 / VIEW), side, side))
+        unit = side / VIEW
+        center = (side / 2 + int(self.rng.integers(-2, 3)) * unit, side / 2 + int(self.rng.integers(-2, 3)) * unit)
+        plate = int(self.rng.integers(27, 32)) * 2 * unit
+        self._sign(picture, self._paint(color), digit, center, plate, _DIGIT * side)
+        return picture
+
+    def gray_sign(self, side: int, digit: int, levels: tuple[int, int, int] = GRAY) -> Image.Image:
+        """A large sign in three gray levels: ground, plate, digit."""
+        ground, plate, ink = levels
+        picture = Image.new("RGB", (side, side), (ground,) * 3)
+        unit = side / VIEW
+        center = (side / 2 + int(self.rng.integers(-2, 3)) * unit, side / 2 + int(self.rng.integers(-2, 3)) * unit)
+        size = int(self.rng.integers(27, 32)) * 2 * unit
+        self._sign(picture, (plate,) * 3, digit, center, size, _DIGIT * side, ink=(ink,) * 3)
+        return picture
+
+    def close_up(self, color: str, digit: int) -> Image.Image:
+        """What a crop of a small sign shows, at the size of the view."""
+        picture = self.ground(VIEW)
+        if self.material != "photos":
+            # A crop sees a sixth of the shading: nearly flat.
+            picture = picture.crop(self._sixth(VIEW)).resize((VIEW, VIEW), Image.Resampling.BILINEAR)
+        self._sign(picture, self._paint(color), digit, (VIEW / 2, VIEW / 2), _PLATE * VIEW, _DIGIT * VIEW)
+        return picture
+
+    def nine_digits(self, digits: list[int]) -> Image.Image:
+        """Nine digits, each on a tile inside one image token of the view."""
+        picture = self.ground(VIEW)
+        cell = VIEW // 3
+        names = list(COLORS)
+        for index, digit in enumerate(digits):
+            color = self._paint(names[int(self.rng.integers(len(names)))])
+            center = (index % 3 * cell + cell / 2, index // 3 * cell + cell / 2)
+            self._sign(picture, color, digit, center, int(self.rng.integers(12, 15)) * 2, _DIGIT * VIEW)
+        return picture
+
+    def _sixth(self, side: int) -> tuple[int, int, int, int]:
+        cell = side // 6
+        left, top = (int(self.rng.integers(6)) * cell for _ in range(2))
+        return (left, top, left + cell, top + cell)
+
+    def _paint(self, color: str) -> tuple[int, int, int]:
+        red, green, blue = np.clip(np.add(COLORS[color], self.rng.integers(-12, 13, 3)), 0, 255).tolist()
+        return (red, green, blue)
+
+    def _sign(
+        self,
+        picture: Image.Image,
+        paint: tuple[int, int, int],
+        digit: int,
+        center: tuple[float, float],
+        plate: float,
+        height: float,
+        *,
+        ink: tuple[int, int, int] = _INK,
+    ) -> None:
+        x, y = center
+        half = plate / 2
+        picture.paste(paint, (round(x - half), round(y - half), round(x + half), round(y + half)))
+        mask = glyph(digit, int(self.rng.integers(1 << 16)), max(1, round(height)), self.material, self.split)
+        picture.paste(ink, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
+
+    def _photo(self, side: int) -> Image.Image:
+        photo = photograph(int(self.rng.integers(1 << 16)), self.split)
+        edge = int(min(photo.size) * self.rng.uniform(0.6, 1.0))
+        left = int(self.rng.integers(photo.width - edge + 1))
+        top = int(self.rng.integers(photo.height - edge + 1))
+        return photo.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
+
+
+@cache
+def _shading(side: int) -> NDArray[np.uint8]:
+    ramp = np.rint(np.linspace(30, 150, side)).astype(np.uint8)
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[..., 0] = ramp[None, :]
+    pixels[..., 1] = ramp[:, None]
+    return pixels
