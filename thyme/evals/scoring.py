@@ -1,0 +1,93 @@
+"""From rollouts to figures: is the answer right, and how sure is the share of right ones."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from thyme import rewards
+from thyme.rollout.types import Question, Rollout
+
+Z_95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a set of rollouts amounts to."""
+
+    n: int
+    """Questions."""
+    accuracy: float
+    """Share of right answers: the mean over questions of the share among a question's samples."""
+    low: float
+    """Lower end of the 95 % Wilson interval of `accuracy` over `n` questions."""
+    high: float
+    """Upper end of it."""
+    code_share: float
+    """Share of rollouts that ran code."""
+    code_ok: float | None
+    """Share, among those, whose code blocks all ended OK; None if no rollout ran code."""
+    mean_rounds: float
+    """Decoded rounds per rollout: 1 without code."""
+    statuses: dict[str, int]
+    """Rollouts by why they ended."""
+
+
+def is_correct(rollout: Rollout) -> bool:
+    """Whether the rules of the result reward accept the answer; no judge is asked."""
+    if rollout.answer is None:
+        return False
+    return rewards.result(rollout.answer, rollout.question.solution, rollout.question.question) == 1.0
+
+
+def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
+    """Summary of the rollouts, one group per question.
+
+    With several samples per question the interval is still that of `n` questions: samples of one question are not
+    independent, so it errs on the wide side.
+
+    Raises:
+        ValueError: no question, or a question without rollouts.
+    """
+    if not groups or not all(groups):
+        raise ValueError("summarize: needs at least one question, and at least one rollout of each")
+    accuracy = sum(sum(map(is_correct, group)) / len(group) for group in groups) / len(groups)
+    low, high = wilson(accuracy, len(groups))
+    rollouts = [rollout for group in groups for rollout in group]
+    with_code = [rollout for rollout in rollouts if rollout.num_code]
+    return Summary(
+        n=len(groups),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        code_share=len(with_code) / len(rollouts),
+        code_ok=sum(rollout.code_ok for rollout in with_code) / len(with_code) if with_code else None,
+        mean_rounds=sum(len(rollout.turns) for rollout in rollouts) / len(rollouts),
+        statuses=dict(Counter(rollout.status.value for rollout in rollouts).most_common()),
+    )
+
+
+def wilson(share: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """The Wilson score interval of a share seen in n trials (Wilson 1927); never leaves [0, 1], fits small n.
+
+    Raises:
+        ValueError: n < 1 or a share outside [0, 1].
+    """
+    if n < 1 or not 0.0 <= share <= 1.0:
+        raise ValueError(f"wilson: share {share} of {n} trials: needs a share in [0, 1] and at least one trial")
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def chance(questions: Sequence[Question]) -> float:
+    """What guessing blindly is worth here: how often the solution of another question, drawn at random, is right.
+
+    The unbiased estimate of the sum of squared solution frequencies. 0 with fewer than two questions.
+    """
+    n = len(questions)
+    if n < 2:
+        return 0.0
+    counts = Counter(question.solution.strip() for question in questions)
+    return sum(c * (c - 1) for c in counts.values()) / (n * (n - 1))

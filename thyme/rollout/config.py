@@ -1,0 +1,92 @@
+"""Limits, prompt style and sampling of rollouts. Standard library only."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from thyme.rollout.prompts import PromptStyle
+
+Compat = Literal["none", "released"]
+
+PROMPT_STYLE_FILE = "thyme.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How a question becomes rollouts: what ends one, what the model is told, how tokens are drawn."""
+
+    max_rounds: int = 5
+    """Code blocks run in one rollout; a further block ends it with MAX_ROUNDS (Thyme's evaluation runs 5 steps)."""
+    max_images: int = 10
+    """Images in one rollout, the question's own included; an output with more ends it with MAX_IMAGES (Thyme)."""
+    max_tokens: int = 6144
+    """Sampled tokens in one rollout over all its rounds; the last one ends it with LENGTH."""
+    max_tokens_per_round: int = 2048
+    """Sampled tokens in one round; the last one ends the rollout with LENGTH (Thyme's evaluation: 2048)."""
+    max_output_chars: int = 8192
+    """Characters of printed output the model is shown; the rest is cut and counted in a marker."""
+    group_size: int = 4
+    """Rollouts per question (Thyme's RL stage: 4)."""
+    prompt_style: PromptStyle = "thyme"
+    """"thyme": the prompts the released checkpoints were trained on. "short": image and question alone (toy models)."""
+    compat: Compat = "none"
+    """"released" words errors as Thyme's released sandbox does; "none" names type, message and line."""
+    temperature: float = 1.0
+    """Temperature of text (GRPO-ATS: 1)."""
+    code_temperature: float = 0.0
+    """Temperature inside a code block when `adaptive` (GRPO-ATS: 0, greedy)."""
+    adaptive: bool = True
+    """Switch to `code_temperature` inside code; off, every token is drawn at `temperature`."""
+    top_k: int | None = None
+    """Draw among this many most likely tokens; None: all. Biases log-probs in RL."""
+    top_p: float | None = None
+    """Draw among the most likely tokens that hold this mass; None: all. Biases log-probs in RL."""
+    min_p: float | None = None
+    """Draw among tokens at least this likely relative to the most likely one; None: all. Biases log-probs in RL."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens already seen; 1 is off. Biases log-probs in RL."""
+    max_in_flight: int | None = None
+    """Rollouts open at once; None: as many as the sandbox keeps sessions, the most that can never wait in a circle."""
+    result_delay_steps: int = 8
+    """Under a deterministic engine a code result is admitted this many engine steps after its code ended (or when
+    nothing else is left to decode), never earlier: the order is then the same in each run."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_tokens_per_round", "max_output_chars", "group_size", "result_delay_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("max_rounds", "max_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
+        for name in ("temperature", "code_temperature"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight: {self.max_in_flight} must be at least 1, or absent")
+        for name, allowed in (("prompt_style", get_args(PromptStyle)), ("compat", get_args(Compat))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}")
+
+
+def read_prompt_style(folder: Path) -> PromptStyle:
+    """The prompt style a checkpoint was trained with: `thyme.json` beside the weights says; without one, "thyme".
+
+    Raises:
+        ValueError: the file is there but unreadable or names no known style.
+    """
+    path = folder / PROMPT_STYLE_FILE
+    if not path.is_file():
+        return "thyme"
+    try:
+        style = json.loads(path.read_text())["prompt_style"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f'{path}: expected {{"prompt_style": "thyme" or "short"}} ({error})') from None
+    if style not in get_args(PromptStyle):
+        raise ValueError(f"{path}: prompt_style {style!r} must be one of {', '.join(get_args(PromptStyle))}")
+    return style
+
+
+def write_prompt_style(folder: Path, style: PromptStyle) -> None:
+    """Writes `thyme.json`, so that whoever loads the checkpoint prompts it as it was trained."""
+    (folder / PROMPT_STYLE_FILE).write_text(json.dumps({"prompt_style": style}) + "\n")

@@ -1,0 +1,231 @@
+"""Rollouts on disk: one JSON line each, images beside them in a store named by content.
+
+    runs/<name>/rollouts/step_N.jsonl      text, turns, rewards, and the per-token arrays as lists
+    runs/<name>/images/<sha256>.png        every image once, however many rollouts show it
+
+An image's name is the SHA-256 of its mode, size and pixels, not of the file: a picture that is already there need not
+be compressed to find that out. Files are written under another name and renamed, so none is ever half there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from thyme.rollout.trajectory import COLUMNS
+from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
+from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
+
+if TYPE_CHECKING:
+    from thyme.model.processor import Processor
+
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+
+
+def write_rollouts(
+    path: Path | str,
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[Mapping[str, float]] | None = None,
+    *,
+    images_dir: Path | str | None = None,
+) -> None:
+    """Writes the rollouts to `path`, replacing it in one rename.
+
+    Args:
+        path: the JSONL file; its folder is made.
+        rollouts: in the order they are to be read.
+        rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`.
+        images_dir: the image store; default `images` beside the folder of `path`.
+
+    Raises:
+        ValueError: rewards and rollouts differ in number.
+    """
+    path = Path(path)
+    if rewards is not None and len(rewards) != len(rollouts):
+        raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
+    store = ImageStore(images_dir or _store_beside(path))
+    lines = []
+    for i, rollout in enumerate(rollouts):
+        row = _to_row(rollout, store) | {"rewards": None if rewards is None else dict(rewards[i])}
+        lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair
+
+
+def read_rollouts(
+    path: Path | str, *, processor: "Processor | None" = None, images_dir: Path | str | None = None
+) -> Iterator[tuple[Rollout, dict[str, float] | None]]:
+    """Yields what `write_rollouts` wrote: the rollouts, equal to those written, and their rewards.
+
+    Args:
+        processor: of the model that made them; without one `Rollout.images` (the model's view) stays empty, while
+            the pictures themselves are always there in `question.image` and the turns' results.
+        images_dir: as in `write_rollouts`.
+
+    Raises:
+        ValueError: a line is no rollout; names file and line.
+        FileNotFoundError: an image is missing from the store.
+    """
+    path = Path(path)
+    store = ImageStore(images_dir or _store_beside(path))
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                yield _from_row(row, store, processor), row["rewards"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: not a rollout record ({error!r})") from error
+
+
+class ImageStore:
+    """PNG files named by what they show."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._loaded: dict[str, Image.Image] = {}
+
+    def add(self, image: Image.Image) -> str:
+        """Writes the image unless it is there, returns its name (without folder and ending)."""
+        image = image if image.mode in PNG_MODES else image.convert("RGB")
+        digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
+        digest.update(json.dumps(image.getpalette()).encode() if image.mode == "P" else b"")
+        digest.update(image.tobytes())
+        name = digest.hexdigest()
+        path = self.path(name)
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            image.save(temporary, format="PNG", compress_level=1)
+            temporary.replace(path)
+        return name
+
+    def get(self, name: str) -> Image.Image:
+        """The image, loaded; the same object for the same name."""
+        if name not in self._loaded:
+            image = Image.open(self.path(name))
+            image.load()
+            self._loaded[name] = image
+        return self._loaded[name]
+
+    def path(self, name: str) -> Path:
+        """Where the image of that name is kept."""
+        return self.folder / f"{name}.png"
+
+
+def _store_beside(path: Path) -> Path:
+    return path.parent.parent / "images"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _to_row(rollout: Rollout, store: ImageStore) -> dict[str, Any]:
+    question = rollout.question
+    return {
+        "question": {
+            "id": question.id,
+            "image": None if question.image is None else store.add(question.image),
+            "image_path": question.image_path,
+            "question": question.question,
+            "solution": question.solution,
+            "scenario": question.scenario,
+            "meta": question.meta,
+        },
+        "group": rollout.group,
+        "index": rollout.index,
+        "seed": rollout.seed,
+        "status": rollout.status.value,
+        "answer": rollout.answer,
+        "text": rollout.text,
+        "turns": [_turn_to_row(turn, store) for turn in rollout.turns],
+        "image_digests": [image.digest for image in rollout.images],
+        "wall_s": rollout.wall_s,
+        "sandbox_s": rollout.sandbox_s,
+        "tokens": {name: _to_list(getattr(rollout, name)) for name in COLUMNS},
+    }
+
+
+def _turn_to_row(turn: Turn, store: ImageStore) -> dict[str, Any]:
+    result = turn.result
+    return {
+        "text": turn.text,
+        "code": turn.code,
+        "output_text": turn.output_text,
+        "num_images": turn.num_images,
+        "result": None
+        if result is None
+        else {
+            "status": result.status.value,
+            "stdout": result.stdout,
+            "error": None if result.error is None else list(result.error),
+            "images": [store.add(image) for image in result.images],
+            "fixes": [list(fix) for fix in result.fixes],
+            "wall_s": result.wall_s,
+            "isolation": result.isolation,
+            "restarted": result.restarted,
+            "cpu_s": result.cpu_s,
+            "peak_mib": result.peak_mib,
+        },
+    }
+
+
+def _to_list(column: NDArray[Any]) -> list[Any]:
+    if column.dtype == np.float32:  # the shortest decimal that reads back as the same float32: half the digits
+        return [float(text) for text in column.astype("U16")]
+    if column.dtype == np.bool_:
+        return column.astype(np.uint8).tolist()
+    return column.tolist()
+
+
+def _from_row(row: dict[str, Any], store: ImageStore, processor: "Processor | None") -> Rollout:
+    image = row["question"]["image"]
+    question = Question(**row["question"] | {"image": None if image is None else store.get(image)})
+    turns = [_turn_from_row(turn, store) for turn in row["turns"]]
+    return Rollout(
+        question=question,
+        group=row["group"],
+        index=row["index"],
+        seed=row["seed"],
+        **{name: np.array(row["tokens"][name], dtype=dtype) for name, dtype in COLUMNS.items()},
+        images=[] if processor is None else [processor.preprocess(image) for image in _shown(question, turns)],
+        turns=turns,
+        text=row["text"],
+        answer=row["answer"],
+        status=RolloutStatus(row["status"]),
+        wall_s=row["wall_s"],
+        sandbox_s=row["sandbox_s"],
+    )
+
+
+def _turn_from_row(row: dict[str, Any], store: ImageStore) -> Turn:
+    result = row["result"]
+    if result is not None:
+        result = SandboxResult(
+            **result
+            | {
+                "status": Status(result["status"]),
+                "error": None if result["error"] is None else SnippetError(*result["error"]),
+                "images": tuple(store.get(name) for name in result["images"]),
+                "fixes": tuple(Fix(*fix) for fix in result["fixes"]),
+            }
+        )
+    return Turn(**row | {"result": result})
+
+
+def _shown(question: Question, turns: Sequence[Turn]) -> Iterator[Image.Image]:
+    """The images the model saw, in order of appearance."""
+    if question.image is not None:
+        yield question.image
+    for turn in turns:
+        if turn.num_images:
+            assert turn.result is not None
+            yield from turn.result.images
