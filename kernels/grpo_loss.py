@@ -198,7 +198,7 @@ def _load_row(row_ptr, banned_ptr, column, vocab_size, HAS_BANNED: tl.constexpr)
     return tl.load(row_ptr + column, mask=ok, other=-float("inf")).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
     logits_ptr, targets_ptr, tau_ptr, mask_ptr, banned_ptr, out_ptr, stride, num_rows, vocab_size,
     HAS_TAU: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr,
@@ -250,7 +250,7 @@ def _forward_kernel(
     tl.store(out + 4 * num_rows, log_total_raw - x_total / total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
     logits_ptr, targets_ptr, tau_ptr, banned_ptr, kept_ptr, g_ptr, h_ptr, dlogits_ptr,
     stride, dstride, num_rows, vocab_size, num_columns,

@@ -225,7 +225,7 @@ def _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size
     return tl.load(at, mask=ok, other=-float("inf")).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _stats_kernel(
     logits_ptr, temperature_ptr, banned_ptr, partial_ptr, argmax_ptr, stride, num_rows, vocab_size, num_blocks,
     HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -280,7 +280,7 @@ def _first_above(cdf, e, column, target):
     return tl.where(first == 2147483647, last, first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _draw_kernel(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, argmax_ptr,
     token_ptr, logprob_ptr, logprob_raw_ptr, entropy_ptr, stride, num_rows, vocab_size, num_blocks,
@@ -356,7 +356,7 @@ def _above(
     return count, mass, single
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _truncate_kernel(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     token_ptr, logprob_ptr, logprob_raw_ptr, kept_mass_ptr, stride, num_rows, vocab_size, num_blocks,
