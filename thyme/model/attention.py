@@ -27,10 +27,10 @@ class _Group:
 
     count: int
     length: int
-    start: int | None
-    """First packed token, when the group is a contiguous run of equal lengths: no copy is needed."""
+    start: int
+    """First packed token, where the group is a run of equal lengths, which needs no copy."""
     gather: Tensor | None
-    """[count * length] i64: packed token of each padded slot; padding repeats the sequence's last token."""
+    """Else: [count * length] i64, packed token of each padded slot; padding repeats the sequence's last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +79,17 @@ class PackedAttention:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, group: _Group, causal: bool, scale: float | None) -> Tensor:
     rows = group.count * group.length
-    heads: list[Tensor] = []
-    for x in (q, k, v):
+
+    def batched(x: Tensor) -> Tensor:
         if group.gather is not None:
             x = x.index_select(0, group.gather)
         elif rows != len(x):
-            assert group.start is not None
             x = x[group.start : group.start + rows]
-        heads.append(x.unflatten(0, (group.count, group.length)).transpose(1, 2))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(*heads, is_causal=causal, scale=scale, enable_gqa=grouped)
+        return x.unflatten(0, (group.count, group.length)).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(
+        batched(q), batched(k), batched(v), is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -111,7 +112,7 @@ def _plan(lengths: tuple[int, ...], causal: bool, device: torch.device) -> _Plan
         gather = first + slot.minimum(length - 1)
         real = slot < length
         restore[gather[real]] = filled + torch.arange(len(members) * longest).view(len(members), longest)[real]
-        groups.append(_Group(len(members), longest, None, gather.flatten().to(device)))
+        groups.append(_Group(len(members), longest, starts[members[0]], gather.flatten().to(device)))
         filled += len(members) * longest
     return _Plan(tuple(groups), restore.to(device))
 

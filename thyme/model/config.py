@@ -261,12 +261,14 @@ class ModelConfig:
         text = {**source, **(source.get("text_config") or {})}
         tied = bool(source.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
         vision = source.get("vision_config")
-        if family == "qwen2_5_vl" and not vision:
+        if family != "qwen2_5_vl":
+            vision = None
+        elif not vision:
             raise ValueError("config.json: model_type 'qwen2_5_vl' has no 'vision_config'")
         return cls(
             model_type=family,
             text=_text_from_hf(family, text, tied),
-            vision=_vision_from_hf(vision) if family == "qwen2_5_vl" else None,
+            vision=_vision_from_hf(vision) if vision else None,
             image_token_id=source.get("image_token_id", 151655 if vision else None),
             video_token_id=source.get("video_token_id", 151656 if vision else None),
             vision_start_token_id=source.get("vision_start_token_id", 151652 if vision else None),

@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w, the mean in float32 (arXiv 1910.07467)."""
+    """y = x / sqrt(mean(x^2) + eps) * w, the mean in float32 or wider (arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
+        wide = _wide(x)
         mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         rstd = mean.add_(eps).rsqrt_()
         unit = (wide * rstd).to(x.dtype)
@@ -31,8 +35,8 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grads
         grad_weight = (grad * unit).flatten(0, -2).sum(0)
         # dx = (g w - u mean(g w u)) * rstd, u the normalized row
-        inner = (grad * weight).float()
-        mean = torch.linalg.vecdot(inner, unit.float()).unsqueeze(-1).div_(unit.shape[-1])
+        inner = _wide(grad * weight)
+        mean = torch.linalg.vecdot(inner, _wide(unit)).unsqueeze(-1).div_(unit.shape[-1])
         return inner.addcmul_(unit, mean, value=-1).mul_(rstd).to(unit.dtype), grad_weight, None
 
 

@@ -185,8 +185,7 @@ class Processor:
             raise ValueError("the tokenizer has neither <|im_start|> nor a chat template: encode the prompt as it is")
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": user})
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     @cached_property
     def never_sampled_ids(self) -> tuple[int, ...]:
@@ -252,7 +251,7 @@ class Processor:
         for channel, values in enumerate(self._normalized):
             pixels[:, channel] = values[patches[:, channel]]
         digest = hashlib.sha256(repr((rows, columns, config)).encode())
-        digest.update(np.ascontiguousarray(resized))
+        digest.update(resized.tobytes())
         return ImageInputs(
             pixel_values=pixels.reshape(rows * columns, -1),
             grid=(1, rows, columns),
@@ -336,7 +335,10 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model")):
         raise FileNotFoundError(f"{folder}: no tokenizer (tokenizer.json); copy the tokenizer's files into the folder")
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{folder}: the tokenizer is no fast tokenizer; save it with a tokenizer.json")
+    return tokenizer
 
 
 def _read_image_config(folder: Path) -> ImageConfig:

@@ -67,7 +67,8 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        qk, v = self.qkv(x).view(len(x), 3 * self.num_heads, self.head_dim).split((2 * self.num_heads, self.num_heads), 1)
+        qkv = self.qkv(x).view(len(x), 3 * self.num_heads, self.head_dim)
+        qk, v = qkv.split((2 * self.num_heads, self.num_heads), 1)
         q, k = rotate(qk, cos, sin).chunk(2, 1)
         return self.proj(packed_attention(q, k, v, lengths, causal=False).flatten(1))
 
@@ -117,7 +118,7 @@ class VisionTower(nn.Module):
             if frames != 1:
                 raise ValueError(f"encode_images: videos are not supported, got a grid of {frames} frames")
             if rows < merge or columns < merge or rows % merge or columns % merge:
-                raise ValueError(f"encode_images: grid sides must be positive multiples of {merge}, got {rows}x{columns}")
+                raise ValueError(f"encode_images: a {rows}x{columns} grid; both sides must be multiples of {merge}")
         sizes = [rows * columns for _, rows, columns in grids]
         if pixel_values.ndim != 2 or pixel_values.shape != (sum(sizes), config.patch_dim):
             raise ValueError(

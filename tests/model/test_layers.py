@@ -1,0 +1,57 @@
+"""Each hand-written backward against finite differences in float64, each forward against its formula."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from thyme.model.layers import GatedMLP, RMSNorm, _SwiGLU, rotate
+
+
+def test_rms_norm() -> None:
+    norm = RMSNorm(6, 1e-3).double()
+    norm.weight.data.normal_()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    assert torch.autograd.gradcheck(
+        lambda y, w: torch.func.functional_call(norm, {"weight": w}, (y,)), (x, norm.weight)
+    )
+
+
+def test_rms_norm_of_bfloat16_squares_in_float32() -> None:
+    norm = RMSNorm(4096, 1e-6).bfloat16()
+    x = torch.randn(3, 4096).bfloat16() * 300
+    expected = F.rms_norm(x.float(), (4096,), eps=1e-6)
+    torch.testing.assert_close(norm(x).float(), expected, atol=0, rtol=2**-7)
+
+
+def test_swiglu() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(_SwiGLU.apply(x), F.silu(x[:, :4]) * x[:, 4:])
+    assert torch.autograd.gradcheck(_SwiGLU.apply, x)
+
+
+def test_gated_mlp_with_bias() -> None:
+    mlp = GatedMLP(4, 6, bias=True)
+    x = torch.randn(5, 4)
+    gate = F.linear(x, mlp.gate_up.weight[:6], mlp.gate_up.bias[:6])
+    up = F.linear(x, mlp.gate_up.weight[6:], mlp.gate_up.bias[6:])
+    torch.testing.assert_close(mlp(x), mlp.down(F.silu(gate) * up))
+
+
+def test_rotation() -> None:
+    angles = torch.randn(3, 1, 4, dtype=torch.float64)
+    x = torch.randn(3, 2, 8, dtype=torch.float64, requires_grad=True)
+    out = rotate(x, angles.cos(), angles.sin())
+    # As complex numbers (first half real, second half imaginary) it is a multiplication by e^(i angle).
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(out, torch.cat((turned.real, turned.imag), -1))
+    assert torch.autograd.gradcheck(lambda y: rotate(y, angles.cos(), angles.sin()), x)
+
+
+def test_rotation_of_bfloat16_is_computed_in_float32() -> None:
+    angles = torch.rand(5, 1, 8) * 1000
+    x = torch.randn(5, 2, 16).bfloat16()
+    exact = rotate(x.float(), angles.cos(), angles.sin())
+    assert torch.equal(rotate(x, angles.cos(), angles.sin()), exact.bfloat16())
