@@ -1,1 +1,8 @@
+"""Rewards: the answer, its agreement with the reasoning, and the format (Thyme: r = R (1 + C / 2) + F / 2)."""
 
+from thyme.rewards.consistency import consistency
+from thyme.rewards.judge import Judge, RuleJudge
+from thyme.rewards.reward import Reward, score
+from thyme.rewards.rules import combine, formatting, result
+
+__all__ = ["Judge", "Reward", "RuleJudge", "combine", "consistency", "formatting", "result", "score"]

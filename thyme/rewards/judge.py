@@ -1,0 +1,38 @@
+"""Who decides what rules cannot: the interface of a judge, and the rule judge of the synthetic tasks."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from thyme.rewards.rules import equivalent
+
+
+class Judge(Protocol):
+    """Answers two questions about text; it never sees the picture, as in the original."""
+
+    def correct(self, question: str, answer: str, solution: str) -> bool:
+        """Whether the answer agrees with the reference answer."""
+
+    def consistent(self, thinking: str, answer: str) -> bool:
+        """Whether the end of the solution process draws the same conclusion as the answer."""
+
+
+_CODE = re.compile(r"<code>.*?(?:</code>|$)", re.DOTALL)
+# What is cut to its last characters may begin inside of a code block.
+_CODE_TAIL = re.compile(r"^(?:(?!<code>).)*</code>", re.DOTALL)
+_CONCLUSION = re.compile(r"\b(?:is|are|be|equals)\s+(.+?)(?=[.;!?](?:\s|$)|\n|$)", re.IGNORECASE)
+
+
+class RuleJudge:
+    """Consistent means: the last "... is X" stated outside of code is the answer. Enough for the synthetic tasks.
+
+    It has no opinion of its own on correctness: what the rules reject stays rejected.
+    """
+
+    def correct(self, question: str, answer: str, solution: str) -> bool:
+        return False
+
+    def consistent(self, thinking: str, answer: str) -> bool:
+        said = _CONCLUSION.findall(_CODE.sub(" ", _CODE_TAIL.sub(" ", thinking)))
+        return bool(said) and equivalent(said[-1], answer)
