@@ -14,9 +14,10 @@ With one output or none the three rules agree.
 """
 
 import re
-from typing import Literal, get_args
+from typing import get_args
 
-LossRule = Literal["paper", "code", "all"]
+from thyme.train.config import LossRule
+
 LOSS_RULES: tuple[LossRule, ...] = get_args(LossRule)
 
 # An output that was never closed runs to the end of the text; a stray closing tag is the sandbox's as well.

@@ -1,0 +1,168 @@
+"""Samples, and how they become packed batches: sequences laid end to end, no padding.
+
+Everything in a Sample is aligned to the token itself: weights[t] says how much predicting token t counts. A TrainBatch
+is aligned to predictions: row i takes the hidden state before a trained token. Only tokens that are trained get a row,
+so logits exist for them alone. The weights already carry the denominator of the whole global batch: the losses of its
+micro-batches simply add up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thyme.model.processor import ImageInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sequence of T tokens to learn from. The optional arrays are needed by the policy loss only."""
+
+    token_ids: NDArray[np.int64]
+    """[T], each image already expanded to its tokens."""
+    positions: NDArray[np.int64]
+    """[3, T]: time, row, column of M-RoPE."""
+    weights: NDArray[np.float32]
+    """[T]: the weight of predicting token t; 0 is not trained. weights[0] is 0, since nothing comes before."""
+    images: tuple[ImageInputs, ...] = ()
+    """In the order of their tokens."""
+    advantages: NDArray[np.float32] | None = None
+    """[T]."""
+    temperatures: NDArray[np.float32] | None = None
+    """[T]: the temperature token t was sampled at; 0 is greedy."""
+    rollout_logprobs: NDArray[np.float32] | None = None
+    """[T]: what the engine recorded, at the token's temperature; at temperature 1 where greedy."""
+    segments: NDArray[np.uint8] | None = None
+    """[T]: 0 text, 1 code."""
+
+    def __post_init__(self) -> None:
+        length = len(self.token_ids)
+        for name in ("positions", "weights", *_PER_TOKEN):
+            array = getattr(self, name)
+            if array is not None and array.shape[-1] != length:
+                raise ValueError(f"sample: {name} has {array.shape[-1]} entries for {length} tokens")
+        if length == 0 or self.weights[0] != 0:
+            raise ValueError("sample: the first token can't be trained, since nothing comes before it")
+
+
+_PER_TOKEN = ("advantages", "temperatures", "rollout_logprobs", "segments")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """What one forward pass reads: T packed tokens, N trained rows, M image features."""
+
+    input_ids: Tensor
+    """[T] int64."""
+    positions: Tensor
+    """[3, T] int64."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence; they sum to T."""
+    pixel_values: Tensor | None
+    """[P, patch] float32: the patches of the distinct images; None without images."""
+    grids: tuple[tuple[int, int, int], ...]
+    """(t, h, w) in patches, of each distinct image."""
+    image_positions: Tensor | None
+    """[M] int64: the packed tokens that image features replace."""
+    feature_rows: Tensor | None
+    """[M] int64: which feature of the distinct images goes there; None when they stand in order."""
+    rows: Tensor
+    """[N] int64: the packed token whose hidden state predicts the trained token."""
+    targets: Tensor
+    """[N] int64."""
+    weights: Tensor
+    """[N] float32, none 0."""
+    cu_seqlens: Tensor
+    """[S + 1] int32: where each sequence's rows begin."""
+    advantages: Tensor | None = None
+    """[N] float32."""
+    temperatures: Tensor | None = None
+    """[N] float32."""
+    rollout_logprobs: Tensor | None = None
+    """[N] float32."""
+    segments: Tensor | None = None
+    """[N] uint8."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def pack(samples: Sequence[Sample], *, image_token_id: int | None, max_tokens: int | None = None) -> list[TrainBatch]:
+    """Packs the samples of one global batch into micro-batches of at most `max_tokens` tokens each.
+
+    Samples are taken in order, so the rollouts of a question stay together and share their images, which a micro-batch
+    encodes once each. A sample longer than `max_tokens` gets a micro-batch of its own; one in which nothing is trained
+    is left out.
+
+    Raises:
+        ValueError: image tokens and images of a sample don't match, or only some samples carry a per-token array.
+    """
+    micro_batches: list[list[Sample]] = []
+    budget = 0
+    for sample in samples:
+        if not sample.weights.any():
+            continue
+        length = len(sample.token_ids)
+        if not micro_batches or (max_tokens is not None and length > budget):
+            micro_batches.append([])
+            budget = max_tokens or 0
+        micro_batches[-1].append(sample)
+        budget -= length
+    return [_pack_one(micro_batch, image_token_id) for micro_batch in micro_batches]
+
+
+def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
+    # Equal lengths side by side: attention runs them as one batch.
+    samples = sorted(samples, key=lambda sample: len(sample.token_ids))
+    lengths = tuple(len(sample.token_ids) for sample in samples)
+    starts = np.cumsum([0, *lengths[:-1]])
+    input_ids = np.concatenate([sample.token_ids for sample in samples])
+    trained = [np.flatnonzero(sample.weights) for sample in samples]
+
+    images: dict[str, ImageInputs] = {}
+    first_feature: dict[str, int] = {}
+    feature_rows: list[NDArray[np.int64]] = []
+    num_features = 0
+    for sample in samples:
+        expected, found = sum(i.num_tokens for i in sample.images), int((sample.token_ids == image_token_id).sum())
+        if expected != found:
+            raise ValueError(f"sample: {found} image tokens for {len(sample.images)} images of {expected} features")
+        for image in sample.images:
+            if image.digest not in images:
+                images[image.digest] = image
+                first_feature[image.digest] = num_features
+                num_features += image.num_tokens
+            feature_rows.append(first_feature[image.digest] + np.arange(image.num_tokens))
+    in_order = sum(len(rows) for rows in feature_rows) == num_features
+    distinct = list(images.values())
+    return TrainBatch(
+        input_ids=torch.from_numpy(input_ids),
+        positions=torch.from_numpy(np.concatenate([sample.positions for sample in samples], axis=1)),
+        lengths=lengths,
+        pixel_values=torch.from_numpy(np.concatenate([i.pixel_values for i in distinct])) if distinct else None,
+        grids=tuple(image.grid for image in distinct),
+        image_positions=torch.from_numpy(np.flatnonzero(input_ids == image_token_id)) if distinct else None,
+        feature_rows=None if in_order else torch.from_numpy(np.concatenate(feature_rows)),
+        rows=torch.from_numpy(np.concatenate([t + s - 1 for t, s in zip(trained, starts, strict=True)])),
+        targets=torch.from_numpy(np.concatenate([s.token_ids[t] for s, t in zip(samples, trained, strict=True)])),
+        weights=torch.from_numpy(np.concatenate([s.weights[t] for s, t in zip(samples, trained, strict=True)])),
+        cu_seqlens=torch.from_numpy(np.cumsum([0, *map(len, trained)], dtype=np.int32)),
+        **{name: _rows_of(name, samples, trained) for name in _PER_TOKEN},
+    )
+
+
+def _rows_of(name: str, samples: list[Sample], trained: list[NDArray[np.int64]]) -> Tensor | None:
+    arrays = [getattr(sample, name) for sample in samples]
+    if all(array is None for array in arrays):
+        return None
+    if any(array is None for array in arrays):
+        raise ValueError(f"pack: only some samples of the batch carry {name}")
+    return torch.from_numpy(np.concatenate([array[t] for array, t in zip(arrays, trained, strict=True)]))

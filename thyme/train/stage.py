@@ -1,0 +1,70 @@
+"""What every stage does around its steps: resume, count, log, tell the callback, write checkpoints."""
+
+import copy
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.train import checkpoint
+from thyme.train.config import StageConfig
+from thyme.train.metrics import Metrics, MetricsLog, OnStep
+from thyme.train.optim import Optimizer
+
+
+class Stage:
+    """One run of one stage. `step` is the step to do next; `end_step` moves it on.
+
+    Args:
+        name: of the stage, in metrics.jsonl and in the checkpoints' names.
+        memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
+        run_dir: gets metrics.jsonl and checkpoints/; None writes nothing.
+        resume_from: a checkpoint of this stage to go on from; weights, optimizer and random state become what they
+            were.
+        on_step: told every step's metrics; returning True ends the stage.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        processor: Processor,
+        optimizer: Optimizer,
+        config: StageConfig,
+        *,
+        memory: dict[str, Any] | None = None,
+        run_dir: Path | None = None,
+        resume_from: Path | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
+        self.history: list[Metrics] = []
+        self.stopped = False
+        self.step = 0
+        self.memory = memory or {}
+        self._name, self._config, self._run_dir, self._on_step = name, config, run_dir, on_step
+        self._parts = (model, processor, optimizer)
+        if resume_from is not None:
+            self.step, self.memory = checkpoint.load(resume_from, model, optimizer)
+        path = None if run_dir is None else run_dir / "metrics.jsonl"
+        self._log = MetricsLog(path, name, self.step)
+
+    def end_step(self, values: Metrics) -> None:
+        """Logs the step that was just done; `memory` must already say what the next one needs."""
+        metrics = self._log.log(self.step, values)
+        self.history.append(copy.copy(metrics))
+        self.step += 1
+        every = self._config.save_steps
+        if every and self._run_dir is not None and self.step % every == 0:
+            folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
+            checkpoint.save(folder, *self._parts, step=self.step, memory=self.memory)
+        if self._on_step is not None and self._on_step(metrics):
+            self.stopped = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
