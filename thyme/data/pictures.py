@@ -29,8 +29,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (70, 90, 245),
     "yellow": (245, 220, 60),
 }
-GRAY = (100, 101, 103)
-"""Ground, plate and digit of a low-contrast picture; stretched they become black, dark gray and white."""
+GRAY = (101, 103, 100)
+"""Ground, plate and digit of a low-contrast picture; stretched they become dark gray, white and
+black: dark on light like every other digit, so that the skill of reading carries over."""
 
 _INK = (20, 20, 20)
 _PLATE = 12 / 14

@@ -200,7 +200,7 @@ def _caption(kind: str, painter: Painter) -> Caption:
         elif look < 0.8:
             picture = painter.large_sign(VIEW, color, digit, bar=True)
         else:
-            color, picture = "gray", painter.gray_sign(VIEW, digit, (0, 85, 255))
+            color, picture = "gray", painter.gray_sign(VIEW, digit, (85, 255, 0))
         return Caption(picture, f"<image>What digit is on the {color} sign?", f"The digit is {digit}.", kind)
     count = 4 if kind == "ground4" else 1
     names = list(COLORS) if count == 4 else [_color(rng)]
