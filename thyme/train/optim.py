@@ -1,7 +1,7 @@
 """The optimizer: Muon for the matrices inside blocks, AdamW for embeddings, head, patch projection, norms and biases.
 
-Muon (https://kellerjordan.github.io/posts/muon/) steps along the orthogonal matrix nearest to a matrix's momentum, which
-suits hidden layers and nothing else. One schedule scales both rates: warm-up, flat, decay in the last share of the steps.
+Muon (https://kellerjordan.github.io/posts/muon/) steps along the orthogonal matrix nearest to a momentum, which suits
+hidden layers and nothing else. One schedule scales both rates: warm-up, flat, decay in the last share of the steps.
 """
 
 import math
