@@ -149,11 +149,17 @@ def empty(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -
 def attach(model: Model, processor: Processor | None) -> None:
     """Makes `processor` the model's, after checking that the two belong together."""
     if processor is not None:
-        vocab, config = model.config.text.vocab_size, model.config
-        if processor.vocab_size > vocab:
-            raise ValueError(f"the tokenizer has {processor.vocab_size} ids, the model's embedding only {vocab} rows")
-        if config.vision is not None and processor.image_token_id != config.image_token_id:
+        config, vision, image = model.config, model.config.vision, processor.image_config
+        rows = config.text.vocab_size
+        if processor.vocab_size > rows:
+            raise ValueError(f"the tokenizer has {processor.vocab_size} ids, the model's embedding only {rows} rows")
+        if vision is not None and processor.image_token_id != config.image_token_id:
             raise ValueError(
                 f"image token: the tokenizer says {processor.image_token_id}, config.json {config.image_token_id}"
             )
+        if vision is not None and image is not None:
+            cut = (image.patch_size, image.merge_size, image.temporal_patch_size)
+            wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+            if cut != wanted:
+                raise ValueError(f"(patch_size, merge_size, temporal_patch_size): processor {cut}, model {wanted}")
     model.processor = processor
