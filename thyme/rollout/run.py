@@ -69,8 +69,8 @@ class _Flight:
     index: int
     seed: int
     sequence: EngineSequence
+    trajectory: Trajectory
     started: float
-    trajectory: Trajectory = field(default_factory=Trajectory)
     turns: list[Turn] = field(default_factory=list)
     num_sampled: int = 0
     session: SandboxSession | None = None
@@ -177,6 +177,7 @@ class Run:
                     index=piece.first + i,
                     seed=piece.seed + i,
                     sequence=sequence,
+                    trajectory=Trajectory(self.processor.image_token_id),
                     started=time.perf_counter(),
                     num_streamed=len(sequence.token_ids),
                 )
@@ -230,12 +231,7 @@ class Run:
             return
         budget = min(self.config.max_tokens_per_round, left)
         self.engine.append(flight.sequence, output.token_ids, images=output.images, max_tokens=budget)
-        flight.trajectory.add_given(
-            output.token_ids,
-            TokenKind.SANDBOX,
-            round_index=len(flight.turns) - 1,
-            image_token_id=self.processor.image_token_id,
-        )
+        flight.trajectory.add_given(output.token_ids, TokenKind.SANDBOX, round_index=len(flight.turns) - 1)
         flight.stream = TextStream()
         flight.num_streamed = len(flight.sequence.token_ids)
 

@@ -30,17 +30,16 @@ class Trajectory:
     A token nobody drew (prompt, sandbox output) has sampled False, weight version -1, and 0 for everything measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_token_id: int | None) -> None:
+        self._image_token_id = image_token_id
         self._parts: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
 
-    def add_given(
-        self, token_ids: Sequence[int], kind: TokenKind, *, round_index: int, image_token_id: int | None = None
-    ) -> None:
-        """Appends tokens nobody drew; those equal to `image_token_id` are IMAGE, the others `kind`."""
+    def add_given(self, token_ids: Sequence[int], kind: TokenKind, *, round_index: int) -> None:
+        """Appends tokens nobody drew: image ids, which are already expanded, as IMAGE, the others as `kind`."""
         ids = np.asarray(token_ids, dtype=np.int64)
         kinds = np.full(len(ids), kind, dtype=np.uint8)
-        if image_token_id is not None:
-            kinds[ids == image_token_id] = TokenKind.IMAGE
+        if self._image_token_id is not None:
+            kinds[ids == self._image_token_id] = TokenKind.IMAGE
         self._add(len(ids), token_ids=ids, kinds=kinds, rounds=round_index, weight_versions=-1)
 
     def add_round(self, completion: "Completion", *, round_index: int) -> None:
