@@ -1,0 +1,473 @@
+"""The process a snippet runs in: puts the jail on, then reads code, repairs it, runs it, and hands pixels and text back.
+
+It is forked from the zygote, lives as long as its session, and is never used for another. Everything after
+`put_on_jail` is untrusted: the client believes nothing of what this process says about itself beyond its own snippet.
+"""
+
+from __future__ import annotations
+
+import array
+import ast
+import builtins
+import gc
+import importlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import stat
+import sys
+import types
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from thyme.sandbox import jail, paths, shims
+from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.repair import Repaired, repair
+from thyme.sandbox.result import Fix
+
+STDOUT, SOCKET, PIXELS = 1, 3, 4
+FRAME_BYTES = 24 * 1024
+CUT = b"\n[output cut here]\n"
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_OPEN_FILES = 64
+_FILE_MIB = 16
+
+# The epilogue must not depend on names the snippet can replace by accident (`os._exit = ...` and the like).
+_exit, _write, _pwrite, _lseek, _lstat, _scandir = os._exit, os.write, os.pwrite, os.lseek, os.lstat, os.scandir
+_join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
+_image_open = Image.open
+_dumps, _loads = json.dumps, json.loads
+_PRINTED_IMAGE = re.compile(r"[^\s'\"<>|,;()\[\]{}]+\.(?:png|jpe?g|bmp|webp)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JailPlan:
+    """What the zygote found possible; the same for every child."""
+
+    abi: int
+    """Landlock ABI, 0 without."""
+    readable: tuple[int, ...]
+    """O_PATH descriptors of what may be read."""
+    seccomp: Any
+    """The assembled filter, None without."""
+    private_mounts: bool
+    """Each child gets a mount namespace with a tmpfs of its own at /mnt/data."""
+    drop: bool
+    """Capabilities are emptied."""
+    uid_base: int
+    """The child becomes uid_base + slot; 0 keeps the identity."""
+    address_space: int
+    """RLIMIT_AS in bytes."""
+    cpu_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the zygote tells a new child."""
+
+    slot: int
+    scratch: str
+    image_path: str
+    image_file: str | None
+    image_format: str | None
+    seed: int
+
+
+def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, connection: int, stdout: int, pixels: int) -> None:
+    """Every layer, in the order that each still may be put on. Raises OSError where one fails."""
+    if plan.private_mounts:
+        jail.unshare(jail.CLONE_NEWNS)
+        owner = f",uid={plan.uid_base + job.slot},gid={plan.uid_base + job.slot}" if plan.uid_base else ""
+        size = f"size={config.scratch_mib}m,nr_inodes={config.max_files},mode=700{owner}"
+        jail.mount("tmpfs", paths.DATA, "tmpfs", jail.MS_NOSUID | jail.MS_NODEV | jail.MS_NOEXEC, size)
+        if job.image_file:
+            jail.mount(f"/images/{os.path.basename(job.image_file)}", "/mnt/input", None, jail.MS_BIND)
+        jail.unmount("/images")
+    null = os.open("/dev/null", os.O_RDWR)
+    # first out of the way, then into place: a source may sit where another belongs
+    sources = [os.dup(fd) for fd in (null, stdout, null, connection, pixels)]
+    for place, source in enumerate(sources):
+        os.dup2(source, place, inheritable=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    ruleset = None
+    if plan.abi:
+        scratch = os.open(job.scratch, os.O_PATH)
+        readable = [os.open(name, os.O_PATH) for name in ("/mnt/input" if plan.private_mounts else job.image_file,) if
+                    job.image_file]  # fmt: skip
+        ruleset = jail.landlock_ruleset(plan.abi, (*plan.readable, *readable), scratch)
+    jail.limit(address_space=plan.address_space, cpu_s=plan.cpu_s, file_bytes=_FILE_MIB << 20, open_files=_OPEN_FILES)
+    if plan.uid_base:
+        jail.become(plan.uid_base + job.slot)
+    jail.die_with_parent()
+    jail.no_new_privs()
+    jail.not_dumpable()
+    if plan.drop:
+        jail.drop_capabilities()
+    if ruleset is not None:
+        jail.landlock_restrict(ruleset)
+    os.closerange(PIXELS + 1, 1 << 16)
+    for folder in (job.scratch + paths.HOME[len(paths.DATA) :], job.scratch + "/tmp"):
+        os.mkdir(folder, 0o700)
+    os.chdir(job.scratch + paths.HOME[len(paths.DATA) :])
+    if plan.seccomp is not None:
+        jail.seccomp_install(plan.seccomp)
+
+
+def serve(job: Job, config: SandboxConfig) -> None:
+    """Runs snippets until the client hangs up. Never returns."""
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=SOCKET)
+        _settle(job)
+        session = Session(job, config)
+        while True:
+            code = _receive(connection)
+            if code is None:
+                break
+            frame = session.run(code)
+            sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
+            if len(sent) > FRAME_BYTES:
+                frame["fixes"] = []
+                sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
+            _write(SOCKET, sent)
+    except BaseException as problem:  # what is left of a process whose snippet broke the machinery
+        _write(STDOUT, f"[the sandbox process failed: {problem!r:.500}]".encode())
+    finally:
+        _exit(0)
+
+
+def _settle(job: Job) -> None:
+    """The state every snippet starts from."""
+    sys.argv = ["snippet.py"]
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    random.seed(job.seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(job.seed & 0xFFFFFFFF)
+    gc.enable()
+
+
+def _receive(connection: socket.socket) -> str | None:
+    """The next snippet: a message with one sealed memfd. None when the client is gone."""
+    message, ancillary, _, _ = connection.recvmsg(16, socket.CMSG_SPACE(4))
+    if not message:
+        return None
+    descriptor = array.array("i", ancillary[0][2])[0]
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
+
+
+class _Capture(io.RawIOBase):
+    """Text printed so far, straight into the shared memory; what does not fit is counted and dropped."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit - len(CUT)
+        self.cut = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return STDOUT
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        room = self.limit - _lseek(STDOUT, 0, os.SEEK_CUR)
+        if len(data) > room:
+            self.cut = True
+        if room > 0 and data:
+            _write(STDOUT, data[:room])
+        return len(data)
+
+
+class Session:
+    """One namespace over the rounds of a rollout."""
+
+    def __init__(self, job: Job, config: SandboxConfig) -> None:
+        self.config = config
+        self.round = 0
+        self.map = paths.PathMap(job.scratch, job.image_path, job.image_file, job.image_format)
+        self.image_size: tuple[int, int] | None = None
+        if job.image_file:
+            with _image_open(job.image_file) as image:
+                self.image_size = image.size
+        paths.use(self.map)
+        self.module = types.ModuleType("__main__")
+        sys.modules["__main__"] = self.module
+        self.names = self.module.__dict__
+        self.names.update(__builtins__=builtins, image_path=job.image_path, temp_output_dir=paths.HOME, display=_display)
+        self.before: dict[str, tuple[int, int]] = {}
+
+    def run(self, code: str) -> dict[str, Any]:
+        """Repairs and runs one snippet; the frame for the client."""
+        self.round += 1
+        notes = shims.start_round()
+        self.before = self._files()
+        previous_path = self.names.get("processed_path")
+        _lseek(STDOUT, 0, os.SEEK_SET)
+        capture = _Capture(self.config.max_stdout_bytes)
+        out = io.TextIOWrapper(io.BufferedWriter(capture, 1), "utf-8", "backslashreplace", write_through=True)
+        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = out
+        sys.stdin = sys.__stdin__ = io.StringIO("")
+        status, error = "ok", None
+        fixes: list[Fix] = []
+        images: list[tuple[int, int]] = []
+        try:
+            repaired = self._repair(code)
+            fixes = list(repaired.fixes)
+            for statement, fix in repaired.imports:
+                try:
+                    exec(statement, self.names)
+                except ImportError:
+                    fixes.remove(fix)
+            status, error = self._execute(repaired, code)
+            if status in ("ok", "error"):
+                printed = self._printed()
+                found = self._results(printed, self.names.get("processed_path"), previous_path)
+                images, problem = self._hand_over(found)
+                if problem and status == "ok":
+                    status, error = "output_limit", ("OutputLimit", problem, None)
+        except MemoryError:
+            status, error = "memory", ("MemoryError", self._memory_message(), None)
+        except BaseException as problem:
+            status, error = "error", (type(problem).__name__, _text_of(problem), None)
+        length = _lseek(STDOUT, 0, os.SEEK_CUR)
+        if capture.cut:
+            length = min(length, self.config.max_stdout_bytes - len(CUT))
+            _pwrite(STDOUT, CUT, length)
+            length += len(CUT)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        if error is not None:
+            kind, message, line = error
+            limit = self.config.max_error_bytes
+            message = self.map.shown(message).encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+            error = (str(kind)[:100], message, line)
+        return {
+            "status": status,
+            "stdout": length,
+            "error": error,
+            "images": images,
+            "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:40],
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
+            "peak_mib": usage.ru_maxrss / 1024,
+        }
+
+    def _repair(self, code: str) -> Repaired:
+        if self.config.compat == "released":
+            from thyme.sandbox.released import rewrite
+
+            code, notes = rewrite(code, image_path=self.map.image_path, image_size=self.image_size)
+            repaired = repair(code, image_path=self.map.image_path, image_size=self.image_size, defined=set(self.names))
+            return Repaired(repaired.code, (*notes, *repaired.fixes), repaired.imports)
+        return repair(code, image_path=self.map.image_path, image_size=self.image_size, defined=set(self.names))
+
+    def _execute(self, repaired: Repaired, original: str) -> tuple[str, tuple[str, str, int | None] | None]:
+        filename = f"{shims.SNIPPET} {self.round}>"
+        try:
+            tree = compile(repaired.code, filename, "exec", ast.PyCF_ONLY_AST)
+            last = None
+            if tree.body and isinstance(tree.body[-1], ast.Expr) and not _is_docstring(tree):
+                last = tree.body.pop()
+            program = compile(tree, filename, "exec")
+            future = program.co_flags & 0x1FF0000
+            shown = compile(ast.Expression(last.value), filename, "eval", future) if last is not None else None
+        except (SyntaxError, ValueError, RecursionError) as problem:
+            return "error", _syntax_error(problem, original)
+        try:
+            exec(program, self.names)
+            if shown is not None:
+                value = eval(shown, self.names)
+                self._show_last(value, last)
+        except SystemExit as stop:
+            if stop.code in (None, 0):
+                return "ok", None
+            return "error", ("SystemExit", _text_of(stop), _line_of(stop, filename))
+        except MemoryError as problem:
+            return "memory", ("MemoryError", self._memory_message(_text_of(problem)), _line_of(problem, filename))
+        except BaseException as problem:
+            return "error", (_name_of(problem), self._explain(problem), _line_of(problem, filename))
+        finally:
+            try:
+                sys.stdout.flush()
+            except BaseException:  # a snippet may leave anything in sys.stdout
+                pass
+        return "ok", None
+
+    def _show_last(self, value: Any, last: Any) -> None:
+        """A bare last expression is shown, as in a notebook, when nothing else was."""
+        if value is None or _lseek(STDOUT, 0, os.SEEK_CUR) or shims.notes.saved or _is_module_like(value):
+            return
+        if isinstance(value, Image.Image):
+            _display(value)
+        else:
+            print(value if isinstance(value, str) else repr(value))
+            shims.notes.fixes.append(Fix("show", last.lineno, "nothing was printed: the last expression is shown"))
+
+    def _memory_message(self, detail: str = "") -> str:
+        return f"the snippet used more than {self.config.memory_mib} MiB" + (f" ({detail})" if detail else "")
+
+    def _explain(self, problem: BaseException) -> str:
+        message = _text_of(problem)
+        if isinstance(problem, ImportError):
+            available = ", ".join(("numpy", "PIL", "cv2", *self.config.preload))
+            return f"{message} (available: {available} and the standard library)"
+        if isinstance(problem, PermissionError):
+            return f"{message} (allowed: reading {self.map.image_path!r}, writing below {paths.HOME!r}; no network)"
+        if isinstance(problem, RuntimeError) and "start new thread" in message:
+            return f"{message} (threads and processes are not available)"
+        return message
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    def _printed(self) -> str:
+        length = min(_lseek(STDOUT, 0, os.SEEK_CUR), self.config.max_stdout_bytes)
+        return os.pread(STDOUT, length, 0).decode("utf-8", "replace")
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """Regular files below the scratch -> (mtime in ns, bytes); symbolic links are not followed."""
+        found: dict[str, tuple[int, int]] = {}
+        pending = [self.map.scratch]
+        while pending and len(found) < 4 * self.config.max_files:
+            folder = pending.pop()
+            try:
+                with _scandir(folder) as entries:
+                    for entry in entries:
+                        path = _join(folder, entry.name)
+                        facts = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(facts.st_mode):
+                            pending.append(path)
+                        elif stat.S_ISREG(facts.st_mode):
+                            found[path] = (facts.st_mtime_ns, facts.st_size)
+            except OSError:
+                continue
+        return found
+
+    def _results(self, printed: str, processed_path: Any, previous_path: Any) -> list[str]:
+        """Which files are the result: `processed_path` if set now, then printed paths; else every new image, as saved."""
+        named: list[str] = []
+        if isinstance(processed_path, (str, os.PathLike)) and processed_path is not previous_path:
+            named.append(os.fspath(processed_path))
+        for line in printed.splitlines():
+            if len(line) > 4096:
+                continue
+            stripped = line.strip()
+            named += [stripped] if stripped.lower().endswith(paths.IMAGE_SUFFIXES) else []
+            named += _PRINTED_IMAGE.findall(line)
+        chosen: list[str] = []
+        for name in named[:256]:
+            real = self.map.real(name)
+            if not isinstance(real, str) or real == self.map.image_file or "\0" in real:
+                continue
+            path = _abspath(real if real.startswith("/") else _join(self.map.scratch + paths.HOME[len(paths.DATA) :], real))
+            if path.startswith(self.map.scratch + "/") and path not in chosen and _isfile(path):
+                chosen.append(path)
+        if chosen:
+            return chosen
+        after = self._files()
+        new = {p for p, facts in after.items() if self.before.get(p) != facts and p.lower().endswith(paths.IMAGE_SUFFIXES)}
+        in_order = [self._real(p) for p in shims.notes.saved]
+        ordered = [p for p in in_order if p in new]
+        return ordered + sorted(new - set(ordered), key=lambda p: (after[p][0], p))
+
+    def _real(self, path: str) -> str:
+        real = self.map.real(path)
+        return real if isinstance(real, str) else path
+
+    def _hand_over(self, files: list[str]) -> tuple[list[tuple[int, int]], str]:
+        """Writes RGB pixels of `files` to the shared memory. Returns (width, height) of each and what was too much."""
+        sizes: list[tuple[int, int]] = []
+        offset = 0
+        for path in files:
+            name = os.path.basename(path)[:80]
+            try:
+                if not stat.S_ISREG(_lstat(path).st_mode):
+                    continue
+                image = _image_open(path, formats=_FORMATS)
+            except (OSError, ValueError, SyntaxError):
+                continue
+            width, height = image.size
+            if len(sizes) >= self.config.max_images:
+                return sizes, f"more than {self.config.max_images} images: return fewer"
+            if width * height * 3 + offset > self.config.max_pixels * 3:
+                return sizes, f"{name} ({width}x{height}) is over the limit of {self.config.max_pixels} pixels: make it smaller"
+            if max(width, height) > self.config.max_aspect * min(width, height):
+                return sizes, f"{name} ({width}x{height}) has a side {self.config.max_aspect:g} times the other or more"
+            try:
+                raw = image.convert("RGB").tobytes()
+            except (OSError, ValueError, SyntaxError):
+                continue
+            view = memoryview(raw)
+            while view:
+                done = _pwrite(PIXELS, view, offset)
+                view, offset = view[done:], offset + done
+            sizes.append((width, height))
+        return sizes, ""
+
+
+def _display(*values: Any) -> None:
+    """`display(...)` of a notebook."""
+    for value in values:
+        if isinstance(value, Image.Image):
+            shims.show(value)
+        else:
+            print(value)
+
+
+def _is_docstring(tree: ast.Module) -> bool:
+    last = tree.body[-1]
+    return len(tree.body) == 1 and isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant) and isinstance(
+        last.value.value, str
+    )
+
+
+def _is_module_like(value: Any) -> bool:
+    return isinstance(value, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type))
+
+
+def _name_of(problem: BaseException) -> str:
+    return str(getattr(type(problem), "__name__", "Exception"))
+
+
+def _text_of(problem: BaseException) -> str:
+    try:
+        return str(problem)
+    except BaseException:  # the snippet's own __str__
+        return "(no message)"
+
+
+def _line_of(problem: BaseException, filename: str) -> int | None:
+    line, trace = None, problem.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _syntax_error(problem: BaseException, original: str) -> tuple[str, str, int | None]:
+    """The error of the snippet as it was written, not of a half-repaired one."""
+    try:
+        compile(original, "<snippet>", "exec")
+    except SyntaxError as first:
+        problem = first
+    except (ValueError, RecursionError):
+        pass
+    if isinstance(problem, SyntaxError):
+        return type(problem).__name__, problem.msg or "invalid syntax", problem.lineno
+    return type(problem).__name__, _text_of(problem), None
+
+
+def warm_up() -> None:
+    """Loads what the first snippet would otherwise pay for, in the zygote."""
+    importlib.import_module("autopep8")
+    repair("if True:\nprint(np.zeros(3))", image_path="image.png", image_size=(8, 8))

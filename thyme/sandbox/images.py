@@ -1,0 +1,125 @@
+"""Input images for snippets: decoded once, stored once in a form that costs nothing to decode again.
+
+A group of rollouts shares one image; the store keeps one file per content, named by digest, read-only. It runs in the
+trusted process and sees only the caller's own images, never anything a snippet made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_KEPT_BYTES = 512 << 20
+_BITMAP_MODES = ("L", "RGB")
+_PNG_MODES = ("RGBA", "LA", "P", "1", "I;16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """A file with the image's pixels."""
+
+    file: str
+    format: str | None
+    """What the original was ("JPEG"); None for an image made in memory."""
+    num_bytes: int
+
+
+class ImageStore:
+    """Path or PIL image -> stored file. Keeps what is in use, and beyond that what was used last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = Lock()
+        self._files: OrderedDict[str, tuple[StoredImage, int]] = OrderedDict()  # file -> (image, users)
+        self._by_path: dict[tuple[str, int, int], StoredImage] = {}
+        self._by_object: dict[int, tuple[weakref.ref[Image.Image], StoredImage]] = {}
+
+    def acquire(self, image: Image.Image | str | os.PathLike[str]) -> StoredImage:
+        """The stored form; `release` it when no snippet needs it any more. A PIL image must not be changed in between.
+
+        Raises:
+            ValueError: the file is missing or is no image.
+        """
+        from PIL import Image
+
+        key: tuple[str, int, int] | None = None
+        if isinstance(image, (str, os.PathLike)):
+            try:
+                facts = os.stat(image)
+                key = (os.path.realpath(image), facts.st_mtime_ns, facts.st_size)
+                with self._lock:
+                    stored = self._by_path.get(key)
+                    if stored is not None and stored.file in self._files:
+                        return self._use(stored)
+                opened: Image.Image = Image.open(image)
+                opened.load()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ValueError(f"image {os.fspath(image)!r} cannot be read: {error}") from error
+        elif isinstance(image, Image.Image):
+            opened = image
+            with self._lock:
+                known = self._by_object.get(id(image))
+                if known is not None and known[0]() is image and known[1].file in self._files:
+                    return self._use(known[1])
+        else:
+            raise ValueError(f"image must be a PIL image, a path or None, got {type(image).__name__}")
+        if opened.width == 0 or opened.height == 0:
+            raise ValueError(f"image has no pixels: {opened.width}x{opened.height}")
+        stored = self._store(opened)
+        with self._lock:
+            if key is not None:
+                self._by_path[key] = stored
+            else:
+                self._by_object[id(image)] = (weakref.ref(opened), stored)
+            return self._use(stored)
+
+    def release(self, stored: StoredImage) -> None:
+        with self._lock:
+            image, users = self._files[stored.file]
+            self._files[stored.file] = (image, users - 1)
+            self._forget()
+
+    def _use(self, stored: StoredImage) -> StoredImage:
+        image, users = self._files.get(stored.file, (stored, 0))
+        self._files[stored.file] = (image, users + 1)
+        self._files.move_to_end(stored.file)
+        return stored
+
+    def _store(self, image: Image.Image) -> StoredImage:
+        buffer = io.BytesIO()
+        if image.mode in _BITMAP_MODES:
+            image.save(buffer, "BMP")
+        elif image.mode in _PNG_MODES:
+            image.save(buffer, "PNG", compress_level=0)
+        else:
+            image.convert("RGB").save(buffer, "BMP")
+        content = buffer.getbuffer()
+        target = self._folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.img"
+        if not target.exists():
+            part = target.with_suffix(f".{os.getpid()}-{id(buffer)}")
+            part.write_bytes(content)
+            part.chmod(0o444)
+            part.rename(target)
+        return StoredImage(file=str(target), format=image.format, num_bytes=len(content))
+
+    def _forget(self) -> None:
+        total = sum(image.num_bytes for image, _ in self._files.values())
+        for file, (image, users) in list(self._files.items()):
+            if total <= _KEPT_BYTES:
+                break
+            if users == 0:
+                del self._files[file]
+                Path(file).unlink(missing_ok=True)
+                total -= image.num_bytes
+        self._by_path = {k: s for k, s in self._by_path.items() if s.file in self._files}
+        self._by_object = {k: v for k, v in self._by_object.items() if v[1].file in self._files and v[0]() is not None}

@@ -1,0 +1,295 @@
+"""The layers around a snippet, each a thin wrapper of what the kernel offers: Landlock, seccomp, limits, capabilities,
+identity, namespaces. By ctypes, so that nothing has to be compiled; every failure is an OSError with its errno.
+
+Not here: when which layer is used (zygote.py) and what runs inside (child.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from thyme.sandbox import syscalls
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+# These three have one number on every processor.
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_LANDLOCK_PATH_BENEATH = 1
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << i for i in range(6))
+_MAKE_DIR, _MAKE_REG = 1 << 7, 1 << 8
+_TRUNCATE = 1 << 14
+_READ = _READ_FILE | _READ_DIR
+_SCRATCH = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG
+# Rights of the file system by ABI: 13 at first, then REFER (2), TRUNCATE (3), IOCTL_DEV (5).
+_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 22, 38, 47
+_SECCOMP_MODE_FILTER = 2
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_NR_CAPSET = {"x86_64": 126, "aarch64": 91}
+_NR_CAPGET = {"x86_64": 125, "aarch64": 90}
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CAP_VERSION_3 = 0x20080522
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+NAMESPACES = {"mount": CLONE_NEWNS, "pid": CLONE_NEWPID, "net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS,
+              "cgroup": CLONE_NEWCGROUP}  # fmt: skip
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1, 2, 4, 8, 32, 4096, 16384, 1 << 18)  # fmt: skip
+_MNT_DETACH = 2
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def _syscall(what: str, *args: int | ctypes._Pointer | bytes | None) -> int:
+    return _check(_libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args)), what)
+
+
+def _prctl(what: str, *args: int) -> None:
+    _check(_libc.prctl(*(ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:5])), what)
+
+
+# --- Landlock: which files -------------------------------------------------------------------------------------------
+
+
+def landlock_abi() -> int:
+    """The kernel's Landlock ABI, 1 or more."""
+    return _syscall("landlock", _LANDLOCK_CREATE, None, 0, 1)
+
+
+def landlock_ruleset(abi: int, readable: Iterable[int], scratch: int) -> int:
+    """A ruleset (file descriptor) granting reads beneath the O_PATH descriptors `readable` and all but links, sockets,
+    devices and execution beneath `scratch`; TCP, abstract sockets and signals to the outside are granted to nobody."""
+    handled_fs = (1 << _FS_RIGHTS[min(abi, 5)]) - 1
+    handled_net = 3 if abi >= 4 else 0
+    scoped = 3 if abi >= 6 else 0
+    attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
+    for fd, rights in (*((fd, _READ) for fd in readable), (scratch, _SCRATCH | (_TRUNCATE if abi >= 3 else 0))):
+        if not os.path.isdir(fd):  # noqa: PTH112  (a descriptor)
+            rights &= _READ_FILE | _WRITE_FILE | _TRUNCATE
+        beneath = struct.pack("=Qi", rights, fd)
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, beneath, 0)
+    return ruleset
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Binds the calling process for good. Needs no_new_privs."""
+    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
+
+
+# --- seccomp: which system calls -------------------------------------------------------------------------------------
+
+
+def seccomp_program() -> ctypes.Array[ctypes.c_char]:
+    """The filter for this processor, assembled once and loaded by each child. ValueError on an unknown processor."""
+    code = syscalls.assemble(platform.machine())
+    return ctypes.create_string_buffer(code, len(code))
+
+
+def seccomp_install(program: ctypes.Array[ctypes.c_char]) -> None:
+    """Binds the calling process for good. Needs no_new_privs."""
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(program))
+    buffer = ctypes.create_string_buffer(fprog, len(fprog))
+    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(buffer))
+
+
+# --- privileges ------------------------------------------------------------------------------------------------------
+
+
+def no_new_privs() -> None:
+    _prctl("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def die_with_parent() -> None:
+    """SIGKILL when the parent ends. Only sound where the parent has one thread, and after the last setuid."""
+    _prctl("pdeathsig", _PR_SET_PDEATHSIG, 9)
+
+
+def not_dumpable() -> None:
+    _prctl("dumpable", _PR_SET_DUMPABLE, 0)
+
+
+def drop_capabilities() -> None:
+    """Empties every set, also those a user namespace hands out."""
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), bytes(24)
+    _syscall("capset", _NR_CAPSET[platform.machine()], header, data)
+
+
+def capabilities() -> int:
+    """The effective set as a mask."""
+    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), ctypes.create_string_buffer(24)
+    _syscall("capget", _NR_CAPGET[platform.machine()], header, data)
+    low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
+    return low | high << 32
+
+
+def become(uid: int) -> None:
+    """Gives up root for a user id nobody has."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def limit(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> None:
+    """Resource limits of one child, in bytes and seconds. The CPU limit's hard end comes a second later: SIGKILL."""
+    for which, soft, hard in (
+        (resource.RLIMIT_AS, address_space, address_space),
+        (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
+        (resource.RLIMIT_NOFILE, open_files, open_files),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
+        (resource.RLIMIT_STACK, 8 << 20, 16 << 20),
+    ):
+        ceiling = resource.getrlimit(which)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))
+
+
+# --- namespaces ------------------------------------------------------------------------------------------------------
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def enter_user_namespace() -> None:
+    """A user namespace in which the caller keeps its own id; what makes the other namespaces free for ordinary users."""
+    uid, gid = os.getuid(), os.getgid()
+    unshare(CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+
+def mount(source: str, target: str | Path, kind: str | None, flags: int, data: str | None = None) -> None:
+    _check(
+        _libc.mount(source.encode(), os.fsencode(target), kind.encode() if kind else None, flags,
+                    data.encode() if data else None),
+        f"mount {target}",
+    )  # fmt: skip
+
+
+def unmount(target: str | Path) -> None:
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")
+
+
+def _locked_flags(path: Path) -> int:
+    """Mount flags a user namespace may not clear when it mounts something again read-only."""
+    flags = os.statvfs(path).f_flag
+    pairs = ((os.ST_NOSUID, MS_NOSUID), (os.ST_NODEV, MS_NODEV), (os.ST_NOEXEC, MS_NOEXEC), (os.ST_NOATIME, 1024),
+             (os.ST_NODIRATIME, 2048), (os.ST_RELATIME, 1 << 21))  # fmt: skip
+    return sum(ours for theirs, ours in pairs if flags & theirs)
+
+
+def bind(source: Path, target: Path, *, read_only: bool = True) -> None:
+    """Shows `source` at `target`, making the mount point."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    mount(str(source), target, None, MS_BIND | MS_REC)
+    if read_only:
+        mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | _locked_flags(target))
+
+
+def change_root(root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path, str]]) -> None:
+    """Makes `root` a small read-only file system holding `readable` at their own paths, `binds` at the paths given,
+    three harmless devices and empty mount points, and moves the process there. Needs a mount namespace of its own."""
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
+    for path in readable:
+        bind(path, root / path.relative_to("/"))
+    for source, place in binds:
+        bind(source, root / place.lstrip("/"))
+    for device in ("null", "zero", "urandom"):
+        bind(Path("/dev") / device, root / "dev" / device, read_only=False)
+    for folder in ("mnt/data", "tmp", "old"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "mnt/input").touch()
+    os.chdir(root)
+    _syscall("pivot_root", _NR_PIVOT_ROOT[platform.machine()], b".", b"old")
+    os.chdir("/")
+    unmount("/old")
+    os.rmdir("/old")  # noqa: PTH106
+    mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
+
+
+# --- probing by doing ------------------------------------------------------------------------------------------------
+
+
+def attempt_escapes(canary: Path) -> list[tuple[str, int]]:
+    """Tries, inside a finished jail, what it must refuse. Returns (attempt, errno), errno 0 where it was NOT refused."""
+    import ctypes as c
+    import socket
+
+    def read() -> None:
+        canary.read_bytes()
+
+    def write() -> None:
+        canary.open("ab").close()
+
+    def host_file() -> None:
+        Path("/etc/passwd").read_bytes()
+
+    def connect() -> None:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+
+    def unix() -> None:
+        socket.socketpair()
+
+    def process() -> None:
+        if os.fork() == 0:
+            os._exit(0)
+
+    def signal() -> None:
+        os.kill(os.getppid(), 0)
+
+    def privilege() -> None:
+        unshare(CLONE_NEWUSER)
+
+    def native_code() -> None:
+        _libc.mmap.restype = c.c_void_p
+        address = _libc.mmap(None, c.c_size_t(4096), 7, 0x22, -1, c.c_long(0))
+        if address == c.c_void_p(-1).value:
+            raise OSError(c.get_errno(), "mmap")
+
+    def mounting() -> None:
+        mount("tmpfs", "/mnt", "tmpfs", 0)
+
+    def capability() -> None:
+        if capabilities() == 0:
+            raise PermissionError(1, "no capabilities")
+
+    attempts = {"read a file outside": read, "write a file outside": write, "read /etc/passwd": host_file,
+                "open a network socket": connect, "open a unix socket": unix, "start a process": process,
+                "signal another process": signal, "enter a namespace": privilege, "map executable memory": native_code,
+                "mount": mounting, "hold a capability": capability}  # fmt: skip
+    outcome = []
+    for name, action in attempts.items():
+        try:
+            action()
+        except OSError as error:
+            outcome.append((name, error.errno or 1))
+        else:
+            outcome.append((name, 0))
+    return outcome

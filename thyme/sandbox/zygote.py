@@ -1,0 +1,468 @@
+"""The fork-server: a small single-threaded process with warm imports that forks a jailed child per session.
+
+Started by exec with an empty environment, so that it holds no secret of the trainer. It never reads code, images or
+anything a child says; it forks, reaps, watches scratch folders that have no quota, and tells the client. It ends when
+the client's end of the control socket closes, and takes every child with it.
+
+Messages on the control socket (SOCK_SEQPACKET, JSON): the first configures, then {"fork": id, ...} with three
+descriptors (session socket, stdout, pixels). Answers: {"hello": ...}, {"forked": id} with a pidfd, {"exited": id, ...}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from thyme.sandbox import jail
+from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.result import Layer
+from thyme.sandbox.scratch import usage, wipe
+
+MESSAGE_BYTES = 64 * 1024
+UID_BASE = 1_900_000_000
+POLL_S = 0.02
+SESSION_CPU_ROUNDS = 20
+_NOT_PRELOADED = ("_test", "_xx", "xx", "_tkinter", "_curses", "readline", "nis", "ossaudiodev", "_ctypes_test", "_dbm",
+                  "_gdbm")  # fmt: skip
+_PRELOADED = (
+    "ast base64 bisect cmath collections colorsys copy csv dataclasses datetime decimal difflib enum fractions functools "
+    "glob hashlib heapq html imghdr io itertools json locale math operator os pathlib pickle pprint queue random re "
+    "secrets shutil statistics string struct tempfile textwrap threading time timeit traceback typing unicodedata uuid "
+    "zipfile zlib encodings.idna encodings.latin_1 encodings.ascii encodings.utf_16 encodings.cp437"
+).split()
+_PILLOW = "Image ImageChops ImageColor ImageDraw ImageEnhance ImageFilter ImageFont ImageMath ImageMorph ImageOps " \
+    "ImageSequence ImageStat ImageCms ImageTransform ImagePalette ImageFile JpegImagePlugin PngImagePlugin features"  # fmt: skip
+_DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
+_READ_ONLY_EXTRAS = ("/usr/share/fonts", "/usr/share/zoneinfo", "/usr/local/share/fonts")
+
+
+def main(control_fd: int) -> None:
+    """Entry of the exec-ed process."""
+    control = socket.socket(fileno=control_fd)
+    setup = json.loads(control.recv(MESSAGE_BYTES))
+    os.umask(0o077)
+    with contextlib.suppress(OSError):  # children are the first to go when memory runs out
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    run_dir, client = Path(setup["run_dir"]), os.getppid()
+    off = frozenset(setup["off"])
+    isolated = setup["config"]["isolation"] == "auto"
+    layers = _enter_namespaces(off) if isolated else []
+    if any(layer.name == "pid namespace" and layer.ok for layer in layers):
+        inner = os.fork()
+        if inner:
+            _stand_by(control, inner, client, run_dir)
+        jail.die_with_parent()
+    zygote = Zygote(control, setup, layers)
+    try:
+        zygote.loop()
+    finally:
+        if not any(layer.name == "pid namespace" and layer.ok for layer in layers):
+            _clean_up(client, run_dir)
+        os._exit(0)
+
+
+def _stand_by(control: socket.socket, inner: int, client: int, run_dir: Path) -> None:
+    """What stays outside the pid namespace: waits for the zygote and tidies up after a client that was killed."""
+    control.close()
+    _, status = os.waitpid(inner, 0)
+    _clean_up(client, run_dir)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _clean_up(client: int, run_dir: Path) -> None:
+    """A client that lives cleans up itself (and may be about to start the next zygote)."""
+    if os.getppid() != client:
+        with contextlib.suppress(OSError):
+            for slot in (run_dir / "slots").iterdir():
+                for _ in wipe(slot):
+                    pass
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _enter_namespaces(off: frozenset[str]) -> list[Layer]:
+    """Every namespace the machine gives, once, for all children."""
+    layers: list[Layer] = []
+    if "namespaces" in off:
+        return [Layer("namespaces", False, False, "switched off")]
+    if not jail.capabilities() >> 21 & 1:  # CAP_SYS_ADMIN
+        try:
+            jail.enter_user_namespace()
+        except OSError as error:
+            return [Layer("namespaces", False, False, f"{error}; allow unprivileged user namespaces to have them")]
+        layers.append(Layer("user namespace", True, False, "keeps the caller's id"))
+    for name, flag in jail.NAMESPACES.items():
+        if name in off:
+            continue
+        try:
+            jail.unshare(flag)
+        except OSError as error:
+            layers.append(Layer(f"{name} namespace", False, False, str(error)))
+        else:
+            layers.append(Layer(f"{name} namespace", True, False, "entered"))
+    return layers
+
+
+def preload(extra: list[str]) -> list[str]:
+    """Imports all a snippet may use: compiled modules cannot be loaded later, executable mappings are denied. Returns
+    what of `extra` is missing."""
+    dynload = [p for p in sys.path if p.endswith("lib-dynload")]
+    for info in pkgutil.iter_modules(dynload):
+        if not info.name.startswith(_NOT_PRELOADED):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(info.name)
+    for name in _PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for name in ("numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.ma", "numpy.lib.stride_tricks",
+                 "numpy.polynomial"):  # fmt: skip
+        importlib.import_module(name)
+    for name in _PILLOW.split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"PIL.{name}")
+    image = importlib.import_module("PIL.Image")
+    image.init()
+    missing = []
+    for name in ("cv2", *extra):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    return [name for name in missing if name in extra]
+
+
+def _readable() -> list[Path]:
+    """The standard library, the packages that are loaded, fonts and time zones."""
+    stdlib = Path(os.__file__).resolve().parent
+    found = {stdlib}
+    for module in list(sys.modules.values()):
+        name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None)
+        if not file or name.split(".")[0] in ("thyme", "__main__"):
+            continue
+        path = Path(file).resolve()
+        if stdlib in path.parents:
+            continue
+        top = name.split(".")[0]
+        package = next((p for p in path.parents if p.name == top), None)
+        found.add(package if package is not None else path)
+        libs = (package.parent if package is not None else path.parent) / f"{top}.libs"
+        if libs.is_dir():
+            found.add(libs)
+    found |= {Path(p) for p in _READ_ONLY_EXTRAS if Path(p).is_dir()}
+    return sorted(p for p in found if not any(q in found for q in p.parents))
+
+
+def _path_descriptor(path: Path) -> int:
+    """An O_PATH descriptor above those that a child rearranges."""
+    fd = os.open(path, os.O_PATH)
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    os.close(fd)
+    return high
+
+
+def _anybody_may_read(path: Path) -> bool:
+    """Whether another user id gets to `path` by its permissions."""
+    return path.stat().st_mode & 0o4 != 0 and all(p.stat().st_mode & 0o1 for p in path.parents)
+
+
+class Zygote:
+    """Owns the children: id -> (pid, pidfd, slot)."""
+
+    def __init__(self, control: socket.socket, setup: dict[str, Any], layers: list[Layer]) -> None:
+        self.control = control
+        self.config = SandboxConfig(**{**setup["config"], "preload": tuple(setup["config"]["preload"])})
+        self.off = frozenset(setup["off"])
+        self.run_dir = Path(setup["run_dir"])
+        self.layers = layers
+        self.isolated = self.config.isolation == "auto"
+        self.children: dict[int, tuple[str, int, int]] = {}  # pidfd -> (id, pid, slot)
+        self.over: set[int] = set()  # pidfds killed for their scratch
+        self.slots: set[int] = set()
+        self.wiping: list[tuple[int, Iterator[None]]] = []
+        self.abandoned = 0
+        missing = preload(list(self.config.preload))
+        # Only now: they load Pillow, and child.py patches what it loads.
+        from thyme.sandbox import child, shims
+
+        self.child = child
+        child.warm_up()
+        readable = _readable()
+        stdlib = Path(os.__file__).parent
+        sys.path[:] = [p for p in sys.path if Path(p) in (stdlib, stdlib / "lib-dynload")]
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            raise RuntimeError(f"the fork-server must have one thread, has {threads}: a preloaded module started others")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        self.plan = self._plan(readable, pages * os.sysconf("SC_PAGE_SIZE"))
+        sys.path_importer_cache.clear()
+        shims.install()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        if self.isolated:
+            self._probe()
+        self._send({"hello": os.getpid(), "layers": self.layers, "missing": missing}, [os.pidfd_open(os.getpid())])
+
+    # --- the jail of this machine ------------------------------------------------------------------------------------
+
+    def _note(self, name: str, ok: bool, core: bool, detail: str) -> bool:
+        self.layers.append(Layer(name, ok, core, detail))
+        return ok
+
+    def _plan(self, readable: list[Path], mapped: int) -> Any:
+        config, root = self.config, self.run_dir / "root"
+        private = False
+        if any(layer.name == "mount namespace" and layer.ok for layer in self.layers):
+            before = os.umask(0o022)
+            try:
+                jail.change_root(root, readable, [(self.run_dir / "images", "/images")])
+                private = True
+            except OSError as error:
+                self._note("private root", False, False, str(error))
+            finally:
+                os.umask(before)
+            if private:
+                self._note("private root", True, False, "read-only root without /proc, /etc or homes; scratch in memory")
+        abi = 0
+        if self.isolated and "landlock" not in self.off:
+            try:
+                abi = jail.landlock_abi()
+            except OSError as error:
+                self._note("landlock", False, not private, f"{error}; needs Linux 5.13 with landlock among CONFIG_LSM")
+            else:
+                self._note("landlock", True, True, f"ABI {abi}")
+        program = None
+        if self.isolated and "seccomp" not in self.off:
+            try:
+                program = jail.seccomp_program()
+                self._note("seccomp", True, True, f"allow-list of {len(program) // 8} instructions")
+            except ValueError as error:
+                self._note("seccomp", False, True, str(error))
+        uid_base = 0
+        if self.isolated and os.geteuid() == 0 and "uid" not in self.off:
+            may_change = jail.capabilities() >> 6 & 3 == 3  # CAP_SETGID, CAP_SETUID
+            reachable = all(_anybody_may_read(p) for p in readable) and (private or _anybody_may_read(self.run_dir))
+            if any(layer.name == "user namespace" for layer in self.layers):
+                self._note("own user id", False, False, "inside a user namespace of its own")
+            elif may_change and reachable:
+                uid_base = UID_BASE
+                self._note("own user id", True, False, f"from {UID_BASE}")
+            else:
+                self._note("own user id", False, False, "no right to change it" if reachable else "Python lies in a "
+                           "folder other users cannot enter: the id is kept, without capabilities")  # fmt: skip
+        if not private:
+            (self.run_dir / "slots").mkdir(exist_ok=True, mode=0o711)
+            (self.run_dir / "slots").chmod(0o711)
+        self.private = private
+        return self.child.JailPlan(
+            abi=abi,
+            readable=tuple(_path_descriptor(p) for p in (*readable, *_DEVICES)) if abi else (),
+            seccomp=program,
+            private_mounts=private,
+            drop=self.isolated and "capabilities" not in self.off,
+            uid_base=uid_base,
+            address_space=mapped + (config.memory_mib << 20),
+            cpu_s=max(1, round(config.timeout_s + 1) * SESSION_CPU_ROUNDS),
+        )  # fmt: skip
+
+    def _probe(self) -> None:
+        """Jails a child of our own and lets it try what snippets must not be able to do."""
+        read_end, write_end = os.pipe()
+        slot = self._take_slot()
+        job = self.child.Job(slot=slot, scratch=self._scratch(slot), image_path="", image_file=None, image_format=None, seed=0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                null = os.open("/dev/null", os.O_RDWR)
+                self.child.put_on_jail(job, self.plan, self.config, null, null, write_end)
+                report: Any = jail.attempt_escapes(self.run_dir / "canary")
+            except OSError as error:
+                report = f"{error}"
+                with contextlib.suppress(OSError):
+                    os.write(write_end, json.dumps(report).encode())
+            else:
+                os.write(self.child.PIXELS, json.dumps(report).encode())
+            finally:
+                os._exit(0)
+        os.close(write_end)
+        ready, _, _ = select.select([read_end], [], [], 10)
+        answer = os.read(read_end, MESSAGE_BYTES) if ready else b""
+        os.close(read_end)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self._release_slot(slot)
+        report = json.loads(answer) if answer else "the probe died before it could report"
+        if isinstance(report, str):
+            self._note("putting on the jail", False, True, report)
+            return
+        for attempt, code in report:
+            refused = code != 0
+            detail = f"refused ({os.strerror(code)})" if refused else "NOT refused"
+            self._note(f"probe: {attempt}", refused, True, detail)
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    def _scratch(self, slot: int) -> str:
+        return "/mnt/data" if self.private else str(self.run_dir / "slots" / str(slot))
+
+    def _take_slot(self) -> int:
+        slot = next(i for i in range(1, 1 << 20) if i not in self.slots)
+        self.slots.add(slot)
+        if not self.private:
+            folder = Path(self._scratch(slot))
+            folder.mkdir(mode=0o700)
+            if self.plan.uid_base:
+                os.chown(folder, self.plan.uid_base + slot, self.plan.uid_base + slot)
+        return slot
+
+    def _release_slot(self, slot: int) -> None:
+        if self.private:
+            self.slots.discard(slot)  # its mount went with its mount namespace
+        else:
+            self.wiping.append((slot, wipe(Path(self._scratch(slot)))))
+
+    def _wipe_a_little(self) -> None:
+        """Two milliseconds of cleaning; a folder that resists is abandoned with its number."""
+        until = time.monotonic() + 0.002
+        while self.wiping and time.monotonic() < until:
+            slot, steps = self.wiping[0]
+            try:
+                next(steps)
+            except StopIteration:
+                self.wiping.pop(0)
+                self.slots.discard(slot)
+            except OSError:
+                self.wiping.pop(0)
+                self.abandoned += 1
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        data = json.dumps(message).encode()
+        if descriptors:
+            socket.send_fds(self.control, [data], descriptors)
+            for fd in descriptors:
+                os.close(fd)
+        else:
+            self.control.send(data)
+
+    def loop(self) -> None:
+        """Serves until the client hangs up."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        own = os.getpid()
+        while os.getpid() == own:
+            if self.wiping:
+                wait = 0
+            elif self.children and not self.private:
+                wait = round(POLL_S * 1000)
+            else:
+                wait = None  # type: ignore[assignment]
+            for fd, _ in poll.poll(wait):
+                if fd == self.control.fileno():
+                    message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 3)
+                    if not message:
+                        self._kill_all()
+                        return
+                    pidfd = self._fork(json.loads(message), descriptors)
+                    if pidfd is not None:
+                        poll.register(pidfd, select.POLLIN)
+                elif fd in self.children:
+                    poll.unregister(fd)
+                    self._reap(fd)
+            if self.children and not self.private:
+                self._watch_scratch()
+            self._wipe_a_little()
+
+    def _fork(self, order: dict[str, Any], descriptors: list[int]) -> int | None:
+        slot = self._take_slot()
+        job = self.child.Job(
+            slot=slot, scratch=self._scratch(slot), image_path=order["image_path"],
+            image_file="/mnt/input" if self.private and order["image_file"] else order["image_file"],
+            image_format=order["image_format"], seed=order["seed"],
+        )  # fmt: skip
+        plan_job = replace(job, image_file=order["image_file"])
+        try:
+            pid = os.fork()
+        except OSError as error:
+            for fd in descriptors:
+                os.close(fd)
+            self._release_slot(slot)
+            self._send({"exited": order["fork"], "failed": str(error)})
+            return None
+        if pid == 0:
+            self._become_child(job, plan_job, descriptors)
+        for fd in descriptors:
+            os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        self.children[pidfd] = (order["fork"], pid, slot)
+        self._send({"forked": order["fork"]}, [os.dup(pidfd)])
+        return pidfd
+
+    def _become_child(self, job: Any, plan_job: Any, descriptors: list[int]) -> None:
+        """The forked side. Never returns, whatever happens."""
+        leave = os._exit
+        try:
+            serve = self.child.serve
+            connection, stdout, pixels = descriptors
+            self.child.put_on_jail(plan_job, self.plan, self.config, connection, stdout, pixels)
+            self.control.detach()
+            serve(job, self.config)
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                os.write(2, f"{error}\n".encode())
+        finally:
+            leave(3)
+
+    def _reap(self, pidfd: int) -> None:
+        id_, pid, slot = self.children.pop(pidfd)
+        os.close(pidfd)
+        _, status, usage_ = os.wait4(pid, 0)
+        self._release_slot(slot)
+        self._send({"exited": id_, "status": status, "cpu_s": usage_.ru_utime + usage_.ru_stime,
+                    "scratch": pidfd in self.over})  # fmt: skip
+        self.over.discard(pidfd)
+
+    def _watch_scratch(self) -> None:
+        for pidfd, (_, _, slot) in self.children.items():
+            used, files = usage(self._scratch(slot), self.config.max_files)
+            if used > self.config.scratch_mib << 20 or files > self.config.max_files:
+                self.over.add(pidfd)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _kill_all(self) -> None:
+        for pidfd in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for _, pid, slot in self.children.values():
+            os.waitpid(pid, 0)
+            self._release_slot(slot)
+        until = time.monotonic() + 2
+        while self.wiping and time.monotonic() < until:
+            self._wipe_a_little()
+
+
+def setup_message(config: SandboxConfig, run_dir: Path, off: frozenset[str]) -> bytes:
+    """The first message to a zygote."""
+    return json.dumps({"config": asdict(config), "run_dir": str(run_dir), "off": sorted(off)}).encode()
+
+
+if ctypes.sizeof(ctypes.c_void_p) != 8:
+    raise ImportError("the sandbox needs a 64-bit system")
