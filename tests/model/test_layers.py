@@ -55,3 +55,15 @@ def test_rotation_of_bfloat16_is_computed_in_float32() -> None:
     x = torch.randn(5, 2, 16).bfloat16()
     exact = rotate(x.float(), angles.cos(), angles.sin())
     assert torch.equal(rotate(x, angles.cos(), angles.sin()), exact.bfloat16())
+
+
+def test_without_gradients_the_arithmetic_is_the_same() -> None:
+    norm, mlp = RMSNorm(16, 1e-6), GatedMLP(16, 24, bias=False)
+    x, angles = torch.randn(5, 2, 16), torch.randn(5, 1, 8)
+
+    def run() -> list[torch.Tensor]:
+        return [norm(x), mlp(x), rotate(x, angles.cos(), angles.sin())]
+
+    with torch.inference_mode():
+        plain = run()
+    assert all(torch.equal(a, b) for a, b in zip(plain, run(), strict=True))

@@ -1,7 +1,8 @@
 """The three elementwise pieces that decoder and vision tower share, each with its own backward.
 
 Written as autograd functions because on a CPU these layers are bound by memory traffic: saving one tensor instead of
-five and writing gradients once makes a small model's step measurably shorter.
+five and writing gradients once makes a small model's step measurably shorter. Without gradients the same arithmetic is
+called directly: entering an autograd function costs as much as one of these operations on a few decoded tokens.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w, the mean in float32 or wider (arXiv 1910.07467)."""
+def _normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + eps) in x's dtype, and 1 / that root in float32 or wider."""
+    wide = _wide(x)
+    mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    rstd = mean.add_(eps).rsqrt_()
+    return (wide * rstd).to(x.dtype), rstd
 
+
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _wide(x)
-        mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        rstd = mean.add_(eps).rsqrt_()
-        unit = (wide * rstd).to(x.dtype)
+        unit, rstd = _normalize(x, eps)
         ctx.save_for_backward(unit, rstd, weight)
         return unit * weight
 
@@ -41,7 +45,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """Over the last dimension; works for [T, H] and for heads [T, N, D]."""
+    """x / sqrt(mean(x^2) + eps) * w over the last dimension (arXiv 1910.07467); rows [T, H] or heads [T, N, D]."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -49,17 +53,21 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return _normalize(x, self.eps)[0] * self.weight
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, gate and up side by side in one tensor (arXiv 2002.05202)."""
-
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x), gate and up in one matrix: rows [0, I) are the gate, [I, 2 I) the up projection."""
+    """down(silu(gate x) * up x) (arXiv 2002.05202). Rows of `gate_up`: I of the gate, then I of the up projection."""
 
     def __init__(self, hidden: int, intermediate: int, *, bias: bool) -> None:
         super().__init__()
@@ -82,12 +90,19 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(intermediate, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(_SwiGLU.apply(self.gate_up(x)))
+        gate_up = self.gate_up(x)
+        return self.down(_SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _swiglu(gate_up))
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-direction)
+    torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=direction)
+    return out
 
 
 class _Rotate(torch.autograd.Function):
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the last dimension; backward turns it back."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
@@ -99,19 +114,13 @@ class _Rotate(torch.autograd.Function):
         return _turn(grads[0], cos, sin, -1), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=direction)
-    return out
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32 (arXiv 2104.09864), result in x's dtype.
+    """Rotary embedding (arXiv 2104.09864): halves (a, b) of the last dimension become (a cos - b sin, b cos + a sin).
 
     Args:
-        x: [T, N, D].
+        x: [T, N, D]; computed in the tables' dtype, returned in its own.
         cos, sin: [T, 1, D / 2] float32.
     """
-    return _Rotate.apply(x.to(cos.dtype), cos, sin).to(x.dtype)
+    wide = x.to(cos.dtype)
+    turned = _Rotate.apply(wide, cos, sin) if torch.is_grad_enabled() else _turn(wide, cos, sin, 1)
+    return turned.to(x.dtype)
