@@ -4,7 +4,7 @@ Demonstrations alone teach a model from random weights perfect code and nothing 
 be read off the picture do, in minutes, given Muon and a flat rate with a decay at the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from thyme.data.synthetic import Caption
@@ -15,13 +15,14 @@ from thyme.train.gates import CaptionGate, caption_sample
 from thyme.train.metrics import Metrics, OnStep
 from thyme.train.optim import build_optimizer, rate_share
 from thyme.train.stage import Stage
+from thyme.train.streams import Stream
 from thyme.train.supervised import supervised_step
 
 
 def train_base(
     model: Model,
     processor: Processor,
-    captions: Callable[[int, int], Sequence[Caption]],
+    captions: Stream[Caption],
     config: BaseStageConfig,
     *,
     heldout: Sequence[Caption],
@@ -32,7 +33,7 @@ def train_base(
     """Trains `model` in place until the gates are met after the last decay, or `config.max_steps` are done.
 
     Args:
-        captions: (start, n) -> captions start to start + n of an endless stream; each is seen once.
+        captions: the stream; each is seen once.
         heldout: captions for the gates, none of them in the stream.
         run_dir, resume_from, on_step: see `thyme.train.stage.Stage`.
 

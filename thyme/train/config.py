@@ -141,6 +141,8 @@ class RlConfig(StageConfig):
     """Tokens a rollout is divided by under normalization "constant"."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
+    record_steps: int = 5
+    """The rollouts of every so many steps are written to the run folder; 0: none."""
     freeze_vision: bool = False
     """Keep the vision tower's blocks as they are; the merger is trained (Thyme's RL stage does so)."""
 
@@ -149,7 +151,8 @@ class RlConfig(StageConfig):
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))
-        require(self, "kl_coef", self.kl_coef >= 0, "at least 0")
+        for name in ("kl_coef", "record_steps"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         require(self, "normalization_tokens", self.normalization_tokens >= 1, "at least 1")
 
 

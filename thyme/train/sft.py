@@ -1,10 +1,8 @@
 """SFT: the cold start from demonstrations with code, and math annealing as a stage of its own behind a gate."""
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from thyme.data.synthetic import SftRow
@@ -16,17 +14,15 @@ from thyme.train.objective import trained_logits
 from thyme.train.optim import build_optimizer, rate_share
 from thyme.train.packing import Sample, pack
 from thyme.train.stage import Stage
+from thyme.train.streams import Stream
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
-
-Rows = Callable[[int, int], Sequence[SftRow]]
-"""(start, n) -> rows start to start + n of an endless stream."""
 
 
 def train_sft(
     model: Model,
     processor: Processor,
-    rows: Rows,
+    rows: Stream[SftRow],
     config: SftConfig,
     *,
     system: str | None = None,
@@ -37,7 +33,7 @@ def train_sft(
     """Trains `model` in place on `config.steps` batches of rows; each row is seen once.
 
     Args:
-        rows: the stream; `row_stream` makes one of a finite data set.
+        rows: the stream; `thyme.train.streams.endless` makes one of a finite data set.
         system: the system prompt the rows are to be learned under, if any.
         run_dir, resume_from, on_step: see `thyme.train.stage.Stage`.
 
@@ -63,7 +59,7 @@ def train_sft(
 def train_anneal(
     model: Model,
     processor: Processor,
-    rows: Rows,
+    rows: Stream[SftRow],
     config: AnnealConfig,
     *,
     heldout: Sequence[SftRow],
@@ -109,22 +105,6 @@ def row_sample(processor: Processor, row: SftRow, rule: LossRule, system: str | 
     prompt_ids = processor.encode(processor.chat(row.prompt, system))
     images = [processor.preprocess(image) for image in row.images]
     return supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
-
-
-def row_stream(rows: Sequence[SftRow], seed: int = 0) -> Rows:
-    """An endless stream over a finite data set: every epoch in an order of its own.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    if not rows:
-        raise ValueError("no rows to train on")
-
-    @lru_cache(maxsize=2)
-    def order(epoch: int) -> list[int]:
-        return np.random.default_rng((seed, epoch)).permutation(len(rows)).tolist()
-
-    return lambda start, n: [rows[order(index // len(rows))[index % len(rows)]] for index in range(start, start + n)]
 
 
 class RowGate:

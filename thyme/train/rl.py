@@ -1,0 +1,201 @@
+"""GRPO-ATS: rollouts of the current policy, rewards, group advantages, one on-policy step, and again.
+
+The temperature switch happens in the engine; here it is only known per token. Engine and trainer hold one module, so
+the optimizer's step is the weight update and the engine merely forgets what it cached.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thyme.kernels.grpo_loss import GrpoLossConfig
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.rewards import Reward
+from thyme.rollout.records import write_rollouts
+from thyme.rollout.rollout import RolloutLoop
+from thyme.rollout.types import Question, Rollout
+from thyme.train.advantages import group_advantages, zero_spread
+from thyme.train.config import RlConfig
+from thyme.train.metrics import Metrics, OnStep
+from thyme.train.objective import Vocabulary, normalize, policy_loss
+from thyme.train.optim import Optimizer, build_optimizer, rate_share
+from thyme.train.packing import Sample, TrainBatch, pack
+from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
+from thyme.train.stage import Stage
+from thyme.train.streams import Stream
+from thyme.train.tokenization import positions
+
+CODE_KIND = 2
+"""thyme.engine.tags.TokenKind.CODE, as it stands in Rollout.kinds."""
+
+
+def train_rl(
+    model: Model,
+    processor: Processor,
+    loop: RolloutLoop,
+    questions: Stream[Question],
+    config: RlConfig,
+    *,
+    score: Callable[[Rollout], Reward],
+    seed: int = 0,
+    run_dir: Path | None = None,
+    resume_from: Path | None = None,
+    on_step: OnStep | None = None,
+) -> list[Metrics]:
+    """Trains `model` in place by GRPO on the loop's rollouts.
+
+    Args:
+        model: the engine's own module; as it comes in it is the reference of the KL term, so a resumed run is given
+            the model the first run started from.
+        loop: its config says group size, temperatures and limits.
+        questions: the stream; `thyme.train.streams.endless` makes one of a finite data set.
+        score: the reward of one rollout.
+        seed: of the rollouts' sampling.
+        run_dir, resume_from, on_step: see `thyme.train.stage.Stage`; with a run_dir the rollouts are recorded too.
+
+    Returns:
+        The metrics of every step.
+
+    Raises:
+        ValueError: the loop's engine runs another module.
+    """
+    if loop.engine.model is not model:
+        raise ValueError("the rollout loop's engine holds another model: train the one it runs")
+    reference = frozen_copy(model) if config.kl_coef > 0 else None
+    with frozen_vision(model, config.freeze_vision):
+        optimizer = build_optimizer(model, config)
+        stage = Stage(
+            "rl", model, processor, optimizer, config, run_dir=run_dir, resume_from=resume_from, on_step=on_step
+        )
+        with stage:
+            while stage.step < config.steps and not stage.stopped:
+                laps = Laps()
+                batch = questions(stage.step * config.batch_size, config.batch_size)
+                groups = loop.run(batch, seed=seed * 1_000_003 + stage.step)
+                laps.end("rollout")
+                rewards = [[score(rollout) for rollout in group] for group in groups]
+                laps.end("reward")
+                totals = torch.tensor([[reward.total for reward in group] for group in rewards])
+                samples = policy_samples(processor, groups, totals, config)
+                metrics = policy_step(
+                    model, processor, optimizer, samples, config,
+                    reference=reference, rate=rate_share(config, stage.step, config.steps),
+                )  # fmt: skip
+                laps.end("train")
+                loop.engine.weights_updated()
+                laps.end("sync")
+                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
+                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
+                stage.end_step(
+                    rollout_metrics(groups, laps.seconds["rollout"])
+                    | reward_metrics(rewards)
+                    | metrics
+                    | laps.metrics()
+                )
+    return stage.history
+
+
+def policy_samples(
+    processor: Processor, groups: Sequence[Sequence[Rollout]], rewards: Tensor, config: RlConfig
+) -> list[Sample]:
+    """What can be learned from: the rollouts of every group whose rewards differ.
+
+    A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
+    count in the denominators.
+
+    Args:
+        rewards: [P, G].
+    """
+    advantages = group_advantages(rewards, config.advantage_scale).tolist()
+    samples = normalize(
+        [
+            [rollout_sample(processor, rollout, advantage) for rollout, advantage in zip(group, row, strict=True)]
+            for group, row in zip(groups, advantages, strict=True)
+        ],
+        config.normalization,
+        constant=config.normalization_tokens,
+    )
+    has_spread = (~zero_spread(rewards)).repeat_interleave(rewards.shape[1]).tolist()
+    return [sample for sample, keep in zip(samples, has_spread, strict=True) if keep]
+
+
+def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> Sample:
+    """A rollout as it was sampled, token for token; trained is what the policy drew, and nothing else."""
+    greedy = rollout.temperatures == 0
+    return Sample(
+        token_ids=rollout.token_ids,
+        positions=positions(processor, rollout.token_ids, rollout.images),
+        weights=rollout.sampled.astype(np.float32),
+        images=tuple(rollout.images),
+        advantages=np.full(len(rollout.token_ids), advantage, dtype=np.float32),
+        temperatures=rollout.temperatures,
+        rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
+        segments=(rollout.kinds == CODE_KIND).astype(np.uint8),
+    )
+
+
+def policy_step(
+    model: Model,
+    processor: Processor,
+    optimizer: Optimizer,
+    samples: Sequence[Sample],
+    config: RlConfig,
+    *,
+    reference: Model | None,
+    rate: float,
+) -> Metrics:
+    """One optimizer step on the GRPO loss of `samples`; none where there are none."""
+    loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
+    vocabulary = Vocabulary.of(processor)
+    collected = LossMetrics()
+    batches: list[TrainBatch] = pack(
+        samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
+    )
+    for batch in batches:
+        loss, metrics = policy_loss(model, batch.to(model.device), vocabulary, loss_config, reference=reference)
+        loss.backward()
+        collected.add(loss.detach(), metrics)
+    grad_norm = optimizer.step(rate) if batches else 0.0
+    return collected.metrics() | {"optim/grad_norm": grad_norm, "optim/rate_share": rate}
+
+
+def frozen_copy(model: Model) -> Model:
+    """A copy that is never trained: the reference policy."""
+    processor, model.processor = model.processor, None  # the tokenizer need not be copied
+    try:
+        reference = copy.deepcopy(model)
+    finally:
+        model.processor = processor
+    return reference.requires_grad_(False)
+
+
+@contextmanager
+def frozen_vision(model: Model, is_frozen: bool) -> Iterator[None]:
+    """Keeps the vision tower but its merger from being trained, inside the block."""
+    frozen = []
+    if is_frozen and model.visual is not None:
+        frozen = [p for part in (model.visual.patch_embed, model.visual.blocks) for p in part.parameters()]
+        frozen = [p for p in frozen if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def record(path: Path, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Writes the rollouts of a step with their rewards."""
+    write_rollouts(
+        path,
+        [rollout for group in groups for rollout in group],
+        [asdict(reward) for group in rewards for reward in group],
+    )

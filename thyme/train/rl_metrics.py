@@ -1,0 +1,127 @@
+"""What is measured of an RL step: rewards, rollouts, the loss, time. Names are one tree, listed in README."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thyme.kernels.grpo_loss import GrpoMetrics
+from thyme.rewards import Reward
+from thyme.rollout.types import Rollout, RolloutStatus
+from thyme.train.metrics import Metrics
+
+_LOSS_NAMES = {
+    "entropy": "actor/entropy",
+    "entropy_text": "actor/entropy_think",
+    "entropy_code": "actor/entropy_code",
+    "kl_ref": "actor/kl_ref",
+    "clip_frac_low": "actor/clip_frac_low",
+    "clip_frac_high": "actor/clip_frac_high",
+    "ratio": "actor/ratio",
+    "ratio_max": "actor/ratio_max",
+    "greedy_frac": "actor/greedy_frac",
+    "mismatch_kl": "mismatch/kl",
+    "mismatch_kl_code": "mismatch/kl_code",
+    "ess": "mismatch/ess",
+    "tokens": "batch/trained_tokens",
+}
+"""The loss kernel's name of a metric -> ours."""
+
+
+class LossMetrics:
+    """The loss metrics of a step's micro-batches put together: means weighted by tokens, sums and maxima as such."""
+
+    def __init__(self) -> None:
+        self._loss: list[Tensor] = []
+        self._parts: list[GrpoMetrics] = []
+
+    def add(self, loss: Tensor, metrics: GrpoMetrics) -> None:
+        self._loss.append(loss)
+        self._parts.append(metrics)
+
+    def metrics(self) -> Metrics:
+        """All of the step; waits for the device once. Empty but for the loss when nothing was trained."""
+        if not self._parts:
+            return {"loss": 0.0}
+        parts = [part.as_dict() for part in self._parts]
+        out: Metrics = {"loss": float(torch.stack(self._loss).sum())}
+        for name, ours in _LOSS_NAMES.items():
+            if name not in parts[0]:
+                continue
+            values = np.array([part[name] for part in parts])
+            if name == "tokens":
+                out[ours] = float(values.sum())
+            elif name == "ratio_max":
+                out[ours] = float(values.max())
+            else:
+                segment = next((end for end in ("_text", "_code") if name.endswith(end)), "")
+                tokens = np.array([part["tokens" + segment] for part in parts])
+                if tokens.sum() > 0:
+                    out[ours] = float((values * tokens).sum() / tokens.sum())
+        return out
+
+
+def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
+    """Means of the reward and its parts, the spread within groups, and how many groups have none."""
+    totals = np.array([[reward.total for reward in group] for group in rewards])
+    out = {"reward/mean": float(totals.mean())}
+    for part in ("result", "consistency", "formatting"):
+        out[f"reward/{part}/mean"] = float(np.mean([[getattr(reward, part) for reward in group] for group in rewards]))
+    out["reward/group_std"] = float(totals.std(axis=1, ddof=1).mean())
+    out["reward/frac_zero_std"] = float((totals.min(axis=1) == totals.max(axis=1)).mean())
+    return out
+
+
+def rollout_metrics(groups: Sequence[Sequence[Rollout]], rollout_s: float) -> Metrics:
+    """Lengths, turns, tool calls, how rollouts ended, what the sandbox said. Sandbox rates are of code runs."""
+    rollouts = [rollout for group in groups for rollout in group]
+    sampled = np.array([rollout.num_sampled for rollout in rollouts])
+    statuses = Counter(rollout.status for rollout in rollouts)
+    cut = statuses[RolloutStatus.LENGTH] + statuses[RolloutStatus.CONTEXT]
+    out: Metrics = {
+        "completion_length/mean": float(sampled.mean()),
+        "completion_length/clipped_ratio": cut / len(rollouts),
+        "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
+        "rollout/tool_calls": float(np.mean([rollout.num_code for rollout in rollouts])),
+        "rollout/code_share": float(np.mean([rollout.num_code > 0 for rollout in rollouts])),
+        "rollout/images": float(np.mean([len(rollout.images) for rollout in rollouts])),
+        "perf/rollout_tok_per_s": float(sampled.sum() / rollout_s),
+    }
+    out |= {f"rollout/ended/{status.value}": count / len(rollouts) for status, count in statuses.items()}
+    results = [turn.result for rollout in rollouts for turn in rollout.turns if turn.result is not None]
+    if results:
+        names = Counter(result.status.name for result in results)
+        errors = Counter(_error_name(result.error.type) for result in results if result.error is not None)
+        milliseconds = [1e3 * result.wall_s for result in results]
+        out |= {
+            "sandbox/success_rate": names["OK"] / len(results),
+            "sandbox/timeout_rate": names["TIMEOUT"] / len(results),
+            "sandbox/exec_ms_p50": float(np.percentile(milliseconds, 50)),
+            "sandbox/exec_ms_p95": float(np.percentile(milliseconds, 95)),
+        }
+        out |= {f"sandbox/error/{kind}": count / len(results) for kind, count in errors.items()}
+    return out
+
+
+def _error_name(name: str) -> str:
+    """The snippet chose it: anything but a plain name would make a metric name of it."""
+    return name if name.isidentifier() and len(name) <= 40 else "other"
+
+
+class Laps:
+    """Wall seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = now - self._last
+        self._last = now
+
+    def metrics(self) -> Metrics:
+        return {f"time/{part}": seconds for part, seconds in self.seconds.items()}
