@@ -1,0 +1,177 @@
+"""What one step computes: complete when constructed, read by the ModelRunner, never changed.
+
+B sequences with T tokens in all, packed; U sequences whose last token is among them and that therefore need logits; S
+samples (S > U when siblings of a group draw their first tokens from the same logits). All arrays are host numpy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyme.engine.sequence import Sequence, SequenceTable
+from thyme.model.processor import ImageInputs
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlice:
+    """A run of an image's features that stand at consecutive tokens of the batch."""
+
+    image: ImageInputs
+    start: int
+    """First feature."""
+    count: int
+    token: int
+    """Index in T of the first feature's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Truncation of each sample, [S]."""
+
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """A repetition penalty on one sample."""
+
+    sample: int
+    penalty: float
+    token_ids: NDArray[np.int64]
+    """The ids that are in the sequence."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Batch:
+    """One step."""
+
+    rows: NDArray[np.int64]
+    """[B] of the sequence table."""
+    counts: NDArray[np.int64]
+    """[B] tokens of each sequence in this step."""
+    input_ids: NDArray[np.int64]
+    """[T]."""
+    positions: NDArray[np.int64]
+    """[3, T]."""
+    slot_mapping: NDArray[np.int64]
+    """[T] where in the KV cache a token's key and value go: block * block_size + offset."""
+    block_tables: NDArray[np.int32]
+    """[B, blocks of the longest]."""
+    context_lens: NDArray[np.int32]
+    """[B] tokens with their KV, those of this step included."""
+    cu_seqlens_q: NDArray[np.int32]
+    """[B + 1]."""
+    copies: NDArray[np.int64]
+    """[2, copies] blocks (source, target) to copy before anything is written."""
+    images: list[ImageSlice]
+
+    logit_tokens: NDArray[np.int64]
+    """[U] index in T."""
+    sample_rows: NDArray[np.int64]
+    """[S] of the sequence table."""
+    sample_logits: NDArray[np.int64]
+    """[S] index in U."""
+    temperatures: NDArray[np.float32]
+    """[S, 2] in text and in code."""
+    seeds: NDArray[np.int64]
+    """[S]."""
+    sample_positions: NDArray[np.int64]
+    """[S] index in its sequence of the token to be drawn."""
+    bans: NDArray[np.int64]
+    """[S] number of the set of banned ids."""
+    limits: Limits | None
+    penalties: list[Penalty]
+    started: list[Sequence]
+    """Sequences whose round begins with this batch: automaton and detector are to be reset."""
+
+    @classmethod
+    def build(
+        cls,
+        table: SequenceTable,
+        rows: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        forks: dict[int, list[int]],
+        copies: dict[int, int],
+        started: list[Sequence],
+    ) -> "Batch":
+        """
+        Args:
+            rows, counts: [B] which rows compute how many of their next tokens; blocks for these are in place.
+            forks: row -> rows of the siblings that sample from its logits.
+            copies: target block -> source block.
+        """
+        first = table.num_computed[rows]
+        ends = first + counts
+        cumulative = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(counts, out=cumulative[1:])
+        if len(rows) == cumulative[-1]:  # one token each
+            token_rows, columns = rows, first
+        else:
+            token_rows = np.repeat(rows, counts)
+            columns = np.arange(cumulative[-1]) + np.repeat(first - cumulative[:-1], counts)
+        blocks = table.block_tables[token_rows, columns // table.block_size].astype(np.int64)
+
+        is_done = ends == table.num_tokens[rows]
+        done = np.flatnonzero(is_done)
+        samples = rows[done]
+        logits = np.arange(len(done))
+        if forks:
+            groups = [[row, *forks.get(row, ())] for row in samples.tolist()]
+            logits = np.repeat(logits, [len(group) for group in groups])
+            samples = np.array([row for group in groups for row in group], dtype=np.int64)
+        limits = None
+        if table.truncates[samples].any():
+            limits = Limits(table.top_k[samples], table.top_p[samples], table.min_p[samples])
+        return cls(
+            rows=rows,
+            counts=counts,
+            input_ids=table.token_ids[token_rows, columns].astype(np.int64),
+            positions=np.ascontiguousarray(table.positions[token_rows, :, columns].T, dtype=np.int64),
+            slot_mapping=blocks * table.block_size + columns % table.block_size,
+            block_tables=table.block_tables[rows, : int(-(-ends.max() // table.block_size))],
+            context_lens=ends.astype(np.int32),
+            cu_seqlens_q=cumulative,
+            copies=np.array([list(copies.values()), list(copies.keys())], dtype=np.int64),
+            images=_image_slices(table, rows, first, ends, cumulative[:-1]),
+            logit_tokens=cumulative[1:][done].astype(np.int64) - 1,
+            sample_rows=samples,
+            sample_logits=logits,
+            temperatures=table.temperatures[samples],
+            seeds=table.seeds[samples],
+            sample_positions=table.num_tokens[samples],
+            bans=table.ban[samples],
+            limits=limits,
+            penalties=[_penalty(table, i, int(samples[i])) for i in np.flatnonzero(table.penalizes[samples])],
+            started=started,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.input_ids)
+
+
+def _image_slices(
+    table: SequenceTable, rows: NDArray[Any], first: NDArray[Any], ends: NDArray[Any], tokens: NDArray[Any]
+) -> list[ImageSlice]:
+    slices: list[ImageSlice] = []
+    for i in np.flatnonzero(first < table.images_end[rows]):
+        sequence = table.sequences[rows[i]]
+        assert sequence is not None
+        low, high = int(first[i]), int(ends[i])
+        for start, image in zip(sequence.image_starts, sequence.images, strict=True):
+            begin, end = max(low, start), min(high, start + image.num_tokens)
+            if begin < end:
+                slices.append(ImageSlice(image, begin - start, end - begin, int(tokens[i]) + begin - low))
+    return slices
+
+
+def _penalty(table: SequenceTable, sample: int, row: int) -> Penalty:
+    sequence = table.sequences[row]
+    assert sequence is not None
+    ids = np.unique(table.token_ids[row, : table.num_tokens[row]]).astype(np.int64)
+    return Penalty(int(sample), sequence.params.repetition_penalty, ids)

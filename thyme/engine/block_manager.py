@@ -1,0 +1,116 @@
+"""Blocks of the KV cache: who holds them, which are free, and which hold a prefix worth finding again.
+
+Ints only, no tensor: what a block contains lives in the ModelRunner. Every operation on a block is O(1).
+
+A full block may be published under (node, content): `content` is what its tokens are, `node` stands for everything
+before it. Publishing yields the node of the longer prefix, so nodes form a tree whose root is the empty prefix under
+the present weights. Contents are compared, not only hashed, and a node is never used twice: two prefixes meet in a node
+only if they are equal token by token and image by image.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+
+
+class BlockManager:
+    """Owns the reference counts, the free list and the prefix tree of `num_blocks` blocks.
+
+    The free list is in the order of reuse: blocks without a published prefix first, then published ones, the one free
+    for longest first. A free published block can be shared again until it is reused.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.root = 0
+        self._num_nodes = 1
+        self._references = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._published: dict[tuple[int, Hashable], tuple[int, int]] = {}  # (node, content) -> (block, node after it)
+        self._key_of: dict[int, tuple[int, Hashable]] = {}  # the inverse: block -> its key
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self._free)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self) -> int:
+        """A block that nobody else holds; what was published in it is forgotten. One must be free."""
+        assert self._free, "no free block: the scheduler must make room before it allocates"
+        block, _ = self._free.popitem(last=False)
+        if (key := self._key_of.pop(block, None)) is not None:
+            del self._published[key]
+        self._references[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more holder; the block may be free if it is published."""
+        if self._references[block] == 0:
+            del self._free[block]
+        self._references[block] += 1
+
+    def is_shared(self, block: int) -> bool:
+        """Held more than once: to be copied before it is written."""
+        return self._references[block] > 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """One holder less for each block. A sequence's blocks come last to first: ends of prefixes are reused first."""
+        for block in blocks:
+            assert self._references[block] > 0, f"block {block} released more often than held"
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if block not in self._key_of:
+                    self._free.move_to_end(block, last=False)
+
+    def publish(self, block: int, node: int, content: Hashable) -> int:
+        """Makes a full block findable and returns the node after it; an equal block that is there already stays the one
+        that is found."""
+        key = (node, content)
+        if (known := self._published.get(key)) is not None:
+            return known[1]
+        after = self._num_nodes
+        self._num_nodes += 1
+        if block not in self._key_of:  # a block belongs to one prefix
+            self._published[key] = (block, after)
+            self._key_of[block] = key
+        return after
+
+    def find(self, node: int, content: Hashable) -> tuple[int, int] | None:
+        """(block, node after it) of an equal published block."""
+        return self._published.get((node, content))
+
+    def forget_prefixes(self) -> None:
+        """Nothing published before is found again: the weights have changed. Blocks stay with their holders."""
+        self.root = self._num_nodes
+        self._num_nodes += 1
+        self._published.clear()
+        self._key_of.clear()
+
+    def check_integrity(self, tables: Iterable[Iterable[int]]) -> None:
+        """Raises RuntimeError unless the counts are those of `tables`, the blocks of each holder, and all agrees."""
+        counted = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                counted[block] += 1
+        wrong = [b for b in range(self.num_blocks) if counted[b] != self._references[b]]
+        if wrong:
+            b = wrong[0]
+            raise RuntimeError(
+                f"{len(wrong)} blocks miscounted: block {b} has {self._references[b]}, held {counted[b]}x"
+            )
+        if set(self._free) != {b for b in range(self.num_blocks) if counted[b] == 0}:
+            raise RuntimeError("the free list is not the set of blocks nobody holds")
+        if {key: block for key, (block, _) in self._published.items()} != {k: b for b, k in self._key_of.items()}:
+            raise RuntimeError("published prefixes and their blocks disagree")
+        seen_published = False
+        for block in self._free:
+            seen_published |= block in self._key_of
+            if seen_published and block not in self._key_of:
+                raise RuntimeError(f"free block {block} has no prefix but would be reused after one that has")

@@ -1,0 +1,51 @@
+"""EngineConfig: sizes and switches of the engine. Standard library only."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How much the engine holds, how much it does in one step, and what it guarantees."""
+
+    block_size: int = 16
+    """Tokens in one block of the KV cache."""
+    num_blocks: int | None = None
+    """Blocks of the KV cache; None: from kv_bytes, or else from free memory."""
+    kv_bytes: int | None = None
+    """Bytes of the KV cache, over all layers; None: from free memory."""
+    memory_fraction: float = 0.5
+    """Share of the free memory the KV cache may take where neither num_blocks nor kv_bytes says its size. It never
+    takes more than max_sequences sequences of max_context tokens need."""
+    max_sequences: int = 128
+    """Sequences decoded at once; more may wait, or be held."""
+    max_batch_tokens: int = 2048
+    """Tokens in one step, decoded and prefilled together."""
+    prefill_chunk: int | None = None
+    """Most tokens of one sequence prefilled in one step; None: as many as the step has room for."""
+    max_context: int | None = None
+    """Tokens of one sequence, prompt included; None: what the model is meant for, or the cache if that is less."""
+    prefix_cache: bool = True
+    """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
+    deterministic: bool = False
+    """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted; see
+    ModelRunner for what that rests on."""
+    quiet: bool = False
+    """Do not log the size of the cache at start."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_sequences", "max_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EngineConfig.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_blocks", "kv_bytes", "prefill_chunk", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"EngineConfig.{name} must be at least 1 or absent, got {value}")
+        if self.num_blocks is not None and self.kv_bytes is not None:
+            raise ValueError("EngineConfig: give num_blocks or kv_bytes, not both")
+        if not 0.0 < self.memory_fraction <= 1.0:
+            raise ValueError(f"EngineConfig.memory_fraction must lie in (0, 1], got {self.memory_fraction}")
+        if self.max_batch_tokens < self.max_sequences:
+            raise ValueError(
+                f"EngineConfig.max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences "
+                f"({self.max_sequences}): each decoding sequence takes one token of a step"
+            )

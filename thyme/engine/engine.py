@@ -1,0 +1,468 @@
+"""The engine: prompts in, completions out, one round at a time.
+
+A round is what a sequence samples until something ends it. A held sequence keeps its KV after a round, can be appended
+to, and then goes on; the engine knows tokens and tags, but nothing of the tools whose output is appended.
+"""
+
+import codecs
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from thyme.engine.block_manager import BlockManager
+from thyme.engine.config import EngineConfig
+from thyme.engine.model_runner import Ban, ModelRunner
+from thyme.engine.params import Prompt, SamplingParams
+from thyme.engine.scheduler import Scheduler
+from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus, SequenceTable, Tokens
+from thyme.engine.stopping import StopChecker, StopReason
+from thyme.engine.tags import TagAutomaton, TokenKind
+from thyme.model.model import Model
+from thyme.model.processor import ImageInputs, Processor
+from thyme.model.rope import mrope_positions
+from thyme.repetition import RepetitionConfig
+
+AnyPrompt = Prompt | str | Seq[int]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one sequence of a stream."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    text: str
+    """Complete characters only; empty without a processor."""
+    completion: Completion | None
+    """Set with the last delta of a sequence."""
+
+
+class Engine:
+    """Decodes many sequences at once with a model that may be in training at the same time (never in the same moment).
+
+    Args:
+        model: the very module the trainer holds; run in inference mode, never changed.
+        config: sizes and switches.
+        processor: tokenizer and pictures; the model's own by default. Without one, prompts are ids, tags mean nothing
+            and pictures must be ImageInputs.
+        repetition: what counts as a loop, for requests with repetition="default".
+
+    Raises:
+        ValueError: the cache has no room for one block.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig | None = None,
+        *,
+        processor: Processor | None = None,
+        repetition: RepetitionConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config = config or EngineConfig()
+        self.processor = processor = processor or model.processor
+        self.weight_version = 0
+        text = model.config.text
+        self.vocab_size = text.vocab_size
+        self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
+        num_blocks = self._num_blocks()
+        context = config.max_context or text.max_position_embeddings
+        self.max_context = min(context, num_blocks * config.block_size)
+        self.blocks = BlockManager(num_blocks, config.block_size)
+        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size)
+        self.scheduler = Scheduler(config, self.table, self.blocks)
+        automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(self.vocab_size)
+        self.runner = ModelRunner(model, automaton, num_blocks, config.block_size, deterministic=config.deterministic)
+        self.stopping = StopChecker(
+            self.table,
+            repetition or RepetitionConfig(),
+            config.max_sequences,
+            self.vocab_size,
+            self.eos_token_ids,
+            self._token_bytes if processor else None,
+        )
+        self._is_eos = np.isin(np.arange(self.vocab_size), self.eos_token_ids)
+        self._bans: list[Ban] = []
+        self._ban_numbers: dict[tuple[int, ...] | str, int] = {}
+        self._num_sequences = 0
+        self._unique_tokens = 0
+        if not config.quiet:
+            size = self.runner.kv_cache.nbytes / 2**30
+            _log.info(
+                "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens",
+                num_blocks, config.block_size, num_blocks * config.block_size, size, self.max_context,
+            )  # fmt: skip
+
+    # All at once.
+
+    def generate(
+        self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Runs prompts to their ends.
+
+        Args:
+            prompts: one or many; a list of ints is one prompt.
+            params: for all, or one per prompt.
+
+        Returns:
+            One completion per prompt and sample, in the prompts' order, the n of a prompt side by side.
+
+        Raises:
+            ValueError: a request that cannot be served (see `add`), or sequences from `add` are still unfinished.
+        """
+        sequences = self._add_all(prompts, params)
+        done: dict[int, Completion] = {}
+        try:
+            while len(done) < len(sequences):
+                done |= {completion.sequence.id: completion for completion in self.step()}
+        finally:
+            self._abort_all(sequences)
+        return [done[sequence.id] for sequence in sequences]
+
+    def stream(
+        self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None = None
+    ) -> Iterator[Delta]:
+        """As `generate`, but yields what every step adds. Closing the iterator aborts what is unfinished."""
+        sequences = self._add_all(prompts, params)
+        decoders = {s.id: codecs.getincrementaldecoder("utf-8")("replace") for s in sequences}
+        shown = {s.id: s.prompt_len for s in sequences}
+        unfinished = {s.id: s for s in sequences}
+        try:
+            while unfinished:
+                done = {completion.sequence.id: completion for completion in self.step()}
+                for sequence in list(unfinished.values()):
+                    completion = done.get(sequence.id)
+                    ids = sequence.token_ids[shown[sequence.id] :]
+                    if not ids and completion is None:
+                        continue
+                    shown[sequence.id] += len(ids)
+                    raw = b"".join(map(self._token_bytes, ids)) if self.processor else b""
+                    text = decoders[sequence.id].decode(raw, final=completion is not None)
+                    if completion is not None:
+                        del unfinished[sequence.id]
+                    yield Delta(sequence, ids, text, completion)
+        finally:
+            self._abort_all(sequences)
+
+    # Step by step.
+
+    def add(self, prompt: AnyPrompt, params: SamplingParams | None = None, hold: bool = False) -> Sequence:
+        """Queues one sequence.
+
+        Args:
+            prompt: ids, trusted text, or a Prompt with pictures.
+            params: n must be 1.
+            hold: keep sequence and KV after each round, for `append`, until `release`.
+
+        Raises:
+            ValueError: an empty or too long prompt, ids outside the vocabulary, image ids that do not match the
+                pictures, text without a tokenizer, or parameters that do not go with this model.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise ValueError(f"add: params.n is {params.n}; use add_group for several sequences of a prompt")
+        return self.add_group(prompt, params, hold)[0]
+
+    def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
+        """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
+        has the seed params.seed + i. Raises ValueError as `add` does."""
+        if params.n > self.config.max_sequences:
+            raise ValueError(
+                f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
+                f"({self.config.max_sequences}), or split the group"
+            )
+        tokens = self._tokens(prompt)
+        if not len(tokens.token_ids):
+            raise ValueError("add: the prompt is empty: give at least one token")
+        self._check_room(len(tokens.token_ids), "the prompt")
+        ban = self._check_params(params)
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequences.append(
+                Sequence(
+                    id=self._num_sequences,
+                    index=index,
+                    params=replace(params, n=1, seed=seed + index),
+                    prompt=tokens,
+                    hold=hold,
+                    ban=ban,
+                    images=list(tokens.images),
+                    image_starts=list(tokens.image_starts),
+                )
+            )
+            self._num_sequences += 1
+            self.runner.hold_images(tokens.images)
+        sequences[0].followers = sequences[1:]
+        self._unique_tokens += len(tokens.token_ids)
+        self.scheduler.add(sequences[0])
+        return sequences
+
+    def has_unfinished(self) -> bool:
+        """Some sequence still waits or runs; held ones do neither."""
+        return self.scheduler.has_unfinished
+
+    def step(self) -> list[Completion]:
+        """One pass through the model; returns the rounds that ended with it."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return []
+        for sequence in batch.started:
+            self.stopping.open(sequence)
+        sampled = self.runner.run(batch, self._bans)
+        self.scheduler.commit(batch)
+        sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
+        self.table.push(batch.sample_rows, sampled, self.weight_version)
+        ended = self.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events)
+        return [self._end_round(row, reason, what) for row, reason, what in ended]
+
+    def append(
+        self, sequence: Sequence, ids: Seq[int], images: Iterable[Any] = (), max_tokens: int | None = None
+    ) -> None:
+        """Adds given tokens to a held sequence and queues its next round; only these are computed.
+
+        Args:
+            ids: what comes next, for example a tool's output; one image id per picture, or all of them already.
+            images: PIL images or ImageInputs.
+            max_tokens: tokens sampled in the next round; None: params.max_tokens.
+
+        Raises:
+            ValueError: the sequence is not held, would become longer than the context, or as `add` does.
+        """
+        row = sequence.row
+        if sequence.status is not SequenceStatus.HELD or row is None:
+            raise ValueError(
+                f"append: sequence {sequence.id} is {sequence.status.name}: only a sequence added with hold=True, "
+                "between its rounds, can be appended to"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"append: max_tokens must be at least 1, got {max_tokens}")
+        length = len(sequence)
+        tokens = self._tokens(Prompt(ids, tuple(images)), start=int(self.table.next_position[row]))
+        self._check_room(length + len(tokens.token_ids), f"sequence {sequence.id} with what is appended")
+        self.table.extend(row, tokens, TokenKind.SANDBOX)
+        self.table.begin_round(row, sequence.params.max_tokens if max_tokens is None else max_tokens)
+        sequence.images += tokens.images
+        sequence.image_starts += [length + start for start in tokens.image_starts]
+        sequence.has_begun = False
+        self.runner.hold_images(tokens.images)
+        self._unique_tokens += len(tokens.token_ids)
+        self.scheduler.resume(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Lets a held sequence go, with its KV. Raises ValueError when its round is not over."""
+        if sequence.status in (SequenceStatus.WAITING, SequenceStatus.RUNNING):
+            raise ValueError(
+                f"release: sequence {sequence.id} is {sequence.status.name}: abort it, or let its round end"
+            )
+        if sequence.status is SequenceStatus.HELD:
+            self._remove(sequence)
+
+    def abort(self, sequence: Sequence) -> Completion | None:
+        """Ends a sequence now. Returns what its round had so far; None when no round was open. Held ones are released,
+        finished ones left as they are."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return None
+        completion = None
+        if sequence.status is not SequenceStatus.HELD:
+            completion = self._completion(sequence, FinishReason.ABORT, None)
+        self._remove(sequence)
+        return completion
+
+    def weights_updated(self) -> None:
+        """The model's weights have changed: tokens from now on carry the next version; no prefix computed before, and
+        no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
+        self.weight_version += 1
+        self.blocks.forget_prefixes()
+        self.runner.forget_features()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and what is in use now.
+
+        prefilled_tokens counts given tokens that were computed, those of a group once, and recomputed_tokens are among
+        them; unique_tokens counts the given tokens there were to compute, cached_tokens what the prefix cache saved.
+        """
+        counts = self.scheduler.counts
+        names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
+        return {name: counts[name] for name in (*names, "evictions")} | {
+            "unique_tokens": self._unique_tokens,
+            "images_encoded": self.runner.num_encoded,
+            "blocks": self.blocks.num_blocks,
+            "blocks_used": self.blocks.num_used,
+            "running": len(self.scheduler.running),
+            "waiting": self.scheduler.num_waiting,
+            "idle": len(self.scheduler.idle),
+            "weight_version": self.weight_version,
+        }
+
+    # Rounds.
+
+    def _end_round(self, row: int, reason: FinishReason, what: StopReason) -> Completion:
+        sequence = self.table.sequences[row]
+        assert sequence is not None
+        completion = self._completion(sequence, reason, what)
+        self.stopping.close(row)
+        if sequence.hold:
+            self.scheduler.hold(sequence)
+        else:
+            self._remove(sequence)
+        return completion
+
+    def _completion(self, sequence: Sequence, reason: FinishReason, what: StopReason) -> Completion:
+        row = sequence.row
+        token_ids, arrays = self.table.round(row)
+        hit = None if row is None else self.stopping.hit(row)
+        return Completion(
+            sequence=sequence, index=sequence.index, token_ids=token_ids, finish_reason=reason, stop_reason=what,
+            repetition=hit, **arrays,
+        )  # fmt: skip
+
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence.row is not None:
+            self.stopping.close(sequence.row)
+        self.scheduler.remove(sequence)
+        self.runner.release_images(sequence.images)
+
+    def _add_all(
+        self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None
+    ) -> list[Sequence]:
+        if self.has_unfinished():
+            raise ValueError("generate: sequences from `add` are unfinished: step until they end, or abort them")
+        if isinstance(prompts, str | Prompt) or (len(prompts) and isinstance(prompts[0], int | np.integer)):
+            listed: list[AnyPrompt] = [prompts]  # type: ignore[list-item]
+        else:
+            listed = list(prompts)  # type: ignore[arg-type]
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(listed)
+        if len(params) != len(listed):
+            raise ValueError(f"generate: {len(params)} params for {len(listed)} prompts: give one, or one per prompt")
+        sequences: list[Sequence] = []
+        try:
+            for prompt, each in zip(listed, params, strict=True):
+                sequences += self.add_group(prompt, each)
+        except ValueError:
+            self._abort_all(sequences)
+            raise
+        return sequences
+
+    def _abort_all(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self.abort(sequence)
+
+    # What a request is made of.
+
+    def _tokens(self, prompt: AnyPrompt, start: int = 0) -> Tokens:
+        """Ids checked and expanded, pictures preprocessed, positions counted from `start`."""
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(prompt)
+        if isinstance(prompt.token_ids, str):
+            if self.processor is None:
+                raise ValueError("add: the prompt is text, but the engine has no tokenizer: give ids, or a processor")
+            ids = self.processor.encode(prompt.token_ids)
+        else:
+            ids = [int(token) for token in prompt.token_ids]
+        outside = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"add: token id {outside} is outside the model's vocabulary of {self.vocab_size}")
+        images = tuple(self._image(image) for image in prompt.images)
+        config = self.model.config
+        if images and config.vision is None:
+            raise ValueError(f"add: {len(images)} pictures for a {config.model_type} model, which reads text only")
+        if config.vision is None:
+            places = np.arange(start, start + len(ids), dtype=np.int32)
+            return Tokens(np.array(ids, dtype=np.int32), np.stack([places] * 3), start + len(ids), (), ())
+        if self.processor is not None:
+            ids = self.processor.expand(ids, images)
+        positions, following = mrope_positions(
+            ids,
+            [image.grid for image in images],
+            image_token_id=config.image_token_id,
+            spatial_merge_size=config.vision.spatial_merge_size,
+            start=start,
+        )
+        token_ids = np.array(ids, dtype=np.int32)
+        shown = np.flatnonzero(token_ids == config.image_token_id)
+        firsts = shown[np.cumsum([0, *(image.num_tokens for image in images)])[:-1]]
+        return Tokens(token_ids, positions.astype(np.int32), following, images, tuple(firsts.tolist()))
+
+    def _image(self, image: Any) -> ImageInputs:
+        if isinstance(image, ImageInputs):
+            return image
+        if self.processor is None:
+            raise ValueError("add: a picture needs a processor: give the engine one, or ImageInputs")
+        return self.processor.preprocess(image)
+
+    def _check_room(self, length: int, what: str) -> None:
+        if length >= self.max_context:
+            raise ValueError(
+                f"add: {what} has {length} tokens, and one more must fit into {self.max_context}: shorten it, or raise "
+                f"max_context or the KV cache ({self.blocks.num_blocks} blocks of {self.config.block_size} tokens)"
+            )
+
+    def _check_params(self, params: SamplingParams) -> int:
+        """Number of the set of banned ids."""
+        if params.stop and self.processor is None:
+            raise ValueError("add: stop texts need a tokenizer: use stop_token_ids, or give the engine a processor")
+        for token in params.stop_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"add: stop_token_ids has {token}, outside the vocabulary of {self.vocab_size}")
+        if params.banned_ids not in self._ban_numbers:
+            self._ban_numbers[params.banned_ids] = len(self._bans)
+            self._bans.append(self._ban(params.banned_ids))
+        return self._ban_numbers[params.banned_ids]
+
+    def _ban(self, banned_ids: tuple[int, ...] | str) -> Ban:
+        if banned_ids == ():
+            return Ban(self.vocab_size, None)
+        vocab_size = self.processor.vocab_size if self.processor else self.vocab_size
+        if isinstance(banned_ids, str):
+            banned_ids = self.processor.never_sampled_ids if self.processor else ()
+        outside = [token for token in banned_ids if not 0 <= token < self.vocab_size]
+        if outside:
+            raise ValueError(f"add: banned_ids has {outside[0]}, outside the vocabulary of {self.vocab_size}")
+        mask = torch.zeros(vocab_size, dtype=torch.bool)
+        mask[[token for token in banned_ids if token < vocab_size]] = True
+        if bool(mask.all()):
+            raise ValueError(f"add: banned_ids leaves none of the {vocab_size} ids")
+        return Ban(vocab_size, mask.to(self.runner.device) if bool(mask.any()) else None)
+
+    def _token_bytes(self, token: int) -> bytes:
+        assert self.processor is not None
+        return self.processor.token_bytes(token) if token < self.processor.vocab_size else b""
+
+    def _num_blocks(self) -> int:
+        """Blocks of the KV cache: as configured, else what free memory has room for and the sequences can use."""
+        config, text = self.config, self.model.config.text
+        if config.num_blocks is not None:
+            return config.num_blocks
+        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
+        if config.kv_bytes is not None:
+            limit = config.kv_bytes
+        else:
+            context = config.max_context or text.max_position_embeddings
+            useful = config.max_sequences * -(-context // config.block_size) * config.block_size * per_token
+            limit = min(useful, int(_free_memory(self.model.device) * config.memory_fraction))
+        num_blocks = limit // (per_token * config.block_size)
+        if num_blocks < 1:
+            raise ValueError(
+                f"the KV cache has no room: {limit} bytes for blocks of {per_token * config.block_size}: raise "
+                "kv_bytes or memory_fraction, or free memory"
+            )
+        return num_blocks
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

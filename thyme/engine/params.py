@@ -1,0 +1,94 @@
+"""What a request says: the prompt, and how tokens are drawn and when to stop. Standard library only."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_INT64 = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a sequence begins with."""
+
+    token_ids: Sequence[int] | str
+    """Ids, or trusted text (special tokens in it become tokens). An image has one image id, or all its ids already."""
+    images: Sequence[Any] = ()
+    """PIL images or ImageInputs, in the order of their image ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn and when a round ends. Nothing here is ever taken from a checkpoint's generation_config."""
+
+    n: int = 1
+    """Sequences drawn from the prompt; they share its KV cache."""
+    max_tokens: int = 2048
+    """Tokens sampled in one round."""
+    temperature: float = 1.0
+    """Temperature of text; 0 is greedy."""
+    code_temperature: float = 0.0
+    """Temperature between `<code>` and `</code>` when adaptive (GRPO-ATS: 0). The token that completes `<code>` is
+    drawn at `temperature`, the one that completes `</code>` at this one."""
+    adaptive: bool = True
+    """Switch temperatures inside code; off, every token is drawn at `temperature`."""
+    top_k: int | None = None
+    """Draw among the k largest logits. Biases log-probs in RL."""
+    top_p: float | None = None
+    """Draw among the most probable ids that reach this mass. Biases log-probs in RL."""
+    min_p: float | None = None
+    """Draw among ids at least this probable, relative to the most probable. Biases log-probs in RL."""
+    repetition_penalty: float = 1.0
+    """Logits of ids already in the sequence are divided by it where positive, multiplied where negative (CTRL, Keskar
+    et al. 2019); it changes every log-prob. 1 is off. Biases log-probs in RL."""
+    seed: int | None = None
+    """Seeds the draws; sequence i of n uses seed + i. None: drawn, and recorded in the sequence's params."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the round as soon as they are complete; they are kept."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Ids that end the round; they are kept."""
+    stop_at_tags: bool = True
+    """End the round when `</code>` closes a code block, at `</answer>`, and at a forged `<sandbox_output>`."""
+    ignore_eos: bool = False
+    """Go on after an end-of-sequence id."""
+    banned_ids: Literal["default"] | tuple[int, ...] = "default"
+    """Ids with probability 0. "default": the processor's never_sampled_ids and the ids beyond the tokenizer's. A tuple:
+    these, and the ids beyond the tokenizer's. Empty: none at all, which is what transformers does."""
+    repetition: Literal["default"] | None = "default"
+    """End a round that falls into a loop, as the engine's RepetitionConfig defines one; None: never."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SamplingParams.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("temperature", "code_temperature"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"SamplingParams.{name} must be finite and at least 0, got {value}")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"SamplingParams.top_k must be at least 0 (0 is off), got {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"SamplingParams.top_p must lie in (0, 1], got {self.top_p}")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"SamplingParams.min_p must lie in [0, 1], got {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
+            raise ValueError(f"SamplingParams.repetition_penalty must be positive, got {self.repetition_penalty}")
+        if self.seed is not None and not -_INT64 <= self.seed <= _INT64 - self.n:
+            raise ValueError(f"SamplingParams.seed + n must fit 64 bits, got seed {self.seed}, n {self.n}")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"SamplingParams.stop must be a tuple of texts, none empty, got {self.stop!r}")
+        if self.banned_ids != "default" and isinstance(self.banned_ids, str):
+            raise ValueError(f"SamplingParams.banned_ids must be 'default' or a tuple of ids, got {self.banned_ids!r}")
+        if self.repetition not in ("default", None):
+            raise ValueError(f"SamplingParams.repetition must be 'default' or None, got {self.repetition!r}")
+
+    @property
+    def truncates(self) -> bool:
+        """Top-k, top-p or min-p is on."""
+        return bool(self.top_k) or (self.top_p or 1.0) < 1.0 or bool(self.min_p)
+
+    @property
+    def biases_logprobs(self) -> bool:
+        """What is drawn does not follow the log-probs that are reported, or they are not the model's."""
+        return self.truncates or self.repetition_penalty != 1.0

@@ -1,0 +1,389 @@
+"""Which sequence computes which of its tokens in the next step, and in which blocks.
+
+There is no prefill phase and no decode phase: every running sequence has num_computed tokens chasing num_tokens. One
+that lacks a single token decodes; one that lacks more is prefilled, in chunks, within the same budget of tokens.
+
+Places among the running are given in the order: preempted, resumed (appended to), new. A preempted sequence loses its
+blocks and computes its tokens again; what of them is still in the prefix cache is found there.
+"""
+
+from collections import Counter, deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyme.engine.batch import Batch
+from thyme.engine.block_manager import BlockManager
+from thyme.engine.config import EngineConfig
+from thyme.engine.sequence import Sequence, SequenceStatus, SequenceTable
+from thyme.engine.tags import TokenKind
+
+_IS_GIVEN = np.isin(np.arange(len(TokenKind)), (TokenKind.PROMPT, TokenKind.SANDBOX, TokenKind.IMAGE))
+
+
+class Scheduler:
+    """Owns the queues and, through them, the blocks of every sequence in the table."""
+
+    def __init__(self, config: EngineConfig, table: SequenceTable, blocks: BlockManager) -> None:
+        self.config = config
+        self.table = table
+        self.blocks = blocks
+        self.preempted: deque[Sequence] = deque()
+        self.resumed: deque[Sequence] = deque()
+        self.new: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        """In the order they came in; the last is the first to be preempted."""
+        self.idle: dict[int, Sequence] = {}
+        """By id: sequences with KV that are not running (held, or resumed and waiting), longest idle first."""
+        self.counts: Counter[str] = Counter()
+        self._rows: NDArray[np.int64] | None = None
+        self._copies: dict[int, int] = {}
+        self._started: list[Sequence] = []
+
+    # From outside: sequences come and go.
+
+    def add(self, sequence: Sequence) -> None:
+        """Puts a sequence that has no row yet, with its followers, at the end of the queue."""
+        self.new.append(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Puts a held sequence that has been appended to in line."""
+        sequence.status = SequenceStatus.WAITING
+        self.resumed.append(sequence)
+        if sequence.id in self.idle:
+            self.idle[sequence.id] = self.idle.pop(sequence.id)  # now the last to lose its KV
+
+    def hold(self, sequence: Sequence) -> None:
+        """Takes a running sequence out; it keeps its KV for as long as nothing that runs needs the room."""
+        self._leave(sequence)
+        sequence.status = SequenceStatus.HELD
+        self.idle[sequence.id] = sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is, and frees its row and blocks. A follower takes over what it led."""
+        followers, sequence.followers = sequence.followers, []
+        if sequence.status is SequenceStatus.RUNNING:
+            self._leave(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._leave_queue(sequence)
+        self.idle.pop(sequence.id, None)
+        if sequence.row is not None:
+            self._drop_blocks(sequence)
+            self.table.free(sequence.row)
+        else:
+            sequence.final_ids = sequence.token_ids
+        sequence.status = SequenceStatus.FINISHED
+        if followers:
+            followers[0].followers = followers[1:]
+            self.new.appendleft(followers[0])
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.running or self.preempted or self.resumed or self.new)
+
+    @property
+    def num_waiting(self) -> int:
+        queues = (self.preempted, self.resumed, self.new)
+        return sum(1 + len(sequence.followers) for queue in queues for sequence in queue)
+
+    # One step.
+
+    def schedule(self) -> Batch | None:
+        """The next step, its blocks in place; None when nothing is left to run."""
+        while self.has_unfinished:
+            self._make_room_to_decode()
+            rows, counts, forks = self._plan()
+            if len(rows):
+                batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started)
+                self._copies, self._started = {}, []
+                return batch
+            self._take_blocks_back()
+        return None
+
+    def commit(self, batch: Batch) -> None:
+        """What was computed counts: full blocks are published."""
+        table, size = self.table, self.table.block_size
+        before = table.num_computed[batch.rows]
+        after = before + batch.counts
+        self._count(batch, before, after)
+        table.num_computed[batch.rows] = after
+        table.num_seen[batch.rows] = np.maximum(table.num_seen[batch.rows], after)
+        if self.config.prefix_cache:
+            for i in np.flatnonzero(before // size < after // size):
+                sequence = table.sequences[batch.rows[i]]
+                assert sequence is not None
+                self._publish(sequence, int(after[i]) // size)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError unless every block is accounted for and every live sequence is in one place."""
+        live = [sequence for sequence in self.table.sequences if sequence is not None]
+        self.blocks.check_integrity(self.table.blocks(s.row) for s in live if s.row is not None)
+        for sequence in live:
+            assert sequence.row is not None
+            if self.table.num_blocks[sequence.row] < self.blocks.blocks_for(int(self.table.num_computed[sequence.row])):
+                raise RuntimeError(f"sequence {sequence.id} has computed tokens without a block")
+            if self.table.num_blocks[sequence.row] and sequence.id not in self.idle and sequence not in self.running:
+                raise RuntimeError(f"sequence {sequence.id} holds blocks, but is neither running nor idle")
+
+    # Planning.
+
+    def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, list[int]]]:
+        """Rows, how many tokens each computes, and which rows fork from which."""
+        rows = self._running_rows()
+        pending = self.table.num_tokens[rows] - self.table.num_computed[rows]
+        decoding = pending == 1
+        decode_rows = rows[decoding]
+        self._reserve_decode(decode_rows)
+        budget = self.config.max_batch_tokens - len(decode_rows)
+        chunks: list[tuple[int, int]] = []
+        for row in rows[~decoding].tolist():
+            budget -= self._prefill(row, budget, chunks)
+        budget -= self._admit_waiting(budget, chunks)
+        if chunks:
+            prefills = np.array(chunks, dtype=np.int64)
+            rows = np.concatenate((decode_rows, prefills[:, 0]))
+            counts = np.concatenate((np.ones(len(decode_rows), dtype=np.int64), prefills[:, 1]))
+        else:
+            rows, counts = decode_rows, np.ones(len(decode_rows), dtype=np.int64)
+        return rows, counts, self._fork_groups(rows, counts)
+
+    def _make_room_to_decode(self) -> None:
+        """Preempts until every sequence that decodes has a place for its token."""
+        while True:
+            rows = self._running_rows()
+            computed = self.table.num_computed[rows]
+            full = self.table.num_blocks[rows] * self.table.block_size <= computed
+            needy = (full | self.table.has_shared_tail[rows]) & (self.table.num_tokens[rows] == computed + 1)
+            if int(needy.sum()) <= self.blocks.num_free:
+                return
+            self._take_blocks_back()
+
+    def _reserve_decode(self, rows: NDArray[np.int64]) -> None:
+        computed = self.table.num_computed[rows]
+        full = self.table.num_blocks[rows] * self.table.block_size <= computed
+        for i in np.flatnonzero(full | self.table.has_shared_tail[rows]):
+            self._reserve(int(rows[i]), int(computed[i]) + 1)
+
+    def _prefill(self, row: int, budget: int, chunks: list[tuple[int, int]]) -> int:
+        """Adds the row's next chunk, as long as budget and free blocks allow; returns its length."""
+        table, size = self.table, self.table.block_size
+        computed = int(table.num_computed[row])
+        count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
+        free = self.blocks.num_free - int(self._must_copy_tail(row))
+        count = min(count, (int(table.num_blocks[row]) + free) * size - computed)
+        if free < 0 or count <= 0:
+            return 0
+        self._reserve(row, computed + count)
+        chunks.append((row, count))
+        return count
+
+    def _reserve(self, row: int, end: int) -> None:
+        """Blocks of the row's own for all tokens it will write up to `end`."""
+        table = self.table
+        if self._must_copy_tail(row):
+            last = int(table.num_computed[row]) // table.block_size
+            block, own = int(table.block_tables[row, last]), self.blocks.allocate()
+            self._copies[own] = block
+            table.block_tables[row, last] = own
+            self.blocks.release((block,))
+        table.has_shared_tail[row] = False
+        for position in range(int(table.num_blocks[row]), self.blocks.blocks_for(end)):
+            table.block_tables[row, position] = self.blocks.allocate()
+            table.num_blocks[row] = position + 1
+
+    def _must_copy_tail(self, row: int) -> bool:
+        """The next token goes to a block that has other holders."""
+        if not self.table.has_shared_tail[row]:
+            return False
+        return self.blocks.is_shared(
+            int(self.table.block_tables[row, self.table.num_computed[row] // self.table.block_size])
+        )
+
+    def _admit_waiting(self, budget: int, chunks: list[tuple[int, int]]) -> int:
+        used = 0
+        places = self.config.max_sequences - sum(1 + len(sequence.followers) for sequence in self.running)
+        for queue in (self.preempted, self.resumed, self.new):
+            while queue:
+                sequence = queue[0]
+                places -= 1 + len(sequence.followers)
+                if used >= budget or places < 0 or not self._admit(sequence):
+                    return used
+                queue.popleft()
+                assert sequence.row is not None
+                used += self._prefill(sequence.row, budget - used, chunks)
+        return used
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Makes a waiting sequence run, if the blocks for all its tokens are free."""
+        table, blocks = self.table, self.blocks
+        # Those that run should not be stopped at once for one more: each will soon want a block, as will each sibling.
+        reserve = len(self.running) + len(sequence.followers)
+        if sequence.row is None:
+            missing = blocks.blocks_for(sequence.prompt_len)
+        else:
+            missing = blocks.blocks_for(len(sequence)) - int(table.num_blocks[sequence.row])
+        hits = self._find_prefix(sequence)
+        for block, _ in hits:
+            blocks.share(block)
+        if missing - len(hits) + reserve > blocks.num_free and (self.running or missing - len(hits) > blocks.num_free):
+            blocks.release(block for block, _ in reversed(hits))
+            return False
+        row = sequence.row
+        if row is None:
+            row = table.assign(sequence)
+            sequence.node = blocks.root
+        if hits:
+            table.block_tables[row, : len(hits)] = [block for block, _ in hits]
+            table.num_blocks[row] = len(hits)
+            table.num_computed[row] = len(hits) * table.block_size
+            sequence.node, sequence.num_published = hits[-1][1], len(hits)
+            self.counts["cached_tokens"] += max(0, len(hits) * table.block_size - int(table.num_seen[row]))
+        self.idle.pop(sequence.id, None)
+        sequence.status = SequenceStatus.RUNNING
+        self.running.append(sequence)
+        self._rows = None
+        self._start(sequence)
+        return True
+
+    def _fork_groups(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, list[int]]:
+        """Followers of every leader whose prompt this step completes get their rows; they share all its blocks."""
+        forks: dict[int, list[int]] = {}
+        leaders = [sequence for sequence in self.running if sequence.followers]
+        if not leaders:
+            return forks
+        ends = dict(zip(rows.tolist(), (self.table.num_computed[rows] + counts).tolist(), strict=True))
+        for leader in leaders:
+            assert leader.row is not None
+            if ends.get(leader.row) != leader.prompt_len:
+                continue
+            forks[leader.row] = [self._fork(leader, follower) for follower in leader.followers]
+            leader.followers = []
+        return forks
+
+    def _fork(self, leader: Sequence, sequence: Sequence) -> int:
+        table = self.table
+        assert leader.row is not None
+        row = table.fork(leader.row, sequence)
+        for block in table.blocks(row):
+            self.blocks.share(block)
+        # The step itself still writes the prompt's last tokens, once for all; what follows goes to copies.
+        table.num_computed[row] = table.num_seen[row] = leader.prompt_len
+        table.has_shared_tail[[leader.row, row]] = leader.prompt_len % table.block_size != 0
+        sequence.node, sequence.num_published = leader.node, leader.num_published
+        sequence.status = SequenceStatus.RUNNING
+        self.running.append(sequence)
+        self._rows = None
+        self._start(sequence)
+        return row
+
+    def _start(self, sequence: Sequence) -> None:
+        if not sequence.has_begun:
+            sequence.has_begun = True
+            self._started.append(sequence)
+
+    # Taking back.
+
+    def _take_blocks_back(self) -> None:
+        """From the sequence that came last; from idle ones only when the first alone is left, since they are promised
+        to keep what they have as long as possible."""
+        if len(self.running) > 1 or not self.idle:
+            assert self.running, "a waiting sequence fits into an empty cache: the engine checked that"
+            self._preempt(self.running[-1])
+            return
+        sequence = self.idle.pop(next(iter(self.idle)))
+        self._drop_blocks(sequence)
+        self.counts["evictions"] += 1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        self._drop_blocks(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.preempted.appendleft(sequence)
+        self.counts["preemptions"] += 1
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        row = sequence.row
+        assert row is not None
+        held = self.table.blocks(row)
+        for block in held:
+            self._copies.pop(block, None)
+        self.blocks.release(reversed(held))
+        self.table.num_blocks[row] = self.table.num_computed[row] = 0
+        self.table.has_shared_tail[row] = False
+        sequence.node, sequence.num_published = self.blocks.root, 0
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._rows = None
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        for queue in (self.preempted, self.resumed, self.new):
+            if sequence in queue:
+                queue.remove(sequence)
+                return
+            for leader in (*queue, *self.running):
+                if sequence in leader.followers:
+                    leader.followers.remove(sequence)
+                    return
+
+    # Prefixes.
+
+    def _find_prefix(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """Published blocks that the sequence begins with; its last token is always left to compute."""
+        if not self.config.prefix_cache or (sequence.row is not None and self.table.num_blocks[sequence.row]):
+            return []
+        if sequence.row is None:
+            token_ids = sequence.prompt.token_ids
+        else:
+            token_ids = self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
+        hits: list[tuple[int, int]] = []
+        node = self.blocks.root
+        for index in range((len(token_ids) - 1) // self.table.block_size):
+            found = self.blocks.find(node, self._content(sequence, token_ids, index))
+            if found is None:
+                break
+            hits.append(found)
+            node = found[1]
+        return hits
+
+    def _publish(self, sequence: Sequence, num_full: int) -> None:
+        assert sequence.row is not None
+        token_ids = self.table.token_ids[sequence.row]
+        for index in range(sequence.num_published, num_full):
+            block = int(self.table.block_tables[sequence.row, index])
+            sequence.node = self.blocks.publish(block, sequence.node, self._content(sequence, token_ids, index))
+        sequence.num_published = num_full
+
+    def _content(self, sequence: Sequence, token_ids: NDArray[np.int32], index: int) -> object:
+        """What stands in a block: its ids, and for the images it shows which part of which."""
+        size = self.table.block_size
+        start, end = index * size, (index + 1) * size
+        content = token_ids[start:end].tobytes()
+        if not sequence.images:
+            return content
+        images = tuple(
+            (image.digest, start - first)
+            for image, first in zip(sequence.images, sequence.image_starts, strict=True)
+            if first < end and start < first + image.num_tokens
+        )
+        return (content, images) if images else content
+
+    # Small things.
+
+    def _running_rows(self) -> NDArray[np.int64]:
+        if self._rows is None:
+            self._rows = np.array([sequence.row for sequence in self.running], dtype=np.int64)
+        return self._rows
+
+    def _count(self, batch: Batch, before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
+        seen = self.table.num_seen[batch.rows]
+        recomputed = int((np.minimum(after, seen) - np.minimum(before, seen)).sum())
+        single = batch.counts == 1
+        rows = batch.rows[single]
+        given = int((_IS_GIVEN[self.table.kinds[rows, before[single]]] & (before[single] >= seen[single])).sum())
+        for i in np.flatnonzero(~single):
+            given += int(_IS_GIVEN[self.table.kinds[batch.rows[i], max(before[i], seen[i]) : after[i]]].sum())
+        self.counts["steps"] += 1
+        self.counts["recomputed_tokens"] += recomputed
+        self.counts["prefilled_tokens"] += recomputed + given
+        self.counts["sampled_tokens"] += len(batch.sample_rows)

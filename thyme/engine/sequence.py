@@ -1,0 +1,298 @@
+"""A sequence, what comes back of it, and the table that holds the numbers of all live sequences.
+
+R rows of the table (one per live sequence), C tokens of context. What a step touches of every sequence is in arrays
+over rows, so that a step costs a few numpy calls whatever the number of sequences.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyme.engine.params import SamplingParams
+from thyme.engine.tags import TokenKind
+from thyme.model.processor import ImageInputs
+from thyme.repetition import RepetitionHit
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()
+    """For a place among the running: new, preempted, or appended to."""
+    RUNNING = auto()
+    HELD = auto()
+    """Its round has ended; it keeps its KV and waits for `append` or `release`."""
+    FINISHED = auto()
+
+
+class FinishReason(StrEnum):
+    """Why a round ended."""
+
+    EOS = "eos"
+    STOP = "stop"
+    """A tag, a stop text or a stop id; stop_reason says which."""
+    LENGTH = "length"
+    """max_tokens of the round."""
+    CONTEXT = "context"
+    """The sequence is as long as the engine's max_context."""
+    REPETITION = "repetition"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Given tokens (a prompt, or what is appended), images expanded, with positions: what is needed to compute them."""
+
+    token_ids: NDArray[np.int32]
+    """[T]."""
+    positions: NDArray[np.int32]
+    """[3, T] M-RoPE."""
+    next_position: int
+    images: tuple[ImageInputs, ...]
+    image_starts: tuple[int, ...]
+    """Index of each image's first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step drew, on the host, one entry per sample."""
+
+    token_ids: NDArray[np.int64]
+    events: NDArray[np.uint8]
+    """TagEvent."""
+    kinds: NDArray[np.uint8]
+    """TokenKind; end-of-sequence ids are not told apart here."""
+    records: NDArray[np.float32]
+    """[4, S]: logprob, logprob_raw, entropy, temperature."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sequence of tokens from its prompt to its end. Read what you like; only the engine writes.
+
+    Followers are the siblings of a group before its prompt is computed: they then fork from this sequence.
+    """
+
+    id: int
+    index: int
+    """Which of the params.n sequences of its prompt."""
+    params: SamplingParams
+    """With the seed of this sequence, and n = 1."""
+    prompt: Tokens
+    hold: bool
+    ban: int
+    """Number of its set of banned ids."""
+    status: SequenceStatus = SequenceStatus.WAITING
+    followers: list["Sequence"] = field(default_factory=list)
+    images: list[ImageInputs] = field(default_factory=list)
+    image_starts: list[int] = field(default_factory=list)
+    row: int | None = None
+    table: "SequenceTable | None" = None
+    node: int = 0
+    """Node of the prefix tree after the first num_published blocks."""
+    num_published: int = 0
+    has_begun: bool = False
+    """Its current round has reached the sampler's state (automaton, detector)."""
+    final_ids: list[int] | None = None
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt, images expanded."""
+        return len(self.prompt.token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens so far, images expanded."""
+        if self.final_ids is not None:
+            return list(self.final_ids)
+        if self.table is None or self.row is None:
+            return self.prompt.token_ids.tolist()
+        return self.table.token_ids[self.row, : self.table.num_tokens[self.row]].tolist()
+
+    def __len__(self) -> int:
+        if self.final_ids is not None:
+            return len(self.final_ids)
+        return self.prompt_len if self.row is None or self.table is None else int(self.table.num_tokens[self.row])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completion:
+    """One round of a sequence that has ended: T sampled tokens, as they were sampled, and what is known of each."""
+
+    sequence: Sequence
+    index: int
+    """The sequence's place among the n of its prompt."""
+    token_ids: list[int]
+    logprobs: NDArray[np.float32]
+    """[T] at the temperature used, before truncation; 0 where greedy. Nats."""
+    logprobs_raw: NDArray[np.float32]
+    """[T] at temperature 1. Nats."""
+    entropies: NDArray[np.float32]
+    """[T] of the distribution at temperature 1. Nats."""
+    temperatures: NDArray[np.float32]
+    """[T] used."""
+    kinds: NDArray[np.uint8]
+    """[T] TokenKind."""
+    weight_version: NDArray[np.int32]
+    """[T] of the weights that drew the token."""
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    """"</code>", "</answer>", "forged", the stop text, the stop id; None where finish_reason says it all."""
+    repetition: RepetitionHit | None = None
+    """What was found, its positions counted from the round's first token."""
+
+
+class SequenceTable:
+    """One row per live sequence. Fields are public: Scheduler, Batch and StopChecker work on whole columns."""
+
+    def __init__(self, num_rows: int, max_context: int, block_size: int) -> None:
+        self.max_context = max_context
+        self.block_size = block_size
+        self.max_blocks = -(-max_context // block_size)
+        self.sequences: list[Sequence | None] = []
+        self._free: list[int] = []
+        # Per token.
+        self.token_ids = np.empty((0, max_context), dtype=np.int32)
+        self.kinds = np.empty((0, max_context), dtype=np.uint8)
+        self.positions = np.empty((0, 3, max_context), dtype=np.int32)
+        self.records = np.empty((0, 4, max_context), dtype=np.float32)
+        """logprob, logprob_raw, entropy, temperature."""
+        self.weight_versions = np.empty((0, max_context), dtype=np.int32)
+        # Blocks.
+        self.block_tables = np.empty((0, self.max_blocks), dtype=np.int32)
+        self.num_blocks = np.empty(0, dtype=np.int64)
+        self.has_shared_tail = np.empty(0, dtype=bool)
+        """The block that the next token goes to may have other holders: copy it before writing."""
+        # Progress: [0, num_computed) has its KV; num_seen is the most it ever had.
+        self.num_tokens = np.empty(0, dtype=np.int64)
+        self.num_computed = np.empty(0, dtype=np.int64)
+        self.num_seen = np.empty(0, dtype=np.int64)
+        self.next_position = np.empty(0, dtype=np.int64)
+        self.images_end = np.empty(0, dtype=np.int64)
+        """One past the last image token, 0 without images."""
+        # The round: its first token, and where it must end.
+        self.round_start = np.empty(0, dtype=np.int64)
+        self.round_end = np.empty(0, dtype=np.int64)
+        # Parameters.
+        self.temperatures = np.empty((0, 2), dtype=np.float32)
+        """In text and in code."""
+        self.seeds = np.empty(0, dtype=np.int64)
+        self.top_k = np.empty(0, dtype=np.int64)
+        self.top_p = np.empty(0, dtype=np.float32)
+        self.min_p = np.empty(0, dtype=np.float32)
+        self.truncates = np.empty(0, dtype=bool)
+        self.penalizes = np.empty(0, dtype=bool)
+        self.ban = np.empty(0, dtype=np.int64)
+        """Number of the row's set of banned ids."""
+        self._grow(num_rows)
+
+    def assign(self, sequence: Sequence) -> int:
+        """Gives a sequence a row, filled with its prompt and parameters."""
+        if not self._free:
+            self._grow(2 * len(self.sequences))
+        row = self._free.pop()
+        self.sequences[row] = sequence
+        sequence.row, sequence.table = row, self
+        params = sequence.params
+        self.num_tokens[row] = 0
+        self.next_position[row] = self.images_end[row] = 0
+        self.num_blocks[row] = self.num_computed[row] = self.num_seen[row] = 0
+        self.has_shared_tail[row] = False
+        code = params.code_temperature if params.adaptive else params.temperature
+        self.temperatures[row] = params.temperature, code
+        assert params.seed is not None
+        self.seeds[row] = params.seed
+        self.top_k[row] = params.top_k or 0
+        self.top_p[row] = 1.0 if params.top_p is None else params.top_p
+        self.min_p[row] = params.min_p or 0.0
+        self.truncates[row] = params.truncates
+        self.penalizes[row] = params.repetition_penalty != 1.0
+        self.ban[row] = sequence.ban
+        self.extend(row, sequence.prompt, TokenKind.PROMPT)
+        self.begin_round(row, params.max_tokens)
+        return row
+
+    def extend(self, row: int, tokens: Tokens, kind: TokenKind) -> None:
+        """Puts given tokens at the end of a row."""
+        start = int(self.num_tokens[row])
+        end = start + len(tokens.token_ids)
+        self.token_ids[row, start:end] = tokens.token_ids
+        self.positions[row, :, start:end] = tokens.positions
+        self.kinds[row, start:end] = kind
+        for first, image in zip(tokens.image_starts, tokens.images, strict=True):
+            self.images_end[row] = start + first + image.num_tokens
+            self.kinds[row, start + first : self.images_end[row]] = TokenKind.IMAGE
+        self.num_tokens[row] = end
+        self.next_position[row] = tokens.next_position
+
+    def begin_round(self, row: int, max_tokens: int) -> None:
+        """The next sampled token is the first of a round."""
+        self.round_start[row] = self.num_tokens[row]
+        self.round_end[row] = self.num_tokens[row] + max_tokens
+
+    def push(self, rows: NDArray[np.int64], drawn: Sampled, weight_version: int) -> None:
+        """Puts one sampled token at the end of each row."""
+        at = self.num_tokens[rows]
+        position = self.next_position[rows]
+        self.token_ids[rows, at] = drawn.token_ids
+        self.kinds[rows, at] = drawn.kinds
+        self.positions[rows, :, at] = position[:, None]
+        self.records[rows, :, at] = drawn.records.T
+        self.weight_versions[rows, at] = weight_version
+        self.num_tokens[rows] = at + 1
+        self.next_position[rows] = position + 1
+
+    def fork(self, source: int, sequence: Sequence) -> int:
+        """Gives a sibling of the row's sequence, with the same prompt, a row that has come as far."""
+        row = self.assign(sequence)
+        self.num_computed[row], self.num_seen[row] = self.num_computed[source], self.num_seen[source]
+        self.num_blocks[row] = self.num_blocks[source]
+        self.block_tables[row] = self.block_tables[source]
+        return row
+
+    def free(self, row: int) -> None:
+        sequence = self.sequences[row]
+        assert sequence is not None
+        sequence.final_ids = sequence.token_ids
+        sequence.row = sequence.table = None
+        self.sequences[row] = None
+        self._free.append(row)
+
+    def blocks(self, row: int) -> list[int]:
+        """Block ids the row holds, in the order of its tokens."""
+        return self.block_tables[row, : self.num_blocks[row]].tolist()
+
+    def round(self, row: int | None) -> tuple[list[int], dict[str, NDArray[Any]]]:
+        """Tokens of the current round, and copies of the records under Completion's names; none without a row."""
+        part = slice(0, 0)
+        if row is None:
+            row = 0
+        else:
+            part = slice(int(self.round_start[row]), int(self.num_tokens[row]))
+        logprobs, raw, entropies, temperatures = self.records[row, :, part].copy()
+        arrays: dict[str, NDArray[Any]] = dict(
+            logprobs=logprobs,
+            logprobs_raw=raw,
+            entropies=entropies,
+            temperatures=temperatures,
+            kinds=self.kinds[row, part].copy(),
+            weight_version=self.weight_versions[row, part].copy(),
+        )
+        return self.token_ids[row, part].tolist(), arrays
+
+    def _grow(self, num_rows: int) -> None:
+        old = len(self.sequences)
+        lengths = self.num_tokens[:old].tolist()
+        for name, array in vars(self).items():
+            if not isinstance(array, np.ndarray):
+                continue
+            grown = np.empty((num_rows, *array.shape[1:]), dtype=array.dtype)
+            if array.ndim > 1 and array.shape[-1] == self.max_context:
+                for row, length in enumerate(lengths):  # pages that were never written stay unclaimed
+                    grown[row, ..., :length] = array[row, ..., :length]
+            else:
+                grown[:old] = array
+            setattr(self, name, grown)
+        self.sequences += [None] * (num_rows - old)
+        self._free += reversed(range(old, num_rows))

@@ -1,0 +1,154 @@
+"""When a round ends. Looked at for all sequences at once; only what is rare is looked at one by one."""
+
+from collections.abc import Callable
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyme.engine.sequence import FinishReason, Sequence, SequenceTable
+from thyme.engine.tags import ENDING_EVENTS, TagEvent
+from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit
+
+StopReason = str | int | None
+
+
+class _Cause(IntEnum):
+    """What ends a round; of several at the same token the first counts."""
+
+    NONE = 0
+    EOS = 1
+    STOP_ID = 2
+    TAG = 3
+    STOP_TEXT = 4
+    REPETITION = 5
+    LENGTH = 6
+    CONTEXT = 7
+
+
+_REASON = {
+    _Cause.EOS: FinishReason.EOS,
+    _Cause.STOP_ID: FinishReason.STOP,
+    _Cause.TAG: FinishReason.STOP,
+    _Cause.STOP_TEXT: FinishReason.STOP,
+    _Cause.REPETITION: FinishReason.REPETITION,
+    _Cause.LENGTH: FinishReason.LENGTH,
+    _Cause.CONTEXT: FinishReason.CONTEXT,
+}
+_ENDS = np.array([TagEvent(event) in ENDING_EVENTS for event in range(len(TagEvent))])
+
+
+class TextMatcher:
+    """Finds stop texts in tokens that come one by one; a text may begin and end inside a token."""
+
+    def __init__(self, texts: tuple[str, ...], token_bytes: Callable[[int], bytes]) -> None:
+        self._texts = [(text, text.encode()) for text in texts]
+        self._keep = max(len(raw) for _, raw in self._texts) - 1
+        self._token_bytes = token_bytes
+        self._tail = b""
+
+    def push(self, token: int) -> str | None:
+        """The stop text that this token completes, if any: the one that ends first, of these the longest."""
+        seen = self._tail + self._token_bytes(token)
+        ends = [(seen.find(raw) + len(raw), -len(raw), text) for text, raw in self._texts if raw in seen]
+        self._tail = seen[max(0, len(seen) - self._keep) :]
+        return min(ends)[2] if ends else None
+
+
+class StopChecker:
+    """Watches the open rounds. Owns the repetition detector and what is particular to single sequences."""
+
+    def __init__(
+        self,
+        table: SequenceTable,
+        repetition: RepetitionConfig,
+        capacity: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        token_bytes: Callable[[int], bytes] | None,
+    ) -> None:
+        """`capacity` rounds may be open at once: running or preempted."""
+        self.table = table
+        self._detector = RepetitionDetector(repetition, capacity)
+        self._is_eos = np.zeros(vocab_size, dtype=bool)
+        self._is_eos[list(eos_token_ids)] = True
+        self._token_bytes = token_bytes
+        self._slots: dict[int, int] = {}  # by row
+        self._matchers: dict[int, TextMatcher] = {}
+        self._stop_ids: dict[int, frozenset[int]] = {}
+        self._without_eos: set[int] = set()
+        self._without_tags: set[int] = set()
+
+    def open(self, sequence: Sequence) -> None:
+        """A round begins."""
+        row, params = sequence.row, sequence.params
+        assert row is not None
+        if params.repetition is not None:
+            self._slots[row] = self._detector.open()
+        if params.stop:
+            assert self._token_bytes is not None
+            self._matchers[row] = TextMatcher(params.stop, self._token_bytes)
+        if params.stop_token_ids:
+            self._stop_ids[row] = frozenset(params.stop_token_ids)
+        if params.ignore_eos:
+            self._without_eos.add(row)
+        if not params.stop_at_tags:
+            self._without_tags.add(row)
+
+    def close(self, row: int) -> None:
+        """The round is over."""
+        if (slot := self._slots.pop(row, None)) is not None:
+            self._detector.close(slot)
+        self._matchers.pop(row, None)
+        self._stop_ids.pop(row, None)
+        self._without_eos.discard(row)
+        self._without_tags.discard(row)
+
+    def hit(self, row: int) -> RepetitionHit | None:
+        slot = self._slots.get(row)
+        return None if slot is None else self._detector.hit(slot)
+
+    def check(
+        self, rows: NDArray[np.int64], token_ids: NDArray[np.int64], events: NDArray[np.uint8]
+    ) -> list[tuple[int, FinishReason, StopReason]]:
+        """(row, why, what) of the rounds that end with these tokens, which the table has already."""
+        table = self.table
+        length = table.num_tokens[rows]
+        cause = np.where(length >= table.max_context, _Cause.CONTEXT, _Cause.NONE)
+        cause[length >= table.round_end[rows]] = _Cause.LENGTH
+        listed = rows.tolist()
+        if self._slots:
+            watched = [(i, self._slots[row]) for i, row in enumerate(listed) if row in self._slots]
+            at = np.array([i for i, _ in watched], dtype=np.int64)
+            slots = np.array([slot for _, slot in watched], dtype=np.int32)
+            looped = self._detector.push(slots, token_ids[at].astype(np.int32))
+            cause[at[looped > 0]] = _Cause.REPETITION
+        texts: dict[int, str] = {}
+        for row in self._matchers.keys() & set(listed):
+            if (text := self._matchers[row].push(int(token_ids[listed.index(row)]))) is not None:
+                texts[row] = text
+                cause[rows == row] = _Cause.STOP_TEXT
+        tagged = _ENDS[events]
+        if self._without_tags and tagged.any():
+            tagged &= ~np.isin(rows, list(self._without_tags))
+        cause[tagged] = _Cause.TAG
+        for row in self._stop_ids.keys() & set(listed):
+            if int(token_ids[listed.index(row)]) in self._stop_ids[row]:
+                cause[rows == row] = _Cause.STOP_ID
+        ended = self._is_eos[token_ids]
+        if self._without_eos and ended.any():
+            ended &= ~np.isin(rows, list(self._without_eos))
+        cause[ended] = _Cause.EOS
+
+        ends: list[tuple[int, FinishReason, StopReason]] = []
+        for i in np.flatnonzero(cause):
+            row, why = listed[i], _Cause(int(cause[i]))
+            what: StopReason = None
+            if why is _Cause.STOP_ID:
+                what = int(token_ids[i])
+            elif why is _Cause.TAG:
+                what = ENDING_EVENTS[TagEvent(int(events[i]))]
+            elif why is _Cause.STOP_TEXT:
+                what = texts[row]
+            ends.append((row, _REASON[why], what))
+        return ends
