@@ -1,6 +1,8 @@
 """What `thyme ask` accepts and refuses before any model is loaded."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from thyme.rollout.config import read_prompt_style, write_prompt_style
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
 from thyme.rollout.records import ImageStore
 from thyme.sandbox import Fix, SandboxResult, Status
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -104,3 +108,20 @@ def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert not {c for c in shown if c != "\n" and not c.isprintable()}
     assert "[bold]a\\x1b[31m" in shown and "line 2: added import math." in shown and "12 ms" in shown
     assert "\n1\\x9b[0m\n" in shown
+
+
+def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    for model, image, question, named in [
+        ("model", "missing.png", "what?", "missing.png"),
+        ("model", "broken.png", "what?", "broken.png"),
+        ("model", "good.png", "  ", "question"),
+        ("model", "good.png", "what?", "model"),
+        ("empty", "good.png", "what?", "config.json"),
+    ]:
+        command = [sys.executable, "-m", "thyme", "ask", str(tmp_path / model), str(tmp_path / image), question]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and not done.stdout, done
+        assert done.stderr.count("\n") == 1 and named in done.stderr and "Traceback" not in done.stderr, done

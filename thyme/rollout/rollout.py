@@ -6,7 +6,7 @@ result is there, `<sandbox_output>...</sandbox_output>` is appended and only tho
 until an answer or a limit. The state of one run lives in thyme/rollout/run.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cached_property
 
@@ -95,10 +95,10 @@ class RolloutLoop:
         adaptive: bool | None = None,
         seed: int = 0,
         allow_code: bool = True,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """One rollout of one question as events, as they happen; the last one is End. Arguments as in `run`.
 
-        Close the iterator to cancel the rollout.
+        Close the generator to cancel the rollout.
         """
         params = self._params(temperature, code_temperature, adaptive, allow_code)
         run = self._new_run([question], 1, params, seed, allow_code, streaming=True)

@@ -10,7 +10,7 @@ sequences, closed the sessions, which kills what still runs in them, and joined 
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
@@ -115,7 +115,7 @@ class Run:
         # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
         sessions = sandbox.config.max_sessions
         self.limit = min(config.max_in_flight or sessions, sessions)
-        self.waiting = deque(_pieces(questions, n, self.limit, seed))
+        self.waiting = deque(_pieces(questions, n, min(self.limit, engine.config.max_sequences), seed))
         self.flights: dict[int, _Flight] = {}
         self.outstanding: deque[_Flight] = deque()  # in the order their code ended
         self.pool = ThreadPoolExecutor(sandbox.config.workers, thread_name_prefix="thyme-rollout")
@@ -128,7 +128,7 @@ class Run:
         self.started = time.perf_counter()
         self.wall_s = 0.0
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Everything that happens; an End per rollout."""
         try:
             while self.waiting or self.flights:
@@ -217,6 +217,8 @@ class Run:
             ended = RolloutStatus.MAX_IMAGES
         elif left < 1:
             ended = RolloutStatus.LENGTH
+        elif len(flight.sequence) + len(output.token_ids) >= self.engine.max_context:
+            ended = RolloutStatus.CONTEXT
         flight.turns.append(
             Turn(
                 text=flight.round_text,
@@ -265,7 +267,7 @@ class Run:
     def _execute(self, flight: _Flight) -> tuple[SandboxResult, Output]:
         question, config = flight.question, self.config
         if flight.session is None:
-            flight.session = self.sandbox.session(image=question.image, image_path=question.image_path or None)
+            flight.session = self.sandbox.session(question.image, question.image_path or None, seed=flight.seed)
             self.sessions.add(flight.session)
             if self.cancelled:  # the release may have looked before the session was there
                 flight.session.close()
@@ -293,9 +295,10 @@ class Run:
                 if idle:
                     self._wait(self.outstanding, idle=True)
                 ready = (f for f in self.outstanding if f.future is not None and f.future.done())
-                flight = next(ready, None)
-                if flight is None:
+                first = next(ready, None)
+                if first is None:
                     return
+                flight = first
             self.outstanding.remove(flight)
             yield flight
 
@@ -339,15 +342,15 @@ class Run:
         self.pool.shutdown(wait=True)
 
 
-def _pieces(questions: Sequence[Question], n: int, limit: int, seed: int) -> Iterator[_Piece]:
+def _pieces(questions: Sequence[Question], n: int, largest: int, seed: int) -> Iterator[_Piece]:
     seen: Counter[str] = Counter()
     for group, question in enumerate(questions):
         # From the id, not the place in the batch; a question asked twice gets other draws the second time.
         name = f"{seed}/{question.id}/{seen[question.id]}"
         seen[question.id] += 1
         base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        for first in range(0, n, limit):
-            yield _Piece(question, group, first, min(limit, n - first), base + first)
+        for first in range(0, n, largest):
+            yield _Piece(question, group, first, min(largest, n - first), base + first)
 
 
 def _text(turns: Sequence[Turn]) -> str:
