@@ -369,7 +369,7 @@ def _truncate_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_ok = row < num_rows
     tau = tl.load(temperature_ptr + row, mask=row_ok, other=0.0).to(tl.float32)
-    top_k = tl.load(top_k_ptr + row, mask=row_ok, other=0)
+    top_k = tl.load(top_k_ptr + row, mask=row_ok, other=0).to(tl.int32)
     top_p = tl.load(top_p_ptr + row, mask=row_ok, other=1.0)
     min_p = tl.load(min_p_ptr + row, mask=row_ok, other=0.0)
     use_k = (top_k > 0) & (top_k < vocab_size)
@@ -476,7 +476,7 @@ def _truncate_kernel(
 def _launch_config(vocab_size: int) -> dict[str, int]:
     """Tile of [ROWS, BLOCK] logits: 4096 ids a program, as one row of a real vocabulary or many of a toy one."""
     block = min(4096, max(64, triton.next_power_of_2(vocab_size)))
-    return {"ROWS": min(16, 4096 // block), "BLOCK": block, "num_warps": 8}
+    return {"ROWS": min(64, 4096 // block), "BLOCK": block, "num_warps": 8}
 
 
 @torch.no_grad()

@@ -1,0 +1,484 @@
+"""grpo_loss: values and gradients against a loop over tokens in float64, and properties that need no reference."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from thyme.kernels.grpo_loss import (
+    GrpoLossConfig,
+    GrpoMetrics,
+    grpo_loss,
+    grpo_loss_ref,
+    grpo_loss_triton,
+    policy_loss,
+    token_logprobs_ref,
+    token_logprobs_triton,
+)
+
+BOTH = pytest.mark.parametrize("run", [grpo_loss_ref, grpo_loss_triton], ids=["ref", "triton"])
+ROWS = pytest.mark.parametrize("row_pass", [token_logprobs_ref, token_logprobs_triton], ids=["ref", "triton"])
+Run = Callable[..., tuple[Tensor, GrpoMetrics]]
+
+
+def problem(num_rows: int = 12, vocab: int = 300, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """A packed batch of three sequences that uses everything: masked rows, four temperatures, bans, three policies."""
+    excluded = {"vocab_size": vocab - 40, "banned_ids": (2, vocab - 45)} if vocab > 60 else {}
+    logits = (torch.randn(num_rows, vocab, dtype=torch.float64) * 2).to(dtype)
+    targets = torch.randint(3, vocab - 45, (num_rows,)) if excluded else torch.randint(0, vocab, (num_rows,))
+    weights = torch.rand(num_rows) + 0.1
+    weights[3::4] = 0.0
+    temperature = torch.tensor([1.0, 0.0, 1.6, 1.0, 0.7])[torch.arange(num_rows) % 5]
+    logprob = token_logprobs_ref(logits.double(), targets, temperature=temperature, **excluded)[0]
+    bounds = sorted({0, num_rows // 3, num_rows // 2, num_rows})
+    return {
+        "logits": logits,
+        "targets": targets,
+        "advantages": torch.randn(num_rows, dtype=torch.float64),
+        "weights": weights.double(),
+        "old_logprobs": logprob + 0.3 * torch.randn(num_rows, dtype=torch.float64),
+        "ref_logprobs": logprob + 0.3 * torch.randn(num_rows, dtype=torch.float64),
+        "rollout_logprobs": logprob + 0.2 * torch.randn(num_rows, dtype=torch.float64),
+        "temperature": temperature,
+        "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+        "segments": (torch.arange(num_rows) % 2).to(torch.uint8),
+        **excluded,
+    }
+
+
+def call(run: Run, args: dict[str, Any], **more: Any) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """loss, d loss / d logits, metrics."""
+    args = args | more
+    logits = args.pop("logits").detach().clone().requires_grad_()
+    loss, metrics = run(logits, args.pop("targets"), args.pop("advantages"), args.pop("weights"), **args)
+    loss.backward()
+    return loss.detach(), logits.grad, metrics.as_dict()
+
+
+def oracle(args: dict[str, Any], config: GrpoLossConfig) -> tuple[Tensor, Tensor]:
+    """The loss written out token by token on torch.log_softmax, gradients by autograd."""
+    z = args["logits"].double().clone().requires_grad_()
+    counted = torch.ones(z.shape[1], dtype=torch.bool)
+    counted[args.get("vocab_size", z.shape[1]) :] = False
+    counted[list(args.get("banned_ids", ()))] = False
+    active = [t for t in range(len(z)) if args["weights"][t] != 0]
+    greedy = {t: args["temperature"][t] == 0 for t in active}
+    logprob, entropy = {}, {}
+    for t in active:
+        row = z[t].masked_fill(~counted, -torch.inf)
+        tau = 1.0 if greedy[t] else args["temperature"][t].double()
+        logprob[t] = (row / tau).log_softmax(-1)[args["targets"][t]]
+        raw = z[t][counted].log_softmax(-1)
+        entropy[t] = -(raw.exp() * raw).sum()
+    log_ratio = {t: logprob[t] - args["old_logprobs"][t] for t in active}
+    token_ratio = {t: log_ratio[t].exp() for t in active}
+    ratio = dict(token_ratio)
+    if config.loss.startswith("gspo"):
+        bounds = args["cu_seqlens"].tolist()
+        for first, last in pairwise(bounds):
+            tokens = [t for t in active if first <= t < last]
+            for t in tokens:
+                mean = torch.stack([log_ratio[u] for u in tokens]).mean()
+                own = logprob[t] - logprob[t].detach()
+                ratio[t] = (mean if config.loss == "gspo" else mean.detach() + own).exp()
+    loss = torch.zeros((), dtype=torch.float64)
+    for t in active:
+        a, r = args["advantages"][t], ratio[t]
+        clipped = r.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
+        capped = r if config.ratio_cap is None else r.clamp(max=config.ratio_cap)
+        policy = -clipped.detach() * a * logprob[t] if config.loss == "cispo" else -torch.min(capped * a, clipped * a)
+        if config.greedy_tokens == "is_pi" and greedy[t]:
+            policy = policy * logprob[t].detach().exp()
+        if config.rollout_ratio_cap is not None:
+            policy = policy * (args["old_logprobs"][t] - args["rollout_logprobs"][t]).exp().clamp(
+                max=config.rollout_ratio_cap
+            )
+        d = args["ref_logprobs"][t] - logprob[t]
+        kl = {"k1": -d, "k2": d * d / 2, "k3": d.exp() - d - 1}[config.kl]
+        kl = kl * token_ratio[t] if config.kl_times_ratio else kl
+        per_token = policy + config.kl_coef * kl - config.entropy_coef * entropy[t]
+        if not (config.greedy_tokens == "exclude" and greedy[t]):
+            loss = loss + args["weights"][t] * per_token
+    loss.backward()
+    return loss.detach(), z.grad
+
+
+CONFIGS = {
+    "default": GrpoLossConfig(),
+    "clip bounds": GrpoLossConfig(clip_eps_low=0.1, clip_eps_high=0.28, kl_coef=0.0),
+    "two-sided": GrpoLossConfig(clip_eps_high=0.1, ratio_cap=1.15),
+    "k1": GrpoLossConfig(kl="k1", kl_coef=0.3),
+    "k2": GrpoLossConfig(kl="k2", kl_coef=0.3),
+    "k3 times ratio": GrpoLossConfig(kl_coef=0.3, kl_times_ratio=True),
+    "entropy bonus": GrpoLossConfig(entropy_coef=0.2),
+    "gspo": GrpoLossConfig(loss="gspo", clip_eps_low=0.05, clip_eps_high=0.05),
+    "gspo per token": GrpoLossConfig(loss="gspo_token", clip_eps_low=0.05, clip_eps_high=0.05),
+    "cispo": GrpoLossConfig(loss="cispo"),
+    "truncated importance": GrpoLossConfig(rollout_ratio_cap=1.1),
+    "greedy excluded": GrpoLossConfig(greedy_tokens="exclude", entropy_coef=0.1, kl_coef=0.3),
+    "greedy is_pi": GrpoLossConfig(greedy_tokens="is_pi", kl_coef=0.3),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_reference_is_the_token_loop(config: GrpoLossConfig) -> None:
+    args = problem()
+    loss, grad, _ = call(grpo_loss_ref, args, config=config)
+    expected_loss, expected_grad = oracle(args, config)
+    torch.testing.assert_close(loss, expected_loss, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-12, rtol=1e-10)
+    assert (grad[args["weights"] == 0] == 0).all()
+
+
+def close(got: Tensor, exact: Tensor, what: str, tolerances: dict) -> None:
+    atol, rtol = tolerances[what, got.dtype]
+    torch.testing.assert_close(got.double(), exact, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_triton_against_float64(config: GrpoLossConfig, tolerances: dict) -> None:
+    args = problem()
+    loss, grad, metrics = call(grpo_loss_triton, args | {"logits": args["logits"].float()}, config=config)
+    args["logits"] = args["logits"].float().double()
+    exact_loss, exact_grad, exact_metrics = call(grpo_loss_ref, args, config=config)
+    close(loss, exact_loss, "loss", tolerances)
+    close(grad, exact_grad, "grad", tolerances)
+    assert metrics == pytest.approx(exact_metrics, abs=2e-5, rel=1e-5)
+
+
+# One row, one column; odd sizes; two blocks of 8192, the second with one column; more rows than one CPU chunk holds.
+@pytest.mark.parametrize(("num_rows", "vocab"), [(1, 1), (1, 257), (7, 131), (2, 8193), (150, 8009)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@BOTH
+def test_shapes_and_dtypes(run: Run, num_rows: int, vocab: int, dtype: torch.dtype, tolerances: dict) -> None:
+    if run is grpo_loss_triton and num_rows > 100:
+        num_rows = 5  # a program a row: the chunks are the reference's
+    config = GrpoLossConfig(entropy_coef=0.1)
+    args = problem(num_rows, vocab, dtype)
+    loss, grad, _ = call(run, args, config=config)
+    exact_loss, exact_grad, _ = call(grpo_loss_ref, args | {"logits": args["logits"].double()}, config=config)
+    assert (loss.dtype, grad.dtype) == (torch.float32, dtype)
+    close(loss, exact_loss, "loss", tolerances)
+    close(grad, exact_grad, "grad", tolerances)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@ROWS
+def test_token_logprobs_against_float64(row_pass: Run, dtype: torch.dtype, tolerances: dict) -> None:
+    args = problem(9, 1000, dtype)
+    more = {name: args[name] for name in ("temperature", "vocab_size", "banned_ids")}
+    logprob, entropy = row_pass(args["logits"], args["targets"], **more)
+    exact_logprob, exact_entropy = token_logprobs_ref(args["logits"].double(), args["targets"], **more)
+    for got, exact, what in ((logprob, exact_logprob, "logprob"), (entropy, exact_entropy, "entropy")):
+        atol, rtol = tolerances[what, dtype]
+        torch.testing.assert_close(got.double(), exact, atol=atol, rtol=rtol)
+
+
+def test_gradcheck() -> None:
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    more = {
+        "temperature": torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0]),
+        "mask": torch.tensor([True, True, True, True, False]),
+        "vocab_size": 6,
+        "banned_ids": (0,),
+    }
+    targets = torch.tensor([1, 5, 2, 3, 99])
+    assert torch.autograd.gradcheck(lambda z: token_logprobs_ref(z, targets, **more), logits)
+
+
+def test_sft_is_cross_entropy() -> None:
+    logits = torch.randn(20, 50, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 50, (20,))
+    (ours,) = torch.autograd.grad(-token_logprobs_ref(logits, targets)[0].mean(), logits)
+    (theirs,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), logits)
+    torch.testing.assert_close(ours, theirs, atol=1e-15, rtol=1e-12)
+
+
+@BOTH
+def test_rows_of_weight_zero_may_hold_anything(run: Run) -> None:
+    args = problem(dtype=torch.float32)
+    clean = call(run, args)
+    masked = args["weights"] == 0
+    dirty = {name: value.clone() if isinstance(value, Tensor) else value for name, value in args.items()}
+    for name in ("logits", "advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs", "temperature"):
+        dirty[name][masked] = torch.nan
+    dirty["targets"][masked] = -100
+    loss, grad, metrics = call(run, dirty)
+    assert loss == clean[0]
+    assert torch.equal(grad, clean[1])
+    assert (grad[masked] == 0).all()
+    assert metrics == clean[2]
+
+
+@BOTH
+def test_all_rows_masked(run: Run) -> None:
+    args = problem(dtype=torch.float32)
+    args["logits"].fill_(torch.nan)
+    loss, grad, metrics = call(run, args, weights=torch.zeros(12))
+    assert loss == 0
+    assert (grad == 0).all()
+    assert set(metrics.values()) == {0.0}
+
+
+@BOTH
+def test_on_policy_the_ratio_is_one(run: Run) -> None:
+    """Without old_logprobs, and with old_logprobs from the same row pass, bit for bit."""
+    args = problem(dtype=torch.float32)
+    row_pass = token_logprobs_triton if run is grpo_loss_triton else token_logprobs_ref
+    more = {name: args[name] for name in ("temperature", "vocab_size", "banned_ids")}
+    same = row_pass(args["logits"], args["targets"], mask=args["weights"] != 0, **more)[0].detach()
+    results = [call(run, args, old_logprobs=old, rollout_logprobs=None) for old in (None, same)]
+    for _, _, metrics in results:
+        assert metrics["ratio"] == metrics["ratio_max"] == metrics["ess"] == 1.0
+        assert metrics["clip_frac_low"] == metrics["clip_frac_high"] == metrics["kl_old"] == 0.0
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@ROWS
+def test_adding_a_constant_to_a_row_changes_nothing(row_pass: Run) -> None:
+    """Bitwise where the sum is exact; this is what padding columns counted as zeros would break."""
+    logits = (torch.randn(5, 163) * 4).round() / 4
+    targets, temperature = torch.arange(5), torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0])
+    grads = []
+    for shift in (0.0, -512.0, 4096.0):
+        z = (logits + shift).requires_grad_()
+        logprob, entropy = row_pass(z, targets, temperature=temperature, vocab_size=150)
+        (logprob.sum() + entropy.sum()).backward()
+        grads.append((logprob.detach(), entropy.detach(), z.grad))
+    for other in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+
+
+@ROWS
+def test_minus_infinity_is_probability_zero(row_pass: Run) -> None:
+    logits = torch.randn(4, 40)
+    logits[:, ::3] = -torch.inf
+    kept = logits[0] > -torch.inf
+    z = logits.clone().requires_grad_()
+    targets, temperature = torch.tensor([1, 2, 4, 5]), torch.tensor([1.0, 0.3, 3.0, 0.0])
+    logprob, entropy = row_pass(z, targets, temperature=temperature)
+    (logprob.sum() + entropy.sum()).backward()
+    alone = logits[:, kept].clone().requires_grad_()
+    at = torch.tensor([kept[:t].sum().item() for t in targets])
+    logprob_alone, entropy_alone = token_logprobs_ref(alone, at, temperature=temperature)
+    (logprob_alone.sum() + entropy_alone.sum()).backward()
+    torch.testing.assert_close(logprob, logprob_alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(entropy, entropy_alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(z.grad[:, kept], alone.grad, atol=2e-6, rtol=0)
+    assert (z.grad[:, ~kept] == 0).all()
+
+
+@ROWS
+def test_temperature_divides_the_logits(row_pass: Run) -> None:
+    logits, targets = torch.randn(6, 90), torch.arange(6)
+    temperature = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
+    divided = row_pass(logits / temperature[:, None], targets)[0]
+    torch.testing.assert_close(row_pass(logits, targets, temperature=temperature)[0], divided, atol=2e-6, rtol=0)
+
+
+@ROWS
+def test_a_row_does_not_know_its_batch(row_pass: Run) -> None:
+    args = problem(8, 700, torch.float32)
+
+    def rows(at: slice) -> list[Tensor]:
+        z = args["logits"][at].clone().requires_grad_()
+        outs = row_pass(z, args["targets"][at], temperature=args["temperature"][at], vocab_size=660)
+        sum(out.sum() for out in outs).backward()
+        return [*(out.detach() for out in outs), z.grad]
+
+    whole = rows(slice(None))
+    for row in range(8):
+        for a, b in zip(whole, rows(slice(row, row + 1)), strict=True):
+            assert torch.equal(a[row], b[0])
+
+
+@BOTH
+def test_tokens_in_another_order_in_parts_and_doubled(run: Run) -> None:
+    args = {name: value for name, value in problem(dtype=torch.float32).items() if name not in ("cu_seqlens",)}
+    tokens = [name for name, value in args.items() if isinstance(value, Tensor)]
+
+    def pick(at: Tensor) -> dict[str, Any]:
+        return args | {name: args[name][at] for name in tokens}
+
+    loss, grad, _ = call(run, args)
+    order = torch.randperm(12)
+    permuted = call(run, pick(order))
+    assert torch.equal(permuted[1], grad[order])
+    torch.testing.assert_close(permuted[0], loss, atol=1e-6, rtol=0)
+    parts = [call(run, pick(part)) for part in torch.arange(12).split(5)]
+    torch.testing.assert_close(sum(part[0] for part in parts), loss, atol=1e-6, rtol=0)
+    assert torch.equal(torch.cat([part[1] for part in parts]), grad)
+    twice = pick(torch.arange(12).repeat(2))
+    doubled = call(run, twice | {"weights": twice["weights"] / 2})
+    torch.testing.assert_close(doubled[0], loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(doubled[1][:12] + doubled[1][12:], grad, atol=1e-9, rtol=1e-6)
+
+
+@BOTH
+def test_a_zero_coefficient_is_no_term(run: Run) -> None:
+    args = problem(dtype=torch.float32)
+    without = call(run, args, ref_logprobs=None)
+    zero = call(run, args, config=GrpoLossConfig(kl_coef=0.0))
+    assert without[0] == zero[0]
+    assert torch.equal(without[1], zero[1])
+    assert "kl_ref" in zero[2]
+    assert "kl_ref" not in without[2]
+
+
+@BOTH
+def test_clipped_tokens_have_no_gradient(run: Run) -> None:
+    """Beyond the clip in the advantage's direction the gradient is exactly 0, on the other side it is not."""
+    args = problem(8, 60, torch.float32)
+    args["weights"] = torch.ones(8)
+    logprob = token_logprobs_ref(args["logits"], args["targets"], temperature=args["temperature"])[0]
+    up = torch.arange(8) % 2 == 0
+    good = torch.arange(8) < 4
+    more = {
+        "old_logprobs": logprob - torch.where(up, 0.5, -0.5),
+        "advantages": torch.where(good, 1.0, -1.0),
+        "ref_logprobs": None,
+    }
+    _, grad, metrics = call(run, args, **more)
+    assert ((grad == 0).all(-1) == (up == good)).all()
+    assert metrics["clip_frac_high"] == metrics["clip_frac_low"] == 0.25
+
+
+def test_backward_does_not_read_rows_without_gradient() -> None:
+    args = problem(6, 60, torch.float32)
+    logits = args["logits"].clone().requires_grad_()
+    advantages = torch.tensor([1.0, 0.0, -1.0, 0.0, 2.0, 0.0])
+    loss, _ = grpo_loss_triton(logits, args["targets"], advantages, torch.ones(6), config=GrpoLossConfig(kl_coef=0.0))
+    with torch.no_grad():
+        logits.data[advantages == 0] = torch.nan  # .data: autograd must not notice
+    loss.backward()
+    assert (logits.grad[advantages == 0] == 0).all()
+    assert logits.grad[advantages != 0].isfinite().all()
+
+
+@BOTH
+def test_greedy_modes(run: Run) -> None:
+    """What each mode does to the gradient of greedy rows; other rows never change."""
+    args = problem(10, 60, torch.float32)
+    args |= {"weights": torch.ones(10), "ref_logprobs": None, "old_logprobs": None}
+    greedy = args["temperature"] == 0
+    raw, excluded, is_pi = (
+        call(run, args, config=GrpoLossConfig(greedy_tokens=mode))[1] for mode in ("raw", "exclude", "is_pi")
+    )
+    as_one = call(run, args, temperature=args["temperature"].masked_fill(greedy, 1.0))[1]
+    assert torch.equal(raw, as_one)
+    assert (excluded[greedy] == 0).all()
+    p = args["logits"].softmax(-1).gather(-1, args["targets"][:, None])
+    torch.testing.assert_close(is_pi[greedy], (raw * p)[greedy], atol=1e-7, rtol=1e-5)
+    for other in (excluded, is_pi):
+        assert torch.equal(other[~greedy], raw[~greedy])
+    with pytest.raises(ValueError, match=r"temperature\[1\] is 0 under greedy_tokens='soft'"):
+        call(run, args, config=GrpoLossConfig(greedy_tokens="soft"))
+    soft = args["temperature"].masked_fill(greedy, 0.2)
+    tempered = call(run, args, temperature=soft, config=GrpoLossConfig(greedy_tokens="soft"))[1]
+    exact = call(grpo_loss_ref, args | {"logits": args["logits"].double()}, temperature=soft)[1]
+    torch.testing.assert_close(tempered.double(), exact, atol=2e-6, rtol=1e-5)
+
+
+@BOTH
+def test_metrics(run: Run) -> None:
+    args = problem(40, 60, torch.float32)
+    _, _, metrics = call(run, args)
+    exact = {name: args[name].double() for name in ("old_logprobs", "ref_logprobs", "rollout_logprobs")}
+    more = {name: args[name] for name in ("temperature",)}
+    logprob, entropy = token_logprobs_ref(args["logits"].double(), args["targets"], **more)
+    ratio = (logprob - exact["old_logprobs"]).exp()
+    d = exact["ref_logprobs"] - logprob
+    mismatch = exact["old_logprobs"] - exact["rollout_logprobs"]
+    importance = (logprob - exact["rollout_logprobs"]).exp()
+    for suffix, code in (("", (0, 1)), ("_text", (0,)), ("_code", (1,))):
+        at = (args["weights"] != 0) & torch.isin(args["segments"], torch.tensor(code))
+        expected = {
+            "tokens": at.sum(),
+            "entropy": entropy[at].mean(),
+            "logprob": logprob[at].mean(),
+            "ratio": ratio[at].mean(),
+            "ratio_max": ratio[at].max(),
+            "kl_old": (exact["old_logprobs"] - logprob)[at].mean(),
+            "kl_ref": (d.exp() - d - 1)[at].mean(),
+            "mismatch_kl": (mismatch.exp() - mismatch - 1)[at].mean(),
+            "clip_frac_low": ((ratio < 0.8) & (args["advantages"] < 0))[at].double().mean(),
+            "clip_frac_high": ((ratio > 1.2) & (args["advantages"] > 0))[at].double().mean(),
+            "greedy_frac": (args["temperature"] == 0)[at].double().mean(),
+            "clamp_frac": torch.zeros(()),
+            "ess": importance[at].sum() ** 2 / importance[at].square().sum() / at.sum(),
+        }
+        assert {name + suffix for name in expected} <= set(metrics)
+        for name, value in expected.items():
+            assert metrics[name + suffix] == pytest.approx(value.item(), abs=1e-5), name + suffix
+    assert len(metrics) == 3 * len(expected)
+
+
+def test_far_off_ratios_are_clamped_and_counted() -> None:
+    """exp(100) would be infinite and inf * 0 NaN; the clamp keeps loss and gradient finite and says how often."""
+    logprob = torch.tensor([-1.0, -200.0, -3.0], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([-1.5, -1.0, -400.0], dtype=torch.float64)
+    ones = torch.ones(3, dtype=torch.float64)
+    loss, metrics = policy_loss(logprob, ones, -ones, ones, old_logprobs=old, ref_logprobs=-old)
+    loss.backward()
+    assert loss.isfinite()
+    assert logprob.grad is not None
+    assert logprob.grad.isfinite().all()
+    assert metrics.as_dict()["clamp_frac"] == pytest.approx(2 / 3)
+    assert metrics.as_dict()["ratio_max"] == pytest.approx(math.exp(20), rel=1e-6)
+
+
+def test_public_op_is_the_reference_on_a_cpu() -> None:
+    args = problem(dtype=torch.float32)
+    ours, reference = call(grpo_loss, args), call(grpo_loss_ref, args)
+    assert torch.equal(ours[1], reference[1])
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"logits": torch.zeros(8)}, r"logits must have shape \[any, any\], got \[8\]"),
+    "rows": ({"advantages": torch.ones(5)}, r"advantages must have shape \[12\], got \[5\]"),
+    "target type": ({"targets": torch.zeros(12, dtype=torch.int32)}, "targets must be torch.int64, got torch.int32"),
+    "target range": ({"targets": torch.full((12,), 260)}, r"targets must be in \[0, 259\], got 260"),
+    "banned target": ({"targets": torch.full((12,), 2)}, r"targets\[0\] is 2, a banned id"),
+    "temperature": ({"temperature": torch.full((12,), -1.0)}, r"temperature must be in \[0.0, .* got -1.0"),
+    "weights": ({"weights": torch.full((12,), torch.nan)}, "weights must be finite"),
+    "device": ({"ref_logprobs": torch.ones(12, device="meta")}, "ref_logprobs is on meta"),
+    "segments": ({"segments": torch.full((12,), 2, dtype=torch.uint8)}, r"segments must be in \[0, 1\], got 2"),
+    "cu_seqlens": ({"cu_seqlens": torch.tensor([0, 11], dtype=torch.int32)}, r"cu_seqlens must rise from 0 to 12"),
+    "gspo alone": ({"cu_seqlens": None, "config": GrpoLossConfig(loss="gspo")}, "loss='gspo' needs cu_seqlens"),
+    "cap alone": (
+        {"rollout_logprobs": None, "config": GrpoLossConfig(rollout_ratio_cap=2.0)},
+        "rollout_ratio_cap needs rollout_logprobs",
+    ),
+    "exclude alone": (
+        {"temperature": None, "config": GrpoLossConfig(greedy_tokens="exclude")},
+        "greedy_tokens='exclude' needs temperature",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+@BOTH
+def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(run, problem(dtype=torch.float32) | change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("loss", "reinforce", "loss must be one of ppo, gspo"),
+        ("kl", "k4", "kl must be one of k1, k2, k3, got 'k4'"),
+        ("greedy_tokens", "no", "greedy_tokens must be one of raw"),
+        ("clip_eps_low", -0.1, "clip_eps_low must be finite and >= 0, got -0.1"),
+        ("kl_coef", math.nan, "kl_coef must be finite"),
+        ("ratio_cap", 1.1, r"ratio_cap must be >= 1 \+ clip_eps_high = 1.2, got 1.1"),
+        ("rollout_ratio_cap", 0.0, "rollout_ratio_cap must be finite and > 0"),
+    ],
+)
+def test_bad_config(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GrpoLossConfig(**{field: value})
