@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from thyme.sandbox.pool import Sandbox, SandboxSession
     from thyme.sandbox.result import Fix, Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
 
-__all__ = ["Fix", "Layer", "Sandbox", "SandboxConfig", "SandboxResult", "SandboxSession", "SandboxUnavailable", "SnippetError",
-           "Status"]  # fmt: skip
+__all__ = ["Fix", "Layer", "Sandbox", "SandboxConfig", "SandboxResult", "SandboxSession", "SandboxUnavailable",
+           "SnippetError", "Status"]  # fmt: skip
 
 _HOME = {"SandboxConfig": "config", "Sandbox": "pool", "SandboxSession": "pool"}
 

@@ -1,31 +1,36 @@
-"""The process a snippet runs in: puts the jail on, then reads code, repairs it, runs it, and hands pixels and text back.
+"""The process a snippet runs in: puts the jail on, then reads code, repairs it, runs it, hands pixels and text back.
 
 It is forked from the zygote, lives as long as its session, and is never used for another. Everything after
 `put_on_jail` is untrusted: the client believes nothing of what this process says about itself beyond its own snippet.
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH102, PTH119
 from __future__ import annotations
+import __future__
 
-import array
 import ast
 import builtins
-import gc
+import contextlib
+import functools
 import importlib
 import io
 import json
+import operator
 import os
 import random
 import re
 import resource
 import signal
-import socket
 import stat
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from thyme.sandbox import jail, paths, shims
@@ -33,18 +38,22 @@ from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix
 
-STDOUT, SOCKET, PIXELS = 1, 3, 4
+STDOUT, SOCKET, PIXELS, CODE = 1, 3, 4, 5
 FRAME_BYTES = 24 * 1024
 CUT = b"\n[output cut here]\n"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FUTURE_FLAGS = functools.reduce(
+    operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
+)
 _OPEN_FILES = 64
 _FILE_MIB = 16
 
 # The epilogue must not depend on names the snippet can replace by accident (`os._exit = ...` and the like).
-_exit, _write, _pwrite, _lseek, _lstat, _scandir = os._exit, os.write, os.pwrite, os.lseek, os.lstat, os.scandir
+_exit, _read, _write, _pread, _pwrite, _lseek = os._exit, os.read, os.write, os.pread, os.pwrite, os.lseek
+_stat, _lstat, _scandir = os.stat, os.lstat, os.scandir
 _join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
 _image_open = Image.open
-_dumps, _loads = json.dumps, json.loads
+_dumps = json.dumps
 _PRINTED_IMAGE = re.compile(r"[^\s'\"<>|,;()\[\]{}]+\.(?:png|jpe?g|bmp|webp)\b", re.IGNORECASE)
 
 
@@ -54,12 +63,15 @@ class JailPlan:
 
     abi: int
     """Landlock ABI, 0 without."""
-    readable: tuple[int, ...]
-    """O_PATH descriptors of what may be read."""
-    seccomp: Any
-    """The assembled filter, None without."""
+    readable: tuple[bytes, ...]
+    """Landlock rules for what every child may read."""
+    null: int
+    """/dev/null."""
+    seccomp: jail.SeccompFilter | None
+    """None without."""
     private_mounts: bool
-    """Each child gets a mount namespace with a tmpfs of its own at /mnt/data."""
+    """Each child gets a mount namespace with a tmpfs of its own at /mnt/data. Only where Landlock does not keep the
+    slots apart: taking mounts down waits for the kernel's RCU, about 10 ms a snippet."""
     drop: bool
     """Capabilities are emptied."""
     uid_base: int
@@ -81,29 +93,24 @@ class Job:
     seed: int
 
 
-def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, connection: int, stdout: int, pixels: int) -> None:
-    """Every layer, in the order that each still may be put on. Raises OSError where one fails."""
+def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, descriptors: Sequence[int], ruleset: int) -> None:
+    """Every layer, in the order that each still may be put on. Raises OSError where one fails.
+
+    Args:
+        descriptors: stdout, session socket, pixels, code.
+        ruleset: the Landlock ruleset, -1 without; made by the zygote, where it costs no copied pages.
+    """
     if plan.private_mounts:
         jail.unshare(jail.CLONE_NEWNS)
-        owner = f",uid={plan.uid_base + job.slot},gid={plan.uid_base + job.slot}" if plan.uid_base else ""
-        size = f"size={config.scratch_mib}m,nr_inodes={config.max_files},mode=700{owner}"
-        jail.mount("tmpfs", paths.DATA, "tmpfs", jail.MS_NOSUID | jail.MS_NODEV | jail.MS_NOEXEC, size)
+        jail.mount_scratch(paths.DATA, config.scratch_mib, config.max_files, plan.uid_base and plan.uid_base + job.slot)
         if job.image_file:
-            jail.mount(f"/images/{os.path.basename(job.image_file)}", "/mnt/input", None, jail.MS_BIND)
+            jail.mount(job.image_file, "/mnt/input", None, jail.MS_BIND)
         jail.unmount("/images")
-    null = os.open("/dev/null", os.O_RDWR)
+    stdout, *rest = descriptors
     # first out of the way, then into place: a source may sit where another belongs
-    sources = [os.dup(fd) for fd in (null, stdout, null, connection, pixels)]
+    sources = [os.dup(fd) for fd in (plan.null, stdout, plan.null, *rest)]
     for place, source in enumerate(sources):
         os.dup2(source, place, inheritable=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    ruleset = None
-    if plan.abi:
-        scratch = os.open(job.scratch, os.O_PATH)
-        readable = [os.open(name, os.O_PATH) for name in ("/mnt/input" if plan.private_mounts else job.image_file,) if
-                    job.image_file]  # fmt: skip
-        ruleset = jail.landlock_ruleset(plan.abi, (*plan.readable, *readable), scratch)
     jail.limit(address_space=plan.address_space, cpu_s=plan.cpu_s, file_bytes=_FILE_MIB << 20, open_files=_OPEN_FILES)
     if plan.uid_base:
         jail.become(plan.uid_base + job.slot)
@@ -112,27 +119,24 @@ def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, connection: int
     jail.not_dumpable()
     if plan.drop:
         jail.drop_capabilities()
-    if ruleset is not None:
+    if ruleset >= 0:
         jail.landlock_restrict(ruleset)
-    os.closerange(PIXELS + 1, 1 << 16)
+    os.closerange(CODE + 1, 1 << 16)
     for folder in (job.scratch + paths.HOME[len(paths.DATA) :], job.scratch + "/tmp"):
         os.mkdir(folder, 0o700)
     os.chdir(job.scratch + paths.HOME[len(paths.DATA) :])
     if plan.seccomp is not None:
-        jail.seccomp_install(plan.seccomp)
+        plan.seccomp.install()
 
 
 def serve(job: Job, config: SandboxConfig) -> None:
     """Runs snippets until the client hangs up. Never returns."""
     try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=SOCKET)
-        _settle(job)
+        if job.seed:
+            seed(job.seed)
         session = Session(job, config)
-        while True:
-            code = _receive(connection)
-            if code is None:
-                break
-            frame = session.run(code)
+        while order := _read(SOCKET, 32):
+            frame = session.run(_pread(CODE, int(order), 0).decode("utf-8", "replace"))
             sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
             if len(sent) > FRAME_BYTES:
                 frame["fixes"] = []
@@ -144,27 +148,10 @@ def serve(job: Job, config: SandboxConfig) -> None:
         _exit(0)
 
 
-def _settle(job: Job) -> None:
-    """The state every snippet starts from."""
-    sys.argv = ["snippet.py"]
-    warnings.resetwarnings()
-    warnings.simplefilter("ignore")
-    random.seed(job.seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(job.seed & 0xFFFFFFFF)
-    gc.enable()
-
-
-def _receive(connection: socket.socket) -> str | None:
-    """The next snippet: a message with one sealed memfd. None when the client is gone."""
-    message, ancillary, _, _ = connection.recvmsg(16, socket.CMSG_SPACE(4))
-    if not message:
-        return None
-    descriptor = array.array("i", ancillary[0][2])[0]
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read().decode("utf-8", "replace")
+def seed(number: int) -> None:
+    """Seeds what snippets draw from."""
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)
 
 
 class _Capture(io.RawIOBase):
@@ -205,20 +192,24 @@ class Session:
         self.module = types.ModuleType("__main__")
         sys.modules["__main__"] = self.module
         self.names = self.module.__dict__
-        self.names.update(__builtins__=builtins, image_path=job.image_path, temp_output_dir=paths.HOME, display=_display)
+        self.names.update(
+            __builtins__=builtins, image_path=job.image_path, temp_output_dir=paths.HOME, display=_display
+        )
         self.before: dict[str, tuple[int, int]] = {}
+        self.folders = tuple(job.scratch + name for name in ("", "/tmp", paths.HOME[len(paths.DATA) : -1]))
+        self.touched = self._touched()
 
     def run(self, code: str) -> dict[str, Any]:
         """Repairs and runs one snippet; the frame for the client."""
         self.round += 1
         notes = shims.start_round()
-        self.before = self._files()
         previous_path = self.names.get("processed_path")
         _lseek(STDOUT, 0, os.SEEK_SET)
         capture = _Capture(self.config.max_stdout_bytes)
         out = io.TextIOWrapper(io.BufferedWriter(capture, 1), "utf-8", "backslashreplace", write_through=True)
-        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = out
-        sys.stdin = sys.__stdin__ = io.StringIO("")
+        for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+            setattr(sys, name, out)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")
         status, error = "ok", None
         fixes: list[Fix] = []
         images: list[tuple[int, int]] = []
@@ -274,20 +265,24 @@ class Session:
     def _execute(self, repaired: Repaired, original: str) -> tuple[str, tuple[str, str, int | None] | None]:
         filename = f"{shims.SNIPPET} {self.round}>"
         try:
-            tree = compile(repaired.code, filename, "exec", ast.PyCF_ONLY_AST)
-            last = None
-            if tree.body and isinstance(tree.body[-1], ast.Expr) and not _is_docstring(tree):
-                last = tree.body.pop()
-            program = compile(tree, filename, "exec")
-            future = program.co_flags & 0x1FF0000
-            shown = compile(ast.Expression(last.value), filename, "eval", future) if last is not None else None
+            tree = ast.parse(repaired.code, filename)
+            last = tree.body[-1] if tree.body else None
+            if isinstance(last, ast.Expr) and not _is_docstring(tree):
+                tree.body.pop()
+            else:
+                last = None
+            program: types.CodeType = compile(tree, filename, "exec")
+            shown: types.CodeType | None = None
+            if last is not None:
+                future = program.co_flags & _FUTURE_FLAGS
+                shown = compile(ast.Expression(last.value), filename, "eval", future)
         except (SyntaxError, ValueError, RecursionError) as problem:
             return "error", _syntax_error(problem, original)
         try:
             exec(program, self.names)
-            if shown is not None:
+            if shown is not None and last is not None:
                 value = eval(shown, self.names)
-                self._show_last(value, last)
+                self._show_last(value, last.lineno)
         except SystemExit as stop:
             if stop.code in (None, 0):
                 return "ok", None
@@ -297,13 +292,11 @@ class Session:
         except BaseException as problem:
             return "error", (_name_of(problem), self._explain(problem), _line_of(problem, filename))
         finally:
-            try:
+            with contextlib.suppress(BaseException):  # a snippet may leave anything in sys.stdout
                 sys.stdout.flush()
-            except BaseException:  # a snippet may leave anything in sys.stdout
-                pass
         return "ok", None
 
-    def _show_last(self, value: Any, last: Any) -> None:
+    def _show_last(self, value: Any, line: int) -> None:
         """A bare last expression is shown, as in a notebook, when nothing else was."""
         if value is None or _lseek(STDOUT, 0, os.SEEK_CUR) or shims.notes.saved or _is_module_like(value):
             return
@@ -311,7 +304,7 @@ class Session:
             _display(value)
         else:
             print(value if isinstance(value, str) else repr(value))
-            shims.notes.fixes.append(Fix("show", last.lineno, "nothing was printed: the last expression is shown"))
+            shims.notes.fixes.append(Fix("show", line, "nothing was printed: the last expression is shown"))
 
     def _memory_message(self, detail: str = "") -> str:
         return f"the snippet used more than {self.config.memory_mib} MiB" + (f" ({detail})" if detail else "")
@@ -331,7 +324,11 @@ class Session:
 
     def _printed(self) -> str:
         length = min(_lseek(STDOUT, 0, os.SEEK_CUR), self.config.max_stdout_bytes)
-        return os.pread(STDOUT, length, 0).decode("utf-8", "replace")
+        return _pread(STDOUT, length, 0).decode("utf-8", "replace")
+
+    def _touched(self) -> list[int]:
+        """When entries were last made or deleted: cheaper than looking at them all."""
+        return [_stat(folder).st_mtime_ns for folder in self.folders]
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Regular files below the scratch -> (mtime in ns, bytes); symbolic links are not followed."""
@@ -353,7 +350,7 @@ class Session:
         return found
 
     def _results(self, printed: str, processed_path: Any, previous_path: Any) -> list[str]:
-        """Which files are the result: `processed_path` if set now, then printed paths; else every new image, as saved."""
+        """Which files are the result: `processed_path` if set now, then printed paths; else every new image."""
         named: list[str] = []
         if isinstance(processed_path, (str, os.PathLike)) and processed_path is not previous_path:
             named.append(os.fspath(processed_path))
@@ -368,13 +365,20 @@ class Session:
             real = self.map.real(name)
             if not isinstance(real, str) or real == self.map.image_file or "\0" in real:
                 continue
-            path = _abspath(real if real.startswith("/") else _join(self.map.scratch + paths.HOME[len(paths.DATA) :], real))
+            path = _abspath(
+                real if real.startswith("/") else _join(self.map.scratch + paths.HOME[len(paths.DATA) :], real)
+            )
             if path.startswith(self.map.scratch + "/") and path not in chosen and _isfile(path):
                 chosen.append(path)
         if chosen:
             return chosen
-        after = self._files()
-        new = {p for p, facts in after.items() if self.before.get(p) != facts and p.lower().endswith(paths.IMAGE_SUFFIXES)}
+        touched = self._touched()
+        if not self.before and not shims.notes.saved and touched == self.touched:
+            return []
+        self.touched = touched
+        before, after = self.before, self._files()
+        self.before = after
+        new = {p for p, facts in after.items() if before.get(p) != facts and p.lower().endswith(paths.IMAGE_SUFFIXES)}
         in_order = [self._real(p) for p in shims.notes.saved]
         ordered = [p for p in in_order if p in new]
         return ordered + sorted(new - set(ordered), key=lambda p: (after[p][0], p))
@@ -399,7 +403,10 @@ class Session:
             if len(sizes) >= self.config.max_images:
                 return sizes, f"more than {self.config.max_images} images: return fewer"
             if width * height * 3 + offset > self.config.max_pixels * 3:
-                return sizes, f"{name} ({width}x{height}) is over the limit of {self.config.max_pixels} pixels: make it smaller"
+                return (
+                    sizes,
+                    f"{name} ({width}x{height}) is over the limit of {self.config.max_pixels} pixels: make it smaller",
+                )
             if max(width, height) > self.config.max_aspect * min(width, height):
                 return sizes, f"{name} ({width}x{height}) has a side {self.config.max_aspect:g} times the other or more"
             try:
@@ -425,8 +432,11 @@ def _display(*values: Any) -> None:
 
 def _is_docstring(tree: ast.Module) -> bool:
     last = tree.body[-1]
-    return len(tree.body) == 1 and isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant) and isinstance(
-        last.value.value, str
+    return (
+        len(tree.body) == 1
+        and isinstance(last, ast.Expr)
+        and isinstance(last.value, ast.Constant)
+        and isinstance(last.value.value, str)
     )
 
 
@@ -468,6 +478,12 @@ def _syntax_error(problem: BaseException, original: str) -> tuple[str, str, int 
 
 
 def warm_up() -> None:
-    """Loads what the first snippet would otherwise pay for, in the zygote."""
+    """Sets up in the zygote what every snippet starts from, and loads what the first would otherwise pay for."""
     importlib.import_module("autopep8")
     repair("if True:\nprint(np.zeros(3))", image_path="image.png", image_size=(8, 8))
+    sys.argv = ["snippet.py"]
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    seed(0)

@@ -38,9 +38,9 @@ class SandboxConfig:
     max_sessions: int = 128
     """Live session processes; a further session waits until one ends."""
     isolation: Literal["auto", "none"] = "auto"
-    """"auto": every layer the machine offers, refusing without the core. "none": limits and a process of its own only."""
+    """"auto": every layer the machine offers, refusing without the core. "none": limits and a process only."""
     compat: Literal["none", "released"] = "none"
-    """"released": rewrite code as the published Thyme sandbox did (64-pixel crops, eight decimals), for its checkpoints."""
+    """"released": rewrite code as the published Thyme sandbox did (64-pixel crops, eight decimals)."""
     scratch_mib: int = 32
     """Disk a session may use, in MiB."""
     max_files: int = 256
@@ -62,8 +62,8 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "workers", "timeout_s", "memory_mib", "idle_s", "max_sessions", "scratch_mib", "max_files", "max_code_bytes",
-            "max_stdout_bytes", "max_error_bytes", "max_images", "max_pixels", "max_aspect",
+            "workers", "timeout_s", "memory_mib", "idle_s", "max_sessions", "scratch_mib", "max_files",
+            "max_code_bytes", "max_stdout_bytes", "max_error_bytes", "max_images", "max_pixels", "max_aspect",
         ):  # fmt: skip
             value = getattr(self, name)
             if not value > 0:
@@ -77,6 +77,6 @@ class SandboxConfig:
         need, have = self.workers * self.memory_mib, available_memory_mib()
         if need > have // 2:
             raise ValueError(
-                f"SandboxConfig: workers={self.workers} x memory_mib={self.memory_mib} is {need} MiB, more than half of "
-                f"the {have} MiB of memory here: lower workers or memory_mib"
+                f"SandboxConfig: workers={self.workers} x memory_mib={self.memory_mib} is {need} MiB, more than half "
+                f"of the {have} MiB of memory here: lower workers or memory_mib"
             )

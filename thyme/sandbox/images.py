@@ -55,7 +55,7 @@ class ImageStore:
         key: tuple[str, int, int] | None = None
         if isinstance(image, (str, os.PathLike)):
             try:
-                facts = os.stat(image)
+                facts = Path(image).stat()
                 key = (os.path.realpath(image), facts.st_mtime_ns, facts.st_size)
                 with self._lock:
                     stored = self._by_path.get(key)

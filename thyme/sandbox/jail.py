@@ -4,6 +4,8 @@ identity, namespaces. By ctypes, so that nothing has to be compiled; every failu
 Not here: when which layer is used (zygote.py) and what runs inside (child.py).
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH112
 from __future__ import annotations
 
 import ctypes
@@ -55,12 +57,24 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _syscall(what: str, *args: int | ctypes._Pointer | bytes | None) -> int:
+def _syscall(what: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     return _check(_libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args)), what)
 
 
 def _prctl(what: str, *args: int) -> None:
     _check(_libc.prctl(*(ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:5])), what)
+
+
+_quick_fork = ctypes.PyDLL(None).fork
+
+
+def fork() -> int:
+    """fork(2) without the interpreter's after-fork hooks, which cost a child a millisecond of page copies. Sound only
+    in a process with one thread: there is no lock to release, no thread to forget, and nothing to reseed on purpose."""
+    pid = int(_quick_fork())
+    if pid < 0:
+        raise OSError("fork failed: no process or no memory left")
+    return pid
 
 
 # --- Landlock: which files -------------------------------------------------------------------------------------------
@@ -71,19 +85,29 @@ def landlock_abi() -> int:
     return _syscall("landlock", _LANDLOCK_CREATE, None, 0, 1)
 
 
-def landlock_ruleset(abi: int, readable: Iterable[int], scratch: int) -> int:
-    """A ruleset (file descriptor) granting reads beneath the O_PATH descriptors `readable` and all but links, sockets,
-    devices and execution beneath `scratch`; TCP, abstract sockets and signals to the outside are granted to nobody."""
+def landlock_rule(path: str | Path, abi: int, *, writable: bool = False) -> bytes:
+    """A rule for one file or folder: reading, or with `writable` all but links, sockets, devices, execution. It
+    holds an O_PATH descriptor that stays open as long as rulesets are made of it."""
+    rights = _SCRATCH | (_TRUNCATE if abi >= 3 else 0) if writable else _READ
+    if not os.path.isdir(path):
+        rights &= _READ_FILE
+    return struct.pack("=Qi", rights, os.open(path, os.O_PATH))
+
+
+def landlock_close(rule: bytes) -> None:
+    os.close(struct.unpack("=Qi", rule)[1])
+
+
+def landlock_ruleset(abi: int, rules: Iterable[bytes]) -> int:
+    """A ruleset (file descriptor) that grants what `rules` say and nothing else; TCP, abstract sockets and signals to
+    the outside are granted to nobody."""
     handled_fs = (1 << _FS_RIGHTS[min(abi, 5)]) - 1
     handled_net = 3 if abi >= 4 else 0
     scoped = 3 if abi >= 6 else 0
     attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
-    for fd, rights in (*((fd, _READ) for fd in readable), (scratch, _SCRATCH | (_TRUNCATE if abi >= 3 else 0))):
-        if not os.path.isdir(fd):  # noqa: PTH112  (a descriptor)
-            rights &= _READ_FILE | _WRITE_FILE | _TRUNCATE
-        beneath = struct.pack("=Qi", rights, fd)
-        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, beneath, 0)
+    for rule in rules:
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
     return ruleset
 
 
@@ -95,17 +119,20 @@ def landlock_restrict(ruleset: int) -> None:
 # --- seccomp: which system calls -------------------------------------------------------------------------------------
 
 
-def seccomp_program() -> ctypes.Array[ctypes.c_char]:
+class SeccompFilter:
     """The filter for this processor, assembled once and loaded by each child. ValueError on an unknown processor."""
-    code = syscalls.assemble(platform.machine())
-    return ctypes.create_string_buffer(code, len(code))
 
+    def __init__(self) -> None:
+        code = syscalls.assemble(platform.machine())
+        self.num_instructions = len(code) // 8
+        self._code = ctypes.create_string_buffer(code, len(code))
+        self._program = ctypes.create_string_buffer(
+            struct.pack("@HP", self.num_instructions, ctypes.addressof(self._code)), struct.calcsize("@HP")
+        )
 
-def seccomp_install(program: ctypes.Array[ctypes.c_char]) -> None:
-    """Binds the calling process for good. Needs no_new_privs."""
-    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(program))
-    buffer = ctypes.create_string_buffer(fprog, len(fprog))
-    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(buffer))
+    def install(self) -> None:
+        """Binds the calling process for good. Needs no_new_privs."""
+        _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(self._program))
 
 
 # --- privileges ------------------------------------------------------------------------------------------------------
@@ -172,7 +199,7 @@ def unshare(flags: int) -> None:
 
 
 def enter_user_namespace() -> None:
-    """A user namespace in which the caller keeps its own id; what makes the other namespaces free for ordinary users."""
+    """A user namespace in which the caller keeps its id; it gives ordinary users the other namespaces."""
     uid, gid = os.getuid(), os.getgid()
     unshare(CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
@@ -223,7 +250,7 @@ def change_root(root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path
         bind(source, root / place.lstrip("/"))
     for device in ("null", "zero", "urandom"):
         bind(Path("/dev") / device, root / "dev" / device, read_only=False)
-    for folder in ("mnt/data", "tmp", "old"):
+    for folder in ("mnt/data", "slots", "tmp", "old"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "mnt/input").touch()
     os.chdir(root)
@@ -232,13 +259,20 @@ def change_root(root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path
     unmount("/old")
     os.rmdir("/old")  # noqa: PTH106
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
+    mount("tmpfs", "/slots", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=711")
+
+
+def mount_scratch(target: str, mib: int, files: int, uid: int) -> None:
+    """A file system in memory with a quota, owned by `uid` (0: by the caller)."""
+    owner = f",uid={uid},gid={uid}" if uid else ""
+    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={mib}m,nr_inodes={files},mode=700{owner}")
 
 
 # --- probing by doing ------------------------------------------------------------------------------------------------
 
 
 def attempt_escapes(canary: Path) -> list[tuple[str, int]]:
-    """Tries, inside a finished jail, what it must refuse. Returns (attempt, errno), errno 0 where it was NOT refused."""
+    """Tries, inside a finished jail, what it must refuse. Returns (attempt, errno), 0 where it was not."""
     import ctypes as c
     import socket
 

@@ -1,9 +1,11 @@
-"""What a path means to a snippet: the folders models were trained to use, on top of the scratch folder they really have.
+"""What a path means to a snippet: the folders models were trained to use, on top of the scratch they have.
 
 `/mnt/data/...` and `/tmp/...` are the scratch, the path of the input image is the input image. Hooks on the functions
 that take paths translate; where the jail has a mount namespace, `/mnt/data` is the scratch and there is little to do.
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH119, PTH120
 from __future__ import annotations
 
 import builtins
@@ -58,7 +60,7 @@ class PathMap:
         return path
 
     def for_saving(self, path: Any) -> Any:
-        """Like `real`, for a file about to be written: folders are made, absolute paths elsewhere land in the scratch."""
+        """Like `real`, for a file about to be written: folders are made, paths elsewhere land in the scratch."""
         real = self.real(path)
         if not isinstance(real, (str, os.PathLike)):
             return real

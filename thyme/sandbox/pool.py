@@ -53,7 +53,7 @@ _IDLE_CPU_S = 0.25
 _MAX_TRIES = 2
 _FRAME_BYTES = 64 * 1024
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_SEVER = {"ok": Status.OK, "error": Status.ERROR, "memory": Status.MEMORY, "output_limit": Status.OUTPUT_LIMIT}
+_STATUS = {"ok": Status.OK, "error": Status.ERROR, "memory": Status.MEMORY, "output_limit": Status.OUTPUT_LIMIT}
 
 
 class _Child:
@@ -68,11 +68,12 @@ class _Child:
         self.round: _Round | None = None
         self.idle_since = 0.0
         self.cpu_mark = 0.0
-        self.stdout = self.pixels = -1
+        self.stdout = self.pixels = self.code = -1
         self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.stdout = _shared_memory("stdout", config.max_stdout_bytes)
             self.pixels = _shared_memory("pixels", config.max_pixels * 3)
+            self.code = _shared_memory("code", config.max_code_bytes)
         except OSError:
             self.close()
             raise
@@ -81,10 +82,10 @@ class _Child:
     def close(self) -> None:
         self.socket.close()
         self.far_end.close()
-        for fd in (self.stdout, self.pixels, self.pidfd):
+        for fd in (self.stdout, self.pixels, self.code, self.pidfd):
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self.stdout = self.pixels = -1
+        self.stdout = self.pixels = self.code = -1
         self.pidfd = None
 
     def kill(self) -> None:
@@ -110,13 +111,6 @@ def _shared_memory(name: str, size: int) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return fd
-
-
-def _sealed(content: bytes) -> int:
-    fd = os.memfd_create("code", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(fd, content)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE)
     return fd
 
 
@@ -187,7 +181,8 @@ class _Client:
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(theirs.fileno()), *_import_roots(self.config.preload)],
+                    [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(theirs.fileno()),
+                     *_import_roots(self.config.preload)],
                     env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                     pass_fds=(theirs.fileno(),), start_new_session=True,
                 )  # fmt: skip
@@ -220,9 +215,9 @@ class _Client:
         missing = [layer.name for layer in self.layers if layer.core and not layer.ok]
         if missing and not self.off:
             raise SandboxUnavailable(
-                f"this machine cannot isolate model-written code ({', '.join(missing)}). Use a kernel with Landlock and "
-                "seccomp, run in a virtual machine that has them, or ask for isolation='none' by name and accept that "
-                "snippets can do whatever this user can:",
+                f"this machine cannot isolate model-written code ({', '.join(missing)}). Use a kernel with Landlock "
+                "and seccomp, run in a virtual machine that has them, or ask for isolation='none' by name and accept "
+                "that snippets can do whatever this user can:",
                 self.layers,
             )
         if "landlock" not in holds:
@@ -320,11 +315,10 @@ class _Client:
                 self._refuse(round_, "the session was closed")
             child = session._child
             if child is not None:
-                round_ = child.round
-                child.round = None
-                if round_ is not None:
+                running, child.round = child.round, None
+                if running is not None:
                     self.running -= 1
-                    self._refuse(round_, "the session was closed while its code ran")
+                    self._refuse(running, "the session was closed while its code ran")
                 self._discard(child)
             if session._image is not None:
                 self.images.release(session._image)
@@ -416,8 +410,8 @@ class _Client:
             try:
                 with child.far_end:
                     socket.send_fds(
-                        self.control, [json.dumps(order).encode()], [child.far_end.fileno(), child.stdout, child.pixels],
-                        socket.MSG_DONTWAIT,
+                        self.control, [json.dumps(order).encode()],
+                        [child.stdout, child.far_end.fileno(), child.pixels, child.code], socket.MSG_DONTWAIT,
                     )  # fmt: skip
             except BlockingIOError:
                 child.close()
@@ -436,13 +430,9 @@ class _Client:
         else:
             round_.started, round_.deadline = now, now + self.config.timeout_s
         os.pwrite(child.stdout, bytes(self.config.max_stdout_bytes), 0)
-        code = _sealed(round_.code)
-        try:
-            socket.send_fds(child.socket, [b"run"], [code])
-        except OSError:
-            pass  # it died while idle: the event follows
-        finally:
-            os.close(code)
+        os.pwrite(child.code, round_.code, 0)
+        with contextlib.suppress(OSError):  # where it died while idle the event follows
+            child.socket.send(str(len(round_.code)).encode())
         child.round = round_
         self.running += 1
         return True
@@ -483,7 +473,10 @@ class _Client:
         return first
 
     def _wake_if_sooner(self) -> None:
-        if self.thread is not threading.current_thread() and self._next_deadline(time.monotonic()) < self.sleeping_until:
+        if (
+            self.thread is not threading.current_thread()
+            and self._next_deadline(time.monotonic()) < self.sleeping_until
+        ):
             self._wake_up()
 
     def _wake_up(self) -> None:
@@ -554,7 +547,11 @@ class _Client:
         try:
             result = self._read_frame(child, round_, frame)
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
-            self._end(child, Status.CRASHED, SnippetError("ProtocolError", f"the snippet's process sent nonsense: {error}"[:200], None))
+            self._end(
+                child,
+                Status.CRASHED,
+                SnippetError("ProtocolError", f"the snippet's process sent nonsense: {error}"[:200], None),
+            )
             return
         child.round = None
         self.running -= 1
@@ -569,12 +566,16 @@ class _Client:
         from PIL import Image
 
         config, data = self.config, json.loads(frame)
-        status = _SEVER[data["status"]]
+        status = _STATUS[data["status"]]
         length = _integer(data["stdout"], 0, config.max_stdout_bytes)
         error = None
         if data["error"] is not None:
             kind, message, line = data["error"]
-            error = SnippetError(_text(kind, 200), _text(message, config.max_error_bytes), None if line is None else _integer(line, 0, 1 << 31))
+            error = SnippetError(
+                _text(kind, 200),
+                _text(message, config.max_error_bytes),
+                None if line is None else _integer(line, 0, 1 << 31),
+            )
         fixes = tuple(Fix(_text(k, 50), _integer(n, 0, 1 << 31), _text(m, 400)) for k, n, m in data["fixes"][:64])
         images, offset = [], 0
         if len(data["images"]) > config.max_images:
@@ -589,7 +590,8 @@ class _Client:
         return SandboxResult(
             status=status, stdout=_read_all(child.stdout, length, 0).decode("utf-8", "replace"), error=error,
             images=tuple(images), fixes=fixes, wall_s=time.monotonic() - (round_.started or time.monotonic()),
-            isolation=self.isolation, restarted=round_.restarted, cpu_s=_number(data["cpu_s"]), peak_mib=_number(data["peak_mib"]),
+            isolation=self.isolation, restarted=round_.restarted, cpu_s=_number(data["cpu_s"]),
+            peak_mib=_number(data["peak_mib"]),
         )  # fmt: skip
 
     def _on_exited(self, order: dict[str, Any]) -> None:
@@ -605,7 +607,9 @@ class _Client:
             self._discard(child)
             return
         if "failed" in order:
-            self._end(child, Status.REFUSED, SnippetError("OSError", f"no process could be started: {order['failed']}", None))
+            self._end(
+                child, Status.REFUSED, SnippetError("OSError", f"no process could be started: {order['failed']}", None)
+            )
             return
         status, config = order["status"], self.config
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -615,9 +619,15 @@ class _Client:
         elif number == signal.SIGXCPU or (number == signal.SIGKILL and order["cpu_s"] >= config.timeout_s):
             self._end(child, Status.TIMEOUT, SnippetError("TimeoutError", "the session used up its CPU time", None))
         elif number == signal.SIGKILL:
-            self._end(child, Status.MEMORY, SnippetError("MemoryError", "killed by the system for want of memory", None))
+            self._end(
+                child, Status.MEMORY, SnippetError("MemoryError", "killed by the system for want of memory", None)
+            )
         elif number:
-            self._end(child, Status.CRASHED, SnippetError("Crash", f"the interpreter died of {signal.Signals(number).name}", None))
+            self._end(
+                child,
+                Status.CRASHED,
+                SnippetError("Crash", f"the interpreter died of {signal.Signals(number).name}", None),
+            )
         else:
             code = os.WEXITSTATUS(status)
             self._end(child, Status.CRASHED, SnippetError("Crash", f"the process left early with code {code}", None))
@@ -792,8 +802,8 @@ class Sandbox:
         if sys.platform != "linux":
             raise SandboxUnavailable(f"the sandbox needs Linux, this is {sys.platform}")
         if self.config.isolation == "none":
-            warnings.warn("sandbox isolation is 'none': model-written code can do whatever this user can", RuntimeWarning,
-                          stacklevel=2)  # fmt: skip
+            warnings.warn("sandbox isolation is 'none': model-written code can do whatever this user can",
+                          RuntimeWarning, stacklevel=2)  # fmt: skip
         self._client = _Client(self.config, _off)
         self._finalizer = weakref.finalize(self, self._client.close)
 
@@ -834,7 +844,7 @@ class Sandbox:
 
     @property
     def isolation(self) -> str:
-        """"full", "strong", "namespaces" or "none"."""
+        """ "full", "strong", "namespaces" or "none"."""
         return self._client.isolation
 
     def close(self) -> None:

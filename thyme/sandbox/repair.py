@@ -15,6 +15,7 @@ import builtins
 import re
 import symtable
 import textwrap
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
@@ -38,8 +39,9 @@ _FROM = {
     "dataclasses": "dataclass",
 }
 _MODULES = (
-    "PIL math os json re random string sys time datetime collections itertools functools statistics io base64 copy glob "
-    "shutil cv2 numpy hashlib uuid operator textwrap fractions decimal bisect heapq colorsys cmath pathlib scipy skimage"
+    "PIL math os json re random string sys time datetime collections itertools functools statistics io base64 copy "
+    "glob shutil cv2 numpy hashlib uuid operator textwrap fractions decimal bisect heapq colorsys cmath "
+    "pathlib scipy skimage"
 )
 # name -> the statement that defines it
 KNOWN_NAMES: dict[str, str] = {
@@ -67,6 +69,7 @@ _TAG = re.compile(r"</?(?:code|python|tool_call|execute|py)>", re.IGNORECASE)
 _PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.)(?: |$)")
 _CELL = re.compile(r"^\s*(?:In|Out) ?\[\d*\]: ?")
 _MAGIC = re.compile(r"^\s*(?:%{1,2}\w+|!\s*\w+)\b.*$")
+_HEADER = re.compile(r"\s*(if|elif|else|for|while|def|class|try|except|finally|with)\b")
 _STRINGS = re.compile(r"#[^\n]*|'''[\s\S]*?'''|\"\"\"[\s\S]*?\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"")
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
 
@@ -101,8 +104,9 @@ def repair(
     Returns:
         The text unchanged if it compiles, the repaired text if that does, else the text unchanged without fixes.
     """
-    text, fixes = code, []
-    if _error(code) is not None:
+    text, fixes = code, list[Fix]()
+    program = _compiled(code)
+    if isinstance(program, SyntaxError):
         text, fixes = _unwrap(code)
         for step in (_characters, _unescape, lambda t: _quote_path(t, image_path)):
             if _error(text) is None:
@@ -118,22 +122,28 @@ def repair(
                 break
             text, fix = improved
             fixes.append(fix)
-        if _error(text) is not None:
+        program = _compiled(text)
+        if isinstance(program, SyntaxError):
             return Repaired(code)
-    imports = _missing_imports(text, defined)
+    known = {name for name in _names(program) if name in KNOWN_NAMES} - set(defined)
+    imports = _missing_imports(text, known) if known else ()
     return Repaired(text, (*fixes, *(i.fix for i in imports)), imports)
 
 
 def _error(text: str) -> SyntaxError | None:
+    outcome = _compiled(text)
+    return outcome if isinstance(outcome, SyntaxError) else None
+
+
+def _compiled(text: str) -> types.CodeType | SyntaxError:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            compile(text, "<snippet>", "exec")
+            return compile(text, "<snippet>", "exec")
         except SyntaxError as problem:
             return problem
         except (ValueError, RecursionError, OverflowError) as problem:
             return SyntaxError(str(problem), ("<snippet>", 1, 1, ""))
-    return None
 
 
 def _position(problem: SyntaxError | None) -> tuple[int, int]:
@@ -153,7 +163,7 @@ def _keep_if_better(before: str, after: str, fixes: list[Fix]) -> tuple[str, lis
 
 
 def _unwrap(code: str) -> tuple[str, list[Fix]]:
-    text, fixes = code, []
+    text, fixes = code, list[Fix]()
     for step in (_tags, _fences, _prompts, _magics, _dedent):
         if _error(text) is None:
             break
@@ -337,13 +347,16 @@ def _candidates(text: str, problem: SyntaxError) -> Iterator[tuple[str, Fix]]:
         return "\n".join((*lines[: at - 1], new, *lines[at:])), Fix(kind, at, what)
 
     body, comment = _split_comment(line)
-    if "expected ':'" in message or (message == "invalid syntax" and re.match(r"\s*(if|elif|else|for|while|def|class|"
-                                                                              r"try|except|finally|with)\b", body)):  # fmt: skip
+    if "expected ':'" in message or (message == "invalid syntax" and _HEADER.match(body)):
         yield put(f"{body.rstrip()}:{comment}", "colon", "a missing colon was added")
     if "Missing parentheses in call to 'print'" in message:
         match = re.match(r"^(\s*)(.*?)\bprint\s+(.+?)\s*$", body)
         if match:
-            yield put(f"{match[1]}{match[2]}print({match[3].rstrip(',')}){comment}", "print", "print is a function: parentheses added")
+            yield put(
+                f"{match[1]}{match[2]}print({match[3].rstrip(',')}){comment}",
+                "print",
+                "print is a function: parentheses added",
+            )
     if "was never closed" in message:
         yield from _close(lines, number)
     if message.startswith("unmatched") and problem.offset:
@@ -361,7 +374,9 @@ def _candidates(text: str, problem: SyntaxError) -> Iterator[tuple[str, Fix]]:
         fixed = re.sub(r"(?<![=!<>:+\-*/%&|^])=(?!=)", "==", body, count=1)
         yield put(fixed + comment, "operator", "'=' in a condition was read as '=='")
     if "leading zeros" in message:
-        yield put(re.sub(r"(?<![\w.])0+(\d+)(?![\w.])", r"\1", body) + comment, "number", "leading zeros were taken off")
+        yield put(
+            re.sub(r"(?<![\w.])0+(\d+)(?![\w.])", r"\1", body) + comment, "number", "leading zeros were taken off"
+        )
     if "multiple exception types must be parenthesized" in message:
         fixed = re.sub(r"except\s+([\w.]+)\s*,\s*(\w+)\s*:", r"except \1 as \2:", body)
         yield put(fixed + comment, "except", "'except A, b' was read as 'except A as b'")
@@ -504,8 +519,16 @@ def _indent_block(lines: list[str], number: int) -> Iterator[tuple[str, Fix]]:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _missing_imports(text: str, defined: Collection[str]) -> tuple[Import, ...]:
-    """Known names that are read somewhere and bound nowhere."""
+def _names(program: types.CodeType) -> Iterator[str]:
+    """Every global name or attribute the code mentions: cheap, and enough to see that nothing is missing."""
+    yield from program.co_names
+    for constant in program.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _missing_imports(text: str, known: Collection[str]) -> tuple[Import, ...]:
+    """Which of the `known` names are read somewhere and bound nowhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -526,7 +549,7 @@ def _missing_imports(text: str, defined: Collection[str]) -> tuple[Import, ...]:
                 bound.add(symbol.get_name())
             if table is top or symbol.is_global():
                 read.add(symbol.get_name())
-    missing = {n for n in read - bound - set(defined) if n in KNOWN_NAMES and not hasattr(builtins, n)}
+    missing = {n for n in (read - bound) & set(known) if not hasattr(builtins, n)}
     if not missing:
         return ()
     first: dict[str, int] = {}

@@ -50,7 +50,7 @@ class SnippetError(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxResult:
-    """What one snippet did. Everything in it but `status`, `wall_s`, `isolation` and `restarted` is the snippet's word."""
+    """What one snippet did. All but `status`, `wall_s`, `isolation` and `restarted` is the snippet's word."""
 
     status: Status
     stdout: str = ""
@@ -79,7 +79,7 @@ class Layer(NamedTuple):
     detail: str
 
 
-class SandboxUnavailable(RuntimeError):  # noqa: N818  (the name users catch)
+class SandboxUnavailable(RuntimeError):
     """The machine lacks what the sandbox needs. `layers` holds each layer and probe with errno and remedy."""
 
     def __init__(self, reason: str, layers: tuple[Layer, ...] = ()) -> None:

@@ -4,6 +4,8 @@ What lies in them was made by snippets: trees may be thousands of levels deep an
 recurses, follows links, or does more than a given number of steps at a time.
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH208
 from __future__ import annotations
 
 import os
@@ -36,8 +38,9 @@ def usage(folder: str, max_files: int) -> tuple[int, int]:
     return total, entries
 
 
-def wipe(folder: Path) -> Iterator[None]:
-    """Deletes `folder` step by step, yielding between steps. Deep trees are flattened: children move up to the top.
+def wipe(folder: Path, *, keep: bool = False) -> Iterator[None]:
+    """Deletes `folder` (or only what is in it) step by step, yielding between steps. Deep trees are flattened: children
+    move up to the top.
 
     Raises:
         OSError: something cannot be deleted; the caller abandons the folder.
@@ -63,4 +66,5 @@ def wipe(folder: Path) -> Iterator[None]:
                 os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
-    folder.rmdir()
+    if not keep:
+        folder.rmdir()

@@ -4,6 +4,8 @@ Installed once in the zygote, before any snippet; each shim passes valid calls t
 anything: a snippet may take every shim out again and only hurts itself.
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH100, PTH122
 from __future__ import annotations
 
 import functools
@@ -204,7 +206,7 @@ def _patch_pillow() -> None:
             return previous(name)
         raise AttributeError(f"module 'PIL.Image' has no attribute {name!r}")
 
-    Image.__getattr__ = removed  # type: ignore[attr-defined]
+    Image.__getattr__ = removed  # type: ignore[attr-defined, method-assign]
     truetype = ImageFont.truetype
 
     @functools.wraps(truetype)
@@ -227,7 +229,10 @@ def _patch_pillow() -> None:
         left, top, right, bottom = self.textbbox((0, 0), text, font=font)
         return round(right - left), round(bottom - top)
 
-    for owner, name, shim in ((ImageFont.FreeTypeFont, "getsize", getsize), (ImageDraw.ImageDraw, "textsize", textsize)):
+    for owner, name, shim in (
+        (ImageFont.FreeTypeFont, "getsize", getsize),
+        (ImageDraw.ImageDraw, "textsize", textsize),
+    ):
         if not hasattr(owner, name):
             setattr(owner, name, shim)
 
@@ -241,7 +246,7 @@ def _patch_numpy() -> None:
         # Only where the snippet itself asks: libraries probe for attributes and expect AttributeError.
         if name in _NUMPY_REMOVED and sys._getframe(1).f_code.co_filename.startswith(SNIPPET):
             stand_in = _NUMPY_REMOVED[name]
-            spelled = f"np.{stand_in}" if isinstance(stand_in, str) else stand_in.__name__
+            spelled = f"np.{stand_in}" if isinstance(stand_in, str) else getattr(stand_in, "__name__", name)
             notes.fix("removed", f"np.{name} is now {spelled}")
             return getattr(np, stand_in) if isinstance(stand_in, str) else stand_in
         if previous is not None:

@@ -4,15 +4,17 @@ Started by exec with an empty environment, so that it holds no secret of the tra
 anything a child says; it forks, reaps, watches scratch folders that have no quota, and tells the client. It ends when
 the client's end of the control socket closes, and takes every child with it.
 
-Messages on the control socket (SOCK_SEQPACKET, JSON): the first configures, then {"fork": id, ...} with three
-descriptors (session socket, stdout, pixels). Answers: {"hello": ...}, {"forked": id} with a pidfd, {"exited": id, ...}.
+Messages on the control socket (SOCK_SEQPACKET, JSON): the first configures, then {"fork": id, ...} with four
+descriptors (stdout, session socket, pixels, code). Answers: {"hello": ...}, {"forked": id} with a pidfd, and
+{"exited": id, ...}.
 """
 
+# Paths here are the snippet's strings, or descriptors.
+# ruff: noqa: PTH208
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import importlib
 import importlib.util
@@ -41,14 +43,66 @@ POLL_S = 0.02
 SESSION_CPU_ROUNDS = 20
 _NOT_PRELOADED = ("_test", "_xx", "xx", "_tkinter", "_curses", "readline", "nis", "ossaudiodev", "_ctypes_test", "_dbm",
                   "_gdbm")  # fmt: skip
-_PRELOADED = (
-    "ast base64 bisect cmath collections colorsys copy csv dataclasses datetime decimal difflib enum fractions functools "
-    "glob hashlib heapq html imghdr io itertools json locale math operator os pathlib pickle pprint queue random re "
-    "secrets shutil statistics string struct tempfile textwrap threading time timeit traceback typing unicodedata uuid "
-    "zipfile zlib encodings.idna encodings.latin_1 encodings.ascii encodings.utf_16 encodings.cp437"
-).split()
-_PILLOW = "Image ImageChops ImageColor ImageDraw ImageEnhance ImageFilter ImageFont ImageMath ImageMorph ImageOps " \
-    "ImageSequence ImageStat ImageCms ImageTransform ImagePalette ImageFile JpegImagePlugin PngImagePlugin features"  # fmt: skip
+_PRELOADED = [
+    "ast",
+    "base64",
+    "bisect",
+    "cmath",
+    "collections",
+    "colorsys",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "enum",
+    "fractions",
+    "functools",
+    "glob",
+    "hashlib",
+    "heapq",
+    "html",
+    "imghdr",
+    "io",
+    "itertools",
+    "json",
+    "locale",
+    "math",
+    "operator",
+    "os",
+    "pathlib",
+    "pickle",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "secrets",
+    "shutil",
+    "statistics",
+    "string",
+    "struct",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "timeit",
+    "traceback",
+    "typing",
+    "unicodedata",
+    "uuid",
+    "zipfile",
+    "zlib",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.ascii",
+    "encodings.utf_16",
+    "encodings.cp437",
+]
+_PILLOW = (
+    "Image ImageChops ImageColor ImageDraw ImageEnhance ImageFilter ImageFont ImageMath ImageMorph ImageOps ImageStat "
+    "ImageSequence ImageCms ImageTransform ImagePalette ImageFile JpegImagePlugin PngImagePlugin features"
+)
 _DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 _READ_ONLY_EXTRAS = ("/usr/share/fonts", "/usr/share/zoneinfo", "/usr/local/share/fonts")
 
@@ -168,14 +222,6 @@ def _readable() -> list[Path]:
     return sorted(p for p in found if not any(q in found for q in p.parents))
 
 
-def _path_descriptor(path: Path) -> int:
-    """An O_PATH descriptor above those that a child rearranges."""
-    fd = os.open(path, os.O_PATH)
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
-    os.close(fd)
-    return high
-
-
 def _anybody_may_read(path: Path) -> bool:
     """Whether another user id gets to `path` by its permissions."""
     return path.stat().st_mode & 0o4 != 0 and all(p.stat().st_mode & 0o1 for p in path.parents)
@@ -207,14 +253,15 @@ class Zygote:
         sys.path[:] = [p for p in sys.path if Path(p) in (stdlib, stdlib / "lib-dynload")]
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:
-            raise RuntimeError(f"the fork-server must have one thread, has {threads}: a preloaded module started others")
+            raise RuntimeError(
+                f"the fork-server must have one thread, has {threads}: a preloaded module started others"
+            )
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         self.plan = self._plan(readable, pages * os.sysconf("SC_PAGE_SIZE"))
         sys.path_importer_cache.clear()
         shims.install()
         gc.collect()
-        gc.freeze()
-        gc.disable()
+        gc.freeze()  # collected objects would be written to, and so copied, in every child
         if self.isolated:
             self._probe()
         self._send({"hello": os.getpid(), "layers": self.layers, "missing": missing}, [os.pidfd_open(os.getpid())])
@@ -227,37 +274,39 @@ class Zygote:
 
     def _plan(self, readable: list[Path], mapped: int) -> Any:
         config, root = self.config, self.run_dir / "root"
-        private = False
+        rooted = False
         if any(layer.name == "mount namespace" and layer.ok for layer in self.layers):
             before = os.umask(0o022)
             try:
                 jail.change_root(root, readable, [(self.run_dir / "images", "/images")])
-                private = True
+                rooted = True
             except OSError as error:
                 self._note("private root", False, False, str(error))
             finally:
                 os.umask(before)
-            if private:
-                self._note("private root", True, False, "read-only root without /proc, /etc or homes; scratch in memory")
+            if rooted:
+                self._note(
+                    "private root", True, False, "read-only root without /proc, /etc or homes; scratch in memory"
+                )
         abi = 0
         if self.isolated and "landlock" not in self.off:
             try:
                 abi = jail.landlock_abi()
             except OSError as error:
-                self._note("landlock", False, not private, f"{error}; needs Linux 5.13 with landlock among CONFIG_LSM")
+                self._note("landlock", False, not rooted, f"{error}; needs Linux 5.13 with landlock among CONFIG_LSM")
             else:
                 self._note("landlock", True, True, f"ABI {abi}")
         program = None
         if self.isolated and "seccomp" not in self.off:
             try:
-                program = jail.seccomp_program()
-                self._note("seccomp", True, True, f"allow-list of {len(program) // 8} instructions")
+                program = jail.SeccompFilter()
+                self._note("seccomp", True, True, f"allow-list of {program.num_instructions} instructions")
             except ValueError as error:
                 self._note("seccomp", False, True, str(error))
         uid_base = 0
         if self.isolated and os.geteuid() == 0 and "uid" not in self.off:
             may_change = jail.capabilities() >> 6 & 3 == 3  # CAP_SETGID, CAP_SETUID
-            reachable = all(_anybody_may_read(p) for p in readable) and (private or _anybody_may_read(self.run_dir))
+            reachable = all(_anybody_may_read(p) for p in readable) and (rooted or _anybody_may_read(self.run_dir))
             if any(layer.name == "user namespace" for layer in self.layers):
                 self._note("own user id", False, False, "inside a user namespace of its own")
             elif may_change and reachable:
@@ -266,15 +315,17 @@ class Zygote:
             else:
                 self._note("own user id", False, False, "no right to change it" if reachable else "Python lies in a "
                            "folder other users cannot enter: the id is kept, without capabilities")  # fmt: skip
-        if not private:
-            (self.run_dir / "slots").mkdir(exist_ok=True, mode=0o711)
-            (self.run_dir / "slots").chmod(0o711)
-        self.private = private
+        self.slot_root = Path("/slots") if rooted else self.run_dir / "slots"
+        if not rooted:
+            self.slot_root.mkdir(exist_ok=True)
+            self.slot_root.chmod(0o711)
+        self.rooted, self.private = rooted, rooted and not abi
         return self.child.JailPlan(
             abi=abi,
-            readable=tuple(_path_descriptor(p) for p in (*readable, *_DEVICES)) if abi else (),
+            readable=tuple(jail.landlock_rule(p, abi) for p in (*readable, *_DEVICES)) if abi else (),
+            null=os.open("/dev/null", os.O_RDWR),
             seccomp=program,
-            private_mounts=private,
+            private_mounts=self.private,
             drop=self.isolated and "capabilities" not in self.off,
             uid_base=uid_base,
             address_space=mapped + (config.memory_mib << 20),
@@ -285,12 +336,15 @@ class Zygote:
         """Jails a child of our own and lets it try what snippets must not be able to do."""
         read_end, write_end = os.pipe()
         slot = self._take_slot()
-        job = self.child.Job(slot=slot, scratch=self._scratch(slot), image_path="", image_file=None, image_format=None, seed=0)
-        pid = os.fork()
+        job = self.child.Job(
+            slot=slot, scratch=self._scratch(slot), image_path="", image_file=None, image_format=None, seed=0
+        )
+        ruleset = self._ruleset(job)
+        pid = jail.fork()
         if pid == 0:
             try:
-                null = os.open("/dev/null", os.O_RDWR)
-                self.child.put_on_jail(job, self.plan, self.config, null, null, write_end)
+                null = self.plan.null
+                self.child.put_on_jail(job, self.plan, self.config, (null, null, write_end, null), ruleset)
                 report: Any = jail.attempt_escapes(self.run_dir / "canary")
             except OSError as error:
                 report = f"{error}"
@@ -301,6 +355,8 @@ class Zygote:
             finally:
                 os._exit(0)
         os.close(write_end)
+        if ruleset >= 0:
+            os.close(ruleset)
         ready, _, _ = select.select([read_end], [], [], 10)
         answer = os.read(read_end, MESSAGE_BYTES) if ready else b""
         os.close(read_end)
@@ -319,26 +375,31 @@ class Zygote:
     # --- slots -------------------------------------------------------------------------------------------------------
 
     def _scratch(self, slot: int) -> str:
-        return "/mnt/data" if self.private else str(self.run_dir / "slots" / str(slot))
+        return "/mnt/data" if self.private else str(self.slot_root / str(slot))
 
     def _take_slot(self) -> int:
         slot = next(i for i in range(1, 1 << 20) if i not in self.slots)
         self.slots.add(slot)
-        if not self.private:
-            folder = Path(self._scratch(slot))
+        if self.private:
+            return slot
+        folder = Path(self._scratch(slot))
+        uid = self.plan.uid_base and self.plan.uid_base + slot
+        if not folder.exists():
             folder.mkdir(mode=0o700)
-            if self.plan.uid_base:
-                os.chown(folder, self.plan.uid_base + slot, self.plan.uid_base + slot)
+            if self.rooted:
+                jail.mount_scratch(str(folder), self.config.scratch_mib, self.config.max_files, uid)
+        if uid and not self.rooted:
+            os.chown(folder, uid, uid)
         return slot
 
     def _release_slot(self, slot: int) -> None:
         if self.private:
             self.slots.discard(slot)  # its mount went with its mount namespace
         else:
-            self.wiping.append((slot, wipe(Path(self._scratch(slot)))))
+            self.wiping.append((slot, wipe(Path(self._scratch(slot)), keep=True)))
 
     def _wipe_a_little(self) -> None:
-        """Two milliseconds of cleaning; a folder that resists is abandoned with its number."""
+        """Two milliseconds of cleaning; a folder that resists is abandoned, and its number with it."""
         until = time.monotonic() + 0.002
         while self.wiping and time.monotonic() < until:
             slot, steps = self.wiping[0]
@@ -370,13 +431,13 @@ class Zygote:
         while os.getpid() == own:
             if self.wiping:
                 wait = 0
-            elif self.children and not self.private:
+            elif self.children and not self.rooted:
                 wait = round(POLL_S * 1000)
             else:
                 wait = None  # type: ignore[assignment]
             for fd, _ in poll.poll(wait):
                 if fd == self.control.fileno():
-                    message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 3)
+                    message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 4)
                     if not message:
                         self._kill_all()
                         return
@@ -386,20 +447,20 @@ class Zygote:
                 elif fd in self.children:
                     poll.unregister(fd)
                     self._reap(fd)
-            if self.children and not self.private:
+            if self.children and not self.rooted:
                 self._watch_scratch()
             self._wipe_a_little()
 
     def _fork(self, order: dict[str, Any], descriptors: list[int]) -> int | None:
         slot = self._take_slot()
-        job = self.child.Job(
-            slot=slot, scratch=self._scratch(slot), image_path=order["image_path"],
-            image_file="/mnt/input" if self.private and order["image_file"] else order["image_file"],
-            image_format=order["image_format"], seed=order["seed"],
-        )  # fmt: skip
-        plan_job = replace(job, image_file=order["image_file"])
+        image_file = order["image_file"]
+        if image_file and self.rooted:
+            image_file = f"/images/{Path(image_file).name}"
+        job = self.child.Job(slot=slot, scratch=self._scratch(slot), image_path=order["image_path"],
+                             image_file=image_file, image_format=order["image_format"], seed=order["seed"])  # fmt: skip
         try:
-            pid = os.fork()
+            ruleset = self._ruleset(job)
+            pid = jail.fork()
         except OSError as error:
             for fd in descriptors:
                 os.close(fd)
@@ -407,22 +468,37 @@ class Zygote:
             self._send({"exited": order["fork"], "failed": str(error)})
             return None
         if pid == 0:
-            self._become_child(job, plan_job, descriptors)
-        for fd in descriptors:
+            self._become_child(job, descriptors, ruleset)
+        for fd in (*descriptors, ruleset) if ruleset >= 0 else descriptors:
             os.close(fd)
         pidfd = os.pidfd_open(pid)
         self.children[pidfd] = (order["fork"], pid, slot)
         self._send({"forked": order["fork"]}, [os.dup(pidfd)])
         return pidfd
 
-    def _become_child(self, job: Any, plan_job: Any, descriptors: list[int]) -> None:
+    def _ruleset(self, job: Any) -> int:
+        """The Landlock ruleset of one child: what all may read, its image, its scratch. -1 without Landlock."""
+        abi = self.plan.abi
+        if not abi:
+            return -1
+        own = [jail.landlock_rule(job.scratch, abi, writable=True)]
+        if job.image_file:
+            own.append(jail.landlock_rule(job.image_file, abi))
+        try:
+            return jail.landlock_ruleset(abi, (*self.plan.readable, *own))
+        finally:
+            for rule in own:
+                jail.landlock_close(rule)
+
+    def _become_child(self, job: Any, descriptors: list[int], ruleset: int) -> None:
         """The forked side. Never returns, whatever happens."""
         leave = os._exit
         try:
             serve = self.child.serve
-            connection, stdout, pixels = descriptors
-            self.child.put_on_jail(plan_job, self.plan, self.config, connection, stdout, pixels)
+            self.child.put_on_jail(job, self.plan, self.config, descriptors, ruleset)
             self.control.detach()
+            if self.private and job.image_file:
+                job = replace(job, image_file="/mnt/input")
             serve(job, self.config)
         except BaseException as error:
             with contextlib.suppress(BaseException):
