@@ -33,7 +33,7 @@ class CMakeBuild(build_ext):
 
 PACKAGES = ["thyme", "thyme.kernels"] + [
     f"thyme.{part}"
-    for part in ("model", "engine", "sandbox", "rollout", "rewards", "data", "train", "evals", "recipes")
+    for part in ("model", "engine", "sandbox", "rollout", "rewards", "data", "train", "evals", "demo", "recipes")
 ]
 
 setup(

@@ -38,7 +38,9 @@ def table(results: list[dict]) -> list[str]:
             rest = "  ".join(f"{k} {v}" for k, v in info.items() if k not in {"figure", "goal", "met"})
             figure = f"  {info['figure']}" if "figure" in info else ""
             median = r["stats"]["median"] * 1e3
-            lines.append(f"  {r['name']:<58} {median:>10.3f} ms  n={r['stats']['rounds']}{figure}{goal}  {rest}".rstrip())
+            lines.append(
+                f"  {r['name']:<58} {median:>10.3f} ms  n={r['stats']['rounds']}{figure}{goal}  {rest}".rstrip()
+            )
     return lines
 
 

@@ -6,7 +6,7 @@ Errors of the user (a missing file, a broken image, an unknown key) are one line
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 
@@ -94,7 +94,8 @@ def _demo(args: list[str]) -> None:
             material: what is on the signs and behind them: glyphs (drawn), digits (handwritten), photos.
             threads: torch threads.
         """
-        from thyme.demo import run_compare, run_demo
+        from thyme.demo.compare import run_compare
+        from thyme.demo.story import run_demo
 
         (run_compare if compare else run_demo)(seed=seed, material=material, threads=threads)
 
@@ -103,7 +104,7 @@ def _demo(args: list[str]) -> None:
 
 def _ask(args: list[str]) -> None:
     def ask(
-        model: Annotated[str, "positional"],
+        model: str,
         image: str,
         question: str,
         /,
@@ -132,14 +133,94 @@ def _stage(verb: str) -> Callable[[list[str]], None]:
     def run(args: list[str]) -> None:
         config = _run_config(verb, args)
         if config is not None:
-            from thyme import run as runs
+            from thyme.stages import VERBS as STAGES
 
-            getattr(runs, verb)(config)
+            STAGES[verb](config)
 
     return run
+
+
+def _data(args: list[str]) -> None:
+    def synth(
+        folder: Path,
+        /,
+        seed: int = 0,
+        material: Literal["glyphs", "digits", "photos"] = "glyphs",
+        sft: int = 1000,
+        rl: int = 1000,
+        heldout: int = 200,
+    ) -> None:
+        """Write synthetic rows as JSONL in the released formats.
+
+        Args:
+            folder: where sft.jsonl, rl.jsonl and heldout.jsonl go.
+            seed: of every draw.
+            material: what signs and ground are made of.
+            sft: rows of demonstrations.
+            rl: training questions.
+            heldout: held-out questions.
+        """
+        from thyme.data.config import DataConfig
+        from thyme.data.formats import write_synthetic
+
+        config = DataConfig(seed=seed, material=material)
+        for path, rows in write_synthetic(folder, config, sft=sft, rl=rl, heldout=heldout).items():
+            print(f"{path}: {rows} rows")
+
+    def check(path: Path, /) -> None:
+        """Name every bad row of a JSONL file: tags, image counts, broken pictures.
+
+        Args:
+            path: rows in a released format.
+        """
+        from thyme.data.check import check_file
+
+        report = check_file(path)
+        for problem in report.problems:
+            print(problem)
+        print(f"{path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images")
+        if report.problems:
+            raise UsageError(f"{path}: {report.bad_rows} bad rows, named above: mend or drop them")
+
+    _subverb("data", {"synth": synth, "check": check}, args)
+
+
+def _sandbox(args: list[str]) -> None:
+    def run(file: Path, /, image: Path | None = None) -> None:
+        """Run one snippet in the sandbox: repairs, output, images, limits, isolation.
+
+        Args:
+            file: Python as a model would write it.
+            image: the input picture, which the snippet opens as `image_path`.
+        """
+        from thyme.sandbox.doctor import run_file
+
+        run_file(file, image)
+
+    _subverb("sandbox", {"run": run}, args)
+
+
+def _doctor(args: list[str]) -> None:
+    def doctor() -> None:
+        """Say what isolates the sandbox on this machine, tried and not guessed."""
+        from thyme.sandbox.doctor import print_report
+
+        print_report()
+
+    _call(doctor, "doctor", args)
+
+
+def _subverb(verb: str, functions: dict[str, Callable[..., Any]], args: list[str]) -> None:
+    if not args or args[0] not in functions:
+        raise UsageError(f"thyme {verb} needs one of: {', '.join(functions)}")
+    _call(functions[args[0]], f"{verb} {args[0]}", args[1:])
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "ask": _ask,
+    **{verb: _stage(verb) for verb in ("base", "sft", "rl", "rollout", "eval")},
+    "data": _data,
+    "sandbox": _sandbox,
+    "doctor": _doctor,
 }

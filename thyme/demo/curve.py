@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -52,11 +53,13 @@ def draw_curve(path: Path, title: str, lines: Sequence[Line], x_label: str) -> N
     for i, line in enumerate(lines):
         color = COLORS[i % len(COLORS)]
         points = [at(s, v) for s, v in zip(line.steps, line.values, strict=True)]
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             pieces = max(1, round(abs(x1 - x0) / 14)) if line.dashed else 1
             for k in range(pieces):
                 a, b = k / pieces, (k + (0.55 if line.dashed else 1)) / pieces
-                draw.line([(x0 + (x1 - x0) * a, y0 + (y1 - y0) * a), (x0 + (x1 - x0) * b, y0 + (y1 - y0) * b)], color, 3)
+                draw.line(
+                    [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * a), (x0 + (x1 - x0) * b, y0 + (y1 - y0) * b)], color, 3
+                )
         if not line.dashed:
             for x, y in points:
                 draw.ellipse([x - 3, y - 3, x + 3, y + 3], color)

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention import Attention, PackedAttention, packed_attention
-    from .config import ImageConfig, ModelConfig, RopeScaling, TextConfig, VisionConfig
-    from .model import Model, build
-    from .processor import ImageInputs, Processor
-    from .rope import mrope_positions
-    from .weights import load, load_model, save
+    from thyme.model.attention import Attention, PackedAttention, packed_attention
+    from thyme.model.config import ImageConfig, ModelConfig, RopeScaling, TextConfig, VisionConfig
+    from thyme.model.model import Model, build
+    from thyme.model.processor import ImageInputs, Processor
+    from thyme.model.rope import mrope_positions
+    from thyme.model.weights import load, load_model, save
 
 _HOME = {
     "Attention": "attention",

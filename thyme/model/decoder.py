@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention
-from .config import TextConfig
-from .layers import GatedMLP, RMSNorm, rotate
-from .rope import inverse_frequencies, rotary_axes, rotary_tables
+from thyme.model.attention import Attention
+from thyme.model.config import TextConfig
+from thyme.model.layers import GatedMLP, RMSNorm, rotate
+from thyme.model.rope import inverse_frequencies, rotary_axes, rotary_tables
 
 
 class SelfAttention(nn.Module):

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
-from .config import ModelConfig
-from .decoder import Decoder
-from .layers import RMSNorm
-from .rope import Grid
-from .vision import VisionTower
+from thyme.model.attention import Attention
+from thyme.model.config import ModelConfig
+from thyme.model.decoder import Decoder
+from thyme.model.layers import RMSNorm
+from thyme.model.rope import Grid
+from thyme.model.vision import VisionTower
 
 if TYPE_CHECKING:
-    from .processor import Processor
+    from thyme.model.processor import Processor
 
 
 class Model(nn.Module):

@@ -21,8 +21,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .config import ImageConfig, as_ids
-from .rope import Grid
+from thyme.model.config import ImageConfig, as_ids
+from thyme.model.rope import Grid
 
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
 """How one picture stands in a prompt; the pad is expanded to one id per image feature."""

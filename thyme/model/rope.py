@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import TextConfig
+from thyme.model.config import TextConfig
 
 Grid = tuple[int, int, int]
 """Frames, patch rows, patch columns of one image."""

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import packed_attention
-from .config import VisionConfig
-from .layers import GatedMLP, RMSNorm, rotate
-from .rope import Grid
+from thyme.model.attention import packed_attention
+from thyme.model.config import VisionConfig
+from thyme.model.layers import GatedMLP, RMSNorm, rotate
+from thyme.model.rope import Grid
 
 _EPS = 1e-6  # of every norm in the tower; fixed in Qwen2.5-VL
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import ModelConfig, as_ids
-from .model import Model, attach, build, empty
-from .processor import Processor, read_json
+from thyme.model.config import ModelConfig, as_ids
+from thyme.model.model import Model, attach, build, empty
+from thyme.model.processor import Processor, read_json
 
 _SPLIT = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 _RENAMED = (
