@@ -215,7 +215,7 @@ def test_token_lengths(scenario: str, processor: Any) -> None:
         assert len(ids) in LENGTHS[scenario]
 
 
-@pytest.mark.parametrize("side", [SIDE, 2 * SIDE, SIDE // 6, SIDE // 3, 2 * SIDE // 3, SIDE // 9, VIEW])
+@pytest.mark.parametrize("side", [SIDE, SIDE // 2, 2 * SIDE, SIDE // 6, SIDE // 3, 2 * SIDE // 3, SIDE // 9, VIEW])
 def test_every_square_picture_is_seen_as_nine_tokens(side: int, processor: Any) -> None:
     image = processor.preprocess(Image.new("RGB", (side, side)))
     assert image.grid == (1, 6, 6) and image.num_tokens == 9

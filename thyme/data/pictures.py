@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from thyme.data.config import VIEW, Material, Split
 from thyme.data.glyphs import glyph, photograph
 
 SIDE = 6 * VIEW
-"""Side of a picture, in pixels: a sixth of it fills the view."""
+"""Side of a picture with a small sign, in pixels: a sixth of it fills the view."""
+LARGE_SIGN_SIDE = 3 * VIEW
+"""Side of a picture that one sign fills, in pixels: more would only cost time."""
 ZOOM_SIDE = 2 * SIDE
 """Side of a zoom picture: a sixth of a third of it still holds a legible digit."""
 
@@ -51,10 +52,8 @@ class Painter:
     def ground(self, side: int) -> Image.Image:
         if self.material == "photos":
             return self._photo(side)
-        tint = int(self.rng.integers(30, 160))
-        pixels = _shading(side).copy()
-        pixels[..., 2] = tint
-        return Image.fromarray(pixels)
+        red, green = _shading(side)
+        return Image.merge("RGB", (red, green, Image.new("L", (side, side), int(self.rng.integers(30, 160)))))
 
     def small_signs(self, side: int, signs: list[tuple[str, int, int, int]]) -> Image.Image:
         """Signs (color, digit, column, row) on a grid of sixths."""
@@ -67,15 +66,8 @@ class Painter:
 
     def tiny_sign(self, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]) -> Image.Image:
         """A zoom picture: a grid of thirds, told apart by their blue, each shaded like a picture of its own."""
+        picture = self._photo(ZOOM_SIDE) if self.material == "photos" else _nine_shadings(ZOOM_SIDE).copy()
         third = ZOOM_SIDE // 3
-        if self.material == "photos":
-            picture = self._photo(ZOOM_SIDE)
-        else:
-            pixels = np.tile(_shading(third), (3, 3, 1))
-            for index in range(9):
-                top, left = index // 3 * third, index % 3 * third
-                pixels[top : top + third, left : left + third, 2] = 30 + 16 * index
-            picture = Image.fromarray(pixels)
         cell = third // 6
         center = tuple(coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
         self._sign(picture, self._paint(color), digit, (center[0], center[1]), _PLATE * cell, _DIGIT * cell)
@@ -157,9 +149,19 @@ class Painter:
 
 
 @cache
-def _shading(side: int) -> NDArray[np.uint8]:
+def _shading(side: int) -> tuple[Image.Image, Image.Image]:
+    """The red band, which grows from west to east, and the green one, which grows from north to south."""
     ramp = np.rint(np.linspace(30, 150, side)).astype(np.uint8)
-    pixels = np.zeros((side, side, 3), np.uint8)
-    pixels[..., 0] = ramp[None, :]
-    pixels[..., 1] = ramp[:, None]
-    return pixels
+    red = np.tile(ramp, (side, 1))
+    return Image.fromarray(red), Image.fromarray(np.ascontiguousarray(red.T))
+
+
+@cache
+def _nine_shadings(side: int) -> Image.Image:
+    """A grid of thirds, each with a shading of its own and another blue."""
+    third = side // 3
+    picture = Image.new("RGB", (side, side))
+    for index in range(9):
+        bands = (*_shading(third), Image.new("L", (third, third), 30 + 16 * index))
+        picture.paste(Image.merge("RGB", bands), (index % 3 * third, index // 3 * third))
+    return picture

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from thyme.data.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, Material, Mix, Split
-from thyme.data.pictures import COLORS, SIDE, Painter
+from thyme.data.pictures import COLORS, LARGE_SIGN_SIDE, SIDE, Painter
 from thyme.rollout.types import Question
 
 __all__ = ["CAPTION_KINDS", "SCENARIOS", "Caption", "SftRow", "captions", "demonstration", "questions", "sft_rows"]
@@ -240,7 +240,7 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
     color, digit = _color(rng), int(rng.integers(10))
     meta: dict[str, Any] = {}
     if scenario == "direct":
-        picture = painter.large_sign(SIDE, color, digit)
+        picture = painter.large_sign(LARGE_SIGN_SIDE, color, digit)
     elif scenario == "crop":
         column, row = rng.integers(6, size=2).tolist()
         picture = painter.small_signs(SIDE, [(color, digit, column, row)])
@@ -252,10 +252,10 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
         meta = {"cells": [coarse, fine], "box": _box(left, top, right - left, 6, fine[0], fine[1])}
     elif scenario == "rotate":
         angle = 90 * int(rng.integers(1, 4))
-        picture = painter.large_sign(SIDE, color, digit, bar=True).rotate(-angle)
+        picture = painter.large_sign(LARGE_SIGN_SIDE, color, digit, bar=True).rotate(-angle)
         meta = {"angle": angle}
     else:
-        color, picture = "gray", painter.gray_sign(SIDE, digit)
+        color, picture = "gray", painter.gray_sign(LARGE_SIGN_SIDE, digit)
     return Question(
         id=name,
         image=picture,
