@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "evals": {"rollout", "rewards"},
     "train": {"rollout", "rewards", "data", "model", "kernels"},
 }
-TOP = {"cli", "config", "demo", "ask", "__main__", "__init__"}  # may import everything below them
+TOP = {"cli", "config", "stages", "demo", "ask", "recipes", "__main__", "__init__"}  # may import everything below them
 ROLLOUT_FOR_DATA = {"thyme.rollout.types", "thyme.rollout.prompts"}  # data and rewards know rollout's nouns only
 
 
