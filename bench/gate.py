@@ -106,13 +106,13 @@ def configurations() -> list[Configuration]:
         what = f"{dtype}{', temperature, banned ids' * full}"
         add(
             "grpo_loss", "_forward_kernel", what,
-            f"{pointers}{extra} mask_ptr:*u8 out_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
+            f"{pointers}{extra} mask_ptr:*u8 stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
             flags | absent | {"HAS_MASK": True}, tile,
             aligned="stride vocab_size", instructions=(r"ex2\.approx", wide_load), spot=full,
         )  # fmt: skip
         add(
             "grpo_loss", "_backward_kernel", what + ", entropy" * full,
-            f"{pointers}{extra} kept_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' if full else ''} dlogits_ptr:*{dtype} "
+            f"{pointers}{extra} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' if full else ''} dlogits_ptr:*{dtype} "
             "stride:i64 dstride:i64 num_rows:i32 vocab_size:i32 num_columns:i32",
             flags | absent | {"HAS_H": full} | ({} if full else {"h_ptr": None}), tile,
             aligned="stride dstride vocab_size num_columns",
@@ -225,6 +225,8 @@ def main() -> int:
                 failed += 1
                 print(f"  FAILED: {failure}")
     cache.parent.mkdir(parents=True, exist_ok=True)
+    for stale in cache.parent.glob("*.json"):
+        stale.unlink()
     cache.write_text(json.dumps(results, indent=1))
     print(f"gate: {failed} failures" if failed else "gate: all within limits, no spills")
     return 1 if failed else 0

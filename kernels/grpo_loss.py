@@ -115,7 +115,8 @@ class GrpoMetrics(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the row pass needs; its outputs and `kept` are [N] in float32 (float64 for float64 logits)."""
+    """What the row pass reads. It returns stats [5, N] in float32 (float64 for float64 logits), 0 in masked rows:
+    logprob, largest logit, log sum e^(x / tau), log sum e^x, entropy."""
 
     logits: Tensor
     targets: Tensor  # int64; 0 in masked rows
@@ -123,9 +124,6 @@ class _Rows(NamedTuple):
     mask: Tensor | None  # bool; None: all rows count
     banned: Tensor | None  # bool [vocab_size]
     vocab_size: int
-
-
-Kept = tuple[Tensor, Tensor, Tensor, Tensor]  # largest logit, log sum e^(x / tau), log sum e^x, entropy
 
 
 def _row_chunks(rows: _Rows) -> Iterator[Tensor | slice]:
@@ -147,11 +145,10 @@ def _shifted(rows: _Rows, at: Tensor | slice, largest: Tensor | None) -> tuple[T
     return z - largest[:, None], largest
 
 
-def _forward_ref(rows: _Rows) -> tuple[Tensor, Kept]:
+def _forward_ref(rows: _Rows) -> Tensor:
     dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
-    logprob, largest, log_total, log_total_raw, entropy = torch.zeros(
-        5, len(rows.logits), dtype=dtype, device=rows.logits.device
-    )
+    stats = torch.zeros(5, len(rows.logits), dtype=dtype, device=rows.logits.device)
+    logprob, largest, log_total, log_total_raw, entropy = stats
     for at in _row_chunks(rows):
         x, largest[at] = _shifted(rows, at, None)
         x_target = x.gather(-1, rows.targets[at, None]).squeeze(-1)
@@ -167,11 +164,11 @@ def _forward_ref(rows: _Rows) -> tuple[Tensor, Kept]:
             tau = rows.tau[at].to(dtype)
             log_total[at] = row_sums(x.div_(tau[:, None]).exp_()).log()
             logprob[at] = x_target / tau - log_total[at]
-    return logprob, (largest, log_total, log_total_raw, entropy)
+    return stats
 
 
-def _backward_ref(rows: _Rows, kept: Kept, g: Tensor, h: Tensor | None) -> Tensor:
-    largest, log_total, log_total_raw, entropy = kept
+def _backward_ref(rows: _Rows, stats: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
+    _, largest, log_total, log_total_raw, entropy = stats
     dlogits = torch.zeros_like(rows.logits)
     for at in _row_chunks(rows):
         x, _ = _shifted(rows, at, largest)
@@ -200,12 +197,12 @@ def _load_row(row_ptr, banned_ptr, column, vocab_size, HAS_BANNED: tl.constexpr)
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    logits_ptr, targets_ptr, tau_ptr, mask_ptr, banned_ptr, out_ptr, stride, num_rows, vocab_size,
+    logits_ptr, targets_ptr, tau_ptr, mask_ptr, banned_ptr, stats_ptr, stride, num_rows, vocab_size,
     HAS_TAU: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row, one read. out[5, N]: logprob, largest, log sum e^(x / tau), log sum e^x, entropy."""
+    """One program per row, one read."""
     row = tl.program_id(0).to(tl.int64)
-    out = out_ptr + row
+    out = stats_ptr + row
     if HAS_MASK:
         if tl.load(mask_ptr + row) == 0:
             for plane in tl.static_range(5):
@@ -252,7 +249,7 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
-    logits_ptr, targets_ptr, tau_ptr, banned_ptr, kept_ptr, g_ptr, h_ptr, dlogits_ptr,
+    logits_ptr, targets_ptr, tau_ptr, banned_ptr, stats_ptr, g_ptr, h_ptr, dlogits_ptr,
     stride, dstride, num_rows, vocab_size, num_columns,
     HAS_TAU: tl.constexpr, HAS_H: tl.constexpr, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -267,8 +264,8 @@ def _backward_kernel(
     if (g == 0.0) & (h == 0.0):  # masked, clipped or excluded: written, never read
         tl.store(out_ptr, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=column < num_columns)
         return
-    largest = tl.load(kept_ptr + row)
-    log_total = tl.load(kept_ptr + num_rows + row)
+    largest = tl.load(stats_ptr + num_rows + row)
+    log_total = tl.load(stats_ptr + 2 * num_rows + row)
     inverse_tau = 1.0
     if HAS_TAU:
         inverse_tau = 1.0 / tl.load(tau_ptr + row).to(tl.float32)
@@ -276,8 +273,8 @@ def _backward_kernel(
     dz = -tl.exp(x * inverse_tau - log_total)
     dz = g * inverse_tau * tl.where(column == tl.load(targets_ptr + row), dz + 1.0, dz)
     if HAS_H:
-        log_p = x - tl.load(kept_ptr + 2 * num_rows + row)
-        dz -= h * tl.exp(log_p) * (tl.maximum(log_p, -1e30) + tl.load(kept_ptr + 3 * num_rows + row))
+        log_p = x - tl.load(stats_ptr + 3 * num_rows + row)
+        dz -= h * tl.exp(log_p) * (tl.maximum(log_p, -1e30) + tl.load(stats_ptr + 4 * num_rows + row))
     tl.store(out_ptr, dz.to(out_ptr.dtype.element_ty), mask=column < num_columns)
 
 
@@ -287,26 +284,26 @@ def _launch_config(num_columns: int) -> dict[str, int]:
     return {"BLOCK": block, "num_warps": max(4, min(16, block // 512))}
 
 
-def _forward_triton(rows: _Rows) -> tuple[Tensor, Kept]:
+def _forward_triton(rows: _Rows) -> Tensor:
     num_rows = len(rows.logits)
-    out = torch.empty(5, num_rows, dtype=torch.float32, device=rows.logits.device)
+    stats = torch.empty(5, num_rows, dtype=torch.float32, device=rows.logits.device)
     if num_rows > 0:
         _forward_kernel[(num_rows,)](
-            rows.logits, rows.targets, rows.tau, _bytes(rows.mask), _bytes(rows.banned), out,
+            rows.logits, rows.targets, rows.tau, _bytes(rows.mask), _bytes(rows.banned), stats,
             rows.logits.stride(0), num_rows, rows.vocab_size,
             HAS_TAU=rows.tau is not None, HAS_MASK=rows.mask is not None, HAS_BANNED=rows.banned is not None,
             **_launch_config(rows.vocab_size),
         )  # fmt: skip
-    return out[0], (out[1], out[2], out[3], out[4])
+    return stats
 
 
-def _backward_triton(rows: _Rows, kept: Kept, g: Tensor, h: Tensor | None) -> Tensor:
+def _backward_triton(rows: _Rows, stats: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
     num_rows, num_columns = rows.logits.shape
     dlogits = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
     if num_rows > 0:
         config = _launch_config(num_columns)
         _backward_kernel[(num_rows, triton.cdiv(num_columns, config["BLOCK"]))](
-            rows.logits, rows.targets, rows.tau, _bytes(rows.banned), kept[0], g.contiguous(),
+            rows.logits, rows.targets, rows.tau, _bytes(rows.banned), stats, g.contiguous(),
             None if h is None else h.contiguous(), dlogits,
             rows.logits.stride(0), dlogits.stride(0), num_rows, rows.vocab_size, num_columns,
             HAS_TAU=rows.tau is not None, HAS_H=h is not None, HAS_BANNED=rows.banned is not None, **config,
@@ -328,22 +325,22 @@ class _RowPass(torch.autograd.Function):
         vocab_size: int, backend: Literal["ref", "triton"],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = _Rows(logits, targets, tau, mask, banned, vocab_size)
-        logprob, kept = (_forward_triton if backend == "triton" else _forward_ref)(rows)
-        ctx.save_for_backward(logits, targets, tau, mask, banned, *kept)
+        stats = (_forward_triton if backend == "triton" else _forward_ref)(rows)
+        ctx.save_for_backward(logits, targets, tau, mask, banned, stats)
         ctx.vocab_size, ctx.backend = vocab_size, backend
         ctx.set_materialize_grads(False)
-        return logprob, kept[3].clone()
+        return stats[0].clone(), stats[4].clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, tau, mask, banned, *kept = ctx.saved_tensors
+        logits, targets, tau, mask, banned, stats = ctx.saved_tensors
         if g is None and h is None:
             return (None,) * 7
-        g = torch.zeros_like(kept[0]) if g is None else g
+        g = torch.zeros_like(stats[0]) if g is None else g
         if mask is not None:
             g, h = g * mask, None if h is None else h * mask
         rows = _Rows(logits, targets, tau, mask, banned, ctx.vocab_size)
-        dlogits = (_backward_triton if ctx.backend == "triton" else _backward_ref)(rows, tuple(kept), g, h)
+        dlogits = (_backward_triton if ctx.backend == "triton" else _backward_ref)(rows, stats, g, h)
         return dlogits, None, None, None, None, None, None
 
 

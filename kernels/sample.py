@@ -502,8 +502,8 @@ def sample_triton(
     grid = triton.cdiv(rows, config["ROWS"])
 
     token = torch.empty(rows, dtype=torch.int64, device=device)
-    logprob, logprob_raw, entropy = torch.empty(3, rows, dtype=torch.float32, device=device)
-    kept_mass = torch.ones(rows, dtype=torch.float32, device=device)
+    # One allocation each: a row of a common one is aligned or not as B has it, and each way is a compilation.
+    logprob, logprob_raw, entropy, kept_mass = (torch.ones(rows, dtype=torch.float32, device=device) for _ in range(4))
     if rows == 0:
         return SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)
     partial = torch.empty(4, rows, num_blocks, dtype=torch.float32, device=device)

@@ -1,0 +1,153 @@
+"""The compile gate, in a child process that compiles (this one interprets), and what makes a kernel compile twice."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def child(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def gate_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gate", ROOT / "bench/gate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gate"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_table(output: str, target: str) -> None:
+    rows = [line.split() for line in output.splitlines() if f" {target} " in line]
+    assert {row[0] for row in rows} == {"sample", "grpo_loss", "paged_attention", "kv_cache"}
+    for row in rows:
+        assert 0 < int(row[3]) <= 255, row  # registers
+        assert 0 <= int(row[4]) <= 232_448, row  # bytes of shared memory
+    per_op = [sum(row[0] == op for row in rows) for op in {row[0] for row in rows}]
+    assert max(per_op) <= 6
+
+
+def test_every_configuration_compiles_for_sm_90() -> None:
+    done = child("bench/gate.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_table(done.stdout, "sm_90")
+    assert "gate: all within limits, no spills" in done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+def test_the_other_targets(target: str) -> None:
+    done = child("bench/gate.py", "--targets", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_table(done.stdout, target)
+
+
+def test_the_gate_sees_what_it_guards_against() -> None:
+    """A tile far too wide for one warp must come out as spills, a missing instruction as missing."""
+    script = """
+import dataclasses, sys
+sys.path.insert(0, "bench")
+import gate
+forward = next(c for c in gate.configurations() if c.kernel == "_forward_kernel")
+wide = dataclasses.replace(
+    forward, constants=forward.constants | {"BLOCK": 16384}, options={"num_warps": 1}, instructions=("wgmma",)
+)
+print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
+"""
+    done = child("-c", script)
+    assert "bytes of stack: registers spill" in done.stdout, done.stdout + done.stderr
+    assert "no wgmma in the PTX" in done.stdout
+
+
+def test_too_much_shared_memory_fails() -> None:
+    gate = gate_module()
+    fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": []}
+    assert gate.failures(fine, 80) == []
+    assert gate.failures(fine | {"shared": 200_000}, 90) == []
+    assert gate.failures(fine | {"shared": 200_000}, 80) == ["200000 bytes of shared memory, 166912 there are"]
+
+
+def test_the_gate_refuses_to_gate_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/gate.py"], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET=1 is set" in done.stderr
+
+
+# Launches each kernel's Python side on CPU tensors with a recorder in the kernel's place, and asks Triton's own binder
+# for the key under which it would look the compiled kernel up.
+KEYS = """
+import sys
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from thyme.kernels import grpo_loss, paged_attention, sample
+
+backend = make_backend(GPUTarget("cuda", 90, 32))
+
+class Recorder:
+    def __init__(self, kernel):
+        self.binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+        self.keys = set()
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            _, specialization, rest = self.binder(*args, **options)
+            self.keys.add(str(specialization) + str(rest))
+        return launch
+
+def record(module, *names):
+    recorders = [Recorder(getattr(module, name)) for name in names]
+    for name, recorder in zip(names, recorders):
+        setattr(module, name, recorder)
+    return recorders
+
+loss = record(grpo_loss, "_forward_kernel", "_backward_kernel")
+for n in (1, 2, 3, 16, 17, 64, 1000):
+    for clip, kl, tau in ((0.1, 0.5, 1.0), (0.3, 0.1, 0.7)):
+        logits = torch.randn(n, 320, requires_grad=True)
+        ones = torch.ones(n)
+        config = grpo_loss.GrpoLossConfig(clip_eps_low=clip, clip_eps_high=clip, kl_coef=kl)
+        out, _ = grpo_loss.grpo_loss_triton(
+            logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config
+        )
+        out.backward()
+draw = record(sample, "_stats_kernel", "_draw_kernel", "_truncate_kernel")
+sample._raise_not_finite = lambda entropy: None  # nothing was computed
+for n in (1, 2, 16, 33):
+    for top_k in (1, 16, 50):
+        index = torch.arange(n)
+        sample.sample_triton(torch.randn(n, 320), torch.ones(n), seed=index, position=index, top_k=top_k)
+attention = record(paged_attention, "_attention_kernel")
+for n in (1, 2, 16, 33):
+    for width in (1, 7, 16):
+        kv = torch.zeros(40, 16, 2, 16)
+        paged_attention.paged_attention_triton(
+            torch.zeros(n, 4, 16), kv, kv, torch.zeros(n, width, dtype=torch.int32),
+            torch.ones(n, dtype=torch.int32), torch.arange(n + 1, dtype=torch.int32), scale=0.5,
+        )
+print([len(recorder.keys) for recorder in (*loss, *draw, *attention)])
+"""
+
+
+def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
+    done = child("-c", KEYS)
+    assert done.stdout.strip() == "[1, 1, 1, 1, 1, 1]", done.stdout + done.stderr
