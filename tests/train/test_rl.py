@@ -1,0 +1,223 @@
+"""GRPO-ATS on the real engine and sandbox, in two steps, and its parts by hand."""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thyme.data.synthetic import questions, sft_rows
+from thyme.data.tiny import tiny_config
+from thyme.engine import Engine, EngineConfig
+from thyme.engine.tags import TokenKind
+from thyme.model import Model, Processor, build
+from thyme.rewards import Reward
+from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts
+from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
+from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
+from thyme.train.config import RlConfig, SftConfig
+from thyme.train.metrics import Metrics
+from thyme.train.rl import CODE_KIND, frozen_vision, policy_samples, rollout_sample, train_rl
+from thyme.train.rl_metrics import reward_metrics, rollout_metrics
+from thyme.train.sft import train_sft
+from thyme.train.streams import endless
+
+ROLLOUT = RolloutConfig(prompt_style="short", group_size=2, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
+RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SandboxConfig(workers=2)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def taught(processor: Processor) -> Model:
+    """Knows by heart one product, computed by code."""
+    model = build(tiny_config(), processor, seed=0)
+    config = SftConfig(steps=30, batch_size=1, optimizer="adamw", learning_rate=3e-3)
+    train_sft(model, processor, endless(sft_rows(0, 1, {"arithmetic": 1.0})), config)
+    return model
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Question]:
+    """The product it knows and a picture it does not."""
+    return [sft_rows(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
+
+
+def by_index(rollout: Rollout) -> Reward:
+    """Every group has a spread, whatever was written."""
+    return Reward(total=float(rollout.index), result=float(rollout.index), consistency=0.0, formatting=0.0)
+
+
+def make_loop(model: Model, sandbox: Sandbox) -> RolloutLoop:
+    assert model.processor is not None
+    config = EngineConfig(num_blocks=64, max_sequences=8, max_batch_tokens=512, deterministic=True, quiet=True)
+    return RolloutLoop(Engine(model, config), sandbox, model.processor, ROLLOUT)
+
+
+def test_two_steps_on_engine_and_sandbox(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], tmp_path: Path
+) -> None:
+    model = copy.deepcopy(taught)
+    loop = make_loop(model, sandbox)
+    history = train_rl(model, processor, loop, endless(asked), RL, score=by_index, run_dir=tmp_path)
+    assert len(history) == 2
+    for metrics in history:
+        assert metrics["actor/ratio"] == metrics["actor/ratio_max"] == 1.0
+        assert metrics["reward/mean"] == 0.5 and metrics["reward/frac_zero_std"] == 0.0
+        # Engine and trainer are one module on two paths: paged steps there, packed sequences here.
+        assert metrics["mismatch/kl"] < 1e-9
+        assert metrics["mismatch/ess"] == pytest.approx(1.0, abs=1e-4)
+        assert metrics["rollout/tool_calls"] > 0 and metrics["sandbox/success_rate"] > 0
+        assert 0 < metrics["actor/greedy_frac"] < 1
+        assert metrics["time/rollout"] > 0 and metrics["time/train"] > 0
+    assert history[0]["actor/kl_ref"] == 0.0 < history[1]["actor/kl_ref"]
+    assert loop.engine.weight_version == 2
+    moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), taught.parameters(), strict=True)]
+    assert all(moved)
+    recorded = read_rollouts(tmp_path / "rollouts" / "step_1.jsonl")
+    assert len(list(recorded)) == 4
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], tmp_path: Path
+) -> None:
+    config = RlConfig(steps=2, batch_size=2, learning_rate=1e-3, save_steps=1, record_steps=0)
+
+    def train(resume_from: Path | None) -> tuple[Model, list[Metrics]]:
+        model = copy.deepcopy(taught)  # the reference is the model it started from, resumed or not
+        history = train_rl(
+            model, processor, make_loop(model, sandbox), endless(asked), config,
+            score=by_index, run_dir=tmp_path, resume_from=resume_from,
+        )  # fmt: skip
+        return model, history
+
+    whole, expected = train(None)
+    resumed, history = train(tmp_path / "checkpoints" / "rl_1")
+    assert [entry["loss"] for entry in history] == [expected[1]["loss"]]
+    assert history[0]["actor/kl_ref"] == expected[1]["actor/kl_ref"] > 0
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1]
+
+
+def test_groups_without_spread_teach_nothing(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    def same(rollout: Rollout) -> Reward:
+        return Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0)
+
+    model = copy.deepcopy(taught)
+    config = RlConfig(steps=1, batch_size=2, kl_coef=0.0)
+    (metrics,) = train_rl(model, processor, make_loop(model, sandbox), endless(asked), config, score=same)
+    assert metrics["reward/frac_zero_std"] == 1.0 and metrics["loss"] == 0.0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taught.parameters(), strict=True))
+
+
+def test_the_loop_must_run_the_model_that_is_trained(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    loop = make_loop(copy.deepcopy(taught), sandbox)
+    with pytest.raises(ValueError, match="another model"):
+        train_rl(taught, processor, loop, endless(asked), RL, score=by_index)
+
+
+# By hand.
+
+
+def hand_rollout(
+    temperatures: Sequence[float] = (1.0, 0.0), result: SandboxResult | None = None, **values: object
+) -> Rollout:
+    """Two given tokens, then one sampled token for each temperature; greedy ones are code."""
+    n = len(temperatures)
+    sampled = np.asarray([False, False] + [True] * n)
+    warm = np.asarray([0.0, 0.0, *temperatures], dtype=np.float32)
+    greedy = sampled & (warm == 0)
+    fields: dict[str, object] = dict(
+        question=questions(0, 1, {"arithmetic": 1.0})[0], group=0, index=0, seed=0,
+        token_ids=np.arange(5, 7 + n), kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
+        rounds=np.zeros(2 + n, dtype=np.int16), sampled=sampled, temperatures=warm,
+        logprobs=np.where(sampled & ~greedy, -0.5, 0.0).astype(np.float32),
+        logprobs_raw=np.where(sampled, -0.75, 0.0).astype(np.float32),
+        entropies=np.zeros(2 + n, dtype=np.float32), weight_versions=np.where(sampled, 0, -1).astype(np.int32),
+        images=[], turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="",
+                               num_images=0)],
+        text="x", answer=None, status=RolloutStatus.ANSWERED,
+    )  # fmt: skip
+    return Rollout(**(fields | values))  # type: ignore[arg-type]
+
+
+def test_a_rollout_is_trained_where_the_policy_drew(processor: Processor) -> None:
+    sample = rollout_sample(processor, hand_rollout(), advantage=2.0)
+    assert sample.weights.tolist() == [0, 0, 1, 1]
+    assert sample.rollout_logprobs is not None and sample.segments is not None and sample.advantages is not None
+    # The sampled token is compared at its temperature, the greedy one at temperature 1.
+    assert sample.rollout_logprobs[2:].tolist() == [-0.5, -0.75]
+    assert sample.segments.tolist() == [0, 0, 0, 1]
+    assert set(sample.advantages.tolist()) == {2.0}
+    assert CODE_KIND == TokenKind.CODE
+
+
+def test_dead_groups_are_skipped_but_counted(processor: Processor) -> None:
+    groups = [[hand_rollout(), hand_rollout()], [hand_rollout((1.0,)), hand_rollout((1.0,) * 3)]]
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    samples = policy_samples(processor, groups, rewards, RlConfig())
+    assert [np.count_nonzero(sample.weights) for sample in samples] == [1, 3]
+    # Mean over the 4 tokens of the group, then over both groups.
+    assert {float(weight) for sample in samples for weight in sample.weights if weight} == {1 / 8}
+    samples = policy_samples(processor, groups, rewards, RlConfig(normalization="batch_tokens"))
+    assert {float(weight) for sample in samples for weight in sample.weights if weight} == {1 / 8}  # of 8 tokens in all
+    advantages = [float(sample.advantages[0]) for sample in samples if sample.advantages is not None]
+    assert advantages == pytest.approx([-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4)])
+
+
+def test_reward_metrics_by_hand() -> None:
+    reward = partial(Reward, consistency=0.0)
+    metrics = reward_metrics(
+        [
+            [reward(total=0.0, result=0.0, formatting=0.0), reward(total=1.5, result=1.0, formatting=1.0)],
+            [reward(total=0.5, result=0.0, formatting=1.0), reward(total=0.5, result=0.0, formatting=1.0)],
+        ]
+    )
+    assert metrics["reward/mean"] == 2.5 / 4
+    assert metrics["reward/result/mean"] == 0.25 and metrics["reward/formatting/mean"] == 0.75
+    assert metrics["reward/group_std"] == pytest.approx(1.5 / 2**0.5 / 2)
+    assert metrics["reward/frac_zero_std"] == 0.5
+
+
+def test_rollout_metrics_by_hand() -> None:
+    ok = SandboxResult(status=Status.OK, wall_s=0.010)
+    failed = SandboxResult(status=Status.ERROR, wall_s=0.030, error=SnippetError("ValueError", "no", 1))
+    odd = SandboxResult(status=Status.ERROR, wall_s=0.020, error=SnippetError("not a name/x", "no", 1))
+    groups = [
+        [hand_rollout(result=ok), hand_rollout(result=failed)],
+        [hand_rollout(status=RolloutStatus.LENGTH), hand_rollout((1.0,) * 6, result=odd)],
+    ]
+    metrics = rollout_metrics(groups, rollout_s=2.0)
+    assert metrics["completion_length/mean"] == 3.0
+    assert metrics["completion_length/clipped_ratio"] == 0.25
+    assert metrics["rollout/tool_calls"] == metrics["rollout/code_share"] == 0.75
+    assert metrics["rollout/ended/length"] == 0.25 and metrics["rollout/ended/answered"] == 0.75
+    assert metrics["sandbox/success_rate"] == pytest.approx(1 / 3)
+    assert metrics["sandbox/error/ValueError"] == metrics["sandbox/error/other"] == pytest.approx(1 / 3)
+    assert metrics["sandbox/exec_ms_p50"] == pytest.approx(20.0)
+    assert metrics["perf/rollout_tok_per_s"] == 6.0
+    without_code = rollout_metrics([[hand_rollout()]], rollout_s=1.0)
+    assert not any(name.startswith("sandbox/") for name in without_code)
+
+
+def test_frozen_vision_trains_the_merger_only_and_is_undone(model: Model) -> None:
+    assert model.visual is not None
+    with frozen_vision(model, True):
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert "visual.merger.up.weight" in trainable and "decoder.norm.weight" in trainable
+        assert not any(name.startswith(("visual.blocks", "visual.patch_embed")) for name in trainable)
+    assert all(p.requires_grad for p in model.parameters())
