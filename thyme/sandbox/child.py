@@ -35,6 +35,7 @@ from PIL import Image
 
 from thyme.sandbox import jail, paths, shims
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.released import rewrite
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix
 
@@ -206,7 +207,7 @@ class Session:
         previous_path = self.names.get("processed_path")
         _lseek(STDOUT, 0, os.SEEK_SET)
         capture = _Capture(self.config.max_stdout_bytes)
-        out = io.TextIOWrapper(io.BufferedWriter(capture, 1), "utf-8", "backslashreplace", write_through=True)
+        out = io.TextIOWrapper(capture, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
         for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
             setattr(sys, name, out)
         sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")
@@ -255,8 +256,6 @@ class Session:
 
     def _repair(self, code: str) -> Repaired:
         if self.config.compat == "released":
-            from thyme.sandbox.released import rewrite
-
             code, notes = rewrite(code, image_path=self.map.image_path, image_size=self.image_size)
             repaired = repair(code, image_path=self.map.image_path, image_size=self.image_size, defined=set(self.names))
             return Repaired(repaired.code, (*notes, *repaired.fixes), repaired.imports)
@@ -359,7 +358,7 @@ class Session:
                 continue
             stripped = line.strip()
             named += [stripped] if stripped.lower().endswith(paths.IMAGE_SUFFIXES) else []
-            named += _PRINTED_IMAGE.findall(line)
+            named += [path for path in _PRINTED_IMAGE.findall(line) if "/" in path]
         chosen: list[str] = []
         for name in named[:256]:
             real = self.map.real(name)
@@ -370,14 +369,13 @@ class Session:
             )
             if path.startswith(self.map.scratch + "/") and path not in chosen and _isfile(path):
                 chosen.append(path)
+        touched = self._touched()
+        if not chosen and not self.before and not shims.notes.saved and touched == self.touched:
+            return []
+        before, after = self.before, self._files()
+        self.before, self.touched = after, touched
         if chosen:
             return chosen
-        touched = self._touched()
-        if not self.before and not shims.notes.saved and touched == self.touched:
-            return []
-        self.touched = touched
-        before, after = self.before, self._files()
-        self.before = after
         new = {p for p, facts in after.items() if before.get(p) != facts and p.lower().endswith(paths.IMAGE_SUFFIXES)}
         in_order = [self._real(p) for p in shims.notes.saved]
         ordered = [p for p in in_order if p in new]

@@ -123,6 +123,9 @@ def main(control_fd: int) -> None:
         if inner:
             _stand_by(control, inner, client, run_dir)
         jail.die_with_parent()
+    if isolated and "namespaces" not in off:
+        # Last, and not for the process that stands by: pivot_root moves everybody in the mount namespace.
+        layers.append(_enter("mount", off))
     zygote = Zygote(control, setup, layers)
     try:
         zygote.loop()
@@ -161,16 +164,17 @@ def _enter_namespaces(off: frozenset[str]) -> list[Layer]:
         except OSError as error:
             return [Layer("namespaces", False, False, f"{error}; allow unprivileged user namespaces to have them")]
         layers.append(Layer("user namespace", True, False, "keeps the caller's id"))
-    for name, flag in jail.NAMESPACES.items():
-        if name in off:
-            continue
-        try:
-            jail.unshare(flag)
-        except OSError as error:
-            layers.append(Layer(f"{name} namespace", False, False, str(error)))
-        else:
-            layers.append(Layer(f"{name} namespace", True, False, "entered"))
-    return layers
+    return [*layers, *(_enter(name, off) for name in ("pid", "net", "ipc", "uts", "cgroup"))]
+
+
+def _enter(name: str, off: frozenset[str]) -> Layer:
+    if name in off:
+        return Layer(f"{name} namespace", False, False, "switched off")
+    try:
+        jail.unshare(jail.NAMESPACES[name])
+    except OSError as error:
+        return Layer(f"{name} namespace", False, False, str(error))
+    return Layer(f"{name} namespace", True, False, "entered")
 
 
 def preload(extra: list[str]) -> list[str]:

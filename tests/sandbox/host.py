@@ -1,0 +1,85 @@
+"""The machine around the sandbox as tests see it: things worth stealing, listeners, processes, and a crop that must work."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from thyme.sandbox import Sandbox, Status
+
+
+def picture(width: int = 120, height: int = 80) -> Image.Image:
+    """Every pixel is different, so that a crop proves where it came from."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([columns, rows, (columns + rows) % 256], axis=-1).astype(np.uint8))
+
+
+def children_of(pid: int) -> set[int]:
+    """Every descendant of `pid`."""
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            try:
+                below = [int(word) for word in task.read_text().split()]
+            except OSError:
+                continue
+            found |= set(below)
+            pending += below
+    return found
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
+    """Waits for what happens on its own (a killed process being reaped)."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+@dataclass
+class Host:
+    """The machine around the sandbox, seen from outside."""
+
+    folder: Path
+    tcp: socket.socket
+    udp: socket.socket
+    unix: socket.socket
+    abstract: socket.socket
+    abstract_name: str
+
+    def fill(self, code: str) -> str:
+        return code.format(secret=self.folder / "secret", folder=self.folder, port=self.tcp.getsockname()[1],
+                           unix=self.folder / "listener", abstract=self.abstract_name, pid=os.getpid())  # fmt: skip
+
+    def facts(self) -> tuple:
+        return tuple(
+            (p.name, p.lstat().st_size, p.lstat().st_mtime_ns, p.lstat().st_mode) for p in sorted(self.folder.iterdir())
+        )
+
+    def was_called(self) -> bool:
+        return bool(select.select([self.tcp, self.udp, self.unix, self.abstract], [], [], 0)[0])
+
+
+CROP = "Image.open(image_path).crop((10, 20, 40, 50)).save(temp_output_dir + 'crop.png')\nprint(temp_output_dir + 'crop.png')"
+
+
+def check_crop(sandbox: Sandbox, image: Image.Image) -> None:
+    """The sandbox still does its job."""
+    for _ in range(3):  # a short time limit on a busy machine may need a second try
+        result = sandbox.run(CROP, image)
+        if result.status is not Status.TIMEOUT:
+            break
+    assert result.status is Status.OK, result
+    assert len(result.images) == 1
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(image)[20:50, 10:40])
