@@ -1,0 +1,106 @@
+"""deterministic=True: the same bits for a sequence, whatever it shares a batch, a chunk, a cache or its threads with."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from thyme.engine import Completion, Prompt, SamplingParams
+from thyme.model import Model, ModelConfig, PackedAttention, TextConfig, build
+from thyme.model.rope import mrope_positions
+
+PARAMS = SamplingParams(max_tokens=16, temperature=0.8, seed=9, banned_ids=(60, 61, 62, 63), ignore_eos=True)
+
+
+def assert_same_bits(one: Completion, other: Completion) -> None:
+    assert one.token_ids == other.token_ids
+    for name in ("logprobs", "logprobs_raw", "entropies", "temperatures"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert np.array_equal(a.view(np.int32), b.view(np.int32)), name
+
+
+SCHEDULES: list[dict[str, Any]] = [
+    dict(prefill_chunk=1, max_batch_tokens=32),
+    dict(prefill_chunk=7),
+    dict(max_batch_tokens=33),
+    dict(max_sequences=2, max_batch_tokens=19),
+    dict(num_blocks=32),  # preempts
+    dict(block_size=16),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: ",".join(f"{k}={v}" for k, v in schedule.items()))
+def test_bits_do_not_depend_on_the_schedule(
+    vision_model: Model, make_engine: Any, make_image: Any, shown: Any, prompts: Any, schedule: dict[str, Any]
+) -> None:
+    images = [make_image(4, 6, 1), make_image(2, 2, 2)]
+    cases = [Prompt(ids) for ids in prompts] + [Prompt([4, *shown(image), 5, 6], (image,)) for image in images]
+    alone = make_engine(vision_model, deterministic=True, prefix_cache=False)
+    together = make_engine(vision_model, deterministic=True, **schedule)
+    completions = together.generate(cases, PARAMS)
+    again = together.generate(cases[::-1], PARAMS)[::-1]  # other neighbors, and prefixes found
+    for case, completion, second in zip(cases, completions, again, strict=True):
+        single = alone.generate(case, PARAMS)[0]
+        assert_same_bits(single, completion)
+        assert_same_bits(single, second)
+
+
+# The widths are those of the toy and of models up to 1 B: BLAS chooses its paths by shape.
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "heads", "vocab"),
+    [(48, 80, 4, 64), (128, 384, 4, 160), pytest.param(512, 1408, 8, 4096, marks=pytest.mark.soak),
+     pytest.param(896, 4864, 14, 8192, marks=pytest.mark.soak)],
+)  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_do_not_depend_on_the_number_of_rows(
+    make_engine: Any, hidden: int, intermediate: int, heads: int, vocab: int, threads: int
+) -> None:
+    text = TextConfig(
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=2, head_dim=hidden // heads, initializer_range=0.05,
+    )  # fmt: skip
+    model = build(ModelConfig(model_type="qwen2", text=text), seed=1)
+    draw = np.random.default_rng(0)
+    cases = [draw.integers(0, vocab, n).tolist() for n in (1, 2, 9, 31, 64)]
+    params = SamplingParams(max_tokens=4, seed=3, repetition=None)
+    torch.set_num_threads(threads)
+    try:
+        engine = make_engine(model, deterministic=True, prefix_cache=False, max_sequences=256, num_blocks=4000)
+        alone = [engine.generate([case], params)[0] for case in cases]
+        for copies in (1, 3, 20):
+            completions = engine.generate(cases * copies, params)
+            for i, completion in enumerate(completions):
+                assert_same_bits(alone[i % len(cases)], completion)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_without_the_flag_a_lone_row_has_other_bits(text_model: Model) -> None:
+    """Why the flag exists; should this ever fail, the padding has become needless."""
+    hidden = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+    whole = text_model.decoder.layers[0].mlp.gate_up(hidden)
+    assert not torch.equal(text_model.decoder.layers[0].mlp.gate_up(hidden[:1]), whole[:1])
+    assert torch.equal(text_model.decoder.layers[0].mlp.gate_up(hidden[:16]), whole[:16])
+
+
+@torch.no_grad()
+def test_rescoring_by_the_training_path_stays_within_the_tolerance(
+    text_model: Model, make_engine: Any, prompts: Any, tolerances: Any
+) -> None:
+    """All rollouts of a batch packed into one forward, as the trainer does it."""
+    params = SamplingParams(max_tokens=16, seed=9, banned_ids=(), ignore_eos=True, repetition=None)
+    completions = make_engine(text_model, deterministic=True).generate(prompts, params)
+    sequences = [completion.sequence.token_ids for completion in completions]
+    positions = [mrope_positions(ids, [], image_token_id=None, spatial_merge_size=1)[0] for ids in sequences]
+    flat = torch.tensor([token for ids in sequences for token in ids])
+    attention = PackedAttention([len(ids) for ids in sequences])
+    hidden = text_model(flat, torch.from_numpy(np.concatenate(positions, axis=1)), attention)
+    logprobs = text_model.logits(hidden).log_softmax(-1)
+    start = 0
+    for completion, ids in zip(completions, sequences, strict=True):
+        first = start + len(ids) - 16
+        rows = logprobs[first - 1 : first + 15]
+        expected = rows.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprobs_raw, expected, atol=tolerances["logprob", torch.float32][0])
+        start += len(ids)
