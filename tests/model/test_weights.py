@@ -171,7 +171,8 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "home/thesis.txt").read_text() == "years of work"
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_failed_save_leaves_the_old_checkpoint(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_hf(
         dict(model_type="llama", vocab_size=9, hidden_size=8, intermediate_size=8)
         | dict(num_hidden_layers=1, num_attention_heads=2)
@@ -182,8 +183,16 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     def disk_full(*args: object, **kwargs: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("thyme.model.weights.save_file", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    rename = Path.rename
+
+    def rename_but_the_new(self: Path, target: Path) -> Path:
+        return disk_full() if self.name.endswith(".new") else rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        if step == "write":
+            patch.setattr("thyme.model.weights.save_file", disk_full)
+        else:
+            patch.setattr(Path, "rename", rename_but_the_new)
         save(build(config, seed=5), None, tmp_path / "run")
     assert same(load_model(tmp_path / "run"), model)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -215,16 +215,17 @@ class Processor:
     @cached_property
     def _bytes(self) -> list[bytes]:
         decoder = json.loads(self._backend.to_str())["decoder"] or {"type": "none"}
-        kind = decoder["type"]
-        if kind not in ("ByteLevel", "Fuse"):
-            raise ValueError(f"the tokenizer decodes by {kind!r}; token bytes are known for 'ByteLevel' and 'Fuse'")
-        added = self._backend.get_added_tokens_decoder()
+        kinds = [part["type"] for part in decoder.get("decoders", [decoder])]
+        spell = _byte_level if "ByteLevel" in kinds else str.encode
         table = [b""] * self.vocab_size
         for token, i in self._ids.items():
-            if i in added or kind == "Fuse":
-                table[i] = b"" if i in self._special_ids else token.encode()
-            else:
-                table[i] = bytes(map(_BYTE_OF.__getitem__, token))
+            if i not in self._special_ids:
+                table[i] = spell(token)
+        # Decoders come in many chains: what counts is that this one puts the same bytes side by side, and that it
+        # keeps a leading space.
+        plain = sorted(set(self._ids.values()) - self._special_ids, key=lambda i: (table[i][:1] != b" ", i))
+        if self.decode(plain) != b"".join(table[i] for i in plain).decode(errors="replace"):
+            raise ValueError(f"the tokenizer's decoder ({', '.join(kinds)}) gives its tokens no fixed bytes")
         return table
 
     # Pictures
@@ -359,3 +360,9 @@ def _byte_of() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_of()
+
+
+def _byte_level(token: str) -> bytes:
+    known = [_BYTE_OF[char] for char in token if char in _BYTE_OF]
+    # As the decoder does it: a token with a character outside the alphabet (an added one) is plain text.
+    return bytes(known) if len(known) == len(token) else token.encode()

@@ -132,6 +132,8 @@ def save(model: Model, processor: Processor | None, folder: str | os.PathLike[st
             folder.rename(stale)
         fresh.rename(folder)
     finally:
+        if stale.exists() and not folder.exists():
+            stale.rename(folder)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
 
