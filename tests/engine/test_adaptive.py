@@ -96,7 +96,9 @@ def test_not_adaptive_is_one_temperature(model: Model, fragments: Any, make_engi
     engine = make_engine(model, processor=fragments)
     completion = engine.generate([[1, 2]], params)[0]
     assert completion.temperatures.tolist() == [np.float32(0.6)] * 150
-    same = engine.generate([[1, 2]], SamplingParams(**{**_fields(params), "adaptive": True, "code_temperature": 0.6}))[0]
+    same = engine.generate([[1, 2]], SamplingParams(**{**_fields(params), "adaptive": True, "code_temperature": 0.6}))[
+        0
+    ]
     assert same.token_ids == completion.token_ids
     np.testing.assert_array_equal(same.logprobs, completion.logprobs)
 

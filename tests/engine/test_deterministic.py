@@ -1,4 +1,4 @@
-"""deterministic=True: the same bits for a sequence, whatever it shares a batch, a chunk, a cache or its threads with."""
+"""deterministic=True: the same bits for a sequence, whatever batch, chunk, cache or threads it shares."""
 
 from typing import Any
 

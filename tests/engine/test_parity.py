@@ -12,7 +12,9 @@ from thyme.engine import Engine, Prompt, SamplingParams
 from thyme.model import ImageInputs, Model
 
 NEW = 24
-GREEDY = SamplingParams(max_tokens=NEW, temperature=0.0, adaptive=False, banned_ids=(), ignore_eos=True, repetition=None)
+GREEDY = SamplingParams(
+    max_tokens=NEW, temperature=0.0, adaptive=False, banned_ids=(), ignore_eos=True, repetition=None
+)
 RANDOM = SamplingParams(max_tokens=NEW, seed=1, banned_ids=(), ignore_eos=True, repetition=None)
 
 
@@ -58,7 +60,7 @@ def image_cases(
     return cases
 
 
-# Chunks of 1 and 7 cut through blocks and images; 400 takes every prompt whole; a small budget mixes decode and prefill.
+# Chunks of 1 and 7 cut through blocks and images; 400 takes prompts whole; a small budget mixes decode and prefill.
 @pytest.mark.parametrize(("chunk", "budget"), [(1, 32), (7, 33), (16, 400), (None, 400)])
 def test_greedy_text_equals_transformers(
     text_model: Model, text_cases: list[tuple[list[int], list[int]]], make_engine: Any, chunk: int | None, budget: int
