@@ -391,9 +391,10 @@ def _candidates(text: str, problem: SyntaxError) -> Iterator[tuple[str, Fix]]:
     ):
         if re.search(pattern, body):
             yield put(_outside_strings(line, lambda part, p=pattern, n=new: re.sub(p, n, part)), "operator", what)  # type: ignore[misc]
-    # an unclosed bracket is often noticed only on the line that follows it
-    if number > 1 and "unterminated" not in message and _open_brackets(lines[number - 2]):
-        yield from _close(lines, number - 1)
+    # an unclosed bracket is often noticed only later in the line, or on the line that follows it
+    for suspect in (number, number - 1):
+        if suspect and "unterminated" not in message and _open_brackets(lines[suspect - 1]):
+            yield from _close(lines, suspect)
 
 
 def _split_comment(line: str) -> tuple[str, str]:
