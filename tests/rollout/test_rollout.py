@@ -1,5 +1,6 @@
 """The state machine of the rollout loop, against a scripted engine and a scripted sandbox."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Engine:
         self.params: list[Any] = []
         self.fail_at_step: BaseException | None = None
         self.num_steps = 0
+        self.aborted = threading.Event()
         self.processor = Processor()
 
     def stats(self) -> dict[str, int]:
@@ -116,10 +118,10 @@ class Engine:
         ids = self.processor.encode(text)
         s.token_ids.append(ids[len(s.pending)])
         s.pending.append(ids[len(s.pending)])
-        if len(s.pending) == s.max_tokens:
+        if len(s.pending) < len(ids):
+            if len(s.pending) < s.max_tokens:
+                return None
             finish, stop = "length", None
-        elif len(s.pending) < len(ids):
-            return None
         drawn, s.pending, s.state, s.rounds = s.pending, [], "held", s.rounds + 1
         kinds = [TokenKind.END if i == IM_END else TokenKind.TEXT for i in drawn]
         numbers = np.arange(len(drawn), dtype=np.float32) + 1
@@ -129,7 +131,7 @@ class Engine:
         )  # fmt: skip
 
     def append(self, s: Sequence, ids: Any, images: Any = (), max_tokens: int | None = None) -> None:
-        assert s.state == "held"
+        assert s.state == "held" and (max_tokens is None or max_tokens > 0)
         self.log.append(("append", self.num_steps, s.id))
         s.token_ids += ids
         s.images += images
@@ -141,6 +143,7 @@ class Engine:
 
     def abort(self, s: Sequence) -> None:
         s.state = "gone"
+        self.aborted.set()
 
 
 class Session:
@@ -318,6 +321,25 @@ def test_others_decode_while_code_runs() -> None:
     assert first.num_code == 1 and second.num_code == 0
 
 
+def test_the_first_result_is_admitted_when_all_wait() -> None:
+    """The first snippet returns only after the second rollout went on."""
+    went_on = threading.Event()
+
+    def script(index: int, round_index: int) -> tuple[str, str, str | None]:
+        if index == 1 and round_index == 1:
+            went_on.set()
+        return SOME_CODE if round_index == 0 else ANSWER
+
+    def behavior(session: Session) -> SandboxResult:
+        assert session.image_path == "fast" or went_on.wait(20)
+        return SandboxResult(status=Status.OK)
+
+    slow, fast = (dataclasses.replace(question(name), image_path=name) for name in ("slow", "fast"))
+    it = loop(script, behavior)
+    it.run([slow, fast], 1)
+    assert [entry[2] for entry in it.engine.log] == [1, 0] and it.timing.idle_s > 0
+
+
 @pytest.mark.parametrize("slow", [0, 1, 2])
 def test_under_a_deterministic_engine_arrival_times_change_nothing(slow: int) -> None:
     """Whichever session is slow, results are admitted in the order of the code and at the same steps."""
@@ -389,6 +411,24 @@ def test_an_exception_leaves_nothing_behind(error: BaseException) -> None:
     with pytest.raises(type(error)):
         it.run([question()], 3)
     assert it.sandbox.sessions and nothing_leaked(it)
+
+
+def test_a_session_that_opens_too_late_is_closed_unused() -> None:
+    """The run is being cancelled while a thread still waits for its session."""
+    it = loop(lambda i, r: SOME_CODE if i == 0 else ("z" * 99, "eos", None))
+    it.engine.fail_at_step, it.engine.num_steps = RuntimeError("out of memory"), -8
+    opened = it.sandbox.session
+
+    def late(*args: Any, **kwargs: Any) -> Session:
+        assert it.engine.aborted.wait(20)
+        threading.Event().wait(0.1)  # by now the run has closed the sessions it knows
+        return opened(*args, **kwargs)
+
+    it.sandbox.session = late
+    with pytest.raises(RuntimeError):
+        it.run([question()], 2)
+    [session] = it.sandbox.sessions
+    assert not session.codes and nothing_leaked(it)
 
 
 def test_a_failing_sandbox_is_not_swallowed() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from thyme.engine.tags import TokenKind
 
 if TYPE_CHECKING:
-    from thyme.engine.engine import Completion
+    from thyme.engine import Completion
 
 COLUMNS: dict[str, type[np.generic]] = {
     "token_ids": np.int64,
