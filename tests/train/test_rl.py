@@ -77,6 +77,7 @@ def test_two_steps_on_engine_and_sandbox(
         assert metrics["mismatch/ess"] == pytest.approx(1.0, abs=1e-4)
         assert metrics["rollout/tool_calls"] > 0 and metrics["sandbox/success_rate"] > 0
         assert 0 < metrics["actor/greedy_frac"] < 1
+        assert metrics["rollout/staleness_max"] == 0.0
         assert metrics["time/rollout"] > 0 and metrics["time/train"] > 0
     assert history[0]["actor/kl_ref"] == 0.0 < history[1]["actor/kl_ref"]
     assert loop.engine.weight_version == 2
@@ -201,7 +202,7 @@ def test_rollout_metrics_by_hand() -> None:
         [hand_rollout(result=ok), hand_rollout(result=failed)],
         [hand_rollout(status=RolloutStatus.LENGTH), hand_rollout((1.0,) * 6, result=odd)],
     ]
-    metrics = rollout_metrics(groups, rollout_s=2.0)
+    metrics = rollout_metrics(groups, rollout_s=2.0, weight_version=3)
     assert metrics["completion_length/mean"] == 3.0
     assert metrics["completion_length/clipped_ratio"] == 0.25
     assert metrics["rollout/tool_calls"] == metrics["rollout/code_share"] == 0.75
@@ -210,7 +211,8 @@ def test_rollout_metrics_by_hand() -> None:
     assert metrics["sandbox/error/ValueError"] == metrics["sandbox/error/other"] == pytest.approx(1 / 3)
     assert metrics["sandbox/exec_ms_p50"] == pytest.approx(20.0)
     assert metrics["perf/rollout_tok_per_s"] == 6.0
-    without_code = rollout_metrics([[hand_rollout()]], rollout_s=1.0)
+    assert metrics["rollout/staleness_mean"] == metrics["rollout/staleness_max"] == 3.0
+    without_code = rollout_metrics([[hand_rollout()]], rollout_s=1.0, weight_version=0)
     assert not any(name.startswith("sandbox/") for name in without_code)
 
 

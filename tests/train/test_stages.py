@@ -57,6 +57,11 @@ def test_base_stage_goes_on_while_a_gate_is_missed(model: Model, processor: Proc
     assert ["gate/one" in entry for entry in history] == [False, True, True, True, True]
 
 
+def test_base_stage_needs_captions_for_its_gates(model: Model, processor: Processor) -> None:
+    with pytest.raises(ValueError, match="of kind ground"):
+        train_base(model, processor, caption_stream, BaseStageConfig(), heldout=captions(0, 2, mix={"one": 1.0}))
+
+
 def test_base_stage_stops_when_asked(model: Model, processor: Processor) -> None:
     config = BaseStageConfig(steps=9, batch_size=2)
     history = train_base(

@@ -34,12 +34,18 @@ def train_base(
 
     Args:
         captions: the stream; each is seen once.
-        heldout: captions for the gates, none of them in the stream.
+        heldout: captions for the gates, none of them in the stream; some of kind "ground" and some of kind "one".
         run_dir, resume_from, on_step: see `thyme.train.stage.Stage`.
 
     Returns:
         The metrics of every step; those with a gate check have `gate/<kind>` in [0, 1].
+
+    Raises:
+        ValueError: `heldout` lacks a kind that a gate needs.
     """
+    missing = {"ground", "one"} - {caption.kind for caption in heldout}
+    if missing:
+        raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
     optimizer = build_optimizer(model, config)
     gate = CaptionGate(processor, heldout)
     stage = Stage(

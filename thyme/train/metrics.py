@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,9 +32,13 @@ class MetricsLog:
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            self._file = path.open("w", encoding="utf-8")
-            self._file.writelines(line for line in kept if not self._is_rewritten(line, first_step))
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if not self._is_rewritten(line, first_step)]
+            if len(kept) < len(lines):
+                fresh = path.with_name(f".{path.name}.{os.getpid()}")
+                fresh.write_text("".join(kept), encoding="utf-8")
+                fresh.replace(path)
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> Metrics:
         """Writes one line; returns its numbers."""

@@ -74,12 +74,15 @@ def train_rl(
         stage = Stage(
             "rl", model, processor, optimizer, config, run_dir=run_dir, resume_from=resume_from, on_step=on_step
         )
+        if resume_from is not None:
+            loop.engine.weights_updated()
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
                 batch = questions(stage.step * config.batch_size, config.batch_size)
                 groups = loop.run(batch, seed=seed * 1_000_003 + stage.step)
                 laps.end("rollout")
+                version = loop.engine.weight_version
                 rewards = [[score(rollout) for rollout in group] for group in groups]
                 laps.end("reward")
                 totals = torch.tensor([[reward.total for reward in group] for group in rewards])
@@ -94,7 +97,7 @@ def train_rl(
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
                 stage.end_step(
-                    rollout_metrics(groups, laps.seconds["rollout"])
+                    rollout_metrics(groups, rollout_s=laps.seconds["rollout"], weight_version=version)
                     | reward_metrics(rewards)
                     | metrics
                     | laps.metrics()

@@ -1,4 +1,4 @@
-"""What is measured of an RL step: rewards, rollouts, the loss, time. Names are one tree, listed in README."""
+"""What is measured of an RL step: rewards, rollouts, the loss, time."""
 
 import time
 from collections import Counter
@@ -75,10 +75,16 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
     return out
 
 
-def rollout_metrics(groups: Sequence[Sequence[Rollout]], rollout_s: float) -> Metrics:
-    """Lengths, turns, tool calls, how rollouts ended, what the sandbox said. Sandbox rates are of code runs."""
+def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, weight_version: int) -> Metrics:
+    """Lengths, turns, tool calls, how rollouts ended, what the sandbox said. Sandbox rates are of code runs.
+
+    Args:
+        rollout_s: wall seconds that sampling them took.
+        weight_version: of the weights that are about to be trained; older tokens are stale.
+    """
     rollouts = [rollout for group in groups for rollout in group]
     sampled = np.array([rollout.num_sampled for rollout in rollouts])
+    staleness = weight_version - np.concatenate([rollout.weight_versions[rollout.sampled] for rollout in rollouts])
     statuses = Counter(rollout.status for rollout in rollouts)
     cut = statuses[RolloutStatus.LENGTH] + statuses[RolloutStatus.CONTEXT]
     out: Metrics = {
@@ -88,6 +94,8 @@ def rollout_metrics(groups: Sequence[Sequence[Rollout]], rollout_s: float) -> Me
         "rollout/tool_calls": float(np.mean([rollout.num_code for rollout in rollouts])),
         "rollout/code_share": float(np.mean([rollout.num_code > 0 for rollout in rollouts])),
         "rollout/images": float(np.mean([len(rollout.images) for rollout in rollouts])),
+        "rollout/staleness_mean": float(staleness.mean()),
+        "rollout/staleness_max": float(staleness.max()),
         "perf/rollout_tok_per_s": float(sampled.sum() / rollout_s),
     }
     out |= {f"rollout/ended/{status.value}": count / len(rollouts) for status, count in statuses.items()}
