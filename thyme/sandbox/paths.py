@@ -52,7 +52,7 @@ class PathMap:
             return self.image_file
         if text in self.aliases:
             return self.aliases[text]
-        if text.startswith(self.scratch) or not text.startswith("/"):
+        if text == self.image_file or text.startswith(self.scratch) or not text.startswith("/"):
             return path
         for prefix, place in ((DATA, self.scratch), ("/tmp", self.scratch + "/tmp")):
             if text == prefix or text.startswith(prefix + "/"):

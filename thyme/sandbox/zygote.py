@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import pkgutil
+import resource
 import select
 import shutil
 import signal
@@ -332,7 +333,7 @@ class Zygote:
             private_mounts=self.private,
             drop=self.isolated and "capabilities" not in self.off,
             uid_base=uid_base,
-            address_space=mapped + (config.memory_mib << 20),
+            address_space=resource.RLIM_INFINITY if "limits" in self.off else mapped + (config.memory_mib << 20),
             cpu_s=max(1, round(config.timeout_s + 1) * SESSION_CPU_ROUNDS),
         )  # fmt: skip
 
