@@ -15,7 +15,7 @@ from PIL import Image
 
 from thyme.data import glyphs
 from thyme.data.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, DataConfig, Mix
-from thyme.data.pictures import SIDE, Painter
+from thyme.data.pictures import SIDE, ZOOM_SIDE, Painter
 from thyme.data.synthetic import captions, demonstration, questions, sft_rows
 from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.rollout.prompts import build_prompt, extract_answer, extract_code
@@ -231,6 +231,14 @@ def test_a_caption_looks_like_a_downscaled_picture(processor: Any) -> None:
         difference = np.abs(view(small.small_signs(VIEW, signs)) - view(large.small_signs(SIDE, signs)))
         assert difference.mean() < 1.0 and np.quantile(difference, 0.99) < 40
         small, large = (Painter(np.random.default_rng(seed), "glyphs", "train") for _ in range(2))
+        tiny = [
+            painter.tiny_sign(side, "green", 3, (seed % 3, 1), (5, seed))
+            for painter, side in ((small, VIEW), (large, ZOOM_SIDE))
+        ]
+        difference = np.abs(view(tiny[0]) - view(tiny[1]))
+        # A ramp of 28 pixels starts two levels below the mean of twelve times as many.
+        assert difference.mean() < 2.0 and np.quantile(difference, 0.99) < 40
+        small, large = (Painter(np.random.default_rng(seed), "glyphs", "train") for _ in range(2))
         difference = np.abs(view(small.large_sign(VIEW, "red", 5)) - view(large.large_sign(SIDE, "red", 5)))
         assert difference.mean() < 2.0 and np.quantile(difference, 0.98) < 40
 
@@ -241,7 +249,7 @@ def test_captions_use_the_words_of_the_demonstrations() -> None:
     patterns = {
         "ocr": r"The digits are \d{9}\.",
         "one": r"The digit is \d\.",
-        "ground": r"The \w+ sign is small: column [0-5], row [0-5]\.",
+        "ground": r"The \w+ sign is (small: column [0-5], row [0-5]|tiny: column [0-2], row [0-2])\.",
         "ground4": r"(The (red|green|blue|yellow) sign is small: column [0-5], row [0-5]\.\n?){4}",
     }
     for caption in made:

@@ -64,11 +64,13 @@ class Painter:
             self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
         return picture
 
-    def tiny_sign(self, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]) -> Image.Image:
-        """A zoom picture: a grid of thirds, told apart by their blue, each shaded like a picture of its own."""
-        picture = self._photo(ZOOM_SIDE) if self.material == "photos" else _nine_shadings(ZOOM_SIDE).copy()
-        third = ZOOM_SIDE // 3
-        cell = third // 6
+    def tiny_sign(
+        self, side: int, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]
+    ) -> Image.Image:
+        """A sign in a sixth of a third; the thirds are told apart by their blue, each shaded like a whole picture."""
+        picture = self._photo(side) if self.material == "photos" else _nine_shadings(side).copy()
+        third = side // 3
+        cell = third / 6
         center = tuple(coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
         self._sign(picture, self._paint(color), digit, (center[0], center[1]), _PLATE * cell, _DIGIT * cell)
         return picture
@@ -94,14 +96,14 @@ class Painter:
         self._sign(picture, (plate,) * 3, digit, center, size, _DIGIT * side, ink=(ink,) * 3)
         return picture
 
-    def close_up(self, color: str, digit: int) -> Image.Image:
-        """What a crop of a small sign shows, at the size of the view."""
-        picture = self.ground(VIEW)
+    def close_up(self, side: int, color: str, digit: int) -> Image.Image:
+        """What a crop of `side` pixels around a small or tiny sign shows, at the size of the view."""
+        picture = self.ground(side)
         if self.material != "photos":
             # A crop sees a sixth of the shading: nearly flat.
-            picture = picture.crop(self._sixth(VIEW)).resize((VIEW, VIEW), Image.Resampling.BILINEAR)
-        self._sign(picture, self._paint(color), digit, (VIEW / 2, VIEW / 2), _PLATE * VIEW, _DIGIT * VIEW)
-        return picture
+            picture = picture.crop(self._sixth(side)).resize((side, side), Image.Resampling.BILINEAR)
+        self._sign(picture, self._paint(color), digit, (side / 2, side / 2), _PLATE * side, _DIGIT * side)
+        return picture if side == VIEW else picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
 
     def nine_digits(self, digits: list[int]) -> Image.Image:
         """Nine digits, each on a tile inside one image token of the view."""

@@ -15,12 +15,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from thyme.data.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, Material, Mix, Split
-from thyme.data.pictures import COLORS, LARGE_SIGN_SIDE, SIDE, Painter
+from thyme.data.pictures import COLORS, LARGE_SIGN_SIDE, SIDE, ZOOM_SIDE, Painter
 from thyme.rollout.types import Question
 
 __all__ = ["CAPTION_KINDS", "SCENARIOS", "Caption", "SftRow", "captions", "demonstration", "questions", "sft_rows"]
 
 Shares = Mapping[str, float]
+
+TINY_SHARE = 0.4
+"""Of the captions that locate one sign, those whose sign is tiny: without them no zoom picture is ever located."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,12 +199,17 @@ def _caption(kind: str, painter: Painter) -> Caption:
         if look < 0.2:
             picture = painter.large_sign(VIEW, color, digit)
         elif look < 0.6:
-            picture = painter.close_up(color, digit)
+            side = (SIDE // 6, ZOOM_SIDE // 18)[int(rng.integers(2))]
+            picture = painter.close_up(side, color, digit)
         elif look < 0.8:
             picture = painter.large_sign(VIEW, color, digit, bar=True)
         else:
             color, picture = "gray", painter.gray_sign(VIEW, digit, (85, 255, 0))
         return Caption(picture, f"<image>What digit is on the {color} sign?", f"The digit is {digit}.", kind)
+    if kind == "ground" and rng.random() < TINY_SHARE:
+        color, coarse, fine = _color(rng), _cell(rng, 3), _cell(rng, 6)
+        picture = painter.tiny_sign(VIEW, color, int(rng.integers(10)), coarse, fine)
+        return Caption(picture, f"<image>Where is the {color} sign?", _said_cell(color, "tiny", *coarse), kind)
     count = 4 if kind == "ground4" else 1
     names = list(COLORS) if count == 4 else [_color(rng)]
     cells = rng.choice(36, size=count, replace=False).tolist()
@@ -242,14 +250,14 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
     if scenario == "direct":
         picture = painter.large_sign(LARGE_SIGN_SIDE, color, digit)
     elif scenario == "crop":
-        column, row = rng.integers(6, size=2).tolist()
+        column, row = _cell(rng, 6)
         picture = painter.small_signs(SIDE, [(color, digit, column, row)])
         meta = {"cells": [[column, row]], "box": _box(0, 0, SIDE, 6, column, row)}
     elif scenario == "zoom":
-        coarse, fine = rng.integers(3, size=2).tolist(), rng.integers(6, size=2).tolist()
-        picture = painter.tiny_sign(color, digit, (coarse[0], coarse[1]), (fine[0], fine[1]))
-        left, top, right, _ = _box(0, 0, picture.width, 3, coarse[0], coarse[1])
-        meta = {"cells": [coarse, fine], "box": _box(left, top, right - left, 6, fine[0], fine[1])}
+        coarse, fine = _cell(rng, 3), _cell(rng, 6)
+        picture = painter.tiny_sign(ZOOM_SIDE, color, digit, coarse, fine)
+        left, top, right, _ = _box(0, 0, picture.width, 3, *coarse)
+        meta = {"cells": [list(coarse), list(fine)], "box": _box(left, top, right - left, 6, *fine)}
     elif scenario == "rotate":
         angle = 90 * int(rng.integers(1, 4))
         picture = painter.large_sign(LARGE_SIGN_SIDE, color, digit, bar=True).rotate(-angle)
@@ -320,6 +328,11 @@ def _neighbor(cell: tuple[int, int], parts: int, rng: np.random.Generator) -> tu
 
 def _guess(question: Question, rng: np.random.Generator) -> str:
     return "".join(map(str, rng.integers(10, size=len(question.solution))))
+
+
+def _cell(rng: np.random.Generator, parts: int) -> tuple[int, int]:
+    column, row = rng.integers(parts, size=2).tolist()
+    return column, row
 
 
 def _color(rng: np.random.Generator) -> str:
