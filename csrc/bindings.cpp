@@ -3,11 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
+#include "paged_attention.hpp"
 #include "repetition.hpp"
 
 namespace py = pybind11;
@@ -87,6 +92,62 @@ void bind_detector(py::module_& m, const char* name) {
         .def("push", &Detector::push, py::arg("slots").noconvert(), py::arg("tokens").noconvert());
 }
 
+using FloatArray = py::array_t<float, 0>;
+
+void check_shape(const char* name, const py::array& array, const std::vector<py::ssize_t>& shape) {
+    const auto text = [](const py::ssize_t* sizes, size_t rank) {
+        std::string out = "[";
+        for (size_t i = 0; i < rank; ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
+        return out + "]";
+    };
+    const auto rank = static_cast<size_t>(array.ndim());
+    if (rank != shape.size() || !std::equal(shape.begin(), shape.end(), array.shape()))
+        throw std::invalid_argument(std::string(name) + " must have the shape " + text(shape.data(), shape.size()) + ", got " +
+                                    text(array.shape(), rank));
+}
+
+// Elements per step of each dimension but the last, which must be dense.
+std::vector<int64_t> strides(const char* name, const py::array& array) {
+    std::vector<int64_t> steps;
+    for (py::ssize_t i = 0; i + 1 < array.ndim(); ++i) steps.push_back(array.strides(i) / array.itemsize());
+    if (array.shape(array.ndim() - 1) > 1 && array.strides(array.ndim() - 1) != array.itemsize())
+        throw std::invalid_argument(std::string("the last dimension of ") + name + " must be dense");
+    return steps;
+}
+
+void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const FloatArray& v_cache,
+                         const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
+                         double scale, FloatArray& out, int num_threads,
+                         const std::string& level) {
+    if (q.ndim() != 3 || k_cache.ndim() != 4 || block_tables.ndim() != 2)
+        throw std::invalid_argument(
+            "q must be [tokens, heads, dim], k_cache [blocks, block_size, kv_heads, dim], block_tables [sequences, max_blocks]");
+    thyme::PagedAttention args{};
+    args.tokens = q.shape(0), args.q_heads = q.shape(1), args.dim = q.shape(2);
+    args.blocks = k_cache.shape(0), args.block_size = k_cache.shape(1), args.kv_heads = k_cache.shape(2);
+    args.sequences = block_tables.shape(0), args.table_width = block_tables.shape(1);
+    if (args.block_size < 1 || args.kv_heads < 1 || args.dim < 1 || args.q_heads < 1 || args.q_heads % args.kv_heads != 0)
+        throw std::invalid_argument("the " + std::to_string(args.q_heads) + " heads of q must be a multiple of the " +
+                                    std::to_string(args.kv_heads) + " of k_cache, and no size may be 0");
+    check_shape("k_cache", k_cache, {args.blocks, args.block_size, args.kv_heads, args.dim});
+    check_shape("v_cache", v_cache, {args.blocks, args.block_size, args.kv_heads, args.dim});
+    check_shape("context_lens", context_lens, {args.sequences});
+    check_shape("cu_seqlens_q", cu_seqlens_q, {args.sequences + 1});
+    check_shape("out", out, {args.tokens, args.q_heads, args.dim});
+    const auto q_steps = strides("q", q), k_steps = strides("k_cache", k_cache), v_steps = strides("v_cache", v_cache),
+               out_steps = strides("out", out);
+    args.q = q.data(), args.q_token = q_steps[0], args.q_head = q_steps[1];
+    args.k = k_cache.data(), args.k_block = k_steps[0], args.k_slot = k_steps[1], args.k_head = k_steps[2];
+    args.v = v_cache.data(), args.v_block = v_steps[0], args.v_slot = v_steps[1], args.v_head = v_steps[2];
+    args.block_tables = block_tables.data(), args.table_row = args.table_width;
+    args.context_lens = context_lens.data(), args.cu_seqlens_q = cu_seqlens_q.data();
+    args.out = out.mutable_data(), args.out_token = out_steps[0], args.out_head = out_steps[1];
+    args.scale = static_cast<float>(scale);
+    const py::gil_scoped_release released;
+    thyme::check_paged_attention(args);
+    thyme::paged_attention(args, num_threads, level);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -94,4 +155,8 @@ PYBIND11_MODULE(_native, m) {
     bind_detector<61>(m, "RepetitionDetector");
     // Hashes modulo 7: nearly every lookup collides, which proves in tests that the comparison of tokens keeps it exact.
     bind_detector<3>(m, "_CollidingRepetitionDetector");
+    m.def("paged_attention_f32", &paged_attention_f32, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
+          py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
+          py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
+    m.attr("PAGED_ATTENTION_LEVELS") = py::tuple(py::cast(thyme::paged_attention_levels()));
 }
