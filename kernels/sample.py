@@ -25,8 +25,10 @@ search reads the row again out of the cache.
 
 # mypy: disable-error-code="no-untyped-def"
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -61,25 +63,19 @@ class SampleOutput(NamedTuple):
     """Probability, at the temperature used, of the ids that truncation kept; 1.0 at temperature 0 or without any."""
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64, which torch has only as an arithmetic one."""
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 on int64 that wraps around; changes x."""
-    x = x.bitwise_xor_(_shift_right(x, 30)).mul_(0xBF58476D1CE4E5B9 - (1 << 64))
-    x = x.bitwise_xor_(_shift_right(x, 27)).mul_(0x94D049BB133111EB - (1 << 64))
-    return x.bitwise_xor_(_shift_right(x, 31))
-
-
-_STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio of 2^64, as int64
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64, uint64 that wraps around."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
 
 
 def uniform(seed: Tensor, position: Tensor) -> Tensor:
     """The uniform number of each (seed, position) pair, int64 [B] each: float64 [B] in [0, 1 - 2^-53]."""
-    state = _mix(seed + _STEP).add_(position * _STEP)
-    return _shift_right(_mix(state), 11).double().mul_(2.0**-53)
+    step = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
+    seeds, positions = (x.cpu().numpy().view(np.uint64) for x in (seed, position))  # torch has no shift of uint64
+    words = _mix(_mix(seeds + step) + positions * step)
+    return torch.from_numpy((words >> 11) * 2.0**-53).to(seed.device)
 
 
 @torch.no_grad()
@@ -101,7 +97,7 @@ def sample_ref(
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
     if banned is not None:
-        z = z.masked_fill(banned, -torch.inf)
+        z = torch.where(banned, -torch.inf, z)
     greedy = temperature == 0
     tau = temperature.to(z.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
 
@@ -112,7 +108,7 @@ def sample_ref(
     log_total_raw = total_raw.log()
     # x of an excluded id is -inf and its e is 0: the product must be 0.
     entropy = log_total_raw - row_sums(e.mul_(x.clamp_min(-1e4))).div_(total_raw)
-    if values_visible(entropy) and not entropy.isfinite().all():
+    if values_visible(entropy) and not math.isfinite(entropy.sum().item()):
         _raise_not_finite(entropy)
 
     e = torch.div(x, tau[:, None], out=e).exp_()
@@ -475,8 +471,8 @@ def _truncate_kernel(
 
 def _launch_config(vocab_size: int) -> dict[str, int]:
     """Tile of [ROWS, BLOCK] logits: 4096 ids a program, as one row of a real vocabulary or many of a toy one."""
-    block = min(4096, max(64, triton.next_power_of_2(vocab_size)))
-    return {"ROWS": min(64, 4096 // block), "BLOCK": block, "num_warps": 8}
+    block = min(4096, max(16, triton.next_power_of_2(vocab_size)))
+    return {"ROWS": 4096 // block, "BLOCK": block, "num_warps": 8}
 
 
 @torch.no_grad()
@@ -502,7 +498,7 @@ def sample_triton(
     grid = triton.cdiv(rows, config["ROWS"])
 
     token = torch.empty(rows, dtype=torch.int64, device=device)
-    # One allocation each: a row of a common one is aligned or not as B has it, and each way is a compilation.
+    # One allocation each: the rows of a shared one would be aligned or not depending on B, and that recompiles.
     logprob, logprob_raw, entropy, kept_mass = (torch.ones(rows, dtype=torch.float32, device=device) for _ in range(4))
     if rows == 0:
         return SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)

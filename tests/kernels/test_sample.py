@@ -269,14 +269,14 @@ def test_small_temperatures_approach_greedy(run: Run) -> None:
     assert torch.isfinite(torch.stack(out[1:])).all()
 
 
-@pytest.mark.parametrize("limits", [{}, {"top_k": 7, "top_p": 0.9}], ids=["plain", "truncated"])
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.9, "min_p": 0.01}], ids=["plain", "truncated"])
 @BOTH
 def test_a_row_does_not_know_its_batch(run: Run, limits: dict[str, Any]) -> None:
     """Bitwise: alone, in the batch, and in the batch turned around."""
     args = problem(6, 300, dtype=torch.float32)
     whole = call(run, args, **limits)
     turned = call(run, tuple(x.flip(0) for x in args), **limits)
-    for row in range(3):
+    for row in (2, 3):
         alone = call(run, tuple(x[row : row + 1] for x in args), **limits)
         for a, b, c in zip(whole, turned, alone, strict=True):
             assert a[row] == b[5 - row] == c[0]
