@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
+from rich.padding import Padding
 from rich.syntax import Syntax
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ class _Printer:
                 self._at_line_start = text.endswith("\n")
             case CodeBlock(code):
                 self._new_line()
-                self.console.print(Syntax(_visible(code), "python", background_color="default", word_wrap=True))
+                snippet = Syntax(_visible(code), "python", background_color="default", word_wrap=True)
+                self.console.print(Padding(snippet, (0, 0, 0, 4)))
             case CodeResult(result, output_text):
                 self._show_result(result, output_text)
             case Answer(answer):

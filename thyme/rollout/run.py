@@ -14,6 +14,8 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from thyme.engine import Completion, Engine, Prompt, SamplingParams
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
@@ -188,8 +190,8 @@ class Run:
         flight.trajectory.add_round(completion, round_index=len(flight.turns))
         flight.num_sampled += len(completion.token_ids)
         self.counts["sampled_tokens"] += len(completion.token_ids)
-        ids = [t for t, kind in zip(completion.token_ids, completion.kinds, strict=True) if kind != TokenKind.END]
-        text = self.processor.decode(ids)
+        is_text = np.asarray(completion.kinds) != TokenKind.END
+        text = self.processor.decode(np.asarray(completion.token_ids)[is_text].tolist())
         if completion.stop_reason == CODE_END and len(flight.turns) < self.max_rounds:
             flight.round_text = text
             flight.code = extract_code(text) or ""
