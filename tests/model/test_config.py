@@ -73,6 +73,14 @@ def test_nested_spelling_of_newer_transformers_reads_the_same() -> None:
     assert ModelConfig.from_hf(nested) == ModelConfig.from_hf(HUB)
 
 
+def test_tying_may_be_said_in_the_nested_part_only() -> None:
+    nested = Qwen2_5_VLConfig(**HUB).to_dict()
+    nested["tie_word_embeddings"] = False
+    assert not ModelConfig.from_hf(nested).text.tie_word_embeddings
+    nested["text_config"]["tie_word_embeddings"] = True
+    assert ModelConfig.from_hf(nested).text.tie_word_embeddings
+
+
 def test_what_we_write_reads_back_and_means_the_same_to_transformers(text_model: Callable[[str], Any]) -> None:
     sources = [HUB] + [text_model(f).config.to_dict() for f in ("qwen2", "qwen3", "llama-biased", "llama3")]
     for source in sources:
