@@ -3,8 +3,8 @@
     pytest bench/bench_native_attention.py
 
 Decode is 64 sequences with contexts of 16 to 256 tokens; prefill a chunk of 256 tokens after 0 or 256 others. 8 query
-heads, 4 key heads of 64, blocks of 16, float32. Each extra_info holds gib_per_s, keys and values read once, and gflop_per_s
-of the two matrix products.
+heads, 4 key heads of 64, blocks of 16, float32. Each extra_info holds gib_per_s, keys and values read once, and
+gflop_per_s of the two matrix products.
 """
 
 import numpy as np
