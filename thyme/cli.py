@@ -3,6 +3,7 @@
 Errors of the user (a missing file, a broken image, an unknown key) are one line on stderr and exit code 2.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,14 +44,19 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"unknown verb {verb!r}: did you mean {near!r}? (thyme --help lists them)")
     try:
         VERBS[verb](rest)
-    except (UsageError, ValueError, FileNotFoundError) as error:
-        import os
-
-        if os.environ.get("THYME_TRACEBACK") == "1":
+    except (UsageError, ValueError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("THYME_TRACEBACK") == "1" or not _is_of_the_user(error):
             raise
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
+
+
+def _is_of_the_user(error: Exception) -> bool:
+    """A RuntimeError is a bug of ours, but for a machine that lacks what the sandbox stands on."""
+    from thyme.sandbox import SandboxUnavailable
+
+    return isinstance(error, SandboxUnavailable) or not isinstance(error, RuntimeError)
 
 
 def _fail(message: str) -> None:
