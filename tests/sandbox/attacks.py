@@ -4,6 +4,8 @@ Names in braces are filled in by the runner: {secret} a file on the host, {folde
 listener, {unix} and {abstract} unix listeners, {pid} the process that owns the sandbox.
 """
 
+# One case a line, however long.
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import NamedTuple

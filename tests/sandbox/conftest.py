@@ -18,7 +18,7 @@ from thyme.sandbox import Sandbox, SandboxConfig
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
-    # Not below /tmp, which means the scratch to a snippet; and open to everybody: permissions must not be the protection.
+    # Not below /tmp, which means the scratch to a snippet; and open to everybody: permissions must not protect it.
     folder = Path(tempfile.mkdtemp(prefix="thyme-host-", dir="/var/tmp"))
     folder.chmod(0o777)
     (folder / "secret").write_text("a secret")

@@ -1,4 +1,4 @@
-"""The machine around the sandbox as tests see it: things worth stealing, listeners, processes, and a crop that must work."""
+"""The machine around the sandbox as tests see it: things worth stealing, listeners, processes; a crop that must work."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
     """Waits for what happens on its own (a killed process being reaped)."""
     until = time.monotonic() + timeout_s
@@ -59,6 +63,9 @@ class Host:
     abstract_name: str
 
     def fill(self, code: str) -> str:
+        """The code with names in braces filled in."""
+        if "{" not in code:
+            return code
         return code.format(secret=self.folder / "secret", folder=self.folder, port=self.tcp.getsockname()[1],
                            unix=self.folder / "listener", abstract=self.abstract_name, pid=os.getpid())  # fmt: skip
 
@@ -71,7 +78,11 @@ class Host:
         return bool(select.select([self.tcp, self.udp, self.unix, self.abstract], [], [], 0)[0])
 
 
-CROP = "Image.open(image_path).crop((10, 20, 40, 50)).save(temp_output_dir + 'crop.png')\nprint(temp_output_dir + 'crop.png')"
+CROP = """
+im = Image.open(image_path).crop((10, 20, 40, 50))
+im.save(temp_output_dir + 'crop.png')
+print(temp_output_dir + 'crop.png')
+"""
 
 
 def check_crop(sandbox: Sandbox, image: Image.Image) -> None:

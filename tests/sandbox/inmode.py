@@ -1,5 +1,5 @@
-"""Runs attacks as somebody else: `python -m tests.sandbox.inmode MODE` becomes that somebody, starts itself again, reads
-[[name, code, expected statuses, hangs], ...] as JSON and prints what isolates and what went wrong.
+"""Runs attacks as somebody else: `python -m tests.sandbox.inmode MODE` becomes that somebody, starts itself again,
+reads [[name, code, expected statuses, hangs], ...] as JSON and prints what isolates and what went wrong.
 
 Modes: "user", an ordinary user; "bare-user", one without namespaces; "container", what a container gets by default: 14
 capabilities and a filter against unshare, setns and mounts; "nothing", neither namespaces nor Landlock.

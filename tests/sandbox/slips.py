@@ -3,6 +3,8 @@
 The input image is 120x80 at /data/photo.jpg. Expected is the stripped stdout, and the sizes of the returned images.
 """
 
+# One case a line, however long.
+# ruff: noqa: E501
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sandbox.host import check_crop, children_of, eventually, picture
+from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, picture
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, Status
 
 ROOT = Path(__file__).parents[2]
@@ -366,12 +366,12 @@ def test_killed_client_leaves_no_orphan() -> None:
 
 def test_no_descriptors_leak(sandbox: Sandbox, image: Image.Image) -> None:
     check_crop(sandbox, image)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for i in range(20):
         with sandbox.session(image) as session:
             session.run("x = 1")
             session.run("import os; os._exit(1)" if i % 2 else "x")
-    assert eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+    assert eventually(lambda: open_descriptors() == before)
     assert threading.active_count() < 20
 
 

@@ -1,0 +1,127 @@
+"""What a snippet costs: in the sandbox, and in what people use instead.
+
+    pytest bench/bench_sandbox.py --benchmark-only
+
+Goals on two cores (printed beside the figures, never asserted): print(1) p50 <= 3 ms and p99 <= 10 ms, 500 snippets a
+second with 32 callers, a crop from a JPEG p50 <= 12 ms. `python -c`, a process pool and in-process exec isolate nothing;
+they show what isolation is compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thyme.sandbox import Sandbox, SandboxConfig, Status
+
+CROP = "im = Image.open(image_path).crop((100, 100, 400, 300))\nim.save('crop.jpg')"
+GOALS_MS = {"print": (3.0, 10.0), "crop from JPEG": (12.0, 20.0)}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SandboxConfig(memory_mib=512)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """1200 x 800, smooth with some noise, as photographs are."""
+    rows, columns = np.mgrid[:800, :1200]
+    noise = np.random.default_rng(0).integers(0, 12, (800, 1200, 3))
+    base = np.stack([columns // 5, rows // 4, (rows + columns) // 9], axis=-1)
+    return Image.fromarray((base + noise).clip(0, 255).astype(np.uint8))
+
+
+def report(benchmark, goal: str | None = None) -> None:
+    """Adds p50 and p99 in ms, and whether the goal was met."""
+    times = sorted(1e3 * t for t in benchmark.stats.stats.data)
+    p50, p99 = statistics.median(times), times[min(len(times) - 1, int(0.99 * len(times)))]
+    benchmark.extra_info.update(p50_ms=round(p50, 2), p99_ms=round(p99, 2))
+    line = f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    if goal is not None:
+        limits = GOALS_MS[goal]
+        line += f" (goal {limits[0]:g} and {limits[1]:g} ms: {'met' if p50 <= limits[0] and p99 <= limits[1] else 'missed'})"
+    print(f"\n{benchmark.name}: {line}")
+
+
+@pytest.mark.benchmark(group="print(1)")
+def test_sandbox(benchmark, sandbox: Sandbox) -> None:
+    result = benchmark.pedantic(sandbox.run, ("print(1)",), rounds=200, warmup_rounds=20)
+    assert result.stdout == "1\n"
+    report(benchmark, "print")
+
+
+@pytest.mark.benchmark(group="print(1)")
+def test_session_second_round(benchmark, sandbox: Sandbox) -> None:
+    with sandbox.session() as session:
+        session.run("x = 1")
+        assert benchmark.pedantic(session.run, ("print(x)",), rounds=300, warmup_rounds=20).stdout == "1\n"
+    report(benchmark)
+
+
+@pytest.mark.benchmark(group="print(1)")
+def test_cold_python(benchmark) -> None:
+    command = [sys.executable, "-I", "-c", "import numpy, PIL.Image; print(1)"]
+    done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True, "check": True}, rounds=10)
+    assert done.stdout == b"1\n"
+    report(benchmark)
+
+
+def _exec(code: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {})
+    return out.getvalue()
+
+
+@pytest.mark.benchmark(group="print(1)")
+def test_process_pool_without_isolation(benchmark) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert benchmark.pedantic(pool.apply, (_exec, ("print(1)",)), rounds=200, warmup_rounds=20) == "1\n"
+    report(benchmark)
+
+
+@pytest.mark.benchmark(group="print(1)")
+def test_exec_in_process(benchmark) -> None:
+    assert benchmark.pedantic(_exec, ("print(1)",), rounds=200, warmup_rounds=20) == "1\n"
+    report(benchmark)
+
+
+@pytest.mark.benchmark(group="crop 300x200 of 1200x800")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_crop(benchmark, sandbox: Sandbox, photo: Image.Image, tmp_path: Path, kind: str) -> None:
+    """From a file, stored once: what every rollout of a group after the first pays."""
+    path = tmp_path / f"photo.{kind.lower()}"
+    photo.save(path)
+    result = benchmark.pedantic(sandbox.run, (CROP, path), rounds=60, warmup_rounds=3)
+    assert result.images[0].size == (300, 200)
+    report(benchmark, "crop from JPEG" if kind == "JPEG" else None)
+
+
+@pytest.mark.benchmark(group="32 callers")
+@pytest.mark.parametrize("code", ["print(1)", CROP], ids=["print", "crop"])
+def test_throughput(benchmark, sandbox: Sandbox, photo: Image.Image, code: str) -> None:
+    number = 256
+    image = None if code == "print(1)" else photo
+
+    def storm() -> None:
+        with ThreadPoolExecutor(32) as callers:
+            done = list(callers.map(lambda _: sandbox.run(code, image).status, range(number)))
+        assert done == [Status.OK] * number
+
+    benchmark.pedantic(storm, rounds=3, warmup_rounds=1)
+    rate = number / statistics.median(benchmark.stats.stats.data)
+    benchmark.extra_info["snippets_per_s"] = round(rate)
+    goal = f" (goal 500: {'met' if rate >= 500 else 'missed'})" if code == "print(1)" else ""
+    print(f"\n{benchmark.name}: {rate:.0f} snippets/s with 32 callers{goal}")
