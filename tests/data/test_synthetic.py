@@ -227,12 +227,12 @@ def test_a_caption_looks_like_a_downscaled_picture(processor: Any) -> None:
 
     for seed in range(4):
         small, large = (Painter(np.random.default_rng(seed), "glyphs", "train") for _ in range(2))
-        signs = [("red", 3, 1, 4), ("blue", 8, 5, 0)]
+        signs = [("red", 3, (1, 4)), ("blue", 8, (5, 0))]
         difference = np.abs(view(small.small_signs(VIEW, signs)) - view(large.small_signs(SIDE, signs)))
         assert difference.mean() < 1.0 and np.quantile(difference, 0.99) < 40
         small, large = (Painter(np.random.default_rng(seed), "glyphs", "train") for _ in range(2))
         tiny = [
-            painter.tiny_sign(side, "green", 3, (seed % 3, 1), (5, seed))
+            painter.tiny_signs(side, [("green", 3, (seed % 3, 1), (5, seed))])
             for painter, side in ((small, VIEW), (large, ZOOM_SIDE))
         ]
         difference = np.abs(view(tiny[0]) - view(tiny[1]))
@@ -249,8 +249,9 @@ def test_captions_use_the_words_of_the_demonstrations() -> None:
     patterns = {
         "ocr": r"The digits are \d{9}\.",
         "one": r"The digit is \d\.",
-        "ground": r"The \w+ sign is (small: column [0-5], row [0-5]|tiny: column [0-2], row [0-2])\.",
+        "ground": r"The \w+ sign is small: column [0-5], row [0-5]\.",
         "ground4": r"(The (red|green|blue|yellow) sign is small: column [0-5], row [0-5]\.\n?){4}",
+        "tiny": r"(The (red|green|blue|yellow) sign is tiny: column [0-2], row [0-2]\.\n?){1,4}",
     }
     for caption in made:
         assert caption.image.size == (VIEW, VIEW) and caption.prompt.startswith("<image>")
@@ -280,7 +281,7 @@ def test_a_bad_config_is_named() -> None:
     with pytest.raises(ValueError, match=r"Mix\.crop"):
         Mix(crop=-0.1)
     with pytest.raises(ValueError, match="all shares are 0"):
-        CaptionMix(ocr=0, one=0, ground=0, ground4=0)
+        CaptionMix(ocr=0, one=0, ground=0, ground4=0, tiny=0)
     with pytest.raises(ValueError, match=r"no_code_scenarios: 'cropp'"):
         DataConfig(no_code_scenarios=("cropp",))
     with pytest.raises(ValueError, match=r"DataConfig\.box_noise"):

@@ -15,8 +15,9 @@ VIEW = 84
 SCENARIOS = ("direct", "crop", "rotate", "contrast", "arithmetic", "zoom")
 """No code needed; one crop; turn upright; stretch the contrast; multiply; a coarse crop and a finer one inside it."""
 
-CAPTION_KINDS = ("ocr", "one", "ground", "ground4")
-"""Nine digits read in raster order; one digit read; one small sign located; four located in a fixed order."""
+CAPTION_KINDS = ("ocr", "one", "ground", "ground4", "tiny")
+"""Nine digits read in raster order; one digit read; one small sign located; four located in a fixed order; one or four
+tiny signs located."""
 
 
 class _Shares:
@@ -58,14 +59,16 @@ class Mix(_Shares):
 class CaptionMix(_Shares):
     """How often each kind of caption is drawn in the base stage."""
 
-    ocr: float = 0.3
+    ocr: float = 0.25
     """Nine digits, one per image token, read in raster order."""
     one: float = 0.3
     """One large digit."""
-    ground: float = 0.2
+    ground: float = 0.15
     """One small sign, located on a grid of sixths."""
-    ground4: float = 0.2
+    ground4: float = 0.15
     """Four small signs, located in a fixed order of colors."""
+    tiny: float = 0.15
+    """One or four tiny signs, located on a grid of thirds; without these captions no zoom picture is ever located."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

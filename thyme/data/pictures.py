@@ -55,24 +55,23 @@ class Painter:
         red, green = _shading(side)
         return Image.merge("RGB", (red, green, Image.new("L", (side, side), int(self.rng.integers(30, 160)))))
 
-    def small_signs(self, side: int, signs: list[tuple[str, int, int, int]]) -> Image.Image:
-        """Signs (color, digit, column, row) on a grid of sixths."""
+    def small_signs(self, side: int, signs: list[tuple[str, int, tuple[int, int]]]) -> Image.Image:
+        """Signs (color, digit, cell) on a grid of sixths."""
         picture = self.ground(side)
         cell = side // 6
-        for color, digit, column, row in signs:
+        for color, digit, (column, row) in signs:
             center = (column * cell + cell / 2, row * cell + cell / 2)
             self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
         return picture
 
-    def tiny_sign(
-        self, side: int, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]
-    ) -> Image.Image:
-        """A sign in a sixth of a third; the thirds are told apart by their blue, each shaded like a whole picture."""
+    def tiny_signs(self, side: int, signs: list[tuple[str, int, tuple[int, int], tuple[int, int]]]) -> Image.Image:
+        """Signs (color, digit, third, sixth of it); each third has a blue of its own and is shaded like a picture."""
         picture = self._photo(side) if self.material == "photos" else _nine_shadings(side).copy()
         third = side // 3
         cell = third / 6
-        center = tuple(coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
-        self._sign(picture, self._paint(color), digit, (center[0], center[1]), _PLATE * cell, _DIGIT * cell)
+        for color, digit, coarse, fine in signs:
+            x, y = (coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
+            self._sign(picture, self._paint(color), digit, (x, y), _PLATE * cell, _DIGIT * cell)
         return picture
 
     def large_sign(self, side: int, color: str, digit: int, *, bar: bool = False) -> Image.Image:
