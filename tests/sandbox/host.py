@@ -1,4 +1,4 @@
-"""The machine around the sandbox as tests see it: things worth stealing, listeners, processes; a crop that must work."""
+"""The machine around the sandbox as tests see it: things worth stealing, listeners, processes; a crop must work."""
 
 from __future__ import annotations
 

@@ -411,3 +411,22 @@ def test_released_compatibility() -> None:
         result = sandbox.run(code, picture())
         assert result.images[0].size == (64, 64)
         assert sandbox.run("v = 1 / 3\nprint(f'{v:.2f}')").stdout == "0.33333333\n"
+
+
+def test_a_session_keeps_its_sandbox() -> None:
+    session = Sandbox(SandboxConfig(workers=1, memory_mib=256)).session()
+    assert session.run("print(1)").stdout == "1\n"
+    session._owner.close()
+
+
+def test_a_fork_of_the_caller_leaves_the_sandbox_alone(sandbox: Sandbox, image: Image.Image) -> None:
+    code = (
+        "import os\nfrom thyme.sandbox import Sandbox, SandboxConfig\n"
+        "with Sandbox(SandboxConfig(workers=1, memory_mib=256)) as s, s.session() as k:\n"
+        "    k.run('x = 1')\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n        raise SystemExit(k.run('x').status.name != 'REFUSED')\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), k.run('print(x)').stdout.strip())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "0 1\n", done

@@ -320,10 +320,10 @@ class _Client:
                     self.running -= 1
                     self._refuse(running, "the session was closed while its code ran")
                 self._discard(child)
-            if session._image is not None:
-                self.images.release(session._image)
-                session._image = None
             if not self.closed:
+                if session._image is not None:
+                    self.images.release(session._image)
+                    session._image = None
                 self._dispatch()
         self._flush()
 
@@ -362,9 +362,12 @@ class _Client:
     def abandon(self) -> None:
         """In a fork of this process: let go of the descriptors, so that the server notices when the original ends."""
         self.closed = True
-        for fd in (self.control.detach(), *(child.socket.detach() for child in self.children.values())):
-            if fd >= 0:
-                os.close(fd)
+        self.lock = threading.RLock()  # the original's may have been held by a thread that is not here
+        self.control.close()
+        for child in self.children.values():
+            child.session._child = None
+            child.close()
+        self.children, self.by_fd, self.queue = {}, {}, deque()
 
     # --- the queue ---------------------------------------------------------------------------------------------------
 
@@ -755,8 +758,9 @@ def _text(value: Any, limit: int) -> str:
 class SandboxSession:
     """The snippets of one rollout: one process, whose variables live from round to round. Made by Sandbox.session."""
 
-    def __init__(self, client: _Client, image: StoredImage | None, image_path: str, seed: int, one_shot: bool) -> None:
-        self._client = client
+    def __init__(self, owner: Sandbox, image: StoredImage | None, image_path: str, seed: int, one_shot: bool) -> None:
+        self._owner = owner  # a sandbox that nobody holds is closed
+        self._client = owner._client
         self._image = image
         self._one_shot = one_shot
         self._child: _Child | None = None
@@ -855,7 +859,7 @@ class Sandbox:
         if image_path is None:
             image_path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image.png"
         stored = None if image is None else self._client.images.acquire(image)
-        return SandboxSession(self._client, stored, image_path, seed, one_shot)
+        return SandboxSession(self, stored, image_path, seed, one_shot)
 
     def __enter__(self) -> Sandbox:
         return self

@@ -246,7 +246,6 @@ class Zygote:
         self.over: set[int] = set()  # pidfds killed for their scratch
         self.slots: set[int] = set()
         self.wiping: list[tuple[int, Iterator[None]]] = []
-        self.abandoned = 0
         missing = preload(list(self.config.preload))
         # Only now: they load Pillow, and child.py patches what it loads.
         from thyme.sandbox import child, shims
@@ -415,7 +414,6 @@ class Zygote:
                 self.slots.discard(slot)
             except OSError:
                 self.wiping.pop(0)
-                self.abandoned += 1
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
