@@ -75,7 +75,7 @@ def test_copy_on_write_never_writes_a_shared_block(text_model: Model, make_engin
         assert all(held[block] == 1 for block in written - prefilled)
         for sequence in batch.started:
             engine.stopping.open(sequence)
-        sampled = engine.runner.run(batch, engine._bans)
+        sampled = engine.runner.run(batch, engine.reader.bans)
         engine.scheduler.commit(batch)
         engine.table.push(batch.sample_rows, sampled, 0)
         for row, reason, what in engine.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events):

@@ -66,7 +66,7 @@ def test_biased_logprobs_are_known() -> None:
     [
         ([], {}, "the prompt is empty"),
         ([3, 64], {}, "token id 64 is outside the model's vocabulary of 64"),
-        ([3] * 40, {}, r"40 tokens, and one more must fit into 40: .*10 blocks of 4 tokens"),
+        ([3] * 40, {}, r"40 tokens, and one more must fit into 40: shorten it, or raise max_context or the KV cache"),
         ("text", {}, "no tokenizer"),
         (Prompt([3], (Image.new("RGB", (20, 20)),)), {}, "a picture needs a processor"),
         ([3], dict(n=2), "use add_group"),

@@ -6,7 +6,6 @@ to, and then goes on; the engine knows tokens and tags, but nothing of the tools
 
 import codecs
 import logging
-import os
 import secrets
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -14,22 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
-from thyme.engine.model_runner import Ban, ModelRunner
+from thyme.engine.model_runner import ModelRunner, num_kv_blocks
 from thyme.engine.params import Prompt, SamplingParams
+from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus, SequenceTable, Tokens
+from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus, SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
-from thyme.model.processor import ImageInputs, Processor
-from thyme.model.rope import mrope_positions
+from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
-
-AnyPrompt = Prompt | str | Seq[int]
 
 _log = logging.getLogger(__name__)
 
@@ -73,27 +69,25 @@ class Engine:
         self.processor = processor = processor or model.processor
         self.weight_version = 0
         text = model.config.text
-        self.vocab_size = text.vocab_size
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
-        num_blocks = self._num_blocks()
+        num_blocks = num_kv_blocks(model, config)
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
         self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size)
         self.scheduler = Scheduler(config, self.table, self.blocks)
-        automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(self.vocab_size)
+        self.reader = RequestReader(model, processor, self.max_context)
+        automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(text.vocab_size)
         self.runner = ModelRunner(model, automaton, num_blocks, config.block_size, deterministic=config.deterministic)
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
             config.max_sequences,
-            self.vocab_size,
+            text.vocab_size,
             self.eos_token_ids,
-            self._token_bytes if processor else None,
+            self.reader.token_bytes,
         )
-        self._is_eos = np.isin(np.arange(self.vocab_size), self.eos_token_ids)
-        self._bans: list[Ban] = []
-        self._ban_numbers: dict[tuple[int, ...] | str, int] = {}
+        self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
         self._num_sequences = 0
         self._unique_tokens = 0
         if not config.quiet:
@@ -146,7 +140,7 @@ class Engine:
                     if not ids and completion is None:
                         continue
                     shown[sequence.id] += len(ids)
-                    raw = b"".join(map(self._token_bytes, ids)) if self.processor else b""
+                    raw = b"".join(map(self.reader.token_bytes, ids))
                     text = decoders[sequence.id].decode(raw, final=completion is not None)
                     if completion is not None:
                         del unfinished[sequence.id]
@@ -181,11 +175,11 @@ class Engine:
                 f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
                 f"({self.config.max_sequences}), or split the group"
             )
-        tokens = self._tokens(prompt)
+        tokens = self.reader.tokens(prompt)
         if not len(tokens.token_ids):
             raise ValueError("add: the prompt is empty: give at least one token")
-        self._check_room(len(tokens.token_ids), "the prompt")
-        ban = self._check_params(params)
+        self.reader.check_room(len(tokens.token_ids), "the prompt")
+        ban = self.reader.ban_of(params)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         sequences: list[Sequence] = []
         for index in range(params.n):
@@ -219,7 +213,7 @@ class Engine:
             return []
         for sequence in batch.started:
             self.stopping.open(sequence)
-        sampled = self.runner.run(batch, self._bans)
+        sampled = self.runner.run(batch, self.reader.bans)
         self.scheduler.commit(batch)
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
         self.table.push(batch.sample_rows, sampled, self.weight_version)
@@ -248,8 +242,8 @@ class Engine:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"append: max_tokens must be at least 1, got {max_tokens}")
         length = len(sequence)
-        tokens = self._tokens(Prompt(ids, tuple(images)), start=int(self.table.next_position[row]))
-        self._check_room(length + len(tokens.token_ids), f"sequence {sequence.id} with what is appended")
+        tokens = self.reader.tokens(Prompt(ids, tuple(images)), start=int(self.table.next_position[row]))
+        self.reader.check_room(length + len(tokens.token_ids), f"sequence {sequence.id} with what is appended")
         self.table.extend(row, tokens, TokenKind.SANDBOX)
         self.table.begin_round(row, sequence.params.max_tokens if max_tokens is None else max_tokens)
         sequence.images += tokens.images
@@ -358,111 +352,3 @@ class Engine:
     def _abort_all(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
             self.abort(sequence)
-
-    # What a request is made of.
-
-    def _tokens(self, prompt: AnyPrompt, start: int = 0) -> Tokens:
-        """Ids checked and expanded, pictures preprocessed, positions counted from `start`."""
-        if not isinstance(prompt, Prompt):
-            prompt = Prompt(prompt)
-        if isinstance(prompt.token_ids, str):
-            if self.processor is None:
-                raise ValueError("add: the prompt is text, but the engine has no tokenizer: give ids, or a processor")
-            ids = self.processor.encode(prompt.token_ids)
-        else:
-            ids = [int(token) for token in prompt.token_ids]
-        outside = next((token for token in ids if not 0 <= token < self.vocab_size), None)
-        if outside is not None:
-            raise ValueError(f"add: token id {outside} is outside the model's vocabulary of {self.vocab_size}")
-        images = tuple(self._image(image) for image in prompt.images)
-        config = self.model.config
-        if images and config.vision is None:
-            raise ValueError(f"add: {len(images)} pictures for a {config.model_type} model, which reads text only")
-        if config.vision is None:
-            places = np.arange(start, start + len(ids), dtype=np.int32)
-            return Tokens(np.array(ids, dtype=np.int32), np.stack([places] * 3), start + len(ids), (), ())
-        if self.processor is not None:
-            ids = self.processor.expand(ids, images)
-        positions, following = mrope_positions(
-            ids,
-            [image.grid for image in images],
-            image_token_id=config.image_token_id,
-            spatial_merge_size=config.vision.spatial_merge_size,
-            start=start,
-        )
-        token_ids = np.array(ids, dtype=np.int32)
-        shown = np.flatnonzero(token_ids == config.image_token_id)
-        firsts = shown[np.cumsum([0, *(image.num_tokens for image in images)])[:-1]]
-        return Tokens(token_ids, positions.astype(np.int32), following, images, tuple(firsts.tolist()))
-
-    def _image(self, image: Any) -> ImageInputs:
-        if isinstance(image, ImageInputs):
-            return image
-        if self.processor is None:
-            raise ValueError("add: a picture needs a processor: give the engine one, or ImageInputs")
-        return self.processor.preprocess(image)
-
-    def _check_room(self, length: int, what: str) -> None:
-        if length >= self.max_context:
-            raise ValueError(
-                f"add: {what} has {length} tokens, and one more must fit into {self.max_context}: shorten it, or raise "
-                f"max_context or the KV cache ({self.blocks.num_blocks} blocks of {self.config.block_size} tokens)"
-            )
-
-    def _check_params(self, params: SamplingParams) -> int:
-        """Number of the set of banned ids."""
-        if params.stop and self.processor is None:
-            raise ValueError("add: stop texts need a tokenizer: use stop_token_ids, or give the engine a processor")
-        for token in params.stop_token_ids:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"add: stop_token_ids has {token}, outside the vocabulary of {self.vocab_size}")
-        if params.banned_ids not in self._ban_numbers:
-            self._ban_numbers[params.banned_ids] = len(self._bans)
-            self._bans.append(self._ban(params.banned_ids))
-        return self._ban_numbers[params.banned_ids]
-
-    def _ban(self, banned_ids: tuple[int, ...] | str) -> Ban:
-        if banned_ids == ():
-            return Ban(self.vocab_size, None)
-        vocab_size = self.processor.vocab_size if self.processor else self.vocab_size
-        if isinstance(banned_ids, str):
-            banned_ids = self.processor.never_sampled_ids if self.processor else ()
-        outside = [token for token in banned_ids if not 0 <= token < self.vocab_size]
-        if outside:
-            raise ValueError(f"add: banned_ids has {outside[0]}, outside the vocabulary of {self.vocab_size}")
-        mask = torch.zeros(vocab_size, dtype=torch.bool)
-        mask[[token for token in banned_ids if token < vocab_size]] = True
-        if bool(mask.all()):
-            raise ValueError(f"add: banned_ids leaves none of the {vocab_size} ids")
-        return Ban(vocab_size, mask.to(self.runner.device) if bool(mask.any()) else None)
-
-    def _token_bytes(self, token: int) -> bytes:
-        assert self.processor is not None
-        return self.processor.token_bytes(token) if token < self.processor.vocab_size else b""
-
-    def _num_blocks(self) -> int:
-        """Blocks of the KV cache: as configured, else what free memory has room for and the sequences can use."""
-        config, text = self.config, self.model.config.text
-        if config.num_blocks is not None:
-            return config.num_blocks
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
-        if config.kv_bytes is not None:
-            limit = config.kv_bytes
-        else:
-            context = config.max_context or text.max_position_embeddings
-            useful = config.max_sequences * -(-context // config.block_size) * config.block_size * per_token
-            limit = min(useful, int(_free_memory(self.model.device) * config.memory_fraction))
-        num_blocks = limit // (per_token * config.block_size)
-        if num_blocks < 1:
-            raise ValueError(
-                f"the KV cache has no room: {limit} bytes for blocks of {per_token * config.block_size}: raise "
-                "kv_bytes or memory_fraction, or free memory"
-            )
-        return num_blocks
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

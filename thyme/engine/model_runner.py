@@ -3,6 +3,7 @@
 Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L layers, R rows of the sequence table.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme.engine.batch import Batch, ImageSlice
+from thyme.engine.config import EngineConfig
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.kv_cache import write_kv
@@ -220,3 +222,31 @@ def _unpack(packed: NDArray[np.int32]) -> Sampled:
         kinds=(found >> 16).astype(np.uint8),
         records=packed[2:].view(np.float32),
     )
+
+
+def num_kv_blocks(model: Model, config: EngineConfig) -> int:
+    """Blocks of the KV cache: as configured, else what free memory has room for and the sequences can use."""
+    text = model.config.text
+    if config.num_blocks is not None:
+        return config.num_blocks
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    if config.kv_bytes is not None:
+        limit = config.kv_bytes
+    else:
+        context = config.max_context or text.max_position_embeddings
+        useful = config.max_sequences * -(-context // config.block_size) * config.block_size * per_token
+        limit = min(useful, int(_free_memory(model.device) * config.memory_fraction))
+    num_blocks = limit // (per_token * config.block_size)
+    if num_blocks < 1:
+        raise ValueError(
+            f"the KV cache has no room: {limit} bytes for blocks of {per_token * config.block_size}: raise "
+            "kv_bytes or memory_fraction, or free memory"
+        )
+    return num_blocks
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -201,6 +201,8 @@ class Scheduler:
 
     def _admit_waiting(self, budget: int, chunks: list[tuple[int, int]]) -> int:
         used = 0
+        if not (self.preempted or self.resumed or self.new):
+            return used
         places = self.config.max_sequences - sum(1 + len(sequence.followers) for sequence in self.running)
         for queue in (self.preempted, self.resumed, self.new):
             while queue:

@@ -185,6 +185,11 @@ class SequenceTable:
         self.penalizes = np.empty(0, dtype=bool)
         self.ban = np.empty(0, dtype=np.int64)
         """Number of the row's set of banned ids."""
+        self.stops_at_eos = np.empty(0, dtype=bool)
+        self.stops_at_tags = np.empty(0, dtype=bool)
+        # The repetition detector's slot of an open round that is watched.
+        self.is_watched = np.empty(0, dtype=bool)
+        self.detector_slots = np.empty(0, dtype=np.int32)
         self._grow(num_rows)
 
     def assign(self, sequence: Sequence) -> int:
@@ -209,6 +214,9 @@ class SequenceTable:
         self.truncates[row] = params.truncates
         self.penalizes[row] = params.repetition_penalty != 1.0
         self.ban[row] = sequence.ban
+        self.stops_at_eos[row] = not params.ignore_eos
+        self.stops_at_tags[row] = params.stop_at_tags
+        self.is_watched[row] = False
         self.extend(row, sequence.prompt, TokenKind.PROMPT)
         self.begin_round(row, params.max_tokens)
         return row

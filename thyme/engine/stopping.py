@@ -73,40 +73,33 @@ class StopChecker:
         self._is_eos = np.zeros(vocab_size, dtype=bool)
         self._is_eos[list(eos_token_ids)] = True
         self._token_bytes = token_bytes
-        self._slots: dict[int, int] = {}  # by row
-        self._matchers: dict[int, TextMatcher] = {}
+        self._matchers: dict[int, TextMatcher] = {}  # by row
         self._stop_ids: dict[int, frozenset[int]] = {}
-        self._without_eos: set[int] = set()
-        self._without_tags: set[int] = set()
 
     def open(self, sequence: Sequence) -> None:
         """A round begins."""
         row, params = sequence.row, sequence.params
         assert row is not None
         if params.repetition is not None:
-            self._slots[row] = self._detector.open()
+            self.table.detector_slots[row] = self._detector.open()
+            self.table.is_watched[row] = True
         if params.stop:
             assert self._token_bytes is not None
             self._matchers[row] = TextMatcher(params.stop, self._token_bytes)
         if params.stop_token_ids:
             self._stop_ids[row] = frozenset(params.stop_token_ids)
-        if params.ignore_eos:
-            self._without_eos.add(row)
-        if not params.stop_at_tags:
-            self._without_tags.add(row)
 
     def close(self, row: int) -> None:
-        """The round is over."""
-        if (slot := self._slots.pop(row, None)) is not None:
-            self._detector.close(slot)
+        """The round is over, if one was open."""
+        if self.table.is_watched[row]:
+            self._detector.close(int(self.table.detector_slots[row]))
+            self.table.is_watched[row] = False
         self._matchers.pop(row, None)
         self._stop_ids.pop(row, None)
-        self._without_eos.discard(row)
-        self._without_tags.discard(row)
 
     def hit(self, row: int) -> RepetitionHit | None:
-        slot = self._slots.get(row)
-        return None if slot is None else self._detector.hit(slot)
+        """What repetition was found in the row's open round."""
+        return self._detector.hit(int(self.table.detector_slots[row])) if self.table.is_watched[row] else None
 
     def check(
         self, rows: NDArray[np.int64], token_ids: NDArray[np.int64], events: NDArray[np.uint8]
@@ -116,29 +109,20 @@ class StopChecker:
         length = table.num_tokens[rows]
         cause = np.where(length >= table.max_context, _Cause.CONTEXT, _Cause.NONE)
         cause[length >= table.round_end[rows]] = _Cause.LENGTH
+        watched = np.flatnonzero(table.is_watched[rows])
+        looped = self._detector.push(table.detector_slots[rows[watched]], token_ids[watched].astype(np.int32))
+        cause[watched[looped > 0]] = _Cause.REPETITION
         listed = rows.tolist()
-        if self._slots:
-            watched = [(i, self._slots[row]) for i, row in enumerate(listed) if row in self._slots]
-            at = np.array([i for i, _ in watched], dtype=np.int64)
-            slots = np.array([slot for _, slot in watched], dtype=np.int32)
-            looped = self._detector.push(slots, token_ids[at].astype(np.int32))
-            cause[at[looped > 0]] = _Cause.REPETITION
         texts: dict[int, str] = {}
-        for row in self._matchers.keys() & set(listed):
-            if (text := self._matchers[row].push(int(token_ids[listed.index(row)]))) is not None:
+        for i, row in enumerate(listed) if self._matchers else ():
+            if row in self._matchers and (text := self._matchers[row].push(int(token_ids[i]))) is not None:
                 texts[row] = text
-                cause[rows == row] = _Cause.STOP_TEXT
-        tagged = _ENDS[events]
-        if self._without_tags and tagged.any():
-            tagged &= ~np.isin(rows, list(self._without_tags))
-        cause[tagged] = _Cause.TAG
-        for row in self._stop_ids.keys() & set(listed):
-            if int(token_ids[listed.index(row)]) in self._stop_ids[row]:
-                cause[rows == row] = _Cause.STOP_ID
-        ended = self._is_eos[token_ids]
-        if self._without_eos and ended.any():
-            ended &= ~np.isin(rows, list(self._without_eos))
-        cause[ended] = _Cause.EOS
+                cause[i] = _Cause.STOP_TEXT
+        cause[_ENDS[events] & table.stops_at_tags[rows]] = _Cause.TAG
+        for i, row in enumerate(listed) if self._stop_ids else ():
+            if row in self._stop_ids and int(token_ids[i]) in self._stop_ids[row]:
+                cause[i] = _Cause.STOP_ID
+        cause[self._is_eos[token_ids] & table.stops_at_eos[rows]] = _Cause.EOS
 
         ends: list[tuple[int, FinishReason, StopReason]] = []
         for i in np.flatnonzero(cause):
