@@ -201,7 +201,7 @@ def _sandbox(args: list[str]) -> None:
         """
         from thyme.sandbox.doctor import run_file
 
-        run_file(file, image)
+        raise SystemExit(run_file(file, image))
 
     _subverb("sandbox", {"run": run}, args)
 
@@ -209,9 +209,17 @@ def _sandbox(args: list[str]) -> None:
 def _doctor(args: list[str]) -> None:
     def doctor() -> None:
         """Say what isolates the sandbox on this machine, tried and not guessed."""
-        from thyme.sandbox.doctor import print_report
+        from rich.console import Console
+        from rich.table import Table
 
-        print_report()
+        from thyme.sandbox.doctor import report
+
+        table = Table("layer", "holds", "needed", "what was tried")
+        layers = report()
+        for layer in layers:
+            table.add_row(layer.name, "yes" if layer.ok else "NO", "core" if layer.core else "", layer.detail)
+        Console(highlight=False).print(table)
+        raise SystemExit(0 if layers[-1].ok else 2)
 
     _call(doctor, "doctor", args)
 
