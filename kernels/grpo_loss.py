@@ -53,7 +53,7 @@ KlKind = Literal["k1", "k2", "k3"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 
 _MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond any useful ratio, far from overflow
-_CHUNK = 1 << 20  # logits in flight at once on the CPU: 4 MiB of float32, about what a core's cache holds
+_CHUNK = 1 << 18  # logits in flight at once on the CPU: 1 MiB of float32, which a core's cache holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +136,13 @@ def _row_chunks(rows: _Rows) -> Iterator[Tensor | slice]:
 
 
 def _shifted(rows: _Rows, at: Tensor | slice, largest: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x, largest): x = z - largest, -inf for ids that do not count."""
+    """(x, largest), x = z - largest; -1e30 where an id does not count: its exp is 0 at any temperature and 0 x is 0."""
     z = rows.logits[at, : rows.vocab_size]
     z = z if z.dtype == torch.float64 else z.float()
     if rows.banned is not None:
-        z = z.masked_fill(rows.banned, -torch.inf)
+        z = torch.where(rows.banned, -torch.inf, z)
     largest = z.amax(-1) if largest is None else largest[at]
-    return z - largest[:, None], largest
+    return (z - largest[:, None]).clamp_min_(-1e30), largest
 
 
 def _forward_ref(rows: _Rows) -> Tensor:
@@ -152,11 +152,11 @@ def _forward_ref(rows: _Rows) -> Tensor:
     for at in _row_chunks(rows):
         x, largest[at] = _shifted(rows, at, None)
         x_target = x.gather(-1, rows.targets[at, None]).squeeze(-1)
+        x_target = torch.where(x_target == -1e30, -torch.inf, x_target)
         e = x.exp()
         total = row_sums(e)
         log_total_raw[at] = total.log()
-        # An id that does not count has e = 0 and x = -inf; their product must be 0.
-        entropy[at] = total.log() - row_sums(e.mul_(x.clamp_min(-1e4))).div_(total)
+        entropy[at] = total.log() - row_sums(e.mul_(x)).div_(total)
         if rows.tau is None:
             log_total[at] = log_total_raw[at]
             logprob[at] = x_target - log_total[at]
@@ -172,13 +172,18 @@ def _backward_ref(rows: _Rows, stats: Tensor, g: Tensor, h: Tensor | None) -> Te
     dlogits = torch.zeros_like(rows.logits)
     for at in _row_chunks(rows):
         x, _ = _shifted(rows, at, largest)
-        tau = torch.ones_like(largest[at]) if rows.tau is None else rows.tau[at].to(x.dtype)
-        coefficient = (g[at] / tau)[:, None]
-        dz = torch.exp(x / tau[:, None] - log_total[at, None]).mul_(-coefficient)
-        dz.scatter_add_(-1, rows.targets[at, None], coefficient)
+        bonus = None
         if h is not None:
             log_p = x - log_total_raw[at, None]
-            dz -= log_p.exp() * (log_p.clamp_min(-1e4) + entropy[at, None]) * h[at, None]
+            bonus = log_p.exp().mul_(log_p.add_(entropy[at, None])).mul_(h[at, None])
+        coefficient = g[at, None]
+        if rows.tau is not None:
+            tau = rows.tau[at, None].to(x.dtype)
+            x, coefficient = x.div_(tau), coefficient / tau
+        dz = x.sub_(log_total[at, None]).exp_().mul_(-coefficient)
+        dz.scatter_add_(-1, rows.targets[at, None], coefficient)
+        if bonus is not None:
+            dz -= bonus
         dlogits[at, : rows.vocab_size] = dz.to(dlogits.dtype)
     return dlogits
 
@@ -366,7 +371,7 @@ def _token_logprobs(
     if temperature is not None:
         check_tensor("temperature", temperature, (num_rows,), FLOATS_AND_DOUBLE, device)
         counted = temperature if mask is None else torch.where(mask, temperature, 1.0)
-        check_range("temperature", counted, 0.0, 1e30, what="; 0 means greedy")
+        check_range("temperature", counted, 0.0, 1e20, what="; 0 means greedy")
         tau = counted.masked_fill(counted == 0, 1.0).clamp_min(1e-30)
         if backend == "ref" and device.type == "cpu" and bool((tau == 1).all()):
             tau = None

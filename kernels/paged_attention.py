@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, values_visible
+from thyme import _native
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, values_visible
 
 
 def paged_attention_ref(
@@ -68,6 +69,22 @@ def _attend(
     scores = scores.view(num_seqs, num_kv, -1, length, len(position)).masked_fill(~visible[:, None, None], -torch.inf)
     out = scores.softmax(-1).flatten(2, 3) @ v
     return out.view(num_seqs, num_kv, -1, length, dim).permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)
+
+
+def paged_attention_native(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
+    *, scale: float,
+) -> Tensor:  # fmt: skip
+    """`paged_attention` in C++ (csrc/paged_attention.hpp): float32 on a CPU, nothing gathered, on torch's threads."""
+    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, (torch.float32,))
+    out = torch.empty(q.shape)
+    if len(q) > 0:
+        _native.paged_attention_f32(
+            q.detach().numpy(), k_cache.detach().numpy(), v_cache.detach().numpy(), block_tables.contiguous().numpy(),
+            context_lens.contiguous().numpy(), cu_seqlens_q.contiguous().numpy(), scale, out.numpy(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return out
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])  # they change from step to step
@@ -195,16 +212,21 @@ def _check_values(
         return
     lengths = cu_seqlens_q.diff()
     if cu_seqlens_q[0] != 0 or cu_seqlens_q[-1] != len(q) or bool((lengths < 0).any()):
-        raise ValueError(
-            f"cu_seqlens_q must rise from 0 to {len(q)} (the tokens of q), got {cu_seqlens_q.tolist()[:16]}"
-        )
-    room = block_tables.shape[1] * k_cache.shape[1]
-    check_range("context_lens", context_lens, 0, room)
-    if bool((lengths > context_lens).any()):
-        raise ValueError("context_lens counts the query tokens too, so it must be at least cu_seqlens_q.diff()")
-    first = torch.arange(block_tables.shape[1], device=q.device) * k_cache.shape[1]
+        raise ValueError(f"cu_seqlens_q must run from 0 to the {len(q)} tokens of q, got {cu_seqlens_q.tolist()[:16]}")
+    num_blocks, block_size = k_cache.shape[:2]
+    first = torch.arange(block_tables.shape[1], device=q.device) * block_size
     used = torch.where(first < context_lens[:, None], block_tables, 0)
-    check_range("block_tables", used, 0, max(0, len(k_cache) - 1))
+    for bad, what in (
+        (context_lens < lengths, "less than its {length} query tokens"),
+        (context_lens > block_tables.shape[1] * block_size, "more than a row of block_tables holds"),
+    ):
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise ValueError(f"context_lens[{at}] is {context_lens[at]}, " + what.format(length=lengths[at]))
+    outside = (used < 0) | (used >= num_blocks)
+    if num_blocks > 0 and bool(outside.any()):
+        row, column = outside.nonzero()[0].tolist()
+        raise ValueError(f"block_tables[{row}][{column}] is {used[row, column]}, the cache has {num_blocks} blocks")
 
 
 def paged_attention(
@@ -230,5 +252,10 @@ def paged_attention(
     Raises:
         ValueError: a wrong shape, dtype, device or layout; on a CPU, or under THYME_VALIDATE=1, also a wrong value.
     """
-    run = paged_attention_triton if q.is_cuda else paged_attention_ref
+    if q.is_cuda:
+        run = paged_attention_triton
+    elif q.dtype == torch.float32 and q.stride(-1) == 1:
+        run = paged_attention_native
+    else:
+        run = paged_attention_ref
     return run(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, scale=scale)

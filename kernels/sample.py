@@ -44,7 +44,7 @@ from thyme.kernels.checks import (
 )
 from thyme.kernels.rows import BannedIds, banned_mask, check_vocab_size, row_sums
 
-_MAX_TEMPERATURE = 1e30
+_MAX_TEMPERATURE = 1e20
 _MIN_TEMPERATURE = 1e-30  # below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30
 
 
@@ -102,12 +102,12 @@ def sample_ref(
     tau = temperature.to(z.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
 
     largest, argmax = z.max(-1)
-    x = z - largest[:, None]
+    # -1e30 stands for -inf: its exp is 0 at any temperature, and times that exp it is 0, where -inf would be NaN.
+    x = (z - largest[:, None]).clamp_min_(-1e30)
     e = x.exp()
     total_raw = row_sums(e)
     log_total_raw = total_raw.log()
-    # x of an excluded id is -inf and its e is 0: the product must be 0.
-    entropy = log_total_raw - row_sums(e.mul_(x.clamp_min(-1e4))).div_(total_raw)
+    entropy = log_total_raw - row_sums(e.mul_(x)).div_(total_raw)
     if values_visible(entropy) and not math.isfinite(entropy.sum().item()):
         _raise_not_finite(entropy)
 
@@ -120,7 +120,7 @@ def sample_ref(
     if limits is not None:
         kept = _kept(x, e, *limits)
         cdf = e.masked_fill_(~kept, 0.0).cumsum(-1, dtype=torch.float64)
-        truncated = ~(kept | (x == -torch.inf)).all(-1) & ~greedy
+        truncated = ~(kept | (x == -1e30)).all(-1) & ~greedy
         kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(z.dtype), kept_mass)
 
     drawn = torch.searchsorted(cdf, (uniform(seed, position) * cdf[:, -1])[:, None], right=True).squeeze(-1)

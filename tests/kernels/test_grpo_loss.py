@@ -270,6 +270,7 @@ def test_minus_infinity_is_probability_zero(row_pass: Run) -> None:
     torch.testing.assert_close(entropy, entropy_alone, atol=2e-6, rtol=0)
     torch.testing.assert_close(z.grad[:, kept], alone.grad, atol=2e-6, rtol=0)
     assert (z.grad[:, ~kept] == 0).all()
+    assert row_pass(logits, torch.tensor([0, 2, 4, 5]), temperature=temperature)[0][0] == -torch.inf
 
 
 @ROWS
@@ -294,6 +295,49 @@ def test_a_row_does_not_know_its_batch(row_pass: Run) -> None:
     for row in range(8):
         for a, b in zip(whole, rows(slice(row, row + 1)), strict=True):
             assert torch.equal(a[row], b[0])
+
+
+def test_a_lone_row_has_the_same_bits_under_several_threads() -> None:
+    logits, targets = torch.randn(24, 40_000), torch.arange(24)
+    torch.set_num_threads(2)
+    try:
+        whole = token_logprobs_ref(logits, targets)
+        alone = [token_logprobs_ref(logits[row : row + 1], targets[row : row + 1]) for row in range(24)]
+    finally:
+        torch.set_num_threads(1)
+    for figure, parts in zip(whole, zip(*alone, strict=True), strict=True):
+        assert torch.equal(figure, torch.cat(parts))
+
+
+@ROWS
+def test_masked_rows_have_no_gradient_whatever_is_asked(row_pass: Run) -> None:
+    """The caller sums over all rows, masked ones too: those return 0.0 and are neither read nor trained."""
+    logits = torch.randn(6, 50)
+    mask = torch.tensor([True, False, True, True, False, True])
+    logits[~mask] = torch.nan
+    z = logits.requires_grad_()
+    logprob, entropy = row_pass(z, torch.full((6,), 3), mask=mask)
+    (logprob.sum() + 2 * entropy.sum()).backward()
+    assert (logprob[~mask] == 0).all()
+    assert (entropy[~mask] == 0).all()
+    assert (z.grad[~mask] == 0).all()
+    assert (z.grad[mask] != 0).any(-1).all()
+
+
+@ROWS
+def test_the_largest_logit_in_any_block(row_pass: Run, tolerances: dict) -> None:
+    """Rising, falling and peaked rows over three blocks of 8192: what was summed so far is rescaled right."""
+    ramp = torch.linspace(-6, 6, 20_000, dtype=torch.float64)
+    logits = torch.stack([ramp, -ramp, 6 - ramp.abs() * 2]) + torch.randn(3, 20_000)
+    targets, temperature = torch.tensor([19_999, 0, 10_000]), torch.tensor([1.0, 0.5, 2.0])
+    results = []
+    for run, z in ((row_pass, logits.float()), (token_logprobs_ref, logits.float().double())):
+        z = z.requires_grad_()
+        logprob, entropy = run(z, targets, temperature=temperature)
+        (logprob.sum() + entropy.sum()).backward()
+        results.append((logprob.detach(), entropy.detach(), z.grad))
+    for got, exact, what in zip(*results, ("logprob", "entropy", "grad"), strict=True):
+        close(got, exact, what, tolerances)
 
 
 @BOTH
@@ -386,6 +430,7 @@ def test_greedy_modes(run: Run) -> None:
 @BOTH
 def test_metrics(run: Run) -> None:
     args = problem(40, 60, torch.float32)
+    args["advantages"][::5] = 0.0  # neither side of the clip
     _, _, metrics = call(run, args)
     exact = {name: args[name].double() for name in ("old_logprobs", "ref_logprobs", "rollout_logprobs")}
     more = {name: args[name] for name in ("temperature",)}

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.kv_cache import write_kv, write_kv_ref, write_kv_triton
-from thyme.kernels.paged_attention import paged_attention, paged_attention_ref, paged_attention_triton
+from thyme.kernels.paged_attention import (
+    paged_attention,
+    paged_attention_native,
+    paged_attention_ref,
+    paged_attention_triton,
+)
 
 ALL = pytest.mark.parametrize(
-    "run", [paged_attention_ref, paged_attention_triton, paged_attention], ids=["ref", "triton", "public"]
+    "run", [paged_attention_ref, paged_attention_triton, paged_attention_native], ids=["ref", "triton", "native"]
 )
 Run = Callable[..., Tensor]
 
@@ -80,6 +85,8 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @ALL
 def test_against_the_loop(run: Run, shape: tuple[Any, ...], dtype: torch.dtype, tolerances: dict) -> None:
+    if run is paged_attention_native:
+        dtype = torch.float32
     args = problem(*shape, dtype=dtype)
     out = call(run, args)
     assert (out.dtype, out.shape) == (dtype, args["q"].shape)
@@ -139,6 +146,15 @@ def test_a_sequence_does_not_know_its_batch_in_triton() -> None:
     assert torch.equal(call(paged_attention_triton, moved | {"block_tables": tables}), whole)
 
 
+def test_public_op_is_native_in_float32_and_the_reference_elsewhere() -> None:
+    for dtype, run in ((torch.float32, paged_attention_native), (torch.float16, paged_attention_ref)):
+        args = problem(*SHAPES["chunks"], dtype=dtype)
+        assert torch.equal(call(paged_attention, args), call(run, args))
+    strided = problem(*SHAPES["chunks"])
+    strided["q"] = strided["q"].transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(call(paged_attention, strided), call(paged_attention_ref, strided))
+
+
 @ALL
 def test_no_tokens(run: Run) -> None:
     args = problem([0, 0], [4, 9], 2, 1, 16, 4)
@@ -151,13 +167,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "dim": ({"q": torch.zeros(7, 4, 8)}, r"k_cache must have shape \[any, any, any, 8\]"),
     "cache type": ({"v_cache": torch.zeros(7, 4, 2, 16).half()}, "v_cache must be torch.float32, got torch.float16"),
     "table type": ({"block_tables": torch.zeros(2, 5, dtype=torch.int64)}, "block_tables must be torch.int32"),
-    "cu": ({"cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32)}, "cu_seqlens_q must rise from 0 to 7"),
+    "cu": (
+        {"cu_seqlens_q": torch.tensor([0, 2, 6], dtype=torch.int32)},
+        "cu_seqlens_q must run from 0 to the 7 tokens",
+    ),
     "context": (
         {"context_lens": torch.tensor([3, 99], dtype=torch.int32)},
-        r"context_lens must be in \[0, 20\], got 99",
+        r"context_lens\[1\] is 99, more than a row of block",
     ),
-    "too little": ({"context_lens": torch.tensor([3, 4], dtype=torch.int32)}, "context_lens counts the query tokens"),
-    "block": ({"block_tables": torch.full((2, 5), 7, dtype=torch.int32)}, r"block_tables must be in \[0, 6\], got 7"),
+    "too little": (
+        {"context_lens": torch.tensor([3, 4], dtype=torch.int32)},
+        r"context_lens\[1\] is 4, less than its 5 query tokens",
+    ),
+    "block": (
+        {"block_tables": torch.full((2, 5), 7, dtype=torch.int32)},
+        r"block_tables\[0\]\[0\] is 7, the cache has 7 blocks",
+    ),
 }
 
 
