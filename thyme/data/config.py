@@ -16,8 +16,8 @@ SCENARIOS = ("direct", "crop", "rotate", "contrast", "arithmetic", "zoom")
 """No code needed; one crop; turn upright; stretch the contrast; multiply; a coarse crop and a finer one inside it."""
 
 CAPTION_KINDS = ("ocr", "one", "ground", "ground4", "tiny")
-"""Nine digits read in raster order; one digit read; one small sign located; four located in a fixed order; one or four
-tiny signs located."""
+"""Nine digits read in raster order; one digit read; one small sign located; four located in a fixed order; one tiny
+sign located."""
 
 
 class _Shares:
@@ -65,10 +65,10 @@ class CaptionMix(_Shares):
     """One large digit."""
     ground: float = 0.15
     """One small sign, located on a grid of sixths."""
-    ground4: float = 0.15
+    ground4: float = 0.2
     """Four small signs, located in a fixed order of colors."""
-    tiny: float = 0.15
-    """One or four tiny signs, located on a grid of thirds; without these captions no zoom picture is ever located."""
+    tiny: float = 0.1
+    """One tiny sign, located on a grid of thirds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

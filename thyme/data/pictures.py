@@ -2,8 +2,9 @@
 
 Toy simplifications, on purpose: one sign per question, plates aligned to a grid of sixths (which no image token
 straddles), one family of digits, and a ground whose red grows from west to east and whose green from north to south,
-so that a place can be told from its pixels. A small sign's digit covers 0.1 % of its picture, under 4 pixels tall in
-the view; after the crop it is 22 pixels tall and sits inside one image token.
+so that a place can be told from its pixels; of a zoom picture, the third that holds the sign is lit. A small sign's
+digit covers 0.1 % of its picture, under 4 pixels tall in the view; after the crop it is 22 pixels tall and sits inside
+one image token.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ LARGE_SIGN_SIDE = 3 * VIEW
 ZOOM_SIDE = 2 * SIDE
 """Side of a zoom picture: a sixth of a third of it still holds a legible digit."""
 
+# Each has more red or green than any ground, so that no tint of blue hides a sign.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (235, 50, 50),
     "green": (60, 220, 80),
-    "blue": (70, 90, 245),
     "yellow": (245, 220, 60),
+    "white": (240, 240, 240),
 }
 GRAY = (101, 103, 100)
 """Ground, plate and digit of a low-contrast picture; stretched they become dark gray, white and
 black: dark on light like every other digit, so that the skill of reading carries over."""
 
 _INK = (20, 20, 20)
+_TINTS = (30, 230)
+"""Blue of a ground, from and up to."""
+_TINT_STEP = 24
+"""Between the blues of the nine lit thirds."""
+_SHADE = 0.3
+"""Brightness of the thirds that are not lit."""
 _PLATE = 12 / 14
 """Side of a small plate, in grid cells: its edges fall on pixels of the view."""
 _DIGIT = 22 / VIEW
@@ -53,7 +61,7 @@ class Painter:
         if self.material == "photos":
             return self._photo(side)
         red, green = _shading(side)
-        return Image.merge("RGB", (red, green, Image.new("L", (side, side), int(self.rng.integers(30, 160)))))
+        return Image.merge("RGB", (red, green, _flat(side, int(self.rng.integers(*_TINTS)))))
 
     def small_signs(self, side: int, signs: list[tuple[str, int, tuple[int, int]]]) -> Image.Image:
         """Signs (color, digit, cell) on a grid of sixths."""
@@ -64,14 +72,28 @@ class Painter:
             self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
         return picture
 
-    def tiny_signs(self, side: int, signs: list[tuple[str, int, tuple[int, int], tuple[int, int]]]) -> Image.Image:
-        """Signs (color, digit, third, sixth of it); each third has a blue of its own and is shaded like a picture."""
-        picture = self._photo(side) if self.material == "photos" else _nine_shadings(side).copy()
+    def tiny_sign(
+        self, side: int, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]
+    ) -> Image.Image:
+        """A sign in a sixth of a third. Its third is lit, and its blue tells which of the nine it is.
+
+        The sign itself is a speck, and attention with relative positions alone does not tell where it stands. The third
+        is shaded like a picture of its own, so that a crop of it looks like any picture with a small sign.
+        """
         third = side // 3
         cell = third / 6
-        for color, digit, coarse, fine in signs:
-            x, y = (coarse[axis] * third + fine[axis] * cell + cell / 2 for axis in (0, 1))
-            self._sign(picture, self._paint(color), digit, (x, y), _PLATE * cell, _DIGIT * cell)
+        left, top = coarse[0] * third, coarse[1] * third
+        if self.material == "photos":
+            picture = self._photo(side)
+            lit = picture.crop((left, top, left + third, top + third))
+            picture = Image.blend(picture, Image.new("RGB", picture.size), 1 - _SHADE)
+        else:
+            picture = _unlit(side).copy()
+            tint = _TINTS[0] + _TINT_STEP * (3 * coarse[1] + coarse[0])
+            lit = Image.merge("RGB", (*_shading(third), _flat(third, tint)))
+        picture.paste(lit, (left, top))
+        center = (left + fine[0] * cell + cell / 2, top + fine[1] * cell + cell / 2)
+        self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
         return picture
 
     def large_sign(self, side: int, color: str, digit: int, *, bar: bool = False) -> Image.Image:
@@ -158,11 +180,14 @@ def _shading(side: int) -> tuple[Image.Image, Image.Image]:
 
 
 @cache
-def _nine_shadings(side: int) -> Image.Image:
-    """A grid of thirds, each with a shading of its own and another blue."""
+def _unlit(side: int) -> Image.Image:
     third = side // 3
     picture = Image.new("RGB", (side, side))
+    tile = Image.merge("RGB", (*_shading(third), _flat(third, 0))).point(lambda level: round(level * _SHADE))
     for index in range(9):
-        bands = (*_shading(third), Image.new("L", (third, third), 30 + 16 * index))
-        picture.paste(Image.merge("RGB", bands), (index % 3 * third, index // 3 * third))
+        picture.paste(tile, (index % 3 * third, index // 3 * third))
     return picture
+
+
+def _flat(side: int, level: int) -> Image.Image:
+    return Image.new("L", (side, side), level)

@@ -203,21 +203,17 @@ def _caption(kind: str, painter: Painter) -> Caption:
         else:
             color, picture = "gray", painter.gray_sign(VIEW, digit, (85, 255, 0))
         return Caption(picture, f"<image>What digit is on the {color} sign?", f"The digit is {digit}.", kind)
-    # Four places to tell teach faster than one; one is what the demonstrations ask for.
-    count = {"ground": 1, "ground4": 4}.get(kind) or (1, 4)[int(rng.integers(2))]
-    names = list(COLORS) if count == 4 else [_color(rng)]
-    size, parts = ("tiny", 3) if kind == "tiny" else ("small", 6)
-    drawn = rng.choice(parts * parts, size=count, replace=False).tolist()
-    cells = [(cell % parts, cell // parts) for cell in drawn]
-    digits = rng.integers(10, size=count).tolist()
     if kind == "tiny":
-        places = [(color, digit, cell, _cell(rng, 6)) for color, digit, cell in zip(names, digits, cells, strict=True)]
-        picture = painter.tiny_signs(VIEW, places)
-    else:
-        picture = painter.small_signs(VIEW, list(zip(names, digits, cells, strict=True)))
+        color, coarse = _color(rng), _cell(rng, 3)
+        picture = painter.tiny_sign(VIEW, color, int(rng.integers(10)), coarse, _cell(rng, 6))
+        return Caption(picture, f"<image>Where is the {color} sign?", _said_cell(color, "tiny", *coarse), kind)
+    count = 4 if kind == "ground4" else 1
+    names = list(COLORS) if count == 4 else [_color(rng)]
+    drawn = rng.choice(36, size=count, replace=False).tolist()
+    signs = [(name, int(rng.integers(10)), (cell % 6, cell // 6)) for name, cell in zip(names, drawn, strict=True)]
     prompt = "Where are the signs?" if count == 4 else f"Where is the {names[0]} sign?"
-    text = "\n".join(_said_cell(color, size, *cell) for color, cell in zip(names, cells, strict=True))
-    return Caption(picture, f"<image>{prompt}", text, kind)
+    text = "\n".join(_said_cell(color, "small", *cell) for color, _, cell in signs)
+    return Caption(painter.small_signs(VIEW, signs), f"<image>{prompt}", text, kind)
 
 
 def _questions(
@@ -256,7 +252,7 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
         meta = {"cells": [[column, row]], "box": _box(0, 0, SIDE, 6, column, row)}
     elif scenario == "zoom":
         coarse, fine = _cell(rng, 3), _cell(rng, 6)
-        picture = painter.tiny_signs(ZOOM_SIDE, [(color, digit, coarse, fine)])
+        picture = painter.tiny_sign(ZOOM_SIDE, color, digit, coarse, fine)
         left, top, right, _ = _box(0, 0, picture.width, 3, *coarse)
         meta = {"cells": [list(coarse), list(fine)], "box": _box(left, top, right - left, 6, *fine)}
     elif scenario == "rotate":
