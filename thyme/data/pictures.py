@@ -39,10 +39,12 @@ black: dark on light like every other digit, so that the skill of reading carrie
 _INK = (20, 20, 20)
 _TINTS = (30, 230)
 """Blue of a ground, from and up to."""
-_TINT_STEP = 24
-"""Between the blues of the nine lit thirds."""
+_LIT_BLUE = (30, 110, 190)
+"""Of a lit third, by its column."""
+_DARK_BLUE = (0, 45, 90)
+"""Of the thirds that are not lit, by the row of the lit one."""
 _SHADE = 0.3
-"""Brightness of the thirds that are not lit."""
+"""Brightness of red and green in the thirds that are not lit."""
 _PLATE = 12 / 14
 """Side of a small plate, in grid cells: its edges fall on pixels of the view."""
 _DIGIT = 22 / VIEW
@@ -75,7 +77,7 @@ class Painter:
     def tiny_sign(
         self, side: int, color: str, digit: int, coarse: tuple[int, int], fine: tuple[int, int]
     ) -> Image.Image:
-        """A sign in a sixth of a third. Its third is lit, and its blue tells which of the nine it is.
+        """A sign in a sixth of a third. Its third is lit; the blue of that third tells its column, of the rest its row.
 
         The sign itself is a speck, and attention with relative positions alone does not tell where it stands. The third
         is shaded like a picture of its own, so that a crop of it looks like any picture with a small sign.
@@ -88,9 +90,8 @@ class Painter:
             lit = picture.crop((left, top, left + third, top + third))
             picture = Image.blend(picture, Image.new("RGB", picture.size), 1 - _SHADE)
         else:
-            picture = _unlit(side).copy()
-            tint = _TINTS[0] + _TINT_STEP * (3 * coarse[1] + coarse[0])
-            lit = Image.merge("RGB", (*_shading(third), _flat(third, tint)))
+            picture = _unlit(side, _DARK_BLUE[coarse[1]]).copy()
+            lit = Image.merge("RGB", (*_shading(third), _flat(third, _LIT_BLUE[coarse[0]])))
         picture.paste(lit, (left, top))
         center = (left + fine[0] * cell + cell / 2, top + fine[1] * cell + cell / 2)
         self._sign(picture, self._paint(color), digit, center, _PLATE * cell, _DIGIT * cell)
@@ -180,10 +181,11 @@ def _shading(side: int) -> tuple[Image.Image, Image.Image]:
 
 
 @cache
-def _unlit(side: int) -> Image.Image:
+def _unlit(side: int, blue: int) -> Image.Image:
     third = side // 3
     picture = Image.new("RGB", (side, side))
-    tile = Image.merge("RGB", (*_shading(third), _flat(third, 0))).point(lambda level: round(level * _SHADE))
+    red, green = (band.point(lambda level: round(level * _SHADE)) for band in _shading(third))
+    tile = Image.merge("RGB", (red, green, _flat(third, blue)))
     for index in range(9):
         picture.paste(tile, (index % 3 * third, index // 3 * third))
     return picture
