@@ -56,7 +56,7 @@ class StageConfig:
 class BaseStageConfig(StageConfig):
     """Stage 0, standing in for pre-training: captions of pictures. Sizes are those of the 1.7 M parameter toy."""
 
-    steps: int = 240
+    steps: int = 280
     batch_size: int = 48
     learning_rate: float = 1.8e-3
     muon_learning_rate: float = 0.018
@@ -70,7 +70,7 @@ class BaseStageConfig(StageConfig):
     """Digits of the columns and rows of single signs that must be right, as a share."""
     gate_one: float = 0.9
     """Single digits that must be read right, as a share."""
-    max_steps: int = 480
+    max_steps: int = 560
     """While a gate is missed, training goes on for up to so many steps in all."""
 
     def __post_init__(self) -> None:
