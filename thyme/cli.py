@@ -91,14 +91,14 @@ def _run_config(verb: str, args: list[str]) -> Any:
 
 
 def _demo(args: list[str]) -> None:
-    def demo(seed: int = 0, compare: bool = False, material: str = "glyphs", threads: int = 2) -> None:
+    def demo(seed: int = 0, compare: bool = False, material: str = "glyphs", threads: int = 1) -> None:
         """Train a small Qwen2.5-VL from random weights: base stage, weak SFT cold start, GRPO-ATS, evaluation.
 
         Args:
             seed: seeds weights, data and sampling.
             compare: instead of the main curve, run the fragile cold start twice: ATS, and temperature 1 everywhere.
             material: what is on the signs and behind them: glyphs (drawn), digits (handwritten), photos.
-            threads: torch threads.
+            threads: torch threads of the base stage; a second one gains little, and on a busy machine loses much.
         """
         from thyme.demo.compare import run_compare
         from thyme.demo.story import run_demo

@@ -49,7 +49,7 @@ class Arm:
     history: list[Metrics]
 
 
-def run_compare(*, seed: int = 0, material: str = "glyphs", threads: int = 2) -> dict[str, Any]:
+def run_compare(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> dict[str, Any]:
     """Both arms; returns what it writes to runs/compare/summary.json."""
     config = demo_config(seed, material, threads, recipe="compare")
     console = Console(highlight=False)

@@ -49,14 +49,14 @@ from thyme.train.metrics import Metrics, ProgressLine
 from thyme.train.rl import train_rl
 from thyme.train.sft import train_anneal, train_sft
 
-INTRO = """\
-[bold]Thyme demo.[/] A Qwen2.5-VL of 1.7 M parameters starts from random weights and learns to look closer: it
-writes Python that crops, rotates, stretches contrast and computes; a jailed sandbox runs it; GRPO-ATS rewards
-what works. [bold]What is toy about it:[/] the model sees every picture at 84 x 84 pixels; signs stand on a grid of
-sixths, one a picture, on a ground shaded so that position shows in color; the tokenizer has about 170 lexemes and
-prompts are short; a base stage on captions stands in for pre-training. Engine, kernels, sandbox, rewards and training
-loops are the real ones.
-"""
+INTRO = (
+    "[bold]Thyme demo.[/] A Qwen2.5-VL of 1.7 M parameters starts from random weights and learns to look closer: it "
+    "writes Python that crops, rotates, stretches contrast and computes; a jailed sandbox runs it; GRPO-ATS rewards "
+    "what works.\n[bold]What is toy about it:[/] the model sees every picture at 84 x 84 pixels; signs stand on a grid "
+    "of sixths, one a picture, on a ground shaded so that position shows in color; the tokenizer has about 170 lexemes "
+    "and prompts are short; a base stage on captions stands in for pre-training. Engine, kernels, sandbox, rewards and "
+    "training loops are the real ones.\n"
+)
 
 NEXT = """
 Curve {folder}/curve.png   figures {folder}/summary.json   rollouts {folder}/rollouts/
@@ -95,7 +95,7 @@ def demo_config(seed: int, material: str, threads: int, recipe: str = "demo") ->
     return replace(config, seed=seed, threads=threads, data=data)
 
 
-def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 2) -> dict[str, Any]:
+def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> dict[str, Any]:
     """The whole story; returns what it writes to runs/demo/summary.json."""
     config = demo_config(seed, material, threads)
     console = Console(highlight=False)
