@@ -68,7 +68,7 @@ def test_bits_do_not_depend_on_the_number_of_rows(
     try:
         engine = make_engine(model, deterministic=True, prefix_cache=False, max_sequences=256, num_blocks=4000)
         alone = [engine.generate([case], params)[0] for case in cases]
-        for copies in (1, 3, 20):
+        for copies in (2, 16):
             completions = engine.generate(cases * copies, params)
             for i, completion in enumerate(completions):
                 assert_same_bits(alone[i % len(cases)], completion)

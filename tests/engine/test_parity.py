@@ -83,18 +83,35 @@ def test_greedy_with_images_equals_transformers(
     assert len(pictures) <= engine.stats()["images_encoded"] <= sum(len(images) for _, images, _ in image_cases)
 
 
+@pytest.fixture(scope="module")
+def many_cases(
+    text_model: Model, twin: Callable[..., PreTrainedModel], score: Any
+) -> list[tuple[list[int], list[int]]]:
+    draw = np.random.default_rng(7)
+    reference = twin(text_model)
+    prompts = [draw.integers(3, 60, int(draw.integers(1, 120))).tolist() for _ in range(200)]
+    return [(ids, transformers_greedy(reference, ids, [], None, new=128)) for ids in prompts]
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("chunk", [1, 7, 16, 64, None])
 def test_greedy_equals_transformers_on_many_prompts(
-    text_model: Model, twin: Callable[..., PreTrainedModel], make_engine: Any, chunk: int | None
+    text_model: Model, many_cases: list[tuple[list[int], list[int]]], make_engine: Any, score: Any, chunk: int | None
 ) -> None:
-    draw = np.random.default_rng(7)
-    reference = twin(text_model)
-    prompts = [draw.integers(3, 60, int(draw.integers(1, 120))).tolist() for _ in range(40)]
+    """200 prompts x 128 tokens. Where two tokens tie within rounding either is right, and ends the comparison."""
     params = SamplingParams(**{**_fields(GREEDY), "max_tokens": 128})
-    completions = make_engine(text_model, prefill_chunk=chunk, num_blocks=3000).generate(prompts, params)
-    for ids, completion in zip(prompts, completions, strict=True):
-        assert completion.token_ids == transformers_greedy(reference, ids, [], None, new=128)
+    engine = make_engine(text_model, prefill_chunk=chunk, num_blocks=3000)
+    ties = 0
+    for (ids, expected), completion in zip(
+        many_cases, engine.generate([ids for ids, _ in many_cases], params), strict=True
+    ):
+        found = completion.token_ids
+        at = next((i for i in range(128) if found[i] != expected[i]), None)
+        if at is not None:
+            logits = score(text_model, ids + found[:at])[-1]
+            assert abs(float(logits[found[at]] - logits[expected[at]])) < 2e-5
+            ties += 1
+    assert ties <= 4
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:

@@ -83,8 +83,8 @@ class RequestReader:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"add: stop_token_ids has {token}, outside the vocabulary of {self.vocab_size}")
         if params.banned_ids not in self._ban_numbers:
-            self._ban_numbers[params.banned_ids] = len(self.bans)
             self.bans.append(self._ban(params.banned_ids))
+            self._ban_numbers[params.banned_ids] = len(self.bans) - 1
         return self._ban_numbers[params.banned_ids]
 
     def _ban(self, banned_ids: tuple[int, ...] | str) -> Ban:
