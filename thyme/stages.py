@@ -6,6 +6,7 @@ A run writes runs/<name>/: config.toml (a recipe that repeats it), metrics.jsonl
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ def open_model(config: RunConfig) -> tuple[Model, Processor]:
     if config.model == "tiny":
         from thyme.data.tiny import tiny_config, tiny_processor
 
-        processor = tiny_processor()
-        return build(tiny_config(), processor, seed=config.seed, device=device), processor
+        toy = tiny_processor()
+        return build(tiny_config(), toy, seed=config.seed, device=device), toy
     model, processor = load(config.model, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     if processor is None:
         raise ValueError(f"model {config.model}: no tokenizer: tokenizer.json belongs beside the weights")
@@ -164,7 +165,7 @@ def rollout(config: RunConfig) -> None:
         groups = loop.run(question_stream(config.data)(0, config.rl.batch_size), seed=config.seed)
     rollouts = [r for group in groups for r in group]
     path = folder / "rollouts" / "step_0.jsonl"
-    write_rollouts(path, rollouts, rewards=[judge(r) for r in rollouts])
+    write_rollouts(path, rollouts, rewards=[asdict(judge(r)) for r in rollouts])
     print(f"{len(rollouts)} rollouts of {len(groups)} questions: {path}")
 
 
