@@ -21,7 +21,7 @@ from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
 from thyme.train.config import RlConfig, SftConfig
 from thyme.train.metrics import Metrics
-from thyme.train.rl import CODE_KIND, frozen_vision, policy_samples, rollout_sample, train_rl
+from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 from thyme.train.sft import train_sft
 from thyme.train.streams import endless
@@ -164,7 +164,6 @@ def test_a_rollout_is_trained_where_the_policy_drew(processor: Processor) -> Non
     assert sample.rollout_logprobs[2:].tolist() == [-0.5, -0.75]
     assert sample.segments.tolist() == [0, 0, 0, 1]
     assert set(sample.advantages.tolist()) == {2.0}
-    assert CODE_KIND == TokenKind.CODE
 
 
 def test_dead_groups_are_skipped_but_counted(processor: Processor) -> None:

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thyme.engine.tags import TokenKind
+
 if TYPE_CHECKING:
     from PIL import Image
 
     from thyme.model.processor import ImageInputs
     from thyme.sandbox import SandboxResult
+
+
+__all__ = ["Question", "Rollout", "RolloutStatus", "TokenKind", "Turn"]
 
 
 class RolloutStatus(Enum):
@@ -98,7 +103,7 @@ class Rollout:
     token_ids: NDArray[np.int64]
     """[T] image pads expanded, as sampled."""
     kinds: NDArray[np.uint8]
-    """[T] thyme.engine.tags.TokenKind."""
+    """[T] TokenKind."""
     rounds: NDArray[np.int16]
     """[T] round the token belongs to, from 0; a sandbox output belongs to the round whose code made it."""
     sampled: NDArray[np.bool_]

@@ -20,7 +20,7 @@ from thyme.model.processor import Processor
 from thyme.rewards import Reward
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
-from thyme.rollout.types import Question, Rollout
+from thyme.rollout.types import Question, Rollout, TokenKind
 from thyme.train.advantages import group_advantages, zero_spread
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics, OnStep
@@ -31,9 +31,6 @@ from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_me
 from thyme.train.stage import Stage
 from thyme.train.streams import Stream
 from thyme.train.tokenization import positions
-
-CODE_KIND = 2
-"""thyme.engine.tags.TokenKind.CODE, as it stands in Rollout.kinds."""
 
 
 def train_rl(
@@ -140,7 +137,7 @@ def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> 
         advantages=np.full(len(rollout.token_ids), advantage, dtype=np.float32),
         temperatures=rollout.temperatures,
         rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
-        segments=(rollout.kinds == CODE_KIND).astype(np.uint8),
+        segments=(rollout.kinds == TokenKind.CODE).astype(np.uint8),
     )
 
 
