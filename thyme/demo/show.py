@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -14,35 +15,37 @@ from thyme.rollout.types import Rollout
 
 
 def percent(summary: Summary) -> str:
-    return f"{summary.accuracy:4.0%} [{summary.low:.0%}-{summary.high:.0%}]"
+    return f"{100 * summary.accuracy:.0f} [{100 * summary.low:.0f}-{100 * summary.high:.0f}]"
 
 
 def scenario_table(columns: Mapping[str, EvalResult], control: NoCodeControl) -> Table:
-    """Accuracy with 95 % intervals by scenario: one column a model, then the no-code control and chance."""
-    table = Table(title="Held-out accuracy, greedy, 95 % Wilson intervals", title_justify="left")
+    """Accuracy by scenario: one column a model, then its code, then the no-code control and chance. 80 columns wide."""
+    title = "Held-out accuracy in %, greedy [95 % Wilson interval]; code of the model after RL"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("scenario")
     table.add_column("n", justify="right")
     for name in columns:
         table.add_column(name)
-    table.add_column("code used / ok after RL")
-    table.add_column("no-code control (chance)")
-    last = list(columns.values())[-1]
-    for scenario, summary in last.scenarios.items():
+    table.add_column("code\nused/ok")
+    table.add_column("no code\n(chance)")
+    after = list(columns.values())[1]
+    for scenario, summary in after.scenarios.items():
         row = [scenario, str(summary.n)]
         row += [percent(result.scenarios[scenario]) for result in columns.values()]
         row.append(_code(summary))
         forbidden = control.scenarios.get(scenario)
-        row.append(f"{forbidden.accuracy:.0%} ({control.chance[scenario]:.0%})" if forbidden else "needs no code")
+        chance = 100 * control.chance.get(scenario, 0.0)
+        row.append(f"{100 * forbidden.accuracy:.0f} ({chance:.0f})" if forbidden else "")
         table.add_row(*row)
     table.add_section()
     overall = [percent(result.overall) for result in columns.values()]
-    table.add_row("all", str(last.overall.n), *overall, _code(last.overall), f"{control.overall.accuracy:.0%}")
+    table.add_row("all", str(after.overall.n), *overall, _code(after.overall), f"{100 * control.overall.accuracy:.0f}")
     return table
 
 
 def _code(summary: Summary) -> str:
-    ok = "-" if summary.code_ok is None else f"{summary.code_ok:.0%}"
-    return f"{summary.code_share:.0%} / {ok}"
+    ok = "-" if summary.code_ok is None else f"{100 * summary.code_ok:.0f}"
+    return f"{100 * summary.code_share:.0f}/{ok}"
 
 
 def trace(rollout: Rollout) -> Panel:

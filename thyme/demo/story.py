@@ -138,7 +138,7 @@ def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> di
         rollouts = [r for group in result.rollouts for r in group]
         write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(judge(r)) for r in rollouts])
 
-    columns = {"cold start": before, "after GRPO-ATS": after, "SFT, all code": full.result}
+    columns = {"cold start": before, "GRPO-ATS": after, "SFT, all code": full.result}
     console.print(scenario_table(columns, forbidden))
     console.print(story.in_words())
     show_traces(console, before, after, ("crop", "zoom", "rotate"))
@@ -198,7 +198,7 @@ def evaluate_heldout(config: RunConfig, model: Model, processor: Processor, cons
     """Greedy, one rollout a question."""
     with open_loop(config, model, processor) as loop:
         result = evaluate(loop, heldout_questions(config), seed=config.eval.seed)
-    console.print(f"    accuracy {percent(result.overall)}, code in {result.overall.code_share:.0%} of the rollouts")
+    console.print(f"    accuracy {percent(result.overall)} %, code in {result.overall.code_share:.0%} of the rollouts")
     return result
 
 
