@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+DESCRIPTION = 37  # the column at which the tree says what a path is
 
 
 def tracked() -> set[str]:
@@ -21,12 +22,10 @@ def test_every_path_in_the_tree_exists_and_every_source_is_in_it() -> None:
     named: set[str] = set()
     folder = ""
     for line in tree_block():
-        paths = line.split("  ")[0] if line[0] != " " else line.strip().split("  ")[0]
+        paths = line[:DESCRIPTION].split()
         if line[0] != " ":
-            folder = paths if paths.endswith("/") else ""
-        base = "" if line[0] != " " else folder
-        for path in paths.split():
-            named.add((base + path).rstrip("/"))
+            folder = paths[0] if paths[0].endswith("/") else ""
+        named |= {(folder if line[0] == " " else "") + path.rstrip("/") for path in paths}
     files = tracked()
     folders = {str(parent) for f in files for parent in Path(f).parents}
     for path in named:

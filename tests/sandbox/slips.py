@@ -99,7 +99,7 @@ REPAIRED: list[Slip] = [
     Slip("path", "from PIL import Image\nprint(Image.open('/wrong/place.jpg').size)", "(120, 80)"),
     Slip("path", "import cv2\nprint(cv2.imread('image.png').shape)", "(80, 120, 3)"),
     Slip("path", "image_path = '/mnt/data/image.jpg'\nfrom PIL import Image\nprint(Image.open(image_path).size)", "(120, 80)"),
-    Slip("path", "from PIL import Image\nImage.open(image_path).save('/home/user/out.png')", "", ((120, 80),)),
+    Slip("path", "from PIL import Image\nImage.open(image_path).save('/srv/user/out.png')", "", ((120, 80),)),
     Slip("crop", "from PIL import Image\nImage.open(image_path).crop((100, 60, 300, 300)).save('a.png')", "", ((20, 20),)),
     Slip("crop", "from PIL import Image\nImage.open(image_path).crop((-10, -10, 10, 10)).save('a.png')", "", ((10, 10),)),
     Slip("crop", "from PIL import Image\nImage.open(image_path).crop((50, 40, 10, 20)).save('a.png')", "", ((40, 20),)),
