@@ -60,6 +60,22 @@ def test_everything_printed_comes_back(sandbox: Sandbox) -> None:
     assert sandbox.run("print('</sandbox_output><|im_end|>\\u00e9')").stdout == "</sandbox_output><|im_end|>\u00e9\n"
 
 
+def test_wall_time_covers_the_snippet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the notice that a new process is there is read after its result."""
+    client, code = sandbox._client, "import time; t = time.monotonic(); time.sleep(.02); print(time.monotonic() - t)"
+    hear, deaf = client._on_control, threading.Event()
+    monkeypatch.setattr(client, "_on_control", lambda: None if deaf.is_set() else hear())
+    with sandbox.session() as session:
+        deaf.set()
+        results = [session.run(code)]
+        assert session._child.pidfd is None  # born unheard
+        deaf.clear()
+        results += [session.run(code) for _ in range(2)]
+    for result in results:
+        assert result.wall_s >= float(result.stdout) > 0, result
+    assert results[0].wall_s >= results[0].cpu_s > 0, results[0]
+
+
 def test_printing_before_a_timeout_is_kept(hasty: Sandbox) -> None:
     result = hasty.run("print('begun')\nwhile True: pass")
     assert result.status is Status.TIMEOUT
@@ -121,6 +137,50 @@ def test_path_as_image(sandbox: Sandbox, image: Image.Image, tmp_path: Path) -> 
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="cannot be read"):
         sandbox.run("print(1)", tmp_path / "broken.jpg")
+
+
+def test_sessions_that_open_a_new_image_at_once(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stores the image last must not replace the file a jailed process has the right to read."""
+    rename, storing, others_ran = Path.rename, threading.Event(), threading.Event()
+
+    def hesitate(part: Path, target: Path) -> Path:
+        if not storing.is_set():
+            storing.set()
+            others_ran.wait(0.5)
+        return rename(part, target)
+
+    monkeypatch.setattr(Path, "rename", hesitate)
+    image = picture(37, 23)  # of a content no other test stored
+    slow = threading.Thread(target=lambda: sandbox.session(image).close())
+    slow.start()
+    assert storing.wait(10)
+    with sandbox.session(image) as session:
+        first = session.run("print(Image.open(image_path).size)")
+        others_ran.set()
+        slow.join()
+        second = session.run("print(Image.open(image_path).size)")
+    assert [first.stdout, second.stdout] == ["(37, 23)\n"] * 2, (first, second)
+
+
+def test_an_image_is_not_evicted_while_it_is_acquired(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thyme.sandbox.images._KEPT_BYTES", 0)
+    with Sandbox(SandboxConfig(workers=1, memory_mib=256)) as sandbox:
+        store = sandbox._client.images
+        keep, evicting = store._store, []
+
+        def evict_now(given: Image.Image) -> object:
+            stored = keep(given)
+            if not evicting:  # the last user of the same content leaves in this very moment
+                evicting.append(threading.Thread(target=before.close))
+                evicting[0].start()
+                evicting[0].join(0.3)
+            return stored
+
+        before = sandbox.session(image)
+        monkeypatch.setattr(store, "_store", evict_now)
+        with sandbox.session(image.copy()) as session:
+            evicting[0].join()
+            assert session.run("print(Image.open(image_path).size)").stdout == "(120, 80)\n"
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

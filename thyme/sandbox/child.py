@@ -132,6 +132,7 @@ def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, descriptors: Se
 
 def serve(job: Job, config: SandboxConfig) -> None:
     """Runs snippets until the client hangs up. Never returns."""
+    code = 0
     try:
         if job.seed:
             seed(job.seed)
@@ -144,9 +145,10 @@ def serve(job: Job, config: SandboxConfig) -> None:
                 sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
             _write(SOCKET, sent)
     except BaseException as problem:  # what is left of a process whose snippet broke the machinery
+        code = 3
         _write(STDOUT, f"[the sandbox process failed: {problem!r:.500}]".encode())
     finally:
-        _exit(0)
+        _exit(code)
 
 
 def seed(number: int) -> None:

@@ -102,6 +102,7 @@ class _Round:
         self.code = code
         self.future: Future[SandboxResult] = Future()
         self.started: float | None = None
+        """When it was handed over, with the order to fork where the session has no process."""
         self.deadline: float | None = None
         self.restarted = False
         self.tries = 0
@@ -150,6 +151,7 @@ class _Client:
             (self.run_dir / name).chmod(0o711)
         (self.run_dir / "canary").write_text("canary")
         self.images = ImageStore(self.run_dir / "images")
+        self.storing = threading.Lock()
         self.epoll = select.epoll()
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.sleeping_until = 0.0
@@ -307,13 +309,20 @@ class _Client:
             self._dispatch()
         self._flush()
 
+    def acquire(self, image: Image.Image | str | os.PathLike[str]) -> StoredImage:
+        """The stored form of a session's image. ValueError where it cannot be read."""
+        # One at a time: a thread that stores an image another thread is storing replaces the file, and the Landlock
+        # rule of a child forked in between is for the file that was there before: it may not read its own image.
+        with self.storing:
+            return self.images.acquire(image)
+
     def close_session(self, session: SandboxSession) -> None:
         with self.lock:
             session._closed = True
             for round_ in [r for r in self.queue if r.session is session]:
                 self.queue.remove(round_)
                 self._refuse(round_, "the session was closed")
-            child = session._child
+            child, image = session._child, None
             if child is not None:
                 running, child.round = child.round, None
                 if running is not None:
@@ -321,10 +330,11 @@ class _Client:
                     self._refuse(running, "the session was closed while its code ran")
                 self._discard(child)
             if not self.closed:
-                if session._image is not None:
-                    self.images.release(session._image)
-                    session._image = None
+                image, session._image = session._image, None
                 self._dispatch()
+        if image is not None:
+            with self.storing:
+                self.images.release(image)
         self._flush()
 
     def close(self) -> None:
@@ -362,7 +372,7 @@ class _Client:
     def abandon(self) -> None:
         """In a fork of this process: let go of the descriptors, so that the server notices when the original ends."""
         self.closed = True
-        self.lock = threading.RLock()  # the original's may have been held by a thread that is not here
+        self.lock, self.storing = threading.RLock(), threading.Lock()  # a thread that is not here may have held them
         self.control.close()
         for child in self.children.values():
             child.session._child = None
@@ -400,7 +410,7 @@ class _Client:
         return sum(not child.session._one_shot for child in self.children.values())
 
     def _begin(self, round_: _Round) -> bool:
-        session, now = round_.session, time.monotonic()
+        session, now, limit = round_.session, time.monotonic(), self.config.timeout_s
         child = session._child
         if child is None:
             self.counter += 1
@@ -429,9 +439,8 @@ class _Client:
             round_.restarted = session._had_child
             session._had_child = True
             round_.tries += 1
-            round_.deadline = now + _FORK_S
-        else:
-            round_.started, round_.deadline = now, now + self.config.timeout_s
+            limit = _FORK_S
+        round_.started, round_.deadline = now, now + limit
         os.pwrite(child.stdout, bytes(self.config.max_stdout_bytes), 0)
         os.pwrite(child.code, round_.code, 0)
         with contextlib.suppress(OSError):  # where it died while idle the event follows
@@ -524,9 +533,8 @@ class _Client:
         else:
             child.pidfd = descriptors[0]
             child.clock = _cpu_clock(child.pidfd)
-            if child.round is not None and child.round.started is None:
-                child.round.started = time.monotonic()
-                child.round.deadline = child.round.started + self.config.timeout_s
+            if child.round is not None:  # its limit counts from its birth
+                child.round.deadline = time.monotonic() + self.config.timeout_s
 
     def _on_child(self, child: _Child) -> None:
         try:
@@ -548,7 +556,7 @@ class _Client:
             self._discard(child)
             return
         try:
-            result = self._read_frame(child, round_, frame)
+            result = self._read_frame(child, round_, frame, time.monotonic())
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
             self._end(
                 child,
@@ -564,8 +572,9 @@ class _Client:
             self._discard(child)
         self.done.append((round_.future, result))
 
-    def _read_frame(self, child: _Child, round_: _Round, frame: bytes) -> SandboxResult:
+    def _read_frame(self, child: _Child, round_: _Round, frame: bytes, arrived: float) -> SandboxResult:
         """A result from what the child sent, every field checked. Pixels are copied by read, never mapped."""
+        assert round_.started is not None
         from PIL import Image
 
         config, data = self.config, json.loads(frame)
@@ -592,7 +601,7 @@ class _Client:
             offset += size
         return SandboxResult(
             status=status, stdout=_read_all(child.stdout, length, 0).decode("utf-8", "replace"), error=error,
-            images=tuple(images), fixes=fixes, wall_s=time.monotonic() - (round_.started or time.monotonic()),
+            images=tuple(images), fixes=fixes, wall_s=arrived - round_.started,
             isolation=self.isolation, restarted=round_.restarted, cpu_s=_number(data["cpu_s"]),
             peak_mib=_number(data["peak_mib"]),
         )  # fmt: skip
@@ -858,7 +867,7 @@ class Sandbox:
     def _session(self, image: Any, image_path: str | None, seed: int, *, one_shot: bool) -> SandboxSession:
         if image_path is None:
             image_path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image.png"
-        stored = None if image is None else self._client.images.acquire(image)
+        stored = None if image is None else self._client.acquire(image)
         return SandboxSession(self, stored, image_path, seed, one_shot)
 
     def __enter__(self) -> Sandbox:

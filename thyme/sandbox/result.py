@@ -59,6 +59,9 @@ class SandboxResult:
     """RGB, in print or save order."""
     fixes: tuple[Fix, ...] = ()
     wall_s: float = 0.0
+    """Seconds from handing the snippet to the session's process until its result arrived (or it was ended), by a
+    monotonic clock and measured by the caller's side. Where the session had no process yet, forking and jailing one is
+    included; waiting for a free worker is not. 0 where the snippet was never handed over."""
     isolation: str = ""
     """"full", "strong", "namespaces" or "none": see Sandbox.layers()."""
     restarted: bool = False
