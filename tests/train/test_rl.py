@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -222,3 +223,15 @@ def test_frozen_vision_trains_the_merger_only_and_is_undone(model: Model) -> Non
         assert "visual.merger.up.weight" in trainable and "decoder.norm.weight" in trainable
         assert not any(name.startswith(("visual.blocks", "visual.patch_embed")) for name in trainable)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("bias", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.05}])
+def test_sampling_that_biases_log_probs_warns(
+    bias: dict[str, float], taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    assert not ROLLOUT.biases_logprobs
+    model = copy.deepcopy(taught)
+    loop = make_loop(model, sandbox)
+    loop.config = replace(ROLLOUT, **bias)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="turn them off for RL"):
+        train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), score=by_index)

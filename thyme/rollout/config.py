@@ -68,6 +68,11 @@ class RolloutConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}")
 
+    @property
+    def biases_logprobs(self) -> bool:
+        """Whether tokens are drawn from something else than the policy whose log-probs are recorded."""
+        return not (self.top_k is self.top_p is self.min_p is None and self.repetition_penalty == 1.0)
+
 
 def read_prompt_style(folder: Path) -> PromptStyle:
     """The prompt style a checkpoint was trained with: `thyme.json` beside the weights says; without one, "thyme".

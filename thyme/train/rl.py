@@ -5,6 +5,7 @@ the optimizer's step is the weight update and the engine merely forgets what it 
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -65,6 +66,12 @@ def train_rl(
     """
     if loop.engine.model is not model:
         raise ValueError("the rollout loop's engine holds another model: train the one it runs")
+    if loop.config.biases_logprobs:
+        warnings.warn(
+            "rollout.top_k, top_p, min_p or repetition_penalty is on: rollouts are not drawn from the policy whose "
+            "log-probs the loss uses, so its gradient is biased; turn them off for RL",
+            stacklevel=2,
+        )
     reference = frozen_copy(model) if config.kl_coef > 0 else None
     with frozen_vision(model, config.freeze_vision):
         optimizer = build_optimizer(model, config)
