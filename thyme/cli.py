@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+Material = Literal["glyphs", "digits", "photos"]
+
 HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 
   demo                        learn to write code that crops, rotates and computes: SFT, then GRPO-ATS, in minutes
@@ -17,7 +19,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   data synth | check          write synthetic rows in the released formats | find bad rows
   sandbox run FILE            run one snippet in the sandbox and show what came back
-  doctor                      what isolates the sandbox here, and what this machine offers
+  doctor                      what isolates the sandbox on this machine, tried and not guessed
 """
 
 
@@ -91,7 +93,7 @@ def _run_config(verb: str, args: list[str]) -> Any:
 
 
 def _demo(args: list[str]) -> None:
-    def demo(seed: int = 0, compare: bool = False, material: str = "glyphs", threads: int = 1) -> None:
+    def demo(seed: int = 0, compare: bool = False, material: Material = "glyphs", threads: int = 1) -> None:
         """Train a small Qwen2.5-VL from random weights: base stage, weak SFT cold start, GRPO-ATS, evaluation.
 
         Args:
@@ -151,7 +153,7 @@ def _data(args: list[str]) -> None:
         folder: Path,
         /,
         seed: int = 0,
-        material: Literal["glyphs", "digits", "photos"] = "glyphs",
+        material: Material = "glyphs",
         sft: int = 1000,
         rl: int = 1000,
         heldout: int = 200,
