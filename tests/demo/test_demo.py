@@ -100,9 +100,14 @@ def test_a_verdict_follows_from_the_figures() -> None:
         history = [{"step": float(i), "rollout/code_share": share} for i, share in enumerate(shares)]
         return compare.Arm(name=name, before=summary(1, 2, 0, None), after=summary(1, 2, 0, None), history=history)
 
-    kept = arm("ATS", (0.3, 0.9))
-    assert "was abandoned (30% -> 2%" in compare.verdict([kept, arm("1", (0.3, 0.02))])
-    assert "was not abandoned" in compare.verdict([kept, arm("1", (0.3, 0.8))])
+    def words(ats: tuple[float, float], uniform: tuple[float, float]) -> str:
+        return compare.verdict([arm("ATS", ats), arm("1", uniform)])
+
+    assert words((0.3, 0.9), (0.3, 0.02)).startswith("Without adaptive temperature code was abandoned; with it")
+    assert "30% -> 2% without" in words((0.3, 0.9), (0.3, 0.02))
+    assert "was not abandoned without" in words((0.3, 0.9), (0.3, 0.8))
+    assert "abandoned both ways" in words((0.3, 0.0), (0.3, 0.02))
+    assert "abandoned with adaptive temperature and not without" in words((0.3, 0.0), (0.3, 0.3))
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ from thyme.train.metrics import Metrics, ProgressLine
 from thyme.train.rl import train_rl
 from thyme.train.sft import train_sft
 
-ARMS = {"ATS (text 1, code 0)": True, "temperature 1 everywhere": False}
+ARMS = {"ATS: text 1, code 0": True, "1 everywhere": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,9 @@ def train_arm(config: RunConfig, start: Path, folder: Path, name: str, ats: bool
 
 def arm_table(arms: list[Arm]) -> Table:
     """Before and after, greedy, and what happened to the code that was sampled on the way."""
-    table = Table(title="Greedy, held out, 95 % Wilson intervals; sampled code in the first and last RL step")
-    for column in ("sampling", "before", "after", "code used", "sampled with code", "sampled code that runs"):
+    title = "Held-out accuracy in %, greedy [95 % Wilson interval]; rollouts of the first and last step"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("sampling", "before", "after", "code, greedy", "code, sampled", "of it runs"):
         table.add_column(column)
     for arm in arms:
         first, last = arm.history[0], arm.history[-1]
@@ -126,14 +128,14 @@ def arm_table(arms: list[Arm]) -> Table:
 
 def verdict(arms: list[Arm]) -> str:
     """What was measured, in words chosen by the figures."""
-    ats, uniform = arms
-    kept = ats.history[-1]["rollout/code_share"]
-    left = uniform.history[-1]["rollout/code_share"]
-    started = uniform.history[0]["rollout/code_share"]
-    shares = f"{started:.0%} -> {left:.0%} of the rollouts; with it {kept:.0%}"
-    if left < 0.5 * started and kept > left:
-        return f"Without adaptive temperature code was abandoned ({shares})."
-    return (
-        f"In this run code was not abandoned without adaptive temperature ({shares}): this cold start was not fragile "
-        "enough to tell the two apart by that."
-    )
+    shares = [[m["rollout/code_share"] for m in arm.history] for arm in arms]
+    ats, uniform = (f"{s[0]:.0%} -> {s[-1]:.0%}" for s in shares)
+    figures = f"share of rollouts with code: {ats} with adaptive temperature, {uniform} without"
+    kept, was_kept_without = (s[-1] >= 0.5 * s[0] for s in shares)
+    if kept and not was_kept_without:
+        return f"Without adaptive temperature code was abandoned; with it, it was not ({figures})."
+    if kept:
+        return f"In this run code was not abandoned without adaptive temperature either ({figures})."
+    if was_kept_without:
+        return f"In this run code was abandoned with adaptive temperature and not without ({figures})."
+    return f"In this run code was abandoned both ways: it works too rarely to pay ({figures})."
