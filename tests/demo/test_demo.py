@@ -106,6 +106,7 @@ def test_a_verdict_follows_from_the_figures() -> None:
     assert words((0.3, 0.9), (0.3, 0.02)).startswith("Without adaptive temperature code was abandoned; with it")
     assert "30% -> 2% without" in words((0.3, 0.9), (0.3, 0.02))
     assert "was not abandoned without" in words((0.3, 0.9), (0.3, 0.8))
+    assert "nothing to abandon" in words((0.02, 0.02), (0.05, 0.02))
     assert "abandoned both ways" in words((0.3, 0.0), (0.3, 0.02))
     assert "abandoned with adaptive temperature and not without" in words((0.3, 0.0), (0.3, 0.3))
 

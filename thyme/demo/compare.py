@@ -131,6 +131,8 @@ def verdict(arms: list[Arm]) -> str:
     shares = [[m["rollout/code_share"] for m in arm.history] for arm in arms]
     ats, uniform = (f"{s[0]:.0%} -> {s[-1]:.0%}" for s in shares)
     figures = f"share of rollouts with code: {ats} with adaptive temperature, {uniform} without"
+    if min(s[0] for s in shares) < 0.05:
+        return f"This cold start hardly writes code: there was nothing to abandon ({figures})."
     kept, was_kept_without = (s[-1] >= 0.5 * s[0] for s in shares)
     if kept and not was_kept_without:
         return f"Without adaptive temperature code was abandoned; with it, it was not ({figures})."
