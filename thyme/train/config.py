@@ -129,9 +129,8 @@ class RlConfig(StageConfig):
     batch_size: int = 16
     """Questions in an optimizer step; each has a group of rollouts."""
     optimizer: Literal["muon", "adamw"] = "adamw"
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     warmup_steps: int = 3
-    decay_share: float = 0.5
     kl_coef: float = 0.001
     """Weight of KL(policy, starting model) in the loss (Thyme: 0.001); 0 needs no copy of the starting model."""
     greedy_tokens: GreedyTokens = "raw"
