@@ -108,7 +108,7 @@ def train_arm(config: RunConfig, start: Path, folder: Path, name: str, ats: bool
 
 def arm_table(arms: list[Arm]) -> Table:
     """Before and after, greedy, and what happened to the code that was sampled on the way."""
-    title = "Held-out accuracy in %, greedy [95 % Wilson interval]; rollouts of the first and last step"
+    title = "Held-out accuracy in %, greedy [95 % interval]; first and last RL step"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("sampling", "before", "after", "code, greedy", "code, sampled", "of it runs"):
         table.add_column(column)

@@ -1,4 +1,4 @@
-"""What the demo's main line is compared with, trained in a process of its own: one thread, quiet, results by value.
+"""What the demo's main line is compared with: one thread, quiet, results by value, fit for a process of its own.
 
 Each function loads its starting point from a checkpoint folder, so that nothing but paths and configs crosses over.
 """

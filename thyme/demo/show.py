@@ -20,7 +20,7 @@ def percent(summary: Summary) -> str:
 
 def scenario_table(columns: Mapping[str, EvalResult], control: NoCodeControl) -> Table:
     """Accuracy by scenario: one column a model, then its code, then the no-code control and chance. 80 columns wide."""
-    title = "Held-out accuracy in %, greedy [95 % Wilson interval]; code of the model after RL"
+    title = "Held-out accuracy in %, greedy [95 % Wilson interval]; code after RL"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("scenario")
     table.add_column("n", justify="right")

@@ -1,8 +1,8 @@
 """`thyme demo`: from random weights to a model that writes code because code pays, in minutes on two CPU cores.
 
 Base stage, a cold start that lacks the decision to write code, evaluation, GRPO-ATS with the real engine and the real
-sandbox, evaluation. Beside the main line a second process trains the rivals on the other core: the same base given
-code in every demonstration for the CPU time of cold start and RL together, and the control that shows the answers
+sandbox, evaluation. Beside the main line a second process trains the rival: the same base given code in every
+demonstration for the CPU time of cold start and RL together. At the end comes the control that shows that the answers
 can't be read without code.
 """
 
@@ -110,7 +110,6 @@ def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> di
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as second_core:
         torch.set_num_threads(1)
         full_sft = second_core.submit(rivals.train_full_sft, config, checkpoints / "base", folder)
-        control = second_core.submit(rivals.train_control, config, checkpoints / "base")
         with chapter(console, "2/5  Cold start: SFT that mostly answers small signs without code; then arithmetic"):
             sft_clock = Clock()
             anneal = train_cold_start(config, model, processor, folder)
@@ -123,10 +122,11 @@ def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> di
             history = train_policy(config, model, processor, folder)
             rl_cpu_s = rl_clock.cpu_s
             save_model(config, model, processor, checkpoints / "rl")
-        with chapter(console, "5/5  Evaluation, and the rivals on the other core"):
+        with chapter(console, "5/5  Evaluation, the rival on the other core, the no-code control"):
             after = evaluate_heldout(config, model, processor, console)
-            full = second_core.submit(rivals.train_on, config, folder, full_sft.result(), rl_cpu_s).result()
-            forbidden = control.result()
+            extra = second_core.submit(rivals.train_on, config, folder, full_sft.result(), rl_cpu_s)
+            forbidden = rivals.train_control(config, checkpoints / "base")
+            full = extra.result()
     story = Story(
         config=config, base=base, anneal=anneal, before=before, after=after, full=full, control=forbidden,
         history=history, cold_start_cpu_s=cold_start_cpu_s, rl_cpu_s=rl_cpu_s, wall_s=clock.wall_s, cpu_s=clock.cpu_s,
