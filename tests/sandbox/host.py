@@ -27,7 +27,11 @@ def children_of(pid: int) -> set[int]:
     found: set[int] = set()
     pending = [pid]
     while pending:
-        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+        try:
+            tasks = list(Path(f"/proc/{pending.pop()}/task").glob("*/children"))
+        except FileNotFoundError:  # the process ended while it was being listed
+            continue
+        for task in tasks:
             try:
                 below = [int(word) for word in task.read_text().split()]
             except OSError:

@@ -37,7 +37,12 @@ MODES = {"user": "full", "bare-user": "strong", "container": "strong"}
 
 def storm(mode: str, attacks: list[Attack], host: Host) -> dict:
     cases = [
-        (f"{a.category}: {a.name}", host.fill(a.code) if "{" in a.code else a.code, a.expected, a.hangs)
+        (
+            f"{a.category}: {a.name}",
+            host.fill(a.code) if "{" in a.code else a.code,
+            a.expected_under(MODES[mode]),
+            a.hangs,
+        )
         for a in attacks
     ]
     before = host.facts()
