@@ -1,0 +1,39 @@
+"""What is compiled of kernels/grpo_loss.py: all that may be asked for at once, and the plain on-policy loss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from thyme.kernels import grpo_loss
+
+VOCAB = 152_064
+WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
+
+
+def configurations() -> Iterator[dict[str, Any]]:
+    tile = grpo_loss._launch_config(VOCAB)
+    for dtype, full in (("bf16", True), ("fp32", False)):
+        pointers = f"logits_ptr:*{dtype} targets_ptr:*i64" + " tau_ptr:*fp32 banned_ptr:*u8" * full
+        absent = {} if full else {"tau_ptr": None, "banned_ptr": None}
+        flags = {"HAS_TAU": full, "HAS_BANNED": full}
+        what = f"{dtype}{', temperature, banned ids' * full}"
+        yield {
+            "kernel": "_forward_kernel",
+            "what": what,
+            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
+            "constants": flags | absent | {"HAS_MASK": True},
+            "options": tile,
+            "aligned": "stride vocab_size",
+            "instructions": (r"ex2\.approx", WIDE_LOAD),
+            "spot": full,
+        }
+        yield {
+            "kernel": "_backward_kernel",
+            "what": what + ", entropy" * full,
+            "types": f"{pointers} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * full} dlogits_ptr:*{dtype} "
+            "stride:i64 dstride:i64 num_rows:i32 vocab_size:i32 num_columns:i32",
+            "constants": flags | absent | {"HAS_H": full} | ({} if full else {"h_ptr": None}),
+            "options": tile,
+            "aligned": "stride dstride vocab_size num_columns",
+            "instructions": (r"ex2\.approx", WIDE_LOAD, WIDE_STORE),
+            "spot": full,
+        }
