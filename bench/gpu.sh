@@ -18,7 +18,9 @@ PYTHON=${PYTHON:-python3}
 status=${PIPESTATUS[0]}
 
 if "$PYTHON" -c "import pytest_benchmark" 2> /dev/null; then
-    "$PYTHON" -m pytest bench/bench_sample.py bench/bench_grpo_loss.py bench/bench_paged_attention.py -q \
+    benches=$(for op in kernels/*.py; do ls "bench/bench_$(basename "$op")" 2> /dev/null; done)
+    # shellcheck disable=SC2086
+    "$PYTHON" -m pytest $benches -q \
         --benchmark-only --benchmark-json="$OUT/bench.json" 2>&1 | tee "$OUT/bench.txt"
 else
     echo "pytest-benchmark is not installed: no benchmarks were run" | tee "$OUT/bench.txt"
