@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.attacks import ATTACKS, Attack
-from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors
+from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors, snippets_of
 from thyme.sandbox import Sandbox
 
 _IDS = [f"{a.category}: {a.name}" for a in ATTACKS]
@@ -29,8 +29,8 @@ def assault(sandbox: Sandbox, attack: Attack, host: Host, image, *, crop: bool =
     assert host.facts() == host_before
     assert not host.was_called()
     assert image.tobytes() == image_before
-    server = {sandbox._client.process.pid}
-    assert eventually(lambda: len(children_of(os.getpid()) & (server | children_of(next(iter(server))))) <= 2)
+    server = {sandbox._client.server.process.pid}
+    assert eventually(lambda: len(snippets_of(os.getpid()) & (server | children_of(next(iter(server))))) <= 2)
     assert eventually(lambda: open_descriptors() <= descriptors)
     if crop:
         check_crop(sandbox, image)

@@ -63,8 +63,8 @@ def test_everything_printed_comes_back(sandbox: Sandbox) -> None:
 def test_wall_time_covers_the_snippet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the notice that a new process is there is read after its result."""
     client, code = sandbox._client, "import time; t = time.monotonic(); time.sleep(.02); print(time.monotonic() - t)"
-    hear, deaf = client._on_control, threading.Event()
-    monkeypatch.setattr(client, "_on_control", lambda: None if deaf.is_set() else hear())
+    hear, deaf = client.reader._on_control, threading.Event()
+    monkeypatch.setattr(client.reader, "_on_control", lambda: None if deaf.is_set() else hear())
     with sandbox.session() as session:
         deaf.set()
         results = [session.run(code)]
@@ -360,7 +360,7 @@ def test_neighbours_of_a_hang_are_served(sandbox: Sandbox, image: Image.Image) -
 
 def _server_pid(sandbox: Sandbox) -> int:
     """The fork-server proper: the only child of the process that waits for it, or that process itself."""
-    outer = sandbox._client.process.pid
+    outer = sandbox._client.server.process.pid
     inner = children_of(outer)
     return min(inner) if inner else outer
 
@@ -385,7 +385,7 @@ def test_killed_server_while_code_runs(image: Image.Image) -> None:
 
 
 def test_stopped_server_is_replaced(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thyme.sandbox.pool._FORK_S", 0.5)
+    monkeypatch.setattr("thyme.sandbox.client._FORK_S", 0.5)
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         sandbox.run("1")
         os.kill(_server_pid(sandbox), signal.SIGSTOP)
@@ -396,7 +396,8 @@ def test_stopped_server_is_replaced(image: Image.Image, monkeypatch: pytest.Monk
 
 def test_close_leaves_nothing() -> None:
     sandbox = Sandbox(SandboxConfig(workers=2, memory_mib=256))
-    folder, pids = sandbox._client.run_dir, {sandbox._client.process.pid, *children_of(sandbox._client.process.pid)}
+    folder, server = sandbox._client.run_dir, sandbox._client.server.process.pid
+    pids = {server, *children_of(server)}
     session = sandbox.session()
     session.run("x = 1")
     sandbox.close()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors
+from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors, snippets_of
 from thyme.sandbox import Sandbox, SandboxConfig, Status
 
 pytestmark = pytest.mark.soak
@@ -37,7 +37,7 @@ def test_five_thousand_snippets(host: Host, image) -> None:
     before = host.facts()
     with Sandbox(SandboxConfig(workers=4, memory_mib=512, timeout_s=30.0)) as sandbox:
         check_crop(sandbox, image)
-        server = min(children_of(sandbox._client.process.pid) or {sandbox._client.process.pid})
+        server = min(children_of(sandbox._client.server.process.pid) or {sandbox._client.server.process.pid})
         descriptors, threads, memory = open_descriptors(), threading.active_count(), _resident_kib(server)
 
         def one(number: int) -> str:
@@ -64,7 +64,7 @@ def test_five_thousand_snippets(host: Host, image) -> None:
         assert eventually(lambda: open_descriptors() <= descriptors)
         assert eventually(lambda: threading.active_count() <= threads)
         assert _resident_kib(server) < memory + 8192
-        assert eventually(lambda: len(children_of(sandbox._client.process.pid)) <= 1)
+        assert eventually(lambda: len(snippets_of(sandbox._client.server.process.pid)) <= 1)
         left = sandbox.run("import os\nprint(sum(len(f) for _, _, f in os.walk('/mnt/data')))")
         assert left.stdout == "0\n"
     assert host.facts() == before

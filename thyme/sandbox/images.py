@@ -52,42 +52,48 @@ class ImageStore:
         """
         from PIL import Image
 
-        key: tuple[str, int, int] | None = None
-        if isinstance(image, (str, os.PathLike)):
-            try:
-                facts = Path(image).stat()
-                key = (os.path.realpath(image), facts.st_mtime_ns, facts.st_size)
-                with self._lock:
-                    stored = self._by_path.get(key)
-                    if stored is not None and stored.file in self._files:
-                        return self._use(stored)
-                opened: Image.Image = Image.open(image)
-                opened.load()
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"image {os.fspath(image)!r} cannot be read: {error}") from error
-        elif isinstance(image, Image.Image):
-            opened = image
-            with self._lock:
-                known = self._by_object.get(id(image))
-                if known is not None and known[0]() is image and known[1].file in self._files:
-                    return self._use(known[1])
-        else:
-            raise ValueError(f"image must be a PIL image, a path or None, got {type(image).__name__}")
-        if opened.width == 0 or opened.height == 0:
-            raise ValueError(f"image has no pixels: {opened.width}x{opened.height}")
-        stored = self._store(opened)
+        # One at a time: a thread that stores an image another thread is storing replaces the file, and the Landlock
+        # rule of a child forked in between is for the file that was there before: it may not read its own image.
         with self._lock:
-            if key is not None:
-                self._by_path[key] = stored
-            else:
-                self._by_object[id(image)] = (weakref.ref(opened), stored)
-            return self._use(stored)
+            if isinstance(image, (str, os.PathLike)):
+                return self._use(self._of_path(image))
+            if isinstance(image, Image.Image):
+                return self._use(self._of_object(image))
+        raise ValueError(f"image must be a PIL image, a path or None, got {type(image).__name__}")
 
     def release(self, stored: StoredImage) -> None:
         with self._lock:
             image, users = self._files[stored.file]
             self._files[stored.file] = (image, users - 1)
             self._forget()
+
+    def abandon(self) -> None:
+        """In a fork of this process: a thread that is not here may have held the lock."""
+        self._lock = Lock()
+
+    def _of_path(self, path: str | os.PathLike[str]) -> StoredImage:
+        from PIL import Image
+
+        try:
+            facts = Path(path).stat()
+            key = (os.path.realpath(path), facts.st_mtime_ns, facts.st_size)
+            known = self._by_path.get(key)
+            if known is not None and known.file in self._files:
+                return known
+            image: Image.Image = Image.open(path)
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image {os.fspath(path)!r} cannot be read: {error}") from error
+        stored = self._by_path[key] = self._store(image)
+        return stored
+
+    def _of_object(self, image: Image.Image) -> StoredImage:
+        known = self._by_object.get(id(image))
+        if known is not None and known[0]() is image and known[1].file in self._files:
+            return known[1]
+        stored = self._store(image)
+        self._by_object[id(image)] = (weakref.ref(image), stored)
+        return stored
 
     def _use(self, stored: StoredImage) -> StoredImage:
         image, users = self._files.get(stored.file, (stored, 0))
@@ -96,6 +102,8 @@ class ImageStore:
         return stored
 
     def _store(self, image: Image.Image) -> StoredImage:
+        if image.width == 0 or image.height == 0:
+            raise ValueError(f"image has no pixels: {image.width}x{image.height}")
         buffer = io.BytesIO()
         if image.mode in _BITMAP_MODES:
             image.save(buffer, "BMP")

@@ -1,0 +1,135 @@
+"""One session's process and one snippet on its way to it, as the trusted side holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.result import SandboxResult
+
+if TYPE_CHECKING:
+    from thyme.sandbox.pool import SandboxSession
+
+FRAME_BYTES = 64 * 1024
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Round:
+    """One snippet on its way."""
+
+    def __init__(self, session: SandboxSession, code: bytes) -> None:
+        self.session = session
+        self.code = code
+        self.future: Future[SandboxResult] = Future()
+        self.started: float | None = None
+        """When it was handed over, with the order to fork where the session has no process."""
+        self.deadline: float | None = None
+        self.restarted = False
+        self.tries = 0
+
+
+class ChildProcess:
+    """The process of a session: a socket to it and three pieces of memory shared with it, sealed against resizing.
+
+    It exists from the order to fork; `pidfd` is known once the fork-server says so.
+    """
+
+    def __init__(self, session: SandboxSession, number: int, config: SandboxConfig) -> None:
+        self.session = session
+        self.id = str(number)
+        self.max_stdout_bytes = config.max_stdout_bytes
+        self.pidfd: int | None = None
+        self.round: Round | None = None
+        self.idle_since = 0.0
+        self.cpu_mark = 0.0
+        self._clock: int | None = None
+        self.stdout = self.pixels = self.code = -1
+        self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.stdout = _shared_memory("stdout", config.max_stdout_bytes)
+            self.pixels = _shared_memory("pixels", config.max_pixels * 3)
+            self.code = _shared_memory("code", config.max_code_bytes)
+        except OSError:
+            self.close()
+            raise
+        self.socket.setblocking(False)
+
+    def close(self) -> None:
+        self.socket.close()
+        self.far_end.close()
+        for fd in (self.stdout, self.pixels, self.code, self.pidfd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.stdout = self.pixels = self.code = -1
+        self.pidfd = None
+
+    def kill(self) -> None:
+        if self.pidfd is not None:
+            kill_process(self.pidfd)
+
+    def is_born(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+        with contextlib.suppress(OSError):  # no descriptor left: what it burns while idle goes unseen
+            self._clock = _cpu_clock(pidfd)
+
+    def hand_over(self, round_: Round) -> None:
+        """Gives it the next snippet."""
+        os.pwrite(self.stdout, bytes(self.max_stdout_bytes), 0)
+        os.pwrite(self.code, round_.code, 0)
+        with contextlib.suppress(OSError):  # where it died while idle the event follows
+            self.socket.send(str(len(round_.code)).encode())
+        self.round = round_
+
+    def cpu_time(self) -> float:
+        """CPU seconds used so far; 0 where it is not known."""
+        if self._clock is None:
+            return 0.0
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:
+            return 0.0
+
+    def printed(self) -> str:
+        """What it printed in this round, where it did not come to say how much."""
+        return read_all(self.stdout, self.max_stdout_bytes, 0).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def kill_process(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def read_all(fd: int, size: int, offset: int) -> bytes:
+    """Exactly `size` bytes of shared memory, copied. ValueError where there are fewer."""
+    parts = []
+    while size:
+        part = os.pread(fd, size, offset)
+        if not part:
+            raise ValueError("short read")
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _shared_memory(name: str, size: int) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _cpu_clock(pidfd: int) -> int | None:
+    """Id of the CPU clock of the process behind a pidfd."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        if line.startswith("Pid:"):
+            pid = int(line.split()[1])
+            return (~pid << 3) | 2 if pid > 0 else None
+    return None
