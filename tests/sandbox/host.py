@@ -41,6 +41,18 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def snippets_of(pid: int) -> set[int]:
+    """Descendants of `pid`, without the one the fork-server keeps ready for the next snippet."""
+    found = set()
+    for child in children_of(pid):
+        try:
+            if Path(f"/proc/{child}/comm").read_text().strip() != "thyme-parked":
+                found.add(child)
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
 def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
