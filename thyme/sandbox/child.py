@@ -21,7 +21,9 @@ import os
 import random
 import re
 import resource
+import select
 import signal
+import socket
 import stat
 import sys
 import types
@@ -40,12 +42,15 @@ from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix
 
 STDOUT, SOCKET, PIXELS, CODE = 1, 3, 4, 5
+CHANNEL = 3
 FRAME_BYTES = 24 * 1024
+ORDER_BYTES = 64 * 1024
 CUT = b"\n[output cut here]\n"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _FUTURE_FLAGS = functools.reduce(
     operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
+_REHEARSAL = "print(1)"
 _OPEN_FILES = 64
 _FILE_MIB = 16
 
@@ -83,10 +88,19 @@ class JailPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the zygote tells a new child."""
+class Place:
+    """Where a child lives: known before there is work for it."""
 
     slot: int
+    scratch: str
+    image_file: str | None = None
+    """Only with private mounts, which must show it before the right to mount is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the zygote tells a child when there is work for it."""
+
     scratch: str
     image_path: str
     image_file: str | None
@@ -94,40 +108,81 @@ class Job:
     seed: int
 
 
-def put_on_jail(job: Job, plan: JailPlan, config: SandboxConfig, descriptors: Sequence[int], ruleset: int) -> None:
-    """Every layer, in the order that each still may be put on. Raises OSError where one fails.
+def prepare(place: Place, plan: JailPlan, config: SandboxConfig, kept: Sequence[int]) -> None:
+    """The layers that need no order, so that a child may put them on while it waits for one. Raises OSError where one
+    fails.
 
     Args:
-        descriptors: stdout, session socket, pixels, code.
-        ruleset: the Landlock ruleset, -1 without; made by the zygote, where it costs no copied pages.
+        kept: descriptors that stay, as 3, 4, ...; 0, 1 and 2 become /dev/null, all others are closed.
     """
+    jail.set_name("thyme-parked")
+    uid = plan.uid_base and plan.uid_base + place.slot
     if plan.private_mounts:
         jail.unshare(jail.CLONE_NEWNS)
-        jail.mount_scratch(paths.DATA, config.scratch_mib, config.max_files, plan.uid_base and plan.uid_base + job.slot)
-        if job.image_file:
-            jail.mount(job.image_file, "/mnt/input", None, jail.MS_BIND)
+        jail.mount_scratch(paths.DATA, config.scratch_mib, config.max_files, uid)
+        if place.image_file:
+            jail.mount(place.image_file, "/mnt/input", None, jail.MS_BIND)
         jail.unmount("/images")
-    stdout, *rest = descriptors
     # first out of the way, then into place: a source may sit where another belongs
-    sources = [os.dup(fd) for fd in (plan.null, stdout, plan.null, *rest)]
-    for place, source in enumerate(sources):
-        os.dup2(source, place, inheritable=False)
+    sources = [os.dup(fd) for fd in (plan.null, plan.null, plan.null, *kept)]
+    for number, source in enumerate(sources):
+        os.dup2(source, number, inheritable=False)
+    os.closerange(3 + len(kept), 1 << 16)
     jail.limit(address_space=plan.address_space, cpu_s=plan.cpu_s, file_bytes=_FILE_MIB << 20, open_files=_OPEN_FILES)
-    if plan.uid_base:
-        jail.become(plan.uid_base + job.slot)
+    if uid:
+        jail.become(uid)
     jail.die_with_parent()
     jail.no_new_privs()
     jail.not_dumpable()
     if plan.drop:
         jail.drop_capabilities()
+    for folder in (place.scratch + paths.HOME[len(paths.DATA) :], place.scratch + "/tmp"):
+        os.mkdir(folder, 0o700)
+    os.chdir(place.scratch + paths.HOME[len(paths.DATA) :])
+
+
+def confine(plan: JailPlan, ruleset: int) -> None:
+    """The layers that come last: which files (-1: without Landlock), then which system calls."""
     if ruleset >= 0:
         jail.landlock_restrict(ruleset)
-    os.closerange(CODE + 1, 1 << 16)
-    for folder in (job.scratch + paths.HOME[len(paths.DATA) :], job.scratch + "/tmp"):
-        os.mkdir(folder, 0o700)
-    os.chdir(job.scratch + paths.HOME[len(paths.DATA) :])
     if plan.seccomp is not None:
         plan.seccomp.install()
+
+
+def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, early: bool) -> None:
+    """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
+
+    Nothing untrusted is read before `confine`: up to the order the child has seen only what the zygote made, and the
+    order is written by the zygote and brings the first descriptor that leads to code.
+
+    Args:
+        channel: socket to the zygote. One message comes: a Job as JSON with stdout, session socket, pixels, code and,
+            where there is one, the Landlock ruleset. Its end without a message is the zygote's.
+        early: forked ahead of the order, so that there is time to rehearse.
+    """
+    prepare(place, plan, config, [channel])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CHANNEL) as zygote:
+        if early and not select.select([zygote], [], [], 0)[0]:
+            rehearse(place.scratch, config)
+        message, descriptors, _, _ = socket.recv_fds(zygote, ORDER_BYTES, 5)
+    if len(descriptors) < 4:
+        _exit(0)
+    jail.set_name("thyme-snippet")
+    confine(plan, descriptors[4] if len(descriptors) > 4 else -1)
+    for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), descriptors[:4], strict=True):
+        os.dup2(source, number, inheritable=False)
+    os.closerange(CODE + 1, 1 << 16)
+    serve(Job(**json.loads(message)), config)
+
+
+def rehearse(scratch: str, config: SandboxConfig) -> None:
+    """Goes once through all that a snippet goes through, on a namespace and output that are thrown away: the pages
+    it writes to are copied now and not while somebody waits."""
+    job = Job(scratch=scratch, image_path="image.png", image_file=None, image_format=None, seed=0)
+    frame = Session(job, config).run(_REHEARSAL)
+    assert frame["status"] == "ok", frame
+    _dumps(frame, ensure_ascii=False)
+    paths.use(None)
 
 
 def serve(job: Job, config: SandboxConfig) -> None:
@@ -149,6 +204,11 @@ def serve(job: Job, config: SandboxConfig) -> None:
         _write(STDOUT, f"[the sandbox process failed: {problem!r:.500}]".encode())
     finally:
         _exit(code)
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def seed(number: int) -> None:
@@ -186,6 +246,7 @@ class Session:
     def __init__(self, job: Job, config: SandboxConfig) -> None:
         self.config = config
         self.round = 0
+        self.cpu_before = _cpu_s()
         self.map = paths.PathMap(job.scratch, job.image_path, job.image_file, job.image_format)
         self.image_size: tuple[int, int] | None = None
         if job.image_file:
@@ -240,7 +301,6 @@ class Session:
             length = min(length, self.config.max_stdout_bytes - len(CUT))
             _pwrite(STDOUT, CUT, length)
             length += len(CUT)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         if error is not None:
             kind, message, line = error
             limit = self.config.max_error_bytes
@@ -252,8 +312,8 @@ class Session:
             "error": error,
             "images": images,
             "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:40],
-            "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
-            "peak_mib": usage.ru_maxrss / 1024,
+            "cpu_s": round(_cpu_s() - self.cpu_before, 4),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
     def _repair(self, code: str) -> Repaired:

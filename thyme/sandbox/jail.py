@@ -33,7 +33,8 @@ _SCRATCH = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_
 # Rights of the file system by ABI: 13 at first, then REFER (2), TRUNCATE (3), IOCTL_DEV (5).
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 22, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_SECCOMP = 1, 4, 15, 22
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _SECCOMP_MODE_FILTER = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -107,8 +108,13 @@ def landlock_ruleset(abi: int, rules: Iterable[bytes]) -> int:
     attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
     for rule in rules:
-        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+        landlock_add(ruleset, rule)
     return ruleset
+
+
+def landlock_add(ruleset: int, rule: bytes) -> None:
+    """Grants one more path, as long as nobody is bound by `ruleset` yet."""
+    _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
 
 
 def landlock_restrict(ruleset: int) -> None:
@@ -145,6 +151,12 @@ def no_new_privs() -> None:
 def die_with_parent() -> None:
     """SIGKILL when the parent ends. Only sound where the parent has one thread, and after the last setuid."""
     _prctl("pdeathsig", _PR_SET_PDEATHSIG, 9)
+
+
+def set_name(name: str) -> None:
+    """What `ps` and `top` show of the calling process: at most 15 characters."""
+    name_ = ctypes.create_string_buffer(name.encode())
+    _prctl("name", _PR_SET_NAME, ctypes.addressof(name_))
 
 
 def not_dumpable() -> None:

@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     setup = json.loads(control.recv(MESSAGE_BYTES))
     os.umask(0o077)
+    jail.set_name("thyme-zygote")
     with contextlib.suppress(OSError):  # children are the first to go when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
     run_dir, client = Path(setup["run_dir"]), os.getppid()
@@ -232,8 +233,24 @@ def _anybody_may_read(path: Path) -> bool:
     return path.stat().st_mode & 0o4 != 0 and all(p.stat().st_mode & 0o1 for p in path.parents)
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A child that waits for its order."""
+
+    pid: int
+    pidfd: int
+    slot: int
+    channel: socket.socket
+    ruleset: int
+
+    def close(self) -> None:
+        self.channel.close()
+        if self.ruleset >= 0:
+            os.close(self.ruleset)
+
+
 class Zygote:
-    """Owns the children: id -> (pid, pidfd, slot)."""
+    """Owns the children: pidfd -> (id, pid, slot), and one that is parked, forked ahead of the order it will get."""
 
     def __init__(self, control: socket.socket, setup: dict[str, Any], layers: list[Layer]) -> None:
         self.control = control
@@ -244,6 +261,9 @@ class Zygote:
         self.isolated = self.config.isolation == "auto"
         self.children: dict[int, tuple[str, int, int]] = {}  # pidfd -> (id, pid, slot)
         self.over: set[int] = set()  # pidfds killed for their scratch
+        self.poll = select.poll()
+        self.parked: _Child | None = None
+        self.may_park = True
         self.slots: set[int] = set()
         self.wiping: list[tuple[int, Iterator[None]]] = []
         missing = preload(list(self.config.preload))
@@ -340,23 +360,23 @@ class Zygote:
         """Jails a child of our own and lets it try what snippets must not be able to do."""
         read_end, write_end = os.pipe()
         slot = self._take_slot()
-        job = self.child.Job(
-            slot=slot, scratch=self._scratch(slot), image_path="", image_file=None, image_format=None, seed=0
-        )
-        ruleset = self._ruleset(job)
+        place = self.child.Place(slot=slot, scratch=self._scratch(slot))
+        ruleset = self._ruleset(place.scratch)
+        kept = [write_end] if ruleset < 0 else [write_end, ruleset]
         pid = jail.fork()
         if pid == 0:
+            report: Any = ""
             try:
-                null = self.plan.null
-                self.child.put_on_jail(job, self.plan, self.config, (null, null, write_end, null), ruleset)
-                report: Any = jail.attempt_escapes(self.run_dir / "canary")
+                self.child.prepare(place, self.plan, self.config, kept)
+                self.child.confine(self.plan, -1 if ruleset < 0 else 4)
+                report = jail.attempt_escapes(self.run_dir / "canary")
             except OSError as error:
                 report = f"{error}"
-                with contextlib.suppress(OSError):
-                    os.write(write_end, json.dumps(report).encode())
-            else:
-                os.write(self.child.PIXELS, json.dumps(report).encode())
             finally:
+                for fd in (write_end, 3):  # where it was and where `prepare` puts it
+                    with contextlib.suppress(OSError):
+                        os.write(fd, json.dumps(report).encode())
+                        break
                 os._exit(0)
         os.close(write_end)
         if ruleset >= 0:
@@ -428,81 +448,133 @@ class Zygote:
 
     def loop(self) -> None:
         """Serves until the client hangs up."""
-        poll = select.poll()
-        poll.register(self.control, select.POLLIN)
+        self.poll.register(self.control, select.POLLIN)
         own = os.getpid()
         while os.getpid() == own:
-            if self.wiping:
-                wait = 0
-            elif self.children and not self.rooted:
-                wait = round(POLL_S * 1000)
-            else:
-                wait = None  # type: ignore[assignment]
-            for fd, _ in poll.poll(wait):
+            events = self.poll.poll(self._patience_ms())
+            for fd, _ in events:
                 if fd == self.control.fileno():
                     message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 4)
                     if not message:
                         self._kill_all()
                         return
-                    pidfd = self._fork(json.loads(message), descriptors)
-                    if pidfd is not None:
-                        poll.register(pidfd, select.POLLIN)
+                    self._serve(json.loads(message), descriptors)
                 elif fd in self.children:
-                    poll.unregister(fd)
                     self._reap(fd)
+                elif self.parked is not None and fd == self.parked.pidfd:
+                    self._bury(self.parked)
+                    self.parked = None
             if self.children and not self.rooted:
                 self._watch_scratch()
             self._wipe_a_little()
+            if not events and self._wants_to_park():
+                self._park()
 
-    def _fork(self, order: dict[str, Any], descriptors: list[int]) -> int | None:
-        slot = self._take_slot()
+    def _wants_to_park(self) -> bool:
+        # With private mounts the image must be known before the fork.
+        return self.parked is None and self.may_park and not self.private and "parking" not in self.off
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for events: not at all while there is something to do meanwhile."""
+        if self.wiping or self._wants_to_park():
+            return 0
+        return round(POLL_S * 1000) if self.children and not self.rooted else None
+
+    def _serve(self, order: dict[str, Any], descriptors: list[int]) -> None:
+        """Hands an order to the child that is parked, or to one forked for it."""
         image_file = order["image_file"]
         if image_file and self.rooted:
             image_file = f"/images/{Path(image_file).name}"
-        job = self.child.Job(slot=slot, scratch=self._scratch(slot), image_path=order["image_path"],
-                             image_file=image_file, image_format=order["image_format"], seed=order["seed"])  # fmt: skip
+        shown = "/mnt/input" if image_file and self.private else image_file
+        child: _Child | None = None
         try:
-            ruleset = self._ruleset(job)
-            pid = jail.fork()
+            child = self._unpark() or self._spawn(image_file, early=False)
+            self.children[child.pidfd] = (order["fork"], child.pid, child.slot)
+            if child.ruleset >= 0 and image_file:
+                self._allow(child.ruleset, image_file)
+            job = {"scratch": self._scratch(child.slot), "image_path": order["image_path"], "image_file": shown,
+                   "image_format": order["image_format"], "seed": order["seed"]}  # fmt: skip
+            more = [child.ruleset] if child.ruleset >= 0 else []
+            socket.send_fds(child.channel, [json.dumps(job).encode()], [*descriptors, *more])
         except OSError as error:
+            self._send({"exited": order["fork"], "failed": str(error)})
+        else:
+            self._send({"forked": order["fork"]}, [os.dup(child.pidfd)])
+        finally:
             for fd in descriptors:
                 os.close(fd)
-            self._release_slot(slot)
-            self._send({"exited": order["fork"], "failed": str(error)})
-            return None
-        if pid == 0:
-            self._become_child(job, descriptors, ruleset)
-        for fd in (*descriptors, ruleset) if ruleset >= 0 else descriptors:
-            os.close(fd)
-        pidfd = os.pidfd_open(pid)
-        self.children[pidfd] = (order["fork"], pid, slot)
-        self._send({"forked": order["fork"]}, [os.dup(pidfd)])
-        return pidfd
+            if child is not None:
+                child.close()  # without an order it leaves
+        self.may_park = True
 
-    def _ruleset(self, job: Any) -> int:
-        """The Landlock ruleset of one child: what all may read, its image, its scratch. -1 without Landlock."""
-        abi = self.plan.abi
-        if not abi:
-            return -1
-        own = [jail.landlock_rule(job.scratch, abi, writable=True)]
-        if job.image_file:
-            own.append(jail.landlock_rule(job.image_file, abi))
+    def _spawn(self, image_file: str | None, *, early: bool) -> _Child:
+        """Forks a child that puts half of its jail on and waits for its order."""
+        slot = self._take_slot()
+        place = self.child.Place(slot=slot, scratch=self._scratch(slot), image_file=image_file)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ruleset = -1
         try:
-            return jail.landlock_ruleset(abi, (*self.plan.readable, *own))
-        finally:
-            for rule in own:
-                jail.landlock_close(rule)
+            with theirs:
+                ruleset = self._ruleset(place.scratch)
+                pid = jail.fork()
+                if pid == 0:
+                    self._become_child(place, theirs.fileno(), early)
+        except OSError:
+            _Child(0, -1, slot, ours, ruleset).close()
+            self._release_slot(slot)
+            raise
+        pidfd = os.pidfd_open(pid)
+        self.poll.register(pidfd, select.POLLIN)
+        return _Child(pid, pidfd, slot, ours, ruleset)
 
-    def _become_child(self, job: Any, descriptors: list[int], ruleset: int) -> None:
+    def _park(self) -> None:
+        """Forks the next child while nobody waits for it. One that cannot be had or does not last is not tried again
+        before the next order."""
+        self.may_park = False
+        with contextlib.suppress(OSError):
+            self.parked = self._spawn(None, early=True)
+
+    def _unpark(self) -> _Child | None:
+        """The child that was forked ahead, if there is one and it lives."""
+        child, self.parked = self.parked, None
+        if child is not None and select.select([child.pidfd], [], [], 0)[0]:
+            self._bury(child)
+            return None
+        return child
+
+    def _bury(self, child: _Child) -> None:
+        """A parked child that ended before it got an order."""
+        self.poll.unregister(child.pidfd)
+        child.close()
+        os.close(child.pidfd)
+        os.waitpid(child.pid, 0)
+        self._release_slot(child.slot)
+
+    def _ruleset(self, scratch: str) -> int:
+        """The Landlock ruleset of one child: what all may read, and its scratch. -1 without Landlock."""
+        if not self.plan.abi:
+            return -1
+        own = jail.landlock_rule(scratch, self.plan.abi, writable=True)
+        try:
+            return jail.landlock_ruleset(self.plan.abi, (*self.plan.readable, own))
+        finally:
+            jail.landlock_close(own)
+
+    def _allow(self, ruleset: int, file: str) -> None:
+        """Lets a child read one file more: its image."""
+        rule = jail.landlock_rule(file, self.plan.abi)
+        try:
+            jail.landlock_add(ruleset, rule)
+        finally:
+            jail.landlock_close(rule)
+
+    def _become_child(self, place: Any, channel: int, early: bool) -> None:
         """The forked side. Never returns, whatever happens."""
         leave = os._exit
         try:
-            serve = self.child.serve
-            self.child.put_on_jail(job, self.plan, self.config, descriptors, ruleset)
+            live = self.child.live
             self.control.detach()
-            if self.private and job.image_file:
-                job = replace(job, image_file="/mnt/input")
-            serve(job, self.config)
+            live(place, self.plan, self.config, channel, early=early)
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 os.write(2, f"{error}\n".encode())
@@ -511,6 +583,7 @@ class Zygote:
 
     def _reap(self, pidfd: int) -> None:
         id_, pid, slot = self.children.pop(pidfd)
+        self.poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage_ = os.wait4(pid, 0)
         self._release_slot(slot)
@@ -533,6 +606,9 @@ class Zygote:
         for _, pid, slot in self.children.values():
             os.waitpid(pid, 0)
             self._release_slot(slot)
+        if self.parked is not None:
+            signal.pidfd_send_signal(self.parked.pidfd, signal.SIGKILL)
+            self._bury(self.parked)
         until = time.monotonic() + 2
         while self.wiping and time.monotonic() < until:
             self._wipe_a_little()

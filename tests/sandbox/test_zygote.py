@@ -1,0 +1,182 @@
+"""The child that is parked, forked ahead of the order it will get: it is jailed like one forked for its order, looks
+the same from inside, serves once, and nothing depends on its being there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.sandbox.host import check_crop, children_of, eventually, picture, snippets_of
+from thyme.sandbox import Sandbox, SandboxConfig, Status, child
+
+
+def server_of(sandbox: Sandbox) -> int:
+    return sandbox._client.server.process.pid
+
+
+def facts(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def parked(sandbox: Sandbox) -> list[int]:
+    """Ids of children that have got ready and sleep."""
+    waiting = children_of(server_of(sandbox)) - snippets_of(server_of(sandbox))
+    return [pid for pid in waiting if facts(pid).get("State", "").startswith("S")]
+
+
+def the_parked(sandbox: Sandbox) -> int:
+    assert eventually(lambda: len(parked(sandbox)) == 1)
+    return parked(sandbox)[0]
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Sandbox]:
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def unparked() -> Iterator[Sandbox]:
+    """Every child is forked for its order."""
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=frozenset({"parking"})) as sandbox:
+        yield sandbox
+
+
+def test_the_parked_child_serves_the_next_session_and_no_other(own: Sandbox) -> None:
+    first = the_parked(own)
+    with own.session() as session:
+        inside = session.run("import os; x = 1; print(os.getpid())").stdout
+        assert first in snippets_of(server_of(own))
+        assert session.run("print(os.getpid(), x)").stdout == f"{inside.strip()} 1\n"
+        second = the_parked(own)
+        assert second != first
+        assert own.run("import os; print('x' in globals(), os.getpid())").stdout != f"False {inside}"
+    assert eventually(lambda: not Path(f"/proc/{first}").exists())
+
+
+def test_it_waits_in_half_a_jail(own: Sandbox) -> None:
+    """Whatever needs no order is put on before: no privilege is left, and no way to get one."""
+    status = facts(the_parked(own))
+    assert status["NoNewPrivs"] == "1"
+    assert all(int(status[name], 16) == 0 for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"))
+    if any(layer.name == "own user id" and layer.ok for layer in own.layers()):
+        assert all(int(uid) >= 1_900_000_000 for uid in status["Uid"].split())
+
+
+def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order in which a child does things, with every step watched."""
+    steps: list[object] = []
+    received: list[int] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pipes = [os.pipe() for _ in range(5)]
+    job = {"scratch": "/s", "image_path": "a.png", "image_file": None, "image_format": None, "seed": 3}
+
+    def rehearse(*_: object) -> None:
+        steps.append("rehearse")
+        socket.send_fds(ours, [json.dumps(job).encode()], [read_end for read_end, _ in pipes])
+
+    def confine(_: object, ruleset: int) -> None:
+        received.append(ruleset)
+        steps.append(("confine", os.fstat(ruleset).st_ino))
+
+    def put(source: int, place: int, inheritable: bool) -> None:
+        received.append(source)
+        steps.append((place, os.fstat(source).st_ino))
+
+    monkeypatch.setattr(child, "CHANNEL", theirs.detach())
+    monkeypatch.setattr(child, "prepare", lambda *_: steps.append("prepare"))
+    monkeypatch.setattr(child, "rehearse", rehearse)
+    monkeypatch.setattr(child.jail, "set_name", lambda _: None)
+    monkeypatch.setattr(child, "confine", confine)
+    system = SimpleNamespace(dup2=put, closerange=lambda *_: steps.append("close the rest"))
+    monkeypatch.setattr(child, "os", system)
+    monkeypatch.setattr(child, "serve", lambda given, _: steps.append(given))
+    for name in ("_read", "_pread"):
+        monkeypatch.setattr(child, name, lambda *_: steps.append("reads"))
+    child.live(child.Place(slot=1, scratch="/s"), None, None, 99, early=True)  # type: ignore[arg-type]
+    inodes = [os.fstat(read_end).st_ino for read_end, _ in pipes]
+    assert steps == [
+        "prepare", "rehearse", ("confine", inodes[4]),
+        (child.STDOUT, inodes[0]), (child.SOCKET, inodes[1]), (child.PIXELS, inodes[2]), (child.CODE, inodes[3]),
+        "close the rest", child.Job(**job),
+    ]  # fmt: skip
+    for fd in (*received, *(end for ends in pipes for end in ends)):
+        os.close(fd)
+    ours.close()
+
+
+_EVERYTHING = """
+import decimal, gc, linecache, os, random, re, resource, signal, stat, sys, tempfile, threading, warnings
+import numpy as np
+from PIL import Image
+print(sorted(sys.modules), sorted(globals()), sys.argv, sys.path, sorted(sys.path_importer_cache))
+print(random.random(), np.random.rand(), hash('x'), list({'a', 'b', 'c'}), random.getstate()[1][-1])
+print(os.getcwd(), sorted(os.walk('/mnt/data')), tempfile.gettempdir(), os.umask(0o77), dict(os.environ))
+print(warnings.filters, sorted(linecache.cache), np.geterr(), decimal.getcontext(), threading.active_count())
+print(gc.isenabled(), gc.get_threshold(), sys.getrecursionlimit(), [signal.getsignal(n) for n in range(1, 32)])
+print([resource.getrlimit(n) for n in range(16)], [m for m in sys.modules.values() if m and '_' == m.__name__])
+fds = []
+for fd in range(100):
+    try: fds.append((fd, stat.S_IFMT(os.fstat(fd).st_mode)))
+    except OSError: pass
+print(fds, image_path, sys.stdin.read(), sys.stdout.encoding, sys.exc_info(), Image.open(image_path).size)
+print(shown) if 'shown' in globals() else Image.new('RGB', (3, 3)).show()
+print(sorted(os.listdir('.')), processed_path if 'processed_path' in globals() else None)
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_from_inside_it_looks_like_one_forked_for_its_order(own: Sandbox, unparked: Sandbox, seed: int) -> None:
+    image, ready = picture(30, 20), the_parked(own)
+    with own.session(image, "photo.png", seed=seed) as session:
+        early = session.run(_EVERYTHING)
+        assert ready in snippets_of(server_of(own))
+    on_demand = unparked.run(_EVERYTHING, image, "photo.png", seed=seed)
+    assert early.status is Status.OK, early
+    # The limit of the address space is relative to what the fork-server maps.
+    assert early.stdout.splitlines()[:5] == on_demand.stdout.splitlines()[:5]
+    assert early.stdout.splitlines()[6:] == on_demand.stdout.splitlines()[6:]
+    assert [early.fixes, [i.size for i in early.images]] == [on_demand.fixes, [i.size for i in on_demand.images]]
+
+
+def test_off_means_off(unparked: Sandbox) -> None:
+    assert unparked.run("print(1)").stdout == "1\n"
+    assert not eventually(lambda: children_of(server_of(unparked)) - snippets_of(server_of(unparked)), 0.3)
+
+
+@pytest.mark.parametrize("mode", ["full", "plain"])
+def test_without_it_the_next_snippet_is_served(mode: str, image) -> None:
+    off = frozenset({"namespaces"}) if mode == "plain" else frozenset()
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
+        ready = the_parked(sandbox)
+        os.kill(ready, signal.SIGKILL)
+        assert eventually(lambda: not Path(f"/proc/{ready}").exists())  # noticed, buried
+        assert not eventually(lambda: parked(sandbox), 0.2)  # what does not last is not made over and over
+        check_crop(sandbox, image)
+        assert the_parked(sandbox) != ready  # but again after an order
+        assert sandbox._client.restarts == 0
+        family = children_of(server_of(sandbox))
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+
+
+@pytest.mark.parametrize("off", [frozenset(), frozenset({"namespaces"})], ids=["full", "plain"])
+def test_it_ends_with_the_fork_server(off: frozenset[str], image) -> None:
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
+        ready, outer = the_parked(sandbox), server_of(sandbox)
+        servers = [pid for pid in (outer, *snippets_of(outer)) if facts(pid)["Name"] == "thyme-zygote"]
+        os.kill(max(servers), signal.SIGKILL)  # the one that forks: the other waits for it
+        assert eventually(lambda: not Path(f"/proc/{ready}").exists())
+        assert eventually(lambda: sandbox._client.restarts == 1)
+        check_crop(sandbox, image)
+        the_parked(sandbox)
