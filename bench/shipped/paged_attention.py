@@ -1,26 +1,62 @@
-"""What is compiled of kernels/paged_attention.py: decode and prefill with Qwen2.5-VL's groups of heads."""
+"""What is compiled of kernels/paged_attention.py: decode, prefix, merge and prefill with Qwen2.5-VL's heads."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from thyme.kernels import paged_attention
 
+CACHES = "q_ptr:*{0} k_ptr:*{0} v_ptr:*{0} tables_ptr:*i32"
+STRIDES = "q_stride:i64 q_head_stride:i64 block_stride:i64 slot_stride:i64 kv_head_stride:i64 table_stride:i64"
+PARTIAL = "partial_ptr:*fp32 stats_ptr:*fp32"
+SPLIT = {"SPLIT": paged_attention.SPLIT}
+# Keys and values come through a ring of asynchronous copies; prefill has the rows for warp-group products.
+RING = (r"cp\.async\.c[ag]\.shared\.global", r"cp\.async\.wait_group")
+MMA, WGMMA = (r"mma\.sync\S*\.(bf16|f16)", *RING), (r"wgmma\.mma_async\S*\.bf16", *RING)
+
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for what, dtype, (tokens, seqs), group, dim in (
-        ("decode, 7 heads a group, D 128", "bf16", (64, 64), 7, 128),
-        ("decode, 8 heads a group, D 64", "fp16", (64, 64), 8, 64),
-        ("prefill, 7 heads a group, D 128", "bf16", (2048, 4), 7, 128),
-    ):
+    for dtype, group, dim, block_size in (("bf16", 7, 128, 16), ("fp16", 8, 64, 256)):
+        yield {
+            "kernel": "_decode_kernel",
+            "what": f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}",
+            "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} {PARTIAL} scale_log2e:fp32 "
+            f"{STRIDES}",
+            "constants": shape(group, dim, block_size) | SPLIT | {"HAS_SHARED": False, "shared_ptr": None},
+            "options": paged_attention._launch_config("decode", group, dim, 2),
+            "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
+            "instructions": MMA,
+            "spot": dtype == "bf16",
+        }
+    yield {
+        "kernel": "_prefix_kernel",
+        "what": "bf16, 7 heads of 128 a group, blocks of 16",
+        "types": f"{CACHES.format('bf16')} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 {PARTIAL} scale_log2e:fp32 "
+        f"num_groups:i32 {STRIDES}",
+        "constants": shape(7, 128, 16) | SPLIT,
+        "options": paged_attention._launch_config("prefix", 7, 128, 2),
+        "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
+        "instructions": WGMMA,
+    }
+    yield {
+        "kernel": "_merge_kernel",
+        "what": "bf16, heads of 128",
+        "types": f"context_ptr:*i32 cu_ptr:*i32 {PARTIAL} out_ptr:*bf16 num_splits:i32",
+        "constants": {"DIM": 128, **SPLIT},
+        "options": {"DIM_PADDED": 128, "SPLITS": 16, "num_warps": 4},
+        "instructions": (r"ld\.global\S*\.v[24]",),
+    }
+    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
         yield {
             "kernel": "_attention_kernel",
-            "what": what,
-            "types": f"q_ptr:*{dtype} k_ptr:*{dtype} v_ptr:*{dtype} tables_ptr:*i32 context_ptr:*i32 cu_ptr:*i32 "
-            f"out_ptr:*{dtype} scale_log2e:fp32 num_seqs:i32 q_stride:i64 q_head_stride:i64 block_stride:i64 "
-            "slot_stride:i64 kv_head_stride:i64 table_stride:i64",
-            "constants": {"BLOCK_SIZE": 16, "GROUP": group, "DIM": dim},
-            "options": paged_attention._launch_config(tokens, seqs, group, dim),
+            "what": f"prefill, {dtype}, 7 heads of 128 a group, blocks of 16",
+            "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} scale_log2e:fp32 "
+            f"num_seqs:i32 {STRIDES}",
+            "constants": shape(7, 128, 16),
+            "options": paged_attention._launch_config("prefill", 7, 128, itemsize),
             "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
-            "instructions": (r"mma", r"cp\.async"),
-            "spot": dtype == "bf16" and tokens == seqs,
+            "instructions": WGMMA if dtype == "bf16" else RING,
         }
+
+
+def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
+    return {"BLOCK_SIZE": block_size, "GROUP": group, "DIM": dim}

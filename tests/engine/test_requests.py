@@ -47,6 +47,7 @@ def test_sampling_params_are_checked(field: str, value: Any, match: str) -> None
         (dict(num_blocks=0), "num_blocks must be at least 1 or absent"),
         (dict(num_blocks=5, kv_bytes=5), "not both"),
         (dict(memory_fraction=0.0), "memory_fraction"),
+        (dict(attention="flash"), "attention must be one of auto, triton, flash_attn, reference, got 'flash'"),
         (dict(max_sequences=64, max_batch_tokens=32), r"max_batch_tokens \(32\) must be at least max_sequences \(64\)"),
     ],
 )

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from thyme.kernels import paged_attention as attention_module
 from thyme.kernels.kv_cache import write_kv, write_kv_ref, write_kv_triton
 from thyme.kernels.paged_attention import (
+    SharedPrefix,
     paged_attention,
     paged_attention_native,
     paged_attention_ref,
@@ -19,6 +21,13 @@ ALL = pytest.mark.parametrize(
     "run", [paged_attention_ref, paged_attention_triton, paged_attention_native], ids=["ref", "triton", "native"]
 )
 Run = Callable[..., Tensor]
+SPLIT = 64
+
+
+@pytest.fixture(autouse=True)
+def _short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that contexts of a few hundred keys are cut into several."""
+    monkeypatch.setattr(attention_module, "SPLIT", SPLIT)
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, tables: Tensor, context: Tensor, cu: Tensor, *, scale: float) -> Tensor:
@@ -78,6 +87,9 @@ SHAPES = {
     "chunks": ([5, 64, 20], [90, 64, 21], 6, 2, 32, 4),
     "mixed, with an idle one": ([1, 17, 0, 1, 1], [40, 30, 12, 1, 66], 4, 1, 16, 16),
     "block of 3": ([2, 3], [7, 11], 2, 2, 16, 3),
+    "group of 8, D 64, blocks of 32": ([1, 1, 9], [65, 31, 70], 8, 1, 64, 32),
+    "group of 7, D 128, blocks of 256": ([1, 3], [130, 66], 14, 2, 128, 256),
+    "group of 2, D 80, blocks of 64": ([1, 20], [200, 64], 4, 2, 80, 64),
 }
 
 
@@ -123,27 +135,115 @@ def test_chunks_of_a_prompt_equal_the_whole(run: Run) -> None:
                 "context_lens": torch.tensor([stop], dtype=torch.int32),
                 "cu_seqlens_q": torch.tensor([0, stop - start], dtype=torch.int32),
             }
-            parts.append(call(run, part))
+            parts.append(run(**part, max_query_len=chunk))
         torch.testing.assert_close(torch.cat(parts), expected, atol=2e-6, rtol=1e-5)
 
 
+def alone(args: dict[str, Any], sequence: int) -> dict[str, Any]:
+    """That sequence as a batch of its own, with a table no wider than it needs."""
+    first, last = args["cu_seqlens_q"][sequence : sequence + 2].tolist()
+    context = args["context_lens"][sequence : sequence + 1]
+    return args | {
+        "q": args["q"][first:last],
+        "block_tables": args["block_tables"][sequence : sequence + 1, : -(-context // args["k_cache"].shape[1])],
+        "context_lens": context,
+        "cu_seqlens_q": torch.tensor([0, last - first], dtype=torch.int32),
+    }
+
+
 def test_a_sequence_does_not_know_its_batch_in_triton() -> None:
-    """Bitwise, alone or not, and wherever its blocks lie."""
-    args = problem([1] * 4, [5, 70, 33, 129], 4, 2, 16, 16)
+    """Bitwise, alone or not, among decoded and prefilled ones, and wherever its blocks lie."""
+    args = problem([1, 1, 5, 1, 1, 40], [5, 70, 66, 33, 129, 40], 4, 2, 16, 16)
     whole = call(paged_attention_triton, args)
-    for sequence in range(4):
-        one = args | {
-            "q": args["q"][sequence : sequence + 1],
-            "block_tables": args["block_tables"][sequence : sequence + 1],
-            "context_lens": args["context_lens"][sequence : sequence + 1],
-            "cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32),
-        }
-        assert torch.equal(call(paged_attention_triton, one)[0], whole[sequence])
+    cu = args["cu_seqlens_q"].tolist()
+    for sequence in range(6):
+        one = call(paged_attention_triton, alone(args, sequence))
+        assert torch.equal(one, whole[cu[sequence] : cu[sequence + 1]])
     order = torch.randperm(len(args["k_cache"]))
     moved = args | {name: args[name][order] for name in ("k_cache", "v_cache")}
     tables = args["block_tables"].clone()
     tables[tables >= 0] = order.argsort()[tables[tables >= 0]].to(torch.int32)
     assert torch.equal(call(paged_attention_triton, moved | {"block_tables": tables}), whole)
+
+
+# Around blocks, tiles of keys and splits; and more splits than are merged at once.
+BOUNDARIES = {
+    "blocks of 16": ([1, 15, 16, 17, 63, 64, 65, 127, 128, 129], 16),
+    "blocks of 256": ([1, 64, 65, 255, 256, 257], 256),
+    "16 splits": ([16 * SPLIT], 32),
+    "17 splits": ([16 * SPLIT + 1], 128),
+}
+
+
+@pytest.mark.parametrize(("contexts", "block_size"), BOUNDARIES.values(), ids=BOUNDARIES)
+def test_decode_at_every_boundary(contexts: list[int], block_size: int, tolerances: dict) -> None:
+    """NaN follows each context. What the host knows of the lengths changes no bit."""
+    args = problem([1] * len(contexts), contexts, 1, 1, 16, block_size)
+    exact = {name: x.double() if name in {"q", "k_cache", "v_cache"} else x for name, x in args.items()}
+    expected = call(paged_attention_ref, exact)
+    out = paged_attention_triton(**args, max_query_len=1)
+    atol, rtol = tolerances["attention", torch.float32]
+    torch.testing.assert_close(out.double(), expected, atol=atol, rtol=rtol)
+    if len(contexts) == 1:
+        assert torch.equal(call(paged_attention_triton, args), out)
+
+
+def test_splits_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert attention_module.SPLIT == 512
+    args = problem([1] * 3, [512, 513, 1025], 1, 1, 16, 16)
+    out = paged_attention_triton(**args, max_query_len=1)
+    torch.testing.assert_close(out, call(paged_attention_ref, args), atol=2e-6, rtol=1e-5)
+
+
+@ALL
+def test_decode_is_the_last_row_of_prefill(run: Run) -> None:
+    """Bounded by rounding only: decode merges splits."""
+    prompt = problem([150], [150], 7, 1, 16, 16)
+    last = prompt | {"q": prompt["q"][-1:], "cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32)}
+    torch.testing.assert_close(call(run, last)[0], call(run, prompt)[-1], atol=2e-6, rtol=1e-5)
+
+
+def share(args: dict[str, Any], groups: list[int], prefix: list[int]) -> SharedPrefix:
+    """Makes the first blocks of each group those of its first sequence."""
+    cu = torch.tensor([0, *groups], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    for first, count, blocks in zip(cu.tolist(), groups, prefix, strict=False):
+        args["block_tables"][first : first + count, :blocks] = args["block_tables"][first, :blocks].clone()
+    return SharedPrefix(cu, torch.tensor(prefix, dtype=torch.int32))
+
+
+# queries, contexts, sequences of each group, blocks of 16 each group shares, query heads, kv heads
+GROUPS = {
+    "one group of two splits": ([1] * 3, [129, 150, 200], [3], [8], 2, 1),
+    "several, and single ones": ([1] * 6, [70, 100, 300, 20, 140, 139], [2, 1, 1, 2], [4, 0, 1, 8], 4, 2),
+    "a part of a split": ([1] * 3, [129, 120, 118], [3], [7], 7, 1),
+    "less than a split": ([1, 1], [60, 130], [2], [3], 2, 2),
+    "more than one tile holds": ([1] * 11, [64 + i for i in range(1, 12)], [11], [4], 7, 1),
+    "one of them is prefilled": ([1, 6, 1, 3], [80, 100, 90, 70], [3, 1], [4, 0], 4, 2),
+    "an empty one": ([1, 0, 1], [80, 90, 100], [2, 0, 1], [4, 0, 4], 2, 1),
+}
+
+
+@pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
+@ALL
+def test_shared_prefix(
+    run: Run, queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int,
+    tolerances: dict, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    args = problem(queries, contexts, heads, kv_heads, 16, 16)
+    shared = share(args, groups, prefix)
+    expected = call(oracle, args)
+    if run is paged_attention_triton:
+        # The whole splits are read through the first sequence alone: another's table may lead to NaN.
+        nothing = args["k_cache"].isnan().flatten(1).all(1).nonzero()[0, 0].to(torch.int32)
+        for first, count, blocks in zip(shared.cu_groups.tolist(), groups, prefix, strict=False):
+            for sequence in range(first + 1, first + count):
+                if queries[sequence] == 1:
+                    args["block_tables"][sequence, : blocks * 16 // SPLIT * SPLIT // 16] = nothing
+        monkeypatch.setattr(attention_module, "values_visible", lambda tensor: False)
+    out = run(**args, shared=shared, max_query_len=max(queries))
+    atol, rtol = tolerances["attention", torch.float32]
+    torch.testing.assert_close(out.double(), expected, atol=atol, rtol=rtol)
 
 
 def test_public_op_is_native_in_float32_and_the_reference_elsewhere() -> None:
@@ -183,6 +283,29 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"block_tables": torch.full((2, 5), 7, dtype=torch.int32)},
         r"block_tables\[0\]\[0\] is 7, the cache has 7 blocks",
     ),
+    "scale": ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+    "scale is NaN": ({"scale": float("nan")}, "scale must be positive and finite, got nan"),
+    "strides": (
+        {"block_tables": torch.zeros(5, 2, dtype=torch.int32).T},
+        "must be contiguous along the last dimension",
+    ),
+    "hint": ({"max_query_len": 3}, "max_query_len is 3, too little for 7 tokens of 2 sequences"),
+    "groups type": (
+        {"shared": SharedPrefix(torch.tensor([0, 2]), torch.zeros(1, dtype=torch.int32))},
+        r"shared.cu_groups must be torch.int32",
+    ),
+    "groups": (
+        {"shared": SharedPrefix(torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))},
+        "shared.cu_groups must run from 0 to the 2 sequences",
+    ),
+    "prefix": (
+        {"shared": SharedPrefix(torch.tensor([0, 2], dtype=torch.int32), torch.tensor([2], dtype=torch.int32))},
+        r"shared.num_blocks\[0\] is 2, sequence 0 of that group has 1 full blocks before its new tokens",
+    ),
+    "not shared": (
+        {"shared": SharedPrefix(torch.tensor([0, 2], dtype=torch.int32), torch.tensor([1], dtype=torch.int32))},
+        r"block_tables\[1\]\[0\] is \d, not what the first sequence of its group has",
+    ),
 }
 
 
@@ -192,7 +315,14 @@ def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     good = problem([2, 5], [8, 9], 4, 2, 16, 4)
     assert good["k_cache"].shape[0] == 7
     with pytest.raises(ValueError, match=message):
-        call(run, good | change)
+        run(**(good | change))
+
+
+def test_a_wrong_hint_is_seen_where_values_are() -> None:
+    args = problem([2, 0, 1], [8, 9, 3], 4, 2, 16, 4)
+    for run in (paged_attention_ref, paged_attention_triton):
+        with pytest.raises(ValueError, match="max_query_len is 1, a sequence has 2 new tokens"):
+            run(**args, max_query_len=1)
 
 
 WRITES = pytest.mark.parametrize("write", [write_kv_ref, write_kv_triton, write_kv], ids=["ref", "triton", "public"])

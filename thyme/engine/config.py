@@ -1,6 +1,9 @@
 """EngineConfig: sizes and switches of the engine. Standard library only."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+AttentionName = Literal["auto", "triton", "flash_attn", "reference"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,10 @@ class EngineConfig:
     """Tokens of one sequence, prompt included; None: what the model is meant for, or the cache if that is less."""
     prefix_cache: bool = True
     """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
+    attention: AttentionName = "auto"
+    """What computes attention over the cache. auto: flash-attn where it is installed and takes the shape (fp16 or bf16
+    on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, C++ on a CPU. reference:
+    plain torch."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted; see
     ModelRunner for what that rests on."""
@@ -42,6 +49,10 @@ class EngineConfig:
                 raise ValueError(f"EngineConfig.{name} must be at least 1 or absent, got {value}")
         if self.num_blocks is not None and self.kv_bytes is not None:
             raise ValueError("EngineConfig: give num_blocks or kv_bytes, not both")
+        if self.attention not in get_args(AttentionName):
+            raise ValueError(
+                f"EngineConfig.attention must be one of {', '.join(get_args(AttentionName))}, got {self.attention!r}"
+            )
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(f"EngineConfig.memory_fraction must lie in (0, 1], got {self.memory_fraction}")
         if self.max_batch_tokens < self.max_sequences:

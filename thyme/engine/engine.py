@@ -78,7 +78,14 @@ class Engine:
         self.scheduler = Scheduler(config, self.table, self.blocks)
         self.reader = RequestReader(model, processor, self.max_context)
         automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(text.vocab_size)
-        self.runner = ModelRunner(model, automaton, num_blocks, config.block_size, deterministic=config.deterministic)
+        self.runner = ModelRunner(
+            model,
+            automaton,
+            num_blocks,
+            config.block_size,
+            deterministic=config.deterministic,
+            attention=config.attention,
+        )
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),

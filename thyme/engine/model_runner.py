@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme.engine.batch import Batch, ImageSlice
-from thyme.engine.config import EngineConfig
+from thyme.engine.config import AttentionName, EngineConfig
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
+from thyme.kernels.attention_backend import attention_backend
 from thyme.kernels.kv_cache import write_kv
-from thyme.kernels.paged_attention import paged_attention
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.model.model import Model
 from thyme.model.processor import ImageInputs
@@ -55,7 +55,14 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: Model, automaton: TagAutomaton, num_blocks: int, block_size: int, *, deterministic: bool
+        self,
+        model: Model,
+        automaton: TagAutomaton,
+        num_blocks: int,
+        block_size: int,
+        *,
+        deterministic: bool,
+        attention: AttentionName = "auto",
     ) -> None:
         text = model.config.text
         self.model = model
@@ -65,6 +72,9 @@ class ModelRunner:
         self.kv_cache = torch.empty(shape, dtype=model.dtype, device=self.device)
         self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
         self._scale = text.head_dim**-0.5
+        self._attend = attention_backend(
+            attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
+        )
         self._vocab_size = text.vocab_size
         self._features: dict[str, _Features] = {}
         self.num_encoded = 0
@@ -134,9 +144,12 @@ class ModelRunner:
             k_cache, v_cache = self._layers[layer]
             q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
             write_kv(k, v, k_cache, v_cache, slots)
-            out = paged_attention(q, k_cache, v_cache, tables, contexts, cumulative, scale=self._scale)
+            out = self._attend(
+                q, k_cache, v_cache, tables, contexts, cumulative, scale=self._scale, max_query_len=max_query_len
+            )
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
+        max_query_len = int(batch.counts.max(initial=0))
         padding = max(0, _MIN_ROWS - num_tokens) if self.deterministic else 0
         input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
         if padding:
