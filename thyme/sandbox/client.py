@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thyme.sandbox.cgroup import Group
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.images import ImageStore
 from thyme.sandbox.process import ChildProcess, Round
@@ -53,6 +54,7 @@ class Client:
         self.done: list[tuple[Future[SandboxResult], SandboxResult]] = []
         self.run_dir = Path(tempfile.mkdtemp(prefix="thyme-sandbox-"))
         self.run_dir.chmod(0o711)
+        self.group = Group(config, off)
         try:
             for name in ("images", "root"):
                 (self.run_dir / name).mkdir()
@@ -72,7 +74,7 @@ class Client:
     # --- the fork-server ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.server = ForkServer(self.config, self.run_dir, self.off)
+        self.server = ForkServer(self.config, self.run_dir, self.off, self.group)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -190,6 +192,7 @@ class Client:
                 for _ in wipe(slot):
                     pass
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.group.remove()
 
     def abandon(self) -> None:
         """In a fork of this process: let go of the descriptors, so that the server notices when the original ends."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thyme.sandbox import cgroup
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.result import SandboxResult
 
@@ -78,7 +79,9 @@ class ChildProcess:
     def is_born(self, pidfd: int) -> None:
         self.pidfd = pidfd
         with contextlib.suppress(OSError):  # no descriptor left: what it burns while idle goes unseen
-            self._clock = _cpu_clock(pidfd)
+            if pid := pid_of(pidfd):
+                self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of another process
+                cgroup.expose(pid)
 
     def hand_over(self, round_: Round) -> None:
         """Gives it the next snippet."""
@@ -126,10 +129,9 @@ def _shared_memory(name: str, size: int) -> int:
     return fd
 
 
-def _cpu_clock(pidfd: int) -> int | None:
-    """Id of the CPU clock of the process behind a pidfd."""
+def pid_of(pidfd: int) -> int:
+    """The process behind a pidfd, 0 where it has ended."""
     for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
         if line.startswith("Pid:"):
-            pid = int(line.split()[1])
-            return (~pid << 3) | 2 if pid > 0 else None
-    return None
+            return max(0, int(line.split()[1]))
+    return 0

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from thyme.sandbox.cgroup import Group, spare
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.process import kill_process
+from thyme.sandbox.process import kill_process, pid_of
 from thyme.sandbox.result import Layer, SandboxUnavailable
 
 _log = logging.getLogger("thyme.sandbox")
@@ -35,15 +36,16 @@ class ForkServer:
         SandboxUnavailable: it does not start, or the layers that isolation needs are missing.
     """
 
-    def __init__(self, config: SandboxConfig, run_dir: Path, off: frozenset[str]) -> None:
+    def __init__(self, config: SandboxConfig, run_dir: Path, off: frozenset[str], group: Group) -> None:
         self.layers: tuple[Layer, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         self.pidfd: int | None = None
         """Of the process that forks, which need not be the one we started."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            hello = self._start(theirs, config, run_dir, off)
-            self.layers = tuple(Layer(*layer) for layer in hello["layers"])
+            hello = self._start(theirs, config, run_dir, off, group)
+            group.bound()
+            self.layers = (*(Layer(*layer) for layer in hello["layers"]), group.layer())
             if hello["missing"]:
                 raise SandboxUnavailable(
                     f"SandboxConfig.preload names modules that cannot be imported: {hello['missing']}"
@@ -54,7 +56,7 @@ class ForkServer:
             raise
 
     def _start(
-        self, theirs: socket.socket, config: SandboxConfig, run_dir: Path, off: frozenset[str]
+        self, theirs: socket.socket, config: SandboxConfig, run_dir: Path, off: frozenset[str], group: Group
     ) -> dict[str, Any]:
         from thyme.sandbox.zygote import setup_message
 
@@ -70,6 +72,7 @@ class ForkServer:
                     env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                     pass_fds=(theirs.fileno(),), start_new_session=True,
                 )  # fmt: skip
+            group.add(self.process.pid)  # it forks nothing before it is told how
             self.control.send(setup_message(config, run_dir, off))
             self.control.settimeout(_START_S)
             try:
@@ -83,6 +86,7 @@ class ForkServer:
         finally:
             os.close(errors)
         self.pidfd = descriptors[0]
+        spare(pid_of(self.pidfd))
         self.control.setblocking(False)
         hello: dict[str, Any] = json.loads(message)
         return hello
