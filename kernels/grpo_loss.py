@@ -2,27 +2,15 @@
 
   (i)   row pass: with x = z - max(z) over the ids that count and tau the token's temperature,
             logprob = x_target / tau - log sum exp(x / tau)        entropy = -sum p_1 log p_1, at temperature 1
-  (ii)  O(N) torch on those vectors: every variant of the loss lives here, and so do the metrics. Autograd gives
+  (ii)  O(N) torch on those vectors, in policy_loss.py: every variant of the loss, and the metrics. Autograd gives
             g = dL / dlogprob          h = dL / dentropy
   (iii) back through the row pass, from the logits and what (i) kept per row:
             dL / dz_i = g / tau * (1[i = target] - p_tau(i)) - h * p_1(i) * (log p_1(i) + entropy)
 
-The loss is sum_t weights_t l_t, so group, batch, sequence and constant normalization are just weights; with the ratio
-r = exp(logprob - old) and d = ref - logprob,
-
-    l_t = -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) + kl_coef (exp(d) - d - 1) - entropy_coef entropy
-
-PPO clip: Schulman et al. 2017; separate bounds: DAPO, Yu et al. 2025; k1, k2, k3: Schulman, "Approximating KL
-divergence", 2020; GSPO: Zheng et al. 2025; CISPO: MiniMax-M1, 2025; two-sided clip: INTELLECT-2, 2025; truncated
-importance weights: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025; KL
-weighted by the ratio: DeepSeek-V3.2, 2025.
-
-A token of temperature 0 was the argmax, whose own policy is a point: it counts as temperature 1 plus "greedy", and
-`GrpoLossConfig.greedy_tokens` says what its gradient is.
-
 Shapes: logits [N, V], packed tokens; everything else [N]. Numerics: float32 inside (float64 for float64 logits).
 Traffic, n rows of weight != 0, 16-bit logits: forward reads 2 n V bytes, backward reads 2 n V and writes 2 N V. A row
-of weight 0 is never read, and a row whose g and h are 0 (clipped, excluded) is not read again by the backward.
+of weight 0 is never read, and a row whose g and h are 0 (clipped, excluded) is not read again by the backward. On a
+CPU the forward keeps p_tau where the gradient will be, and the backward scales it in place.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -30,93 +18,34 @@ of weight 0 is never read, and a row whose g and h are 0 (clipped, excluded) is 
 # ruff: noqa: SIM102
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from thyme.kernels.checks import (
-    FLOATS,
-    FLOATS_AND_DOUBLE,
-    check_range,
-    check_rows_contiguous,
-    check_tensor,
-    values_visible,
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor
+from thyme.kernels.policy_loss import GrpoLossConfig as GrpoLossConfig
+from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
+from thyme.kernels.policy_loss import policy_loss as policy_loss
+from thyme.kernels.policy_loss import weighted_policy_loss
+from thyme.kernels.rows import (
+    BannedIds,
+    check_row_arguments,
+    entropy_gradient_,
+    logprob_gradient_,
+    shift_rows,
+    softmax_rows,
 )
-from thyme.kernels.rows import BannedIds, banned_mask, check_vocab_size, row_sums
 
-LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
-KlKind = Literal["k1", "k2", "k3"]
-GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
-
-_MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond any useful ratio, far from overflow
 _CHUNK = 1 << 18  # logits in flight at once on the CPU: 1 MiB of float32, which a core's cache holds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoLossConfig:
-    """Which loss; see the module's docstring for the formulas and their sources."""
-
-    loss: LossKind = "ppo"
-    """ppo: ratio per token. gspo: its geometric mean over the sequence, with that gradient; gspo_token: the same value
-    with the gradient of the token. cispo: -stop_gradient(clip(r)) A logprob. The gspo losses need cu_seqlens."""
-    clip_eps_low: float = 0.2
-    """The ratio is clipped to >= 1 - clip_eps_low where the advantage is negative."""
-    clip_eps_high: float = 0.2
-    """The ratio is clipped to <= 1 + clip_eps_high where the advantage is positive."""
-    ratio_cap: float | None = None
-    """Two-sided clip: the ratio never counts for more than this, also where the advantage is negative; None: no cap."""
-    kl_coef: float = 0.001
-    """Coefficient of the KL penalty to ref_logprobs; without ref_logprobs there is none."""
-    kl: KlKind = "k3"
-    """Estimator of KL(policy, reference) from a token: k1 -d, k2 d^2 / 2, k3 exp(d) - d - 1; d = ref - logprob."""
-    kl_times_ratio: bool = False
-    """Multiply the estimator by the token's ratio, which makes its gradient unbiased off-policy."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus (entropy at temperature 1), with its gradient."""
-    greedy_tokens: GreedyTokens = "raw"
-    """Tokens of temperature 0. raw: as if sampled at temperature 1, the paper's way. exclude: no policy term, KL or
-    entropy bonus, exact for the policy that ran. is_pi: policy term times stop_gradient(exp(logprob)). soft: code was
-    sampled at a small temperature above 0, so a temperature of 0 is an error."""
-    rollout_ratio_cap: float | None = None
-    """Truncated importance sampling: the policy term times min(exp(old - rollout), this); needs rollout_logprobs."""
-
-    def __post_init__(self) -> None:
-        for name, kinds in (("loss", LossKind), ("kl", KlKind), ("greedy_tokens", GreedyTokens)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
-        for name in ("clip_eps_low", "clip_eps_high", "kl_coef", "entropy_coef"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        for name in ("ratio_cap", "rollout_ratio_cap"):
-            cap = getattr(self, name)
-            if cap is not None and not 0 < cap < float("inf"):
-                raise ValueError(f"{name} must be finite and > 0, or None, got {cap}")
-        if self.ratio_cap is not None and self.ratio_cap < 1 + self.clip_eps_high:
-            raise ValueError(f"ratio_cap must be >= 1 + clip_eps_high = {1 + self.clip_eps_high}, got {self.ratio_cap}")
-
-
-class GrpoMetrics(NamedTuple):
-    """One vector on the logits' device, so that reading it is the caller's choice of when to wait."""
-
-    names: tuple[str, ...]
-    values: Tensor
-    """[K] float32, detached; means are over tokens of weight != 0, 0.0 where there are none."""
-
-    def as_dict(self) -> dict[str, float]:
-        """The values by name; waits for the device."""
-        return dict(zip(self.names, self.values.tolist(), strict=True))
-
-
-# --- stage (i) and (iii) in torch: the definition, and the CPU path ------------------------------------------------
 
 
 class _Rows(NamedTuple):
     """What the row pass reads. It returns stats [5, N] in float32 (float64 for float64 logits), 0 in masked rows:
-    logprob, largest logit, log sum e^(x / tau), log sum e^x, entropy."""
+    logprob, largest logit, log sum e^(x / tau), log sum e^x, entropy; in torch the third is unused."""
 
     logits: Tensor
     targets: Tensor  # int64; 0 in masked rows
@@ -126,65 +55,68 @@ class _Rows(NamedTuple):
     vocab_size: int
 
 
-def _row_chunks(rows: _Rows) -> Iterator[Tensor | slice]:
-    """The rows that count, a cache's worth of logits at a time."""
-    step = max(1, _CHUNK // rows.vocab_size)
+# --- stage (i) and (iii) in torch: the definition, and the CPU path ------------------------------------------------
+
+
+def _row_chunks(rows: _Rows) -> Iterator[tuple[Tensor | slice, int]]:
+    """The rows that count and how many they are, a cache's worth of logits at a time."""
+    step, num_rows = _chunk_rows(rows), len(rows.logits)
     if rows.mask is None or bool(rows.mask.all()):
-        yield from (slice(start, start + step) for start in range(0, len(rows.logits), step))
+        yield from ((slice(at, at + step), min(step, num_rows - at)) for at in range(0, num_rows, step))
     else:
-        yield from rows.mask.nonzero().flatten().split(step)
+        yield from ((at, len(at)) for at in rows.mask.nonzero().flatten().split(step) if len(at))
 
 
-def _shifted(rows: _Rows, at: Tensor | slice, largest: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x, largest), x = z - largest; -1e30 where an id does not count: its exp is 0 at any temperature and 0 x is 0."""
-    z = rows.logits[at, : rows.vocab_size]
-    z = z if z.dtype == torch.float64 else z.float()
-    if rows.banned is not None:
-        z = torch.where(rows.banned, -torch.inf, z)
-    largest = z.amax(-1) if largest is None else largest[at]
-    return (z - largest[:, None]).clamp_min_(-1e30), largest
+def _chunk_rows(rows: _Rows) -> int:
+    return max(1, _CHUNK // rows.vocab_size)
 
 
-def _forward_ref(rows: _Rows) -> Tensor:
+def _scratch(rows: _Rows) -> Tensor:
     dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
-    stats = torch.zeros(5, len(rows.logits), dtype=dtype, device=rows.logits.device)
-    logprob, largest, log_total, log_total_raw, entropy = stats
-    for at in _row_chunks(rows):
-        x, largest[at] = _shifted(rows, at, None)
-        x_target = x.gather(-1, rows.targets[at, None]).squeeze(-1)
-        x_target = torch.where(x_target == -1e30, -torch.inf, x_target)
-        e = x.exp()
-        total = row_sums(e)
-        log_total_raw[at] = total.log()
-        entropy[at] = total.log() - row_sums(e.mul_(x)).div_(total)
-        if rows.tau is None:
-            log_total[at] = log_total_raw[at]
-            logprob[at] = x_target - log_total[at]
+    return rows.logits.new_empty(min(_chunk_rows(rows), len(rows.logits)), rows.vocab_size, dtype=dtype)
+
+
+def _at(x: Tensor | None, at: Tensor | slice) -> Tensor | None:
+    return None if x is None else x[at]
+
+
+def _forward_ref(rows: _Rows, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """(stats, p_tau [N, V] if it is to be kept): what the backward then turns into the gradient, where it is."""
+    x_rows, p_rows = _scratch(rows), _scratch(rows)
+    stats = x_rows.new_zeros(5, len(rows.logits))
+    full = isinstance(next(_row_chunks(rows), (slice(0), 0))[0], slice) and rows.vocab_size == rows.logits.shape[1]
+    kept = (torch.empty_like if full else torch.zeros_like)(rows.logits) if keep else None
+    banned = None if rows.banned is None else rows.banned.nonzero().flatten()
+    for at, num in _row_chunks(rows):
+        x, p = x_rows[:num], p_rows[:num]
+        if kept is not None and full:
+            p = kept[at]
+        largest = shift_rows(rows.logits[at, : rows.vocab_size], banned, x)
+        logprob, entropy, log_total_raw = softmax_rows(x, rows.targets[at], _at(rows.tau, at), p)
+        stats[:, at] = torch.stack((logprob, largest.to(x.dtype), log_total_raw, log_total_raw, entropy))
+        if kept is not None and not full:
+            kept[at, : rows.vocab_size] = p
+    return stats, kept
+
+
+def _backward_ref(rows: _Rows, stats: Tensor, kept: Tensor | None, g: Tensor, h: Tensor | None) -> Tensor:
+    _, _, _, log_total_raw, entropy = stats
+    dlogits = torch.zeros_like(rows.logits) if kept is None else kept
+    banned = None if rows.banned is None else rows.banned.nonzero().flatten()
+    x_rows = _scratch(rows)
+    for at, num in _row_chunks(rows):
+        x, tau = x_rows[:num], _at(rows.tau, at)
+        if kept is None or h is not None:
+            shift_rows(rows.logits[at, : rows.vocab_size], banned, x)
+        if kept is None:
+            p = (x if tau is None else x / tau[:, None].to(x.dtype)).softmax(-1)
         else:
-            tau = rows.tau[at].to(dtype)
-            log_total[at] = row_sums(x.div_(tau[:, None]).exp_()).log()
-            logprob[at] = x_target / tau - log_total[at]
-    return stats
-
-
-def _backward_ref(rows: _Rows, stats: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
-    _, largest, log_total, log_total_raw, entropy = stats
-    dlogits = torch.zeros_like(rows.logits)
-    for at in _row_chunks(rows):
-        x, _ = _shifted(rows, at, largest)
-        bonus = None
+            p = kept[at, : rows.vocab_size]
+        dz = logprob_gradient_(p, rows.targets[at], tau, g[at])
         if h is not None:
-            log_p = x - log_total_raw[at, None]
-            bonus = log_p.exp().mul_(log_p.add_(entropy[at, None])).mul_(h[at, None])
-        coefficient = g[at, None]
-        if rows.tau is not None:
-            tau = rows.tau[at, None].to(x.dtype)
-            x, coefficient = x.div_(tau), coefficient / tau
-        dz = x.sub_(log_total[at, None]).exp_().mul_(-coefficient)
-        dz.scatter_add_(-1, rows.targets[at, None], coefficient)
-        if bonus is not None:
-            dz -= bonus
-        dlogits[at, : rows.vocab_size] = dz.to(dlogits.dtype)
+            dz += entropy_gradient_(x, log_total_raw[at], entropy[at], h[at])
+        if kept is None or not isinstance(at, slice):  # else dz is a view of dlogits
+            dlogits[at, : rows.vocab_size] = dz.to(dlogits.dtype)
     return dlogits
 
 
@@ -330,7 +262,13 @@ class _RowPass(torch.autograd.Function):
         vocab_size: int, backend: Literal["ref", "triton"],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = _Rows(logits, targets, tau, mask, banned, vocab_size)
-        stats = (_forward_triton if backend == "triton" else _forward_ref)(rows)
+        ctx.kept = None
+        if backend == "triton":
+            stats = _forward_triton(rows)
+        else:
+            # Not in 16 bits, where p would take twice the memory of the logits.
+            keep = ctx.needs_input_grad[0] and logits.dtype in (torch.float32, torch.float64)
+            stats, ctx.kept = _forward_ref(rows, keep)
         ctx.save_for_backward(logits, targets, tau, mask, banned, stats)
         ctx.vocab_size, ctx.backend = vocab_size, backend
         ctx.set_materialize_grads(False)
@@ -345,7 +283,11 @@ class _RowPass(torch.autograd.Function):
         if mask is not None:
             g, h = g * mask, None if h is None else h * mask
         rows = _Rows(logits, targets, tau, mask, banned, ctx.vocab_size)
-        dlogits = (_backward_triton if ctx.backend == "triton" else _backward_ref)(rows, stats, g, h)
+        if ctx.backend == "triton":
+            dlogits = _backward_triton(rows, stats, g, h)
+        else:
+            kept, ctx.kept = ctx.kept, None  # becomes the gradient; a second backward computes it anew
+            dlogits = _backward_ref(rows, stats, kept, g, h)
         return dlogits, None, None, None, None, None, None
 
 
@@ -354,27 +296,9 @@ def _token_logprobs(
     mask: Tensor | None, vocab_size: int | None, banned_ids: BannedIds,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_tensor("logits", logits, (None, None), FLOATS_AND_DOUBLE if backend == "ref" else FLOATS)
-    num_rows, device = logits.shape[0], logits.device
-    check_tensor("targets", targets, (num_rows,), (torch.int64,), device)
-    vocab_size = check_vocab_size(vocab_size, logits.shape[1])
-    banned = banned_mask(banned_ids, vocab_size, device)
-    if mask is not None:
-        check_tensor("mask", mask, (num_rows,), (torch.bool,), device)
-        targets = torch.where(mask, targets, 0)
-    check_range("targets", targets, 0, vocab_size - 1)
-    if banned is not None and values_visible(targets):
-        hit = banned[targets] if mask is None else banned[targets] & mask
-        if bool(hit.any()):
-            row = int(hit.nonzero()[0])
-            raise ValueError(f"targets[{row}] is {int(targets[row])}, a banned id: its probability is 0")
-    tau = None
-    if temperature is not None:
-        check_tensor("temperature", temperature, (num_rows,), FLOATS_AND_DOUBLE, device)
-        counted = temperature if mask is None else torch.where(mask, temperature, 1.0)
-        check_range("temperature", counted, 0.0, 1e20, what="; 0 means greedy")
-        tau = counted.masked_fill(counted == 0, 1.0).clamp_min(1e-30)
-        if backend == "ref" and device.type == "cpu" and bool((tau == 1).all()):
-            tau = None
+    targets, tau, banned, vocab_size = check_row_arguments(
+        logits.shape[0], logits.shape[1], logits.device, targets, temperature, mask, vocab_size, banned_ids
+    )
     if backend == "triton":
         check_rows_contiguous("logits", logits)
         targets, tau = targets.contiguous(), None if tau is None else tau.contiguous()
@@ -422,179 +346,6 @@ def token_logprobs(
     )  # fmt: skip
 
 
-# --- stage (ii): from (logprob, entropy) to loss and metrics -------------------------------------------------------
-
-
-def policy_loss(
-    logprob: Tensor,
-    entropy: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    *,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    rollout_logprobs: Tensor | None = None,
-    temperature: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    segments: Tensor | None = None,
-    config: GrpoLossConfig | None = None,
-) -> tuple[Tensor, GrpoMetrics]:
-    """The loss and its metrics from per-token log-probs, however they were computed; arguments as in `grpo_loss`."""
-    config = config or GrpoLossConfig()
-    _check_tokens(
-        logprob,
-        advantages,
-        weights,
-        old_logprobs,
-        ref_logprobs,
-        rollout_logprobs,
-        temperature,
-        cu_seqlens,
-        segments,
-        config,
-    )
-    active = weights != 0
-
-    def used(x: Tensor) -> Tensor:  # whatever an unused token holds, NaN too, neither it nor its gradient gets in
-        return torch.where(active, x.to(logprob.dtype), 0.0)
-
-    current, entropy, advantage = used(logprob), used(entropy), used(advantages)
-    sampled = current.detach()
-    old = sampled if old_logprobs is None else used(old_logprobs)
-    log_ratio = current - old
-    token_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    ratio = token_ratio
-    if config.loss in ("gspo", "gspo_token"):
-        assert cu_seqlens is not None
-        log_ratio = _sequence_mean(log_ratio, active, cu_seqlens)
-        if config.loss == "gspo_token":
-            log_ratio = log_ratio.detach() + (current - sampled)
-        ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-
-    clipped = ratio.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
-    clip_low = (ratio < 1 - config.clip_eps_low) & (advantage < 0)
-    clip_high = (ratio > 1 + config.clip_eps_high) & (advantage > 0)
-    if config.loss == "cispo":
-        policy = -clipped.detach() * advantage * current
-    else:  # min(r A, clip(r) A), written as the branch that it takes
-        capped = ratio if config.ratio_cap is None else ratio.clamp(max=config.ratio_cap)
-        policy = -torch.where(clip_low | clip_high, clipped, capped) * advantage
-
-    greedy = torch.zeros_like(active) if temperature is None else (temperature == 0) & active
-    if config.greedy_tokens == "is_pi":
-        policy = torch.where(greedy, sampled.exp(), 1.0) * policy
-    mismatch = None if rollout_logprobs is None else old - used(rollout_logprobs)
-    if config.rollout_ratio_cap is not None:
-        assert mismatch is not None
-        policy = policy * mismatch.clamp(max=_MAX_LOG_RATIO).exp().clamp(max=config.rollout_ratio_cap)
-
-    per_token = policy
-    kl = None
-    if ref_logprobs is not None:
-        kl = _kl(used(ref_logprobs) - current, config.kl)
-        per_token = per_token + config.kl_coef * (kl * token_ratio if config.kl_times_ratio else kl)
-    if config.entropy_coef:
-        per_token = per_token - config.entropy_coef * entropy
-    if config.greedy_tokens == "exclude":
-        per_token = torch.where(greedy, 0.0, per_token)
-    elif config.greedy_tokens == "soft":  # an error where values are checked; elsewhere it must not go unseen
-        per_token = torch.where(greedy, torch.nan, per_token)
-    loss = (used(weights) * per_token).sum()
-
-    with torch.no_grad():
-        means = {
-            "entropy": entropy,
-            "logprob": sampled,
-            "ratio": torch.where(active, ratio, 0.0),
-            "clip_frac_low": clip_low,
-            "clip_frac_high": clip_high,
-            "clamp_frac": (log_ratio.abs() > _MAX_LOG_RATIO) & active,
-            "greedy_frac": greedy,
-            "kl_old": -(current - old),
-        }
-        if kl is not None:
-            means["kl_ref"] = kl
-        if mismatch is not None:
-            means["mismatch_kl"] = _kl(mismatch, "k3")
-        # Against what was really sampled from, so that ess judges the data and not only the last update.
-        importance = token_ratio if mismatch is None else token_ratio * mismatch.clamp(max=_MAX_LOG_RATIO).exp()
-        return loss, _metrics(means, ratio, importance, active, segments)
-
-
-def _kl(d: Tensor, kind: KlKind) -> Tensor:
-    if kind == "k1":
-        return -d
-    if kind == "k2":
-        return 0.5 * d * d
-    return d.clamp(max=_MAX_LOG_RATIO).exp() - d - 1
-
-
-def _sequence_mean(x: Tensor, active: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[N]: for each token the mean of x over the active tokens of its sequence."""
-    ends = cu_seqlens[1:].long()
-    sequence = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
-    zeros = x.new_zeros(len(ends))
-    total = zeros.index_add(0, sequence, x)
-    count = zeros.index_add(0, sequence, active.to(x.dtype))
-    return (total / count.clamp_min(1))[sequence]
-
-
-def _metrics(
-    means: dict[str, Tensor], ratio: Tensor, importance: Tensor, active: Tensor, segments: Tensor | None
-) -> GrpoMetrics:
-    """Means, the largest ratio, the effective sample size over the count, and the count: in all and by segment."""
-    groups = {"": active}
-    if segments is not None:
-        groups |= {"_text": active & (segments == 0), "_code": active & (segments == 1)}
-    members = torch.stack(list(groups.values())).to(ratio.dtype)
-    importance = torch.where(active, importance, 0.0)
-    columns = [*(x.to(ratio.dtype) for x in means.values()), importance * importance, importance]
-    count = members.sum(1)
-    sums = members @ torch.stack(columns, 1)
-    averages = sums[:, : len(means)] / count.clamp_min(1)[:, None]
-    largest = (members * ratio).amax(1) if len(ratio) else torch.zeros_like(count)
-    effective = sums[:, -1] ** 2 / (sums[:, -2] * count).clamp_min(1e-30)
-    values = torch.cat((averages.T.flatten(), largest, effective, count)).float()
-    names = (*means, "ratio_max", "ess", "tokens")
-    return GrpoMetrics(tuple(name + group for name in names for group in groups), values)
-
-
-def _check_tokens(
-    logprob: Tensor, advantages: Tensor, weights: Tensor, old: Tensor | None, ref: Tensor | None,
-    rollout: Tensor | None, temperature: Tensor | None, cu_seqlens: Tensor | None, segments: Tensor | None,
-    config: GrpoLossConfig,
-) -> None:  # fmt: skip
-    size, device = (len(logprob),), logprob.device
-    floats = {"advantages": advantages, "weights": weights, "old_logprobs": old, "ref_logprobs": ref,
-              "rollout_logprobs": rollout, "temperature": temperature}  # fmt: skip
-    for name, tensor in floats.items():
-        if tensor is not None:
-            check_tensor(name, tensor, size, FLOATS_AND_DOUBLE, device)
-    if segments is not None:
-        check_tensor("segments", segments, size, (torch.uint8,), device)
-        check_range("segments", segments, 0, 1)
-    if cu_seqlens is not None:
-        check_tensor("cu_seqlens", cu_seqlens, (None,), (torch.int32, torch.int64), device)
-        if values_visible(cu_seqlens) and (
-            len(cu_seqlens) < 1
-            or cu_seqlens[0] != 0
-            or cu_seqlens[-1] != size[0]
-            or bool((cu_seqlens.diff() < 0).any())
-        ):
-            raise ValueError(f"cu_seqlens must rise from 0 to {size[0]} (the tokens), got {cu_seqlens.tolist()[:16]}")
-    if config.loss in ("gspo", "gspo_token") and cu_seqlens is None:
-        raise ValueError(f"loss={config.loss!r} needs cu_seqlens: its ratio is one per sequence")
-    if config.rollout_ratio_cap is not None and rollout is None:
-        raise ValueError("rollout_ratio_cap needs rollout_logprobs")
-    if config.greedy_tokens != "raw" and temperature is None:
-        raise ValueError(f"greedy_tokens={config.greedy_tokens!r} needs temperature: it is what marks a greedy token")
-    if config.greedy_tokens == "soft" and temperature is not None and values_visible(temperature):
-        greedy = (temperature == 0) & (weights != 0)
-        if bool(greedy.any()):
-            row = int(greedy.nonzero()[0])
-            raise ValueError(f"temperature[{row}] is 0 under greedy_tokens='soft': sample code at a small one above 0")
-
-
 # --- the loss ---------------------------------------------------------------------------------------------------
 
 
@@ -604,20 +355,10 @@ def _grpo_loss(
 ) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
     check_tensor("logits", logits, (None, None))
     check_tensor("weights", weights, (len(logits),), FLOATS_AND_DOUBLE, logits.device)
-    if values_visible(weights) and not bool(weights.isfinite().all()):
-        raise ValueError("weights must be finite")
-    logprob, entropy = row_pass(
-        logits,
-        targets,
-        temperature=tokens["temperature"],
-        mask=weights != 0,
-        vocab_size=vocab_size,
-        banned_ids=banned_ids,
+    rows = partial(
+        row_pass, logits, targets, temperature=tokens["temperature"], vocab_size=vocab_size, banned_ids=banned_ids
     )
-    config = tokens["config"] or GrpoLossConfig()
-    # Without a bonus the entropy is only a metric: detached, it costs the backward nothing.
-    entropy = entropy if config.entropy_coef else entropy.detach()
-    return policy_loss(logprob, entropy, advantages, weights, **tokens)
+    return weighted_policy_loss(lambda mask: rows(mask=mask), weights, advantages, **tokens)
 
 
 def grpo_loss_ref(

@@ -1,14 +1,105 @@
-"""Rows of logits: which ids of the vocabulary count, and sums that do not depend on how many rows there are."""
+"""Rows of logits in torch: which ids of the vocabulary count, their softmax, and the way back from (logprob, entropy).
+
+What a row gives does not depend on how many rows there are, bit for bit. With x = z - max(z) over the ids that count
+and tau the row's temperature,
+
+    logprob = x_target / tau - log sum exp(x / tau)        entropy = -sum p_1 log p_1, at temperature 1
+    dL / dz_i = g / tau * (1[i = target] - p_tau(i)) - h * p_1(i) * (log p_1(i) + entropy)
+
+where g = dL / dlogprob and h = dL / dentropy.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from thyme.kernels.checks import check_range
+from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, values_visible
 
 BannedIds = Sequence[int] | Tensor | None
+
+
+class RowArguments(NamedTuple):
+    """What every row pass is told beside the logits, checked."""
+
+    targets: Tensor
+    """[N] int64; 0 in masked rows."""
+    tau: Tensor | None
+    """[N] float > 0; a temperature of 0 is a 1. None: all 1."""
+    banned: Tensor | None
+    """[vocab_size] bool."""
+    vocab_size: int
+
+
+def check_row_arguments(
+    num_rows: int, num_columns: int, device: torch.device, targets: Tensor, temperature: Tensor | None,
+    mask: Tensor | None, vocab_size: int | None, banned_ids: BannedIds,
+) -> RowArguments:  # fmt: skip
+    """Raises ValueError for a wrong shape, dtype or device, and where values are visible for a wrong value."""
+    check_tensor("targets", targets, (num_rows,), (torch.int64,), device)
+    vocab_size = check_vocab_size(vocab_size, num_columns)
+    banned = banned_mask(banned_ids, vocab_size, device)
+    if mask is not None:
+        check_tensor("mask", mask, (num_rows,), (torch.bool,), device)
+        targets = torch.where(mask, targets, 0)
+    check_range("targets", targets, 0, vocab_size - 1)
+    if banned is not None and values_visible(targets):
+        hit = banned[targets] if mask is None else banned[targets] & mask
+        if bool(hit.any()):
+            row = int(hit.nonzero()[0])
+            raise ValueError(f"targets[{row}] is {int(targets[row])}, a banned id: its probability is 0")
+    tau = None
+    if temperature is not None:
+        check_tensor("temperature", temperature, (num_rows,), FLOATS_AND_DOUBLE, device)
+        counted = temperature if mask is None else torch.where(mask, temperature, 1.0)
+        check_range("temperature", counted, 0.0, 1e20, what="; 0 means greedy")
+        tau = counted.masked_fill(counted == 0, 1.0).clamp_min(1e-30)
+    return RowArguments(targets, tau, banned, vocab_size)
+
+
+def shift_rows(z: Tensor, banned: Tensor | None, out: Tensor) -> Tensor:
+    """Writes x = z - max(z) to out [n, V], -1e30 where an id does not count: its exp is 0 at any temperature, and 0 x
+    is 0. `out` may be z. Returns the largest [n]. `banned` holds the ids."""
+    if banned is not None:
+        z = (out if z is out else out.copy_(z)).index_fill_(-1, banned, -torch.inf)
+    largest = z.amax(-1)
+    torch.sub(z, largest[:, None], out=out).clamp_min_(-1e30)
+    return largest
+
+
+def softmax_rows(x: Tensor, targets: Tensor, tau: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes p_tau to out [n, V]; x [n, V] is what `shift_rows` wrote. Returns logprob, entropy, log sum e^x: [n]."""
+    torch.softmax(x, -1, out=out)
+    log_total_raw = log_total = -out.amax(-1).log()  # the largest x is 0, so the largest p is 1 / sum e^x
+    entropy = log_total - row_sums(out * x)
+    x_target = x.gather(-1, targets[:, None]).squeeze(-1)
+    x_target = x_target.masked_fill(x_target == -1e30, -torch.inf)
+    if tau is not None:
+        tau = tau.to(x.dtype)
+        rows = (tau != 1).nonzero().flatten()
+        if len(rows):
+            tempered = x[rows].div_(tau[rows, None]).softmax(-1)
+            log_total = log_total.index_copy(0, rows, -tempered.amax(-1).log())
+            out.index_copy_(0, rows, tempered)
+            x_target = x_target / tau
+    return x_target - log_total, entropy, log_total_raw
+
+
+def logprob_gradient_(p: Tensor, targets: Tensor, tau: Tensor | None, g: Tensor) -> Tensor:
+    """Turns p_tau [n, V] into g / tau (1[target] - p_tau), in place."""
+    g = g.to(p.dtype)
+    if tau is not None:
+        g = g / tau.to(p.dtype)
+    return p.mul_(-g[:, None]).scatter_add_(-1, targets[:, None], g[:, None])
+
+
+def entropy_gradient_(x: Tensor, log_total_raw: Tensor, entropy: Tensor, h: Tensor) -> Tensor:
+    """Turns the shifted rows x [n, V] into -h p_1 (log p_1 + entropy), in place."""
+    log_p = x.sub_(log_total_raw[:, None])
+    p = log_p.exp()
+    return log_p.add_(entropy[:, None]).mul_(p).mul_(-h[:, None])
 
 
 def row_sums(x: Tensor) -> Tensor:

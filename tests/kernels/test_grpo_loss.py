@@ -391,6 +391,22 @@ def test_clipped_tokens_have_no_gradient(run: Run) -> None:
     assert metrics["clip_frac_high"] == metrics["clip_frac_low"] == 0.25
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@ROWS
+def test_a_second_backward_gives_the_same(row_pass: Run, dtype: torch.dtype, tolerances: dict) -> None:
+    """The first one may turn what the forward kept into the gradient; it must not hand that out twice."""
+    args = problem(9, 150, dtype)
+    logits = args["logits"].requires_grad_()
+    mask = args["weights"] != 0
+    logprob, entropy = row_pass(logits, args["targets"], temperature=args["temperature"], mask=mask, vocab_size=110)
+    total = logprob.sum() + 0.1 * entropy.sum()
+    (first,) = torch.autograd.grad(total, logits, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(total, logits)
+    assert torch.equal(first, kept)
+    close(second, kept.double(), "grad", tolerances)
+
+
 def test_backward_does_not_read_rows_without_gradient() -> None:
     args = problem(6, 60, torch.float32)
     logits = args["logits"].clone().requires_grad_()

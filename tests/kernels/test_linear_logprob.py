@@ -1,0 +1,462 @@
+"""linear_logprob: a loop over tokens in float64, grpo_loss on stored logits, and properties that need no reference."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from thyme.kernels import linear_tiles
+from thyme.kernels.grpo_loss import grpo_loss_ref
+from thyme.kernels.linear_logprob import (
+    Backward,
+    linear_grpo_loss,
+    linear_grpo_loss_ref,
+    linear_grpo_loss_triton,
+    linear_logprob,
+    linear_logprob_ref,
+    linear_logprob_triton,
+)
+from thyme.kernels.policy_loss import GrpoLossConfig
+
+Run = Callable[..., tuple[Tensor, Any]]
+BOTH = pytest.mark.parametrize("run", [linear_logprob_ref, linear_logprob_triton], ids=["ref", "triton"])
+LOSSES = pytest.mark.parametrize("run", [linear_grpo_loss_ref, linear_grpo_loss_triton], ids=["ref", "triton"])
+BACKWARDS = pytest.mark.parametrize("backward", ["recompute", "exp_tiles"])
+
+
+def problem(num_rows: int = 12, vocab: int = 300, features: int = 24, dtype: Any = torch.float64) -> dict[str, Any]:
+    """Masked rows, four temperatures, padding past vocab_size, banned ids."""
+    excluded = {"vocab_size": vocab - 40, "banned_ids": (2, vocab - 45)} if vocab > 60 else {}
+    return {
+        "hidden": torch.randn(num_rows, features, dtype=torch.float64).to(dtype),
+        "weight": (torch.randn(vocab, features, dtype=torch.float64) / 3).to(dtype),
+        "targets": torch.randint(3, vocab - 45, (num_rows,)) if excluded else torch.randint(0, vocab, (num_rows,)),
+        "temperature": torch.tensor([1.0, 0.0, 1.6, 1.0, 0.7])[torch.arange(num_rows) % 5],
+        "mask": torch.arange(num_rows) % 4 != 3,
+        **excluded,
+    }
+
+
+def call(run: Run, args: dict[str, Any], entropy: float = 0.3, **more: Any) -> list[Tensor]:
+    """logprob, entropy, and the gradients of a sum that tells the rows apart."""
+    args = args | more
+    hidden, weight = (args.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight"))
+    logprob, entropies = run(hidden, weight, args.pop("targets"), **args)
+    total = (logprob * torch.linspace(0.5, 1.5, len(logprob), dtype=logprob.dtype)).sum()
+    (total + entropy * entropies.sum() if entropy else total).backward()
+    return [logprob.detach(), entropies.detach(), hidden.grad, weight.grad]
+
+
+def close(got: list[Tensor], exact: list[Tensor], tolerances: dict, scale: float = 1.0) -> None:
+    """`scale` allows the gradients, sums over words or rows, that many times the rounding of one logit's."""
+    for name, a, b in zip(("logprob", "entropy", "grad", "grad"), got, exact, strict=True):
+        atol, rtol = tolerances[name, a.dtype]
+        torch.testing.assert_close(a.double(), b, atol=atol * (scale if name == "grad" else 1), rtol=rtol)
+
+
+@pytest.fixture
+def bulk_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles and the descriptors of Hopper, which the interpreter has too."""
+    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden: True)
+
+
+def test_reference_is_the_token_loop() -> None:
+    args = problem()
+    hidden, weight = (args[name].clone().requires_grad_() for name in ("hidden", "weight"))
+    counted = torch.ones(300, dtype=torch.bool)
+    counted[260:] = False
+    counted[[2, 255]] = False
+    logprob, entropy = torch.zeros(2, 12, dtype=torch.float64).unbind()
+    for t in args["mask"].nonzero().flatten().tolist():
+        z = (weight @ hidden[t]).masked_fill(~counted, -torch.inf)
+        tau = args["temperature"][t].double()
+        p = z.softmax(-1)[counted]
+        logprob = logprob.index_add(0, torch.tensor([t]), (z / (tau or 1)).log_softmax(-1)[args["targets"][t], None])
+        entropy = entropy.index_add(0, torch.tensor([t]), -(p * p.log()).sum()[None])
+    (logprob @ torch.linspace(0.5, 1.5, 12, dtype=torch.float64) + 0.3 * entropy.sum()).backward()
+    got = call(linear_logprob_ref, args)
+    for a, b in zip(got, (logprob, entropy, hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(a, b.detach(), atol=1e-12, rtol=1e-10)
+    assert (got[3][~counted] == 0).all()
+    assert (got[2][~args["mask"]] == 0).all()
+
+
+# One of each; odd sizes; more than one tile of rows; two splits of 2,048 words, the second of one word.
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 131, 37), (70, 150, 40), (3, 2049, 16)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
+@BOTH
+def test_against_float64(run: Run, shape: tuple[int, int, int], options: dict[str, Any], tolerances: dict) -> None:
+    args = problem(*shape, dtype=torch.float32)
+    exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
+    close(call(run, args, **options), call(linear_logprob_ref, exact, **options), tolerances, scale=10)
+
+
+@pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
+def test_the_tiles_of_hopper(options: dict[str, Any], bulk_copies: None, tolerances: dict) -> None:
+    args = problem(5, 2300, 72, torch.float32)
+    exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
+    close(
+        call(linear_logprob_triton, args, **options), call(linear_logprob_ref, exact, **options), tolerances, scale=10
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@BACKWARDS
+def test_sixteen_bits(backward: Backward, dtype: torch.dtype, tolerances: dict) -> None:
+    """On a CPU computed in float32: log-probs are those of the rounded operands, not of rounded logits."""
+    args = problem(9, 300, 64, dtype)
+    exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
+    got = call(linear_logprob_ref, args, backward=backward)
+    assert [x.dtype for x in got] == [torch.float32, torch.float32, dtype, dtype]
+    for name, a, b in zip(("logprob", "entropy"), got, call(linear_logprob_ref, exact), strict=False):
+        torch.testing.assert_close(a.double(), b, atol=tolerances[name, dtype][0], rtol=0)
+    for a, b in zip(got[2:], call(linear_logprob_ref, exact)[2:], strict=True):
+        atol, rtol = tolerances["grad", dtype]
+        torch.testing.assert_close(a.double(), b, atol=atol, rtol=rtol)
+
+
+@BACKWARDS
+def test_gradcheck(backward: Backward) -> None:
+    args = problem(5, 7, 3)
+    names = ("targets", "temperature", "mask")
+    more = {name: args[name] for name in names} | {"vocab_size": 6, "banned_ids": (0,), "backward": backward}
+    more["targets"] = torch.tensor([1, 5, 2, 99, 3])
+    targets = more.pop("targets")
+    hidden, weight = args["hidden"].requires_grad_(), args["weight"].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: linear_logprob_ref(x, w, targets, **more), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda x, w: linear_logprob_ref(x, w, targets, **more)[0], (hidden, weight))
+
+
+CONFIGS = {
+    "default": GrpoLossConfig(),
+    "gspo, k1": GrpoLossConfig(loss="gspo", clip_eps_low=0.05, clip_eps_high=0.05, kl="k1", kl_coef=0.3),
+    "entropy, greedy excluded": GrpoLossConfig(entropy_coef=0.2, greedy_tokens="exclude"),
+    "cispo, is_pi, truncated": GrpoLossConfig(loss="cispo", greedy_tokens="is_pi", rollout_ratio_cap=1.1),
+}
+
+
+def loss_arguments(args: dict[str, Any]) -> dict[str, Any]:
+    num_rows = len(args["hidden"])
+    tokens = {name: torch.randn(num_rows, dtype=torch.float64) - 5 for name in ("old", "ref", "rollout")}
+    return {name: value for name, value in args.items() if name not in ("mask",)} | {
+        "advantages": torch.randn(num_rows, dtype=torch.float64),
+        "weights": torch.rand(num_rows, dtype=torch.float64) * args["mask"],
+        "cu_seqlens": torch.tensor([0, num_rows // 2, num_rows], dtype=torch.int32),
+        "segments": (torch.arange(num_rows) % 2).to(torch.uint8),
+        **{f"{name}_logprobs": value for name, value in tokens.items()},
+    }
+
+
+def call_loss(run: Run, args: dict[str, Any], **more: Any) -> tuple[list[Tensor], dict[str, float]]:
+    args = args | more
+    hidden, weight = (args.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight"))
+    loss, metrics = run(hidden, weight, args.pop("targets"), args.pop("advantages"), args.pop("weights"), **args)
+    loss.backward()
+    return [loss.detach(), hidden.grad, weight.grad], metrics.as_dict()
+
+
+def stored(hidden: Tensor, weight: Tensor, *args: Tensor, backward: str, **more: Any) -> tuple[Tensor, Any]:
+    return grpo_loss_ref(hidden @ weight.T, *args, **more)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@BACKWARDS
+def test_the_loss_is_grpo_loss_of_stored_logits(config: GrpoLossConfig, backward: Backward) -> None:
+    args = loss_arguments(problem()) | {"config": config, "backward": backward}
+    (got, metrics), (exact, exact_metrics) = (call_loss(run, args) for run in (linear_grpo_loss_ref, stored))
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    assert metrics == pytest.approx(exact_metrics, abs=1e-6, rel=1e-6)
+
+
+@BACKWARDS
+def test_the_loss_in_triton(backward: Backward, tolerances: dict) -> None:
+    args = loss_arguments(problem(9, 150, 20, torch.float32)) | {"backward": backward}
+    exact_args = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
+    (got, _), (exact, _) = call_loss(linear_grpo_loss_triton, args), call_loss(stored, exact_args)
+    for name, a, b in zip(("loss", "grad", "grad"), got, exact, strict=True):
+        atol, rtol = tolerances[name, torch.float32]
+        torch.testing.assert_close(a.double(), b, atol=10 * atol, rtol=rtol)
+
+
+@LOSSES
+def test_on_policy_the_ratio_is_one(run: Run) -> None:
+    args = loss_arguments(problem(9, 150, 20, torch.float32))
+    row_pass = linear_logprob_triton if run is linear_grpo_loss_triton else linear_logprob_ref
+    names = ("temperature", "vocab_size", "banned_ids")
+    more = {name: args[name] for name in names} | {"mask": args["weights"] != 0}
+    old = row_pass(args["hidden"], args["weight"], args["targets"], **more)[0]
+    results = [call_loss(run, args, old_logprobs=same, rollout_logprobs=None) for same in (None, old)]
+    for _, metrics in results:
+        assert metrics["ratio"] == metrics["ratio_max"] == metrics["ess"] == 1.0
+        assert metrics["clip_frac_low"] == metrics["clip_frac_high"] == metrics["kl_old"] == 0.0
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+
+
+@BOTH
+@BACKWARDS
+def test_masked_rows_may_hold_anything(run: Run, backward: Backward) -> None:
+    """Neither their values nor their number reach the matmuls: dweight would be NaN."""
+    args = problem(9, 150, 20, torch.float32)
+    mask = args["mask"]
+    dirty = args | {"hidden": args["hidden"].clone(), "targets": args["targets"].clone()}
+    dirty["hidden"][~mask] = torch.nan
+    dirty["targets"][~mask] = -100
+    clean = call(run, args, backward=backward)
+    for a, b in zip(call(run, dirty, backward=backward), clean, strict=True):
+        assert torch.equal(a, b)
+    assert all((x[~mask] == 0).all() for x in clean[:3])
+    kept = args | {name: args[name][mask] for name in ("hidden", "targets", "temperature")}
+    for a, b in zip(call(run, kept, mask=None)[:2], clean, strict=False):
+        assert torch.equal(a, b[mask])
+
+
+@BOTH
+@BACKWARDS
+def test_all_rows_masked(run: Run, backward: Backward) -> None:
+    args = problem(6, 150, 20, torch.float32)
+    args["hidden"].fill_(torch.nan)
+    for x in call(run, args, mask=torch.zeros(6, dtype=torch.bool), backward=backward):
+        assert (x == 0).all()
+
+
+@BOTH
+def test_a_row_does_not_know_its_batch(run: Run) -> None:
+    args = problem(21, 400, 40, torch.float32) | {"mask": None}
+    whole = call(run, args)[:2]
+    rows = range(21) if run is linear_logprob_ref else (0, 20)
+    for row in rows:
+        at = slice(row, row + 1)
+        alone = call(run, args | {name: args[name][at] for name in ("hidden", "targets", "temperature")})[:2]
+        for a, b in zip(whole, alone, strict=True):
+            assert torch.equal(a[at], b)
+
+
+@BOTH
+def test_adding_a_constant_to_the_logits_of_a_row_changes_nothing(run: Run) -> None:
+    """Bitwise, the sums being exact; this is what padding words counted as logits of 0 would break."""
+    hidden, weight = torch.randint(-4, 5, (5, 20)) / 4.0, torch.randint(-4, 5, (163, 20)) / 4.0
+    hidden[:, 0] = torch.tensor([1.0, 1.0, -1.0, 2.0, -2.0])
+    shift = torch.zeros(20)
+    shift[0] = 512.0
+    temperature = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0])
+    args = {"hidden": hidden, "targets": torch.arange(5), "temperature": temperature, "vocab_size": 150}
+    one, other = (call(run, args | {"weight": weight + by})[:2] for by in (0.0, shift))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@BOTH
+def test_words_in_another_order(run: Run, tolerances: dict) -> None:
+    args = problem(6, 150, 20, torch.float32) | {"vocab_size": None, "banned_ids": None}
+    order = torch.randperm(150)
+    permuted = {"weight": args["weight"][order], "targets": order.argsort()[args["targets"]]}
+    one, other = call(run, args), call(run, args | permuted)
+    other[3] = other[3][order.argsort()]
+    close(one, [x.double() for x in other], tolerances, scale=10)
+
+
+@BOTH
+def test_temperature_divides_the_hidden_state(run: Run) -> None:
+    args = problem(5, 150, 20, torch.float32) | {"mask": None}
+    temperature = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])
+    divided = call(run, args | {"hidden": args["hidden"] / temperature[:, None], "temperature": None})[0]
+    torch.testing.assert_close(call(run, args, temperature=temperature)[0], divided, atol=2e-6, rtol=0)
+
+
+class Watch(TorchDispatchMode):
+    """Every torch op with the shape of what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[int, ...], int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage().nbytes()
+                self.seen.append((func.overloadpacket.__name__, tuple(tensor.shape), storage))
+        return out
+
+    def matmuls(self, shape: Callable[[tuple[int, ...]], bool]) -> int:
+        return sum(name in ("mm", "addmm", "addmm_") and shape(size) for name, size, _ in self.seen)
+
+
+@BACKWARDS
+def test_the_workspace_is_kept_to(backward: Backward) -> None:
+    """Many chunks give what one gives, and nothing as wide as the vocabulary is larger than the workspace."""
+    args = problem(200, 310, 8, torch.float32) | {"backward": backward, "mask": None}
+    one = call(linear_logprob_ref, args, entropy=0.0)
+    limit = 120 * 270 * 4
+    with Watch() as watch:
+        many = call(linear_logprob_ref, args, entropy=0.0, workspace_bytes=limit)
+    for a, b in zip(many, one, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    wide = [size for _, shape, size in watch.seen if len(shape) == 2 and shape[1] == 270]
+    assert 0 < max(wide) <= limit
+    assert max(shape[0] for _, shape, _ in watch.seen if len(shape) == 2 and shape[1] == 270) < 200
+
+
+def test_chunks_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks, the first of exp tiles, the second recomputed; dweight adds up in slices of the vocabulary."""
+    monkeypatch.setattr(linear_tiles._WeightGradient, "WORDS", 100)
+    args = problem(100, 150, 12, torch.float32) | {"mask": None}
+    tile_row = 128 * 4 + 2 * 4
+    for options in ({"entropy": 0.3}, {"entropy": 0.0, "backward": "exp_tiles"}):
+        one = call(linear_logprob_ref, args, **options)
+        two = call(linear_logprob_triton, args, workspace_bytes=70 * tile_row, **options)
+        for a, b in zip(two, one, strict=True):
+            torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
+
+
+def test_exp_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = problem(40, 150, 12, torch.float32)
+    counts = {}
+    for backward in ("recompute", "exp_tiles"):
+        with Watch() as watch:
+            call(linear_logprob_ref, args, entropy=0.0, backward=backward)
+        counts[backward] = watch.matmuls(lambda size: size[-1] == 110)
+    assert counts == {"recompute": 2, "exp_tiles": 1}
+    monkeypatch.setattr(linear_tiles, "_dlogits_kernel", None)
+    call(linear_logprob_triton, args, entropy=0.0, backward="exp_tiles")
+    with pytest.raises(TypeError):
+        call(linear_logprob_triton, args, entropy=0.0)
+
+
+@BOTH
+def test_a_frozen_head_costs_no_matmul(run: Run) -> None:
+    args = problem(9, 150, 20, torch.float32)
+    hidden, weight, targets = (args.pop(name) for name in ("hidden", "weight", "targets"))
+    expected = call(run, args | {"hidden": hidden, "weight": weight, "targets": targets}, entropy=0.0)
+    for frozen in ("weight", "hidden"):
+        x, w = hidden.clone().requires_grad_(frozen != "hidden"), weight.clone().requires_grad_(frozen != "weight")
+        logprob, _ = run(x, w, targets, **args)
+        with Watch() as watch:
+            (logprob * torch.linspace(0.5, 1.5, 9)).sum().backward()
+        assert (x if frozen == "hidden" else w).grad is None
+        got, wanted = (x.grad, expected[2]) if frozen == "weight" else (w.grad, expected[3])
+        assert torch.equal(got, wanted)
+        assert watch.matmuls(lambda size: size[-1] == 20) == 1
+
+
+@BOTH
+@BACKWARDS
+def test_a_second_backward_gives_the_same(run: Run, backward: Backward) -> None:
+    args = problem(9, 150, 20, torch.float32)
+    weight, targets = args.pop("weight"), args.pop("targets")
+    hidden = args.pop("hidden").requires_grad_()
+    total = run(hidden, weight, targets, **args, backward=backward)[0].sum()
+    (first,) = torch.autograd.grad(total, hidden, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(total, hidden)
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
+
+
+def test_tokens_in_parts_add_up() -> None:
+    args = loss_arguments(problem()) | {"cu_seqlens": None}
+    tokens = [name for name, value in args.items() if isinstance(value, Tensor) and name != "weight"]
+    whole, _ = call_loss(linear_grpo_loss_ref, args)
+    parts = [
+        call_loss(linear_grpo_loss_ref, args | {name: args[name][at] for name in tokens})[0]
+        for at in torch.arange(12).split(5)
+    ]
+    torch.testing.assert_close(sum(part[0] for part in parts), whole[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), whole[1], atol=1e-12, rtol=0)
+    torch.testing.assert_close(sum(part[2] for part in parts), whole[2], atol=1e-12, rtol=0)
+
+
+def test_public_ops_are_the_references_on_a_cpu() -> None:
+    args = problem(dtype=torch.float32)
+    for a, b in zip(call(linear_logprob, args), call(linear_logprob_ref, args), strict=True):
+        assert torch.equal(a, b)
+    args = loss_arguments(args)
+    for a, b in zip(call_loss(linear_grpo_loss, args)[0], call_loss(linear_grpo_loss_ref, args)[0], strict=True):
+        assert torch.equal(a, b)
+
+
+class Recorder:
+    """Stands for a kernel and asks Triton's binder under which key it would look the compiled one up."""
+
+    def __init__(self, kernel: Any) -> None:
+        compiled = triton.JITFunction(kernel.fn, do_not_specialize=["num_rows"])
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self.binder = create_function_from_signature(compiled.signature, compiled.params, backend)
+        self.keys: set[str] = set()
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            _, specialization, rest = self.binder(*args, **options)
+            self.keys.add(str(specialization) + str(rest))
+
+        return launch
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Recorder]]:
+    names = ("_forward_kernel", "_merge_kernel", "_dlogits_kernel", "_scale_kernel")
+    found = {name: Recorder(getattr(linear_tiles, name)) for name in names}
+    for name, recorder in found.items():
+        monkeypatch.setattr(linear_tiles, name, recorder)
+    yield found
+
+
+@BACKWARDS
+def test_nothing_recompiles_for_another_length(recorders: dict[str, Recorder], backward: Backward) -> None:
+    weight = torch.randn(320, 16)
+    for num_rows in (1, 2, 3, 16, 17, 64, 1000):
+        for tau in (1.0, 0.7):
+            hidden = torch.randn(num_rows, 16, requires_grad=True)
+            logprob, _ = linear_logprob_triton(
+                hidden, weight, torch.zeros(num_rows, dtype=torch.int64), temperature=torch.full((num_rows,), tau),
+                backward=backward, workspace_bytes=1 << 30,
+            )  # fmt: skip
+            logprob.sum().backward()
+    assert {name: len(recorder.keys) for name, recorder in recorders.items()} == {
+        "_forward_kernel": 1,
+        "_merge_kernel": 1,
+        "_dlogits_kernel": int(backward == "recompute"),
+        "_scale_kernel": int(backward == "exp_tiles"),
+    }
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"hidden": torch.zeros(8)}, r"hidden must have shape \[any, any\], got \[8\]"),
+    "dtype": ({"hidden": torch.zeros(12, 24, dtype=torch.complex64)}, "hidden must be torch.float32 or"),
+    "features": ({"weight": torch.zeros(300, 25)}, r"weight must have shape \[any, 24\], got \[300, 25\]"),
+    "weight dtype": ({"weight": torch.zeros(300, 24).half()}, "weight must be torch.float32, got torch.float16"),
+    "device": ({"weight": torch.zeros(300, 24, device="meta")}, "weight is on meta, the other arguments on cpu"),
+    "targets": ({"targets": torch.zeros(11, dtype=torch.int64)}, r"targets must have shape \[12\], got \[11\]"),
+    "target range": ({"targets": torch.full((12,), 260)}, r"targets must be in \[0, 259\], got 260"),
+    "banned target": ({"targets": torch.full((12,), 2)}, r"targets\[0\] is 2, a banned id"),
+    "temperature": ({"temperature": torch.full((12,), torch.nan)}, r"temperature must be in \[0.0, .* got nan"),
+    "mask": ({"mask": torch.ones(12)}, "mask must be torch.bool, got torch.float32"),
+    "vocab_size": ({"vocab_size": 301}, r"vocab_size must be in \[1, 300\]"),
+    "backward": ({"backward": "store"}, "backward must be one of recompute, exp_tiles, got 'store'"),
+    "workspace": ({"workspace_bytes": 1000}, r"workspace_bytes must be >= \d+ \(\d+ rows of logits.*got 1000"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+@BOTH
+def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(run, problem(dtype=torch.float32) | change)
+
+
+def test_bad_arguments_of_the_loss() -> None:
+    args = loss_arguments(problem(dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"weights must have shape \[12\], got \[11\]"):
+        call_loss(linear_grpo_loss_ref, args, weights=torch.ones(11))
+    with pytest.raises(ValueError, match="weights must be finite"):
+        call_loss(linear_grpo_loss_ref, args, weights=torch.full((12,), torch.inf))
+    transposed = torch.randn(24, 300).T
+    with pytest.raises(ValueError, match=r"weight must be contiguous, got strides \(1, 300\)"):
+        call_loss(linear_grpo_loss_triton, args, weight=transposed)
