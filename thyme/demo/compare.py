@@ -1,6 +1,6 @@
 """`thyme demo --compare`: does adaptive temperature keep a model from abandoning code?
 
-A fragile cold start (60 SFT steps: the code is right when drawn greedily and mostly broken when sampled) is trained by
+A fragile cold start (70 SFT steps: the code is right when drawn greedily and mostly broken when sampled) is trained by
 GRPO twice from the same weights on the same questions: text 1 and code 0 (ATS), and temperature 1 everywhere. A
 well-fitted cold start shows no such difference in greedy accuracy; that is why the comparison uses this one.
 """
