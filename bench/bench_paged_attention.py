@@ -1,62 +1,194 @@
-"""Attention over the paged cache, decode and prefill: gather + scaled_dot_product_attention, the reference, and ours.
+"""Attention over the paged cache: decode of equal and of ragged contexts, chunked prefill, and groups with one prefix.
 
     pytest bench/bench_paged_attention.py
 
-Bytes counted: every key and value in context read once, queries read and outputs written.
+Rivals: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU flash-attn and
+FlashInfer where installed. Bytes counted: every key and value in context read once (those of a shared prefix once for
+its group), queries read and outputs written. tflop_per_s counts the products that causality leaves.
 """
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
+from thyme.kernels.attention_backend import flash_paged_attention
+from thyme.kernels.paged_attention import SharedPrefix, paged_attention, paged_attention_ref
 
-# sequences, new tokens of each, context, query heads, kv heads, head dim, dtype
-SHAPES = [(64, 1, 256, 8, 4, 64, torch.float32), (2, 256, 512, 8, 4, 64, torch.float32)]
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    name: str
+    contexts: list[int]
+    new: int = 1
+    """New tokens of each sequence."""
+    heads: tuple[int, int]
+    dim: int
+    dtype: torch.dtype
+    block_size: int = 16
+    group: int = 1
+    """Neighbouring sequences that begin alike."""
+    prefix: int = 0
+    """Tokens they share."""
+
+    @property
+    def num_bytes(self) -> int:
+        keys = sum(self.contexts) - (len(self.contexts) - len(self.contexts) // self.group) * self.prefix
+        rows = 2 * len(self.contexts) * self.new * self.heads[0]
+        return (2 * keys * self.heads[1] + rows) * self.dim * self.dtype.itemsize
+
+    @property
+    def flops(self) -> int:
+        seen = sum(self.new * context - self.new * (self.new - 1) // 2 for context in self.contexts)
+        return 4 * seen * self.heads[0] * self.dim
+
+
 if torch.cuda.is_available():
+    QWEN: dict[str, Any] = dict(heads=(28, 4), dim=128, dtype=torch.bfloat16)
+    RAGGED = [100 + (16_000 - 100) * i * i // 63**2 for i in range(64)]
     SHAPES = [
-        (64, 1, 4_096, 28, 4, 128, torch.bfloat16),
-        (256, 1, 1_024, 28, 4, 128, torch.bfloat16),
-        (4, 2_048, 2_048, 28, 4, 128, torch.bfloat16),
+        Shape(name="decode", contexts=[4_096] * 64, **QWEN),
+        Shape(name="decode, blocks of 256", contexts=[4_096] * 64, block_size=256, **QWEN),
+        Shape(name="decode, ragged", contexts=RAGGED, **QWEN),
+        Shape(name="decode, one sequence", contexts=[16_384], **QWEN),
+        Shape(name="prefill", contexts=[8_192], new=8_192, block_size=256, **QWEN),
+        Shape(name="prefill in chunks", contexts=[4_096] * 4, new=512, **QWEN),
+        Shape(name="shared prefix", contexts=[4_096] * 64, group=8, prefix=3_584, **QWEN),
     ]
-BLOCK = 16
+else:
+    SMALL: dict[str, Any] = dict(heads=(8, 4), dim=64, dtype=torch.float32)
+    SHAPES = [
+        Shape(name="decode", contexts=[256] * 64, **SMALL),
+        Shape(name="decode, ragged", contexts=list(range(8, 520, 8)), **SMALL),
+        Shape(name="prefill in chunks", contexts=[512] * 2, new=256, **SMALL),
+        Shape(name="shared prefix", contexts=[576] * 16, group=8, prefix=512, **SMALL),
+    ]
+
+
+@dataclass(frozen=True)
+class Problem:
+    shape: Shape
+    args: tuple[Tensor, ...]
+    """q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q."""
+    more: dict[str, Any]
+
+
+def problem(shape: Shape, device: torch.device) -> Problem:
+    generator = torch.Generator(device).manual_seed(0)
+    random = partial(torch.randn, generator=generator, device=device, dtype=shape.dtype)
+    num_seqs, needed = len(shape.contexts), [-(-context // shape.block_size) for context in shape.contexts]
+    caches = random(2, sum(needed), shape.block_size, shape.heads[1], shape.dim)
+    order = torch.randperm(sum(needed), generator=generator, device=device).to(torch.int32)
+    tables = torch.zeros(num_seqs, max(needed), dtype=torch.int32, device=device)
+    shared_blocks = shape.prefix // shape.block_size
+    for row, own in enumerate(order.split(needed)):
+        tables[row, : len(own)] = own
+        tables[row, :shared_blocks] = tables[row // shape.group * shape.group, :shared_blocks].clone()
+    lengths = torch.tensor(shape.contexts, dtype=torch.int32, device=device)
+    cu = torch.arange(num_seqs + 1, dtype=torch.int32, device=device) * shape.new
+    q = random(num_seqs * shape.new, shape.heads[0], shape.dim)
+    return Problem(shape, (q, *caches, tables, lengths, cu), dict(scale=shape.dim**-0.5, max_query_len=shape.new))
 
 
 def gathered(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, context: Tensor, cu: Tensor, *, scale: float
-) -> Tensor:
-    """All sequences of one length, nothing past the context: what torch can do at its best."""
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, context: Tensor, cu: Tensor, *, scale: float,
+    visible: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """What torch can do at its best; visible [B, 1, new, longest] is made beforehand, None where all is."""
     num_seqs, (heads, dim) = len(context), q.shape[1:]
     k, v = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
     q = q.view(num_seqs, -1, heads, dim).transpose(1, 2)
-    new, seen = q.shape[2], k.shape[2]
-    visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
     attend = torch.nn.functional.scaled_dot_product_attention
-    out = attend(q, k, v, attn_mask=None if new == 1 else visible, scale=scale, enable_gqa=True)
+    out = attend(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
     return out.transpose(1, 2).reshape(-1, heads, dim)
 
 
-@pytest.mark.parametrize("rival", ["torch", "reference", "ours"])
-@pytest.mark.parametrize(("seqs", "new", "context", "heads", "kv_heads", "dim", "dtype"), SHAPES, ids=str)
-def test_paged_attention(
-    measure: Callable[..., None], device: torch.device, seqs: int, new: int, context: int, heads: int, kv_heads: int,
-    dim: int, dtype: torch.dtype, rival: str,
-) -> None:  # fmt: skip
-    generator = torch.Generator(device).manual_seed(0)
-    num_blocks = seqs * context // BLOCK
-    k_cache, v_cache = torch.randn(2, num_blocks, BLOCK, kv_heads, dim, generator=generator, device=device, dtype=dtype)
-    q = torch.randn(seqs * new, heads, dim, generator=generator, device=device, dtype=dtype)
-    tables = torch.randperm(num_blocks, generator=generator, device=device).view(seqs, -1).to(torch.int32)
-    lengths = torch.full((seqs,), context, dtype=torch.int32, device=device)
-    cu = torch.arange(seqs + 1, dtype=torch.int32, device=device) * new
-    run = {"torch": gathered, "reference": paged_attention_ref, "ours": paged_attention}[rival]
-    num_bytes = k_cache.nbytes + v_cache.nbytes + 2 * q.nbytes
-    group = (
-        f"paged_attention {'decode' if new == 1 else 'prefill'}: {seqs} x {new} new of {context}, {heads}/{kv_heads}"
-    )
-    with torch.inference_mode():
-        measure(
-            lambda: run(q, k_cache, v_cache, tables, lengths, cu, scale=dim**-0.5), num_bytes, f"{group} heads of {dim}"
+def torch_rival(case: Problem) -> Callable[[], Tensor]:
+    q, _, _, tables, lengths, _ = case.args
+    longest = tables.shape[1] * case.shape.block_size
+    position = torch.arange(longest, device=q.device)
+    last = lengths[:, None] - case.shape.new + torch.arange(case.shape.new, device=q.device)
+    visible = (position <= last[:, :, None])[:, None]
+    return partial(gathered, *case.args, scale=case.more["scale"], visible=None if visible.all() else visible)
+
+
+def compiled_rival(case: Problem) -> Callable[[], Tensor]:
+    return partial(torch.compile(paged_attention_ref), *case.args, **case.more)
+
+
+def ours(case: Problem) -> Callable[[], Tensor]:
+    shape, more = case.shape, dict(case.more)
+    if shape.prefix:
+        num_groups = len(shape.contexts) // shape.group
+        device = case.args[0].device
+        more["shared"] = SharedPrefix(
+            torch.arange(num_groups + 1, dtype=torch.int32, device=device) * shape.group,
+            torch.full((num_groups,), shape.prefix // shape.block_size, dtype=torch.int32, device=device),
         )
+    return partial(paged_attention, *case.args, **more)
+
+
+def flashinfer_rival(case: Problem) -> Callable[[], Tensor]:
+    """Planned beforehand: its plan is made once a step and serves all layers."""
+    flashinfer = importlib.import_module("flashinfer")
+    q, k_cache, v_cache, tables, lengths, cu = case.args
+    size = case.shape.block_size
+    needed = [-(-context // size) for context in case.shape.contexts]
+    indptr = torch.tensor([0, *needed], dtype=torch.int32, device=q.device).cumsum(0, dtype=torch.int32)
+    indices = torch.cat([row[:count] for row, count in zip(tables, needed, strict=True)])
+    pages = (indptr, indices, (lengths - 1) % size + 1, *case.shape.heads, case.shape.dim, size)
+    types = dict(q_data_type=q.dtype, kv_data_type=q.dtype, sm_scale=case.more["scale"])
+    workspace = torch.empty(256 << 20, dtype=torch.uint8, device=q.device)
+    if case.shape.new == 1:
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+        wrapper.plan(*pages, **types)
+    else:
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        wrapper.plan(cu, *pages, causal=True, **types)
+    return partial(wrapper.run, q, (k_cache, v_cache))
+
+
+RIVALS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
+    "torch": torch_rival,
+    "reference": lambda case: partial(paged_attention_ref, *case.args, **case.more),
+    "compiled": compiled_rival,
+    "ours": ours,
+}
+if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
+    RIVALS["flash_attn"] = lambda case: partial(flash_paged_attention, *case.args, **case.more)
+if torch.cuda.is_available() and importlib.util.find_spec("flashinfer"):
+    RIVALS["flashinfer"] = flashinfer_rival
+
+
+def runs(shape: Shape, rival: str) -> bool:
+    """Each where it can: flash-attn wants large blocks, one long prompt is too much for rivals that store all scores,
+    and on a CPU compiling takes longer than all the rest."""
+    if rival == "flash_attn":
+        return shape.block_size % 256 == 0
+    if rival == "compiled" and not torch.cuda.is_available():
+        return shape.name == "decode"
+    return shape.new < 8_192 or rival in {"ours", "flashinfer"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rival"),
+    [pytest.param(s, r, id=f"{s.name}-{r}") for s in SHAPES for r in RIVALS if runs(s, r)],
+)
+def test_paged_attention(
+    measure: Callable[..., None], benchmark: Any, device: torch.device, shape: Shape, rival: str
+) -> None:
+    case = problem(shape, device)
+    with torch.inference_mode():
+        run = RIVALS[rival](case)
+        if runs(shape, "reference"):
+            torch.testing.assert_close(run(), paged_attention_ref(*case.args, **case.more), atol=2e-2, rtol=2e-2)
+        longest = max(shape.contexts)
+        group = f"paged_attention {shape.name}: {len(shape.contexts)} x {shape.new} new of up to {longest}, "
+        group += f"{shape.heads[0]}/{shape.heads[1]} heads of {shape.dim}, blocks of {shape.block_size}"
+        measure(run, shape.num_bytes, group)
+    benchmark.extra_info["tflop_per_s"] = round(shape.flops / benchmark.extra_info["device_ms"] / 1e9, 3)
