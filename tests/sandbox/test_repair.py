@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, Slip
 from thyme.sandbox import Sandbox, Status
-from thyme.sandbox.released import grow_box, rewrite
+from thyme.sandbox.released import MIN_CROP, grow_box, rewrite
 from thyme.sandbox.repair import KNOWN_NAMES, repair
 from thyme.sandbox.shims import clamp_box
 
@@ -132,12 +132,74 @@ def test_clamped_boxes_lie_inside(box, width: int, height: int) -> None:
     assert bool(done) == ((x0, y0, x1, y1) != box)
 
 
-def test_released_rewriting() -> None:
+def test_released_boxes() -> None:
     assert grow_box((100, 70, 110, 90), 120, 80) == (56, 16, 120, 80)
     assert grow_box((10, 10, 20, 20), 500, 500) == (10, 10, 74, 74)
     assert grow_box((30, 30, 10, 10), 40, 40) == (0, 0, 40, 40)
-    code, fixes = rewrite(
-        "box = (0, 0, 5, 5)\nprint(f'{x:.1f}')\ncv.imread(p)", image_path="a.png", image_size=(90, 90)
-    )
-    assert "(0, 0, 64, 64)" in code and ":.8f" in code and "cv2.imread" in code
-    assert {f.kind for f in fixes} == {"crop", "decimals"}
+    assert grow_box((30, 30, 30, 30), 500, 500) == (
+        29,
+        29,
+        93,
+        93,
+    )  # no width: one to the left, then right
+    assert grow_box((600, 700, 900, 800), 500, 300) == (436, 236, 500, 300)
+
+
+@given(st.tuples(*[st.floats(-200, 900)] * 4), st.integers(1, 600), st.integers(1, 600))
+def test_released_boxes_have_64_pixels_inside_the_image(box, width: int, height: int) -> None:
+    x1, y1, x2, y2 = grow_box(box, width, height)
+    assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    assert x2 - x1 >= min(MIN_CROP, width) - 1 and y2 - y1 >= min(MIN_CROP, height) - 1  # less what rounding takes
+
+
+# what the released sandbox runs, and what comes of it with a 500x400 image at /data/photo.jpg
+RELEASED = [
+    ("x1, y1, x2, y2 = 10, 10, 20, 500", "x1, y1, x2, y2 = (10, 10, 74, 400)", "crop"),
+    ("left, top, right, bottom = (90, 20, 30, 200)", "left, top, right, bottom = (30, 20, 94, 200)", "crop"),
+    ("X1, a, b, c = 0, 0, 5, 5", "X1, a, b, c = (0, 0, 64, 64)", "crop"),
+    ("crop_box = (0, 0, 5, 5)  # small", "crop_box = (0, 0, 64, 64)  # small", "crop"),
+    ("bbox = (0.2, 0, 600.7, 100)", "bbox = (0, 0, 500, 100)", "crop"),
+    ("box = (1,\n 2,\n 3, 4)\n1/0", "box = ((1, 2, 65, 66)\n\n)\n1/0", "crop"),
+    ("image_path = '/wrong.jpg'", "image_path = '/data/photo.jpg'", "path"),
+    ("image_path = __file__ and 'no suffix'", None, ""),
+    ("print(f'{x:.2f} {y:.3f}')", "print(f'{x:.8f} {y:.8f}')", "decimals"),
+    ("print('{:.2f}'.format(x))", "print('{:.8f}'.format(x))", "decimals"),
+    ("im = cv.imread(p)\ncv4.dnn.x(CV.y)", "im = cv2.imread(p)\ncv2.dnn.x(cv2.y)", "opencv"),
+    ("\u00e9 = 1; box = (0, 0, 9, 9)", "\u00e9 = 1; box = (0, 0, 64, 64)", "crop"),
+    # what it leaves alone
+    ("box = (10, 10, 90, 90)", None, ""),
+    ("box = (-10, 10, 20, 20)", None, ""),  # a minus sign is an expression
+    ("box = [1, 2, 3, 4]", None, ""),
+    ("box = other = (1, 2, 3, 4)", None, ""),
+    ("sign_box = (1, 2, 3, 4)", None, ""),
+    ("a, b, c, d = 1, 2, 3, 4", None, ""),
+    ("x1, y1 = 1, 2", None, ""),
+    ("x1, y1, x2, y2 = p, 2, 3, 4", None, ""),
+    ("box = (1, 2, 3, 1e999)", None, ""),
+    ("im.crop((1, 2, 3, 4))", None, ""),
+    ("crop = image[1:2, 3:4]", None, ""),
+    ("img_path = '/wrong.jpg'", None, ""),
+    ("cv = 3\nprint(cv)", None, ""),
+    ("print(f'{x:.10f} {y:.2e} {z:5.1f}')", None, ""),
+    ("box = (1, 2, 3, 4", None, ""),
+]
+
+
+@pytest.mark.parametrize(("code", "expected", "kind"), RELEASED)
+def test_released_rewriting(code: str, expected: str | None, kind: str) -> None:
+    text, fixes = rewrite(code, image_path=IMAGE_PATH, image_size=(500, 400))
+    assert text == (code if expected is None else expected)
+    assert {fix.kind for fix in fixes} == ({kind} if kind else set())
+    assert text.count("\n") == code.count("\n")
+
+
+def test_released_rewriting_leaves_an_existing_image_path(tmp_path: Path) -> None:
+    for name, kept in (("a.png", True), ("a.txt", False)):
+        (tmp_path / name).touch()
+        code = f"image_path = {str(tmp_path / name)!r}"
+        assert (rewrite(code, image_path=IMAGE_PATH, image_size=(9, 9))[0] == code) is kept
+
+
+def test_lists_are_what_they_claim() -> None:
+    assert len({s.code for s in REPAIRED}) == len(REPAIRED) >= 100
+    assert len({code for _, code in NOT_REPAIRED}) == len({name for name, _ in NOT_REPAIRED}) == len(NOT_REPAIRED) >= 40

@@ -472,6 +472,12 @@ def test_released_compatibility() -> None:
         result = sandbox.run(code, picture())
         assert result.images[0].size == (64, 64)
         assert sandbox.run("v = 1 / 3\nprint(f'{v:.2f}')").stdout == "0.33333333\n"
+        with sandbox.session(picture(), "/data/photo.jpg") as session:  # a path that exists by now is not replaced
+            session.run("image_path = '/no/such.jpg'\nImage.open(image_path).resize((9, 9)).save('/mnt/data/a.png')")
+            small = session.run("image_path = '/mnt/data/a.png'\nprint(Image.open(image_path).size)")
+            assert small.stdout == "(9, 9)\n", small
+        failed = sandbox.run("# one\nbox = (0,\n 0, 5, 5)\n# two\n1/0", picture())
+        assert failed.error is not None and failed.error.line == 5  # of the snippet as it was written
 
 
 def test_a_session_keeps_its_sandbox() -> None:

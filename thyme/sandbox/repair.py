@@ -63,7 +63,7 @@ _CHARACTERS = {
     "\u2060": "", "\uff08": "(", "\uff09": ")", "\uff0c": ",", "\uff1a": ":", "\uff1b": ";", "\uff1d": "=",
     "\u3001": ",", "\u3002": ".", "\u3010": "[", "\u3011": "]", "\u2026": "...",
 }  # fmt: skip
-_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&amp;": "&"}
+_ENTITIES = {"&amp;&amp;": " and ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&amp;": "&"}
 _FENCE = re.compile(r"^\s*(?:```|~~~)\s*[\w+.-]*\s*$")
 _TAG = re.compile(r"</?(?:code|python|tool_call|execute|py)>", re.IGNORECASE)
 _PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.)(?: |$)")
@@ -378,7 +378,7 @@ def _candidates(text: str, problem: SyntaxError) -> Iterator[tuple[str, Fix]]:
             re.sub(r"(?<![\w.])0+(\d+)(?![\w.])", r"\1", body) + comment, "number", "leading zeros were taken off"
         )
     if "multiple exception types must be parenthesized" in message:
-        fixed = re.sub(r"except\s+([\w.]+)\s*,\s*(\w+)\s*:", r"except \1 as \2:", body)
+        fixed = re.sub(r"except\s+([\w.]+|\([\w., ]+\))\s*,\s*(\w+)\s*:", r"except \1 as \2:", body)
         yield put(fixed + comment, "except", "'except A, b' was read as 'except A as b'")
     for pattern, new, what in (
         (r"\belse\s+if\b", "elif", "'else if' was read as 'elif'"),
