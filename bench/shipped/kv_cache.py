@@ -1,7 +1,11 @@
-"""What is compiled of kernels/kv_cache.py."""
+"""What is compiled of kernels/kv_cache.py: the heads of Qwen2.5-VL-7B."""
 
 from collections.abc import Iterator
 from typing import Any
+
+from thyme.kernels import kv_cache
+
+WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -12,6 +16,18 @@ def configurations() -> Iterator[dict[str, Any]]:
         "constants": {"WIDTH": 512, "BLOCK": 512},
         "options": {"num_warps": 4},
         "aligned": "k_stride v_stride",
-        "instructions": (r"ld\.global\S*\.v[24]",),
+        "instructions": (WIDE_LOAD,),
         "spot": True,
     }
+    for bias in (True, False):
+        pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
+        yield {
+            "kernel": "_mrope_write_kernel",
+            "what": f"bf16, 28/4 heads of 128{', bias' * bias}",
+            "types": " ".join(f"{name}_ptr:*bf16" for name in pointers.split())
+            + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i64 head_stride:i64",
+            "constants": {"QUERIES": 28, "KEYS": 4, "HALF": 64} | ({} if bias else {"bias_ptr": None}),
+            "options": kv_cache.launch_config(36, 64),
+            "aligned": "stride head_stride",
+            "instructions": (WIDE_LOAD, WIDE_STORE),
+        }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from thyme.model.layers import GatedMLP, RMSNorm, _SwiGLU, rotate
+from thyme.kernels.mrope import mrope
+from thyme.kernels.swiglu import swiglu
+from thyme.model.layers import GatedMLP, RMSNorm
 
 
 def test_rms_norm() -> None:
@@ -28,8 +30,8 @@ def test_rms_norm_of_bfloat16_squares_in_float32() -> None:
 
 def test_swiglu() -> None:
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(_SwiGLU.apply(x), F.silu(x[:, :4]) * x[:, 4:])
-    assert torch.autograd.gradcheck(_SwiGLU.apply, x)
+    torch.testing.assert_close(swiglu(x), F.silu(x[:, :4]) * x[:, 4:])
+    assert torch.autograd.gradcheck(swiglu, x)
 
 
 def test_gated_mlp_with_bias() -> None:
@@ -43,18 +45,18 @@ def test_gated_mlp_with_bias() -> None:
 def test_rotation() -> None:
     angles = torch.randn(3, 1, 4, dtype=torch.float64)
     x = torch.randn(3, 2, 8, dtype=torch.float64, requires_grad=True)
-    out = rotate(x, angles.cos(), angles.sin())
+    out = mrope(x, angles.cos(), angles.sin())
     # As complex numbers (first half real, second half imaginary) it is a multiplication by e^(i angle).
     turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
     torch.testing.assert_close(out, torch.cat((turned.real, turned.imag), -1))
-    assert torch.autograd.gradcheck(lambda y: rotate(y, angles.cos(), angles.sin()), x)
+    assert torch.autograd.gradcheck(lambda y: mrope(y, angles.cos(), angles.sin()), x)
 
 
 def test_rotation_of_bfloat16_is_computed_in_float32() -> None:
     angles = torch.rand(5, 1, 8) * 1000
     x = torch.randn(5, 2, 16).bfloat16()
-    exact = rotate(x.float(), angles.cos(), angles.sin())
-    assert torch.equal(rotate(x, angles.cos(), angles.sin()), exact.bfloat16())
+    exact = mrope(x.float(), angles.cos(), angles.sin())
+    assert torch.equal(mrope(x, angles.cos(), angles.sin()), exact.bfloat16())
 
 
 def test_without_gradients_the_arithmetic_is_the_same() -> None:
@@ -62,7 +64,7 @@ def test_without_gradients_the_arithmetic_is_the_same() -> None:
     x, angles = torch.randn(5, 2, 16), torch.randn(5, 1, 8)
 
     def run() -> list[torch.Tensor]:
-        return [norm(x), mlp(x), rotate(x, angles.cos(), angles.sin())]
+        return [norm(x), mlp(x), mrope(x, angles.cos(), angles.sin())]
 
     with torch.inference_mode():
         plain = run()

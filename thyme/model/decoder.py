@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from thyme.kernels.mrope import mrope, mrope_tables
 from thyme.model.attention import Attention
 from thyme.model.config import TextConfig
-from thyme.model.layers import GatedMLP, RMSNorm, rotate
-from thyme.model.rope import inverse_frequencies, rotary_axes, rotary_tables
+from thyme.model.layers import GatedMLP, RMSNorm
+from thyme.model.rope import inverse_frequencies
 
 
 class SelfAttention(nn.Module):
@@ -36,11 +37,16 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((queries, keys), 1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
-        q, k = rotate(qk, cos, sin).split((queries, keys), 1)
+        q, k = mrope(qk, cos, sin).split((queries, keys), 1)
         return self.o_proj(attention(self.layer, q, k, v).flatten(1))
 
 
 class DecoderLayer(nn.Module):
+    """Takes and returns (delta, stream): the residual stream, and what the last block has yet to add to it.
+
+    The sum is made where it is normalized, in one pass over both.
+    """
+
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -48,9 +54,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, delta: Tensor | None, stream: Tensor, cos: Tensor, sin: Tensor, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        x, stream = self.input_layernorm.add(delta, stream)
+        x, stream = self.post_attention_layernorm.add(self.self_attn(x, cos, sin, attention), stream)
+        return self.mlp(x), stream
 
 
 class Decoder(nn.Module):
@@ -60,20 +69,16 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._rotary: tuple[torch.device, Tensor, Tensor | None] | None = None
+        self._frequencies: Tensor | None = None
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """x [T, H] embeddings, positions [3, T] i64 -> [T, H] after the final norm."""
-        cos, sin = rotary_tables(positions, *self._frequencies(x.device))
+        # Not a buffer: they are computed, never loaded, and stay float32 whatever the model's dtype.
+        if self._frequencies is None or self._frequencies.device != x.device:
+            self._frequencies = inverse_frequencies(self.config).to(x.device)
+        cos, sin = mrope_tables(positions, self._frequencies, self.config.mrope_section)
+        delta, stream = None, x
         for layer in self.layers:
-            x = layer(x, cos, sin, attention)
-        normed: Tensor = self.norm(x)
+            delta, stream = layer(delta, stream, cos, sin, attention)
+        normed: Tensor = self.norm.add(delta, stream)[0]
         return normed
-
-    def _frequencies(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        # Not buffers: they are computed, never loaded, and stay float32 whatever the model's dtype.
-        if self._rotary is None or self._rotary[0] != device:
-            axes = rotary_axes(self.config)
-            inverse = inverse_frequencies(self.config).to(device)
-            self._rotary = (device, inverse, None if axes is None else axes.to(device))
-        return self._rotary[1:]

@@ -1,4 +1,4 @@
-"""Positions and rotary tables.
+"""Positions and frequencies of the rotary embedding, which is thyme.kernels.mrope.
 
 M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1): a token has a time, a height and a width position; each rotary
 frequency follows one of the three. Text has the three equal, so it is plain RoPE there.
@@ -83,17 +83,3 @@ def inverse_frequencies(config: TextConfig) -> Tensor:
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0, 1)
     return inverse * (keep + (1 - keep) / scaling.factor)
-
-
-def rotary_axes(config: TextConfig) -> Tensor | None:
-    """[D / 2] i64: which of the three positions each frequency follows; None where all three are equal."""
-    if config.mrope_section is None:
-        return None
-    return torch.repeat_interleave(torch.arange(3), torch.tensor(config.mrope_section))
-
-
-def rotary_tables(positions: Tensor, inverse: Tensor, axes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """cos and sin, [T, 1, D / 2] float32, of positions [3, T]."""
-    wide = positions[0, :, None] if axes is None else positions.t().index_select(1, axes)
-    angles = wide.float() * inverse
-    return angles.cos()[:, None], angles.sin()[:, None]

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thyme.kernels.mrope import mrope
 from thyme.model.attention import packed_attention
 from thyme.model.config import VisionConfig
-from thyme.model.layers import GatedMLP, RMSNorm, rotate
+from thyme.model.layers import GatedMLP, RMSNorm
 from thyme.model.rope import Grid
 
 _EPS = 1e-6  # of every norm in the tower; fixed in Qwen2.5-VL
@@ -69,11 +70,13 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
         qkv = self.qkv(x).view(len(x), 3 * self.num_heads, self.head_dim)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), 1)
-        q, k = rotate(qk, cos, sin).chunk(2, 1)
+        q, k = mrope(qk, cos, sin).chunk(2, 1)
         return self.proj(packed_attention(q, k, v, lengths, causal=False).flatten(1))
 
 
 class VisionBlock(nn.Module):
+    """(delta, stream) to (delta, stream), as in the decoder."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, _EPS)
@@ -81,9 +84,12 @@ class VisionBlock(nn.Module):
         self.norm2 = RMSNorm(config.hidden_size, _EPS)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, lengths)
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self, delta: Tensor | None, stream: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        x, stream = self.norm1.add(delta, stream)
+        x, stream = self.norm2.add(self.attn(x, cos, sin, lengths), stream)
+        return self.mlp(x), stream
 
 
 class PatchMerger(nn.Module):
@@ -96,8 +102,9 @@ class PatchMerger(nn.Module):
         self.up = nn.Linear(self.width, self.width)
         self.down = nn.Linear(self.width, config.out_hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self.norm(x).view(-1, self.width))))
+    def forward(self, delta: Tensor | None, stream: Tensor) -> Tensor:
+        x, _ = self.norm.add(delta, stream)
+        return self.down(F.gelu(self.up(x.view(-1, self.width))))
 
 
 class VisionTower(nn.Module):
@@ -135,9 +142,11 @@ class VisionTower(nn.Module):
         if not is_raster:
             order = _concatenated_order(layouts, sizes, unit)
             x = x.view(-1, unit, config.hidden_size).index_select(0, order).view(-1, config.hidden_size)
+        delta, stream = None, x
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, sizes if index in config.fullatt_block_indexes else windows)
-        features: Tensor = self.merger(x)
+            lengths = sizes if index in config.fullatt_block_indexes else windows
+            delta, stream = block(delta, stream, cos, sin, lengths)
+        features: Tensor = self.merger(delta, stream)
         return features if is_raster else features.index_select(0, torch.argsort(order))
 
 

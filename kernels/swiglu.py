@@ -1,0 +1,177 @@
+"""SwiGLU, the gate of a transformer's MLP: silu(gate) * up, silu(z) = z / (1 + e^-z).
+
+    with s = 1 / (1 + e^-gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy silu(gate)   (Shazeer, arXiv 2002.05202)
+
+Shapes: gate, up [..., I], or both side by side in one [..., 2 I] as a fused projection leaves them -> [..., I].
+Numerics: silu in float32 (float64 in float64), rounded to the inputs' dtype, then multiplied by up, as transformers'
+MLPs round it.
+Traffic, elements: 3 I a row; backward 5 I.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
+
+
+def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    if up is not None:
+        return gate, up
+    gate, up = gate.chunk(2, -1)
+    return gate, up
+
+
+def _forward_ref(gate: Tensor, up: Tensor | None) -> Tensor:
+    gate, up = _halves(gate, up)
+    return F.silu(gate).mul_(up)
+
+
+def _backward_ref(gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
+    torch.mul(grad, F.silu(gate), out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+
+
+@triton.jit
+def _forward_kernel(
+    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """A program per row and block."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = column < WIDTH
+    gate = tl.load(gate_ptr + row * gate_stride + column, mask=ok, other=0.0)
+    up = tl.load(up_ptr + row * up_stride + column, mask=ok, other=0.0).to(tl.float32)
+    z = gate.to(tl.float32)
+    silu = (z * tl.sigmoid(z)).to(gate.dtype).to(tl.float32)
+    tl.store(out_ptr + row * WIDTH + column, (silu * up).to(gate.dtype), mask=ok)
+
+
+@triton.jit
+def _backward_kernel(
+    gate_ptr, up_ptr, grad_ptr, grad_gate_ptr, grad_up_ptr, gate_stride, up_stride, grad_gate_stride, grad_up_stride,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program per row and block; the sigmoid is computed again rather than kept."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = column < WIDTH
+    gate = tl.load(gate_ptr + row * gate_stride + column, mask=ok, other=0.0)
+    up = tl.load(up_ptr + row * up_stride + column, mask=ok, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row * WIDTH + column, mask=ok, other=0.0).to(tl.float32)
+    z = gate.to(tl.float32)
+    s = tl.sigmoid(z)
+    grad_gate = grad * up * s * (1.0 + z * (1.0 - s))
+    grad_up = grad * (z * s).to(gate.dtype).to(tl.float32)
+    tl.store(grad_gate_ptr + row * grad_gate_stride + column, grad_gate.to(gate.dtype), mask=ok)
+    tl.store(grad_up_ptr + row * grad_up_stride + column, grad_up.to(gate.dtype), mask=ok)
+
+
+def _launch_config(width: int) -> dict[str, int]:
+    """8 numbers a thread, one 16-byte load of each bfloat16 operand: 18944 columns are 18.5 blocks."""
+    block = min(1024, max(128, triton.next_power_of_2(width)))
+    return {"BLOCK": block, "num_warps": block // 256 or 1}
+
+
+def _rows(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both halves as [rows, I] with stride 1 along I; without a copy where one stride leads from row to row."""
+    if up is None:
+        gate, up = gate.reshape(-1, gate.shape[-1]).chunk(2, -1)
+    gate, up = (x.reshape(-1, x.shape[-1]) for x in (gate, up))
+    gate, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gate, up))
+    return gate, up
+
+
+def _forward_triton(gate: Tensor, up: Tensor | None) -> Tensor:
+    shape = (*gate.shape[:-1], gate.shape[-1] // 2) if up is None else gate.shape
+    out = torch.empty(shape, dtype=gate.dtype, device=gate.device)
+    if out.numel() > 0:
+        gate, up = _rows(gate, up)
+        num_rows, width = gate.shape
+        config = _launch_config(width)
+        _forward_kernel[(num_rows, triton.cdiv(width, config["BLOCK"]))](
+            gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, **config
+        )
+    return out
+
+
+def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: Tensor, grad_up: Tensor | None) -> None:
+    if grad.numel() == 0:
+        return
+    gate, up = _rows(gate, up)
+    grad_gate, grad_up = _rows(grad_gate, grad_up)  # just allocated, so these are views
+    num_rows, width = gate.shape
+    config = _launch_config(width)
+    _backward_kernel[(num_rows, triton.cdiv(width, config["BLOCK"]))](
+        gate, up, grad.contiguous(), grad_gate, grad_up, gate.stride(0), up.stride(0), grad_gate.stride(0),
+        grad_up.stride(0), WIDTH=width, **config,
+    )  # fmt: skip
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its inputs alone; the gradient of a fused input is written once, in place, not joined from two."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor | None, in_triton: bool) -> Tensor:
+        ctx.in_triton = in_triton
+        ctx.save_for_backward(gate, up)
+        return (_forward_triton if in_triton else _forward_ref)(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        grad_up = None if up is None else torch.empty_like(grad_gate)
+        if ctx.in_triton:
+            _backward_triton(gate, up, grads[0], grad_gate, grad_up)
+        else:
+            _backward_ref(*_halves(gate, up), grads[0], *_halves(grad_gate, grad_up))
+        return grad_gate, grad_up, None
+
+
+def swiglu_ref(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """`swiglu` in torch: the definition, and the CPU path."""
+    _check(gate, up, FLOATS_AND_DOUBLE)
+    return _SwiGLU.apply(gate, up, False) if torch.is_grad_enabled() else _forward_ref(gate, up)
+
+
+def swiglu_triton(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """`swiglu` in Triton; float32, bfloat16 or float16."""
+    _check(gate, up, FLOATS)
+    return _SwiGLU.apply(gate, up, True) if torch.is_grad_enabled() else _forward_triton(gate, up)
+
+
+def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
+    if gate.dim() == 0:
+        raise ValueError("gate must have at least one dimension, got a scalar")
+    if gate.dtype not in dtypes:
+        check_tensor("gate", gate, (None,) * gate.dim(), dtypes)
+    if up is not None:
+        check_tensor("up", up, tuple(gate.shape), (gate.dtype,), gate.device)
+    elif gate.shape[-1] % 2:
+        raise ValueError(f"gate holds gate and up side by side when up is None, but {gate.shape[-1]} columns are odd")
+
+
+def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, differentiable; Triton on a GPU, torch on a CPU.
+
+    Args:
+        gate: [..., I] float32, bfloat16 or float16 (float64 on a CPU); or [..., 2 I], gate and up side by side, which
+            spares the backward pass a copy.
+        up: [..., I] of gate's dtype, or None when `gate` holds both.
+
+    Returns:
+        [..., I] in gate's dtype.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device.
+    """
+    return (swiglu_triton if gate.is_cuda else swiglu_ref)(gate, up)
