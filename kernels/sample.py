@@ -16,12 +16,16 @@ matter and nothing else does. u is in [0, 1 - 2^-53] and a multiple of 2^-53: it
 above 1.2e-16 can be drawn, and the cumulative sums that u is compared with are float64. Hash and u are the same bits in
 torch and in Triton, so both draw the same token unless u falls within rounding of a cdf step.
 
-Shapes: logits [B, V], everything else [B]. Numerics: float32 inside (float64 for float64 logits), cdf in float64.
-Traffic: 2 B V bytes for 16-bit logits, one read; one more block per row for the draw; with truncation the threshold
-search reads the row again out of the cache.
-"""
+On a GPU the logits are read once, and one block of each row again to draw inside it: statistics per block, then an
+inverse cdf in two levels. Truncation reads them twice. The first read also counts each block's ids in bins 1/8 wide;
+the counts say into which bins a cut can fall. The second read sums what lies above those bins and packs the logits in
+them, the candidates, into a buffer as large as the logits, where the exact cut is found by bisection on their bits.
+Usually they are a few hundred a row, or as many as top_k. Where the bins do not tell the ids apart (a row flat within
+1/8, or a cut 32 below the largest) all are candidates: still exact, but up to 32 sweeps over the packed copy.
 
-# mypy: disable-error-code="no-untyped-def"
+Shapes: logits [B, V], everything else [B]. Numerics: float32 inside (float64 for float64 logits), cdf in float64.
+Traffic for 16-bit logits: 2 B V bytes; with truncation 4 B V, 6% more for the counts, and the sweeps.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -45,7 +49,18 @@ from thyme.kernels.checks import (
 from thyme.kernels.rows import BannedIds, banned_mask, check_vocab_size, row_sums
 
 _MAX_TEMPERATURE = 1e20
+_REF_ELEMENTS = 1 << 20  # logits the reference works on at a time
+_BINS = 256  # 1/8 wide each: what lies 32 and more below the largest logit is in the last one
+_LOW_ZERO_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # of each as a float32
 _MIN_TEMPERATURE = 1e-30  # below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30
+
+
+class Limits(NamedTuple):
+    """How each row is truncated, all [B]; 0, 1 and 0 where it is not."""
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
 
 
 class SampleOutput(NamedTuple):
@@ -80,61 +95,69 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_ref(
-    logits: Tensor,
-    temperature: Tensor,
-    *,
-    seed: Tensor,
-    position: Tensor,
-    top_k: int | Tensor | None = None,
-    top_p: float | Tensor | None = None,
-    min_p: float | Tensor | None = None,
-    vocab_size: int | None = None,
-    banned_ids: BannedIds = None,
-) -> SampleOutput:
+    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
+    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None,
+) -> SampleOutput:  # fmt: skip
     """`sample` in torch: the definition, and the CPU path."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS_AND_DOUBLE)
-    z = logits[:, :vocab_size]
-    if z.dtype not in (torch.float32, torch.float64):
-        z = z.float()
-    if banned is not None:
-        z = torch.where(banned, -torch.inf, z)
-    greedy = temperature == 0
-    tau = temperature.to(z.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
+    limits = _limits(top_k, top_p, min_p, logits)
+    u = uniform(seed, position)
+    # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
+    step = max(1, min(len(logits), _REF_ELEMENTS // vocab_size))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    buffers = [torch.empty(step, vocab_size, dtype=t, device=logits.device) for t in (dtype, dtype, torch.float64)]
+    parts = []
+    for start in range(0, max(1, len(logits)), step):
+        rows = slice(start, start + step)
+        cuts = Limits(*(limit[rows] for limit in limits)) if limits is not None else None
+        parts.append(_sample_rows(logits[rows, :vocab_size], banned, temperature[rows], u[rows], cuts, buffers))
+    out = parts[0] if len(parts) == 1 else SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
+    if values_visible(out.entropy) and not math.isfinite(out.entropy.sum().item()):
+        _raise_not_finite(out.entropy)
+    return out
 
-    largest, argmax = z.max(-1)
+
+def _sample_rows(
+    logits: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None, buffers: list[Tensor]
+) -> SampleOutput:
+    x, e, cdf = (buffer[: len(logits)] for buffer in buffers)
+    if banned is None:
+        x.copy_(logits)
+    else:
+        torch.where(banned, x.new_full((), -torch.inf), logits.to(x.dtype), out=x)
+    greedy = temperature == 0
+    tau = temperature.to(x.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
+    order = x.sort(dim=-1, descending=True, stable=True).indices if limits is not None else None
+
+    largest, argmax = x.max(-1)
     # -1e30 stands for -inf: its exp is 0 at any temperature, and times that exp it is 0, where -inf would be NaN.
-    x = (z - largest[:, None]).clamp_min_(-1e30)
-    e = x.exp()
+    x.sub_(largest[:, None]).clamp_min_(-1e30)
+    torch.exp(x, out=e)
     total_raw = row_sums(e)
     log_total_raw = total_raw.log()
     entropy = log_total_raw - row_sums(e.mul_(x)).div_(total_raw)
-    if values_visible(entropy) and not math.isfinite(entropy.sum().item()):
-        _raise_not_finite(entropy)
 
-    e = torch.div(x, tau[:, None], out=e).exp_()
-    cdf = e.cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1]
-    log_total = total.log().to(z.dtype)
+    torch.div(x, tau[:, None], out=e).exp_()
+    total = cdf.copy_(e).cumsum_(-1)[:, -1].clone()
     kept_mass = torch.ones_like(tau)
-    limits = _limits(top_k, top_p, min_p, z)
-    if limits is not None:
-        kept = _kept(x, e, *limits)
-        cdf = e.masked_fill_(~kept, 0.0).cumsum(-1, dtype=torch.float64)
+    if order is not None and limits is not None:
+        kept = _kept(order, e, *limits)
+        cdf.copy_(e.masked_fill_(~kept, 0.0)).cumsum_(-1)
         truncated = ~(kept | (x == -1e30)).all(-1) & ~greedy
-        kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(z.dtype), kept_mass)
+        kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(x.dtype), kept_mass)
 
-    drawn = torch.searchsorted(cdf, (uniform(seed, position) * cdf[:, -1])[:, None], right=True).squeeze(-1)
-    token = torch.where(greedy, argmax, drawn)
+    drawn = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
+    token = torch.where(greedy, argmax, drawn).clamp_max_(x.shape[1] - 1)  # past the end: a row that will be refused
     x_token = x.gather(-1, token[:, None]).squeeze(-1)
-    logprob = (x_token / tau - log_total).masked_fill_(greedy, 0.0)
+    logprob = (x_token / tau - total.log().to(x.dtype)).masked_fill_(greedy, 0.0)
     return SampleOutput(token, logprob, x_token - log_total_raw, entropy, kept_mass)
 
 
-def _kept(x: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which ids truncation keeps, bool [B, V]; e = exp(x / tau), 1 at the largest."""
-    order = x.sort(dim=-1, descending=True, stable=True).indices
+def _kept(order: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which ids truncation keeps, bool [B, V]; e = exp(x / tau), `order` the ids as truncation takes them."""
     e = e.gather(-1, order)
-    rank = torch.arange(x.shape[-1], device=x.device)
+    rank = torch.arange(e.shape[-1], device=e.device)
     kept = (rank < top_k[:, None]) | (top_k == 0)[:, None]
     cdf = (e * kept).cumsum(-1, dtype=torch.float64)
     reached = cdf - e >= top_p.double()[:, None] * cdf[:, -1:]  # the ids before this one already hold top_p
@@ -145,8 +168,8 @@ def _kept(x: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> 
 
 def _limits(
     top_k: int | Tensor | None, top_p: float | Tensor | None, min_p: float | Tensor | None, logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(top_k i64, top_p, min_p), each [B], or None when nothing is truncated."""
+) -> Limits | None:
+    """None when nothing is truncated."""
     if top_k is None and top_p is None and min_p is None:
         return None
     rows, device, dtype = logits.shape[0], logits.device, logits.dtype
@@ -166,22 +189,17 @@ def _limits(
 
     if isinstance(top_k, float) or (isinstance(top_k, Tensor) and top_k.is_floating_point()):
         raise ValueError(f"top_k must be an integer or an integer tensor, got {top_k}")
-    return (
-        per_row("top_k", top_k, 0, torch.int64, 0, torch.iinfo(torch.int32).max),
-        per_row("top_p", top_p, 1.0, dtype, 1e-9, 1.0),
-        per_row("min_p", min_p, 0.0, dtype, 0.0, 1.0),
+    return Limits(
+        top_k=per_row("top_k", top_k, 0, torch.int64, 0, torch.iinfo(torch.int32).max),
+        top_p=per_row("top_p", top_p, 1.0, dtype, 1e-9, 1.0),
+        min_p=per_row("min_p", min_p, 0.0, dtype, 0.0, 1.0),
     )
 
 
 def _check(
-    logits: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    position: Tensor,
-    vocab_size: int | None,
-    banned_ids: BannedIds,
-    dtypes: tuple[torch.dtype, ...],
-) -> tuple[int, Tensor | None]:
+    logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor,
+    vocab_size: int | None, banned_ids: BannedIds, dtypes: tuple[torch.dtype, ...],
+) -> tuple[int, Tensor | None]:  # fmt: skip
     check_tensor("logits", logits, (None, None), dtypes)
     rows, device = logits.shape[0], logits.device
     check_tensor("temperature", temperature, (rows,), FLOATS_AND_DOUBLE, device)
@@ -221,19 +239,46 @@ def _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size
     return tl.load(at, mask=ok, other=-float("inf")).to(tl.float32)
 
 
+@triton.jit
+def _load_tau(temperature_ptr, row, row_ok):
+    """(tau == 0, 1 / tau)."""
+    tau = tl.load(temperature_ptr + row, mask=row_ok, other=1.0).to(tl.float32)
+    return tau == 0.0, 1.0 / tl.where(tau == 0.0, 1.0, tl.maximum(tau, 1e-30))
+
+
+@triton.jit
+def _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size):
+    """(whether the row is truncated, top_k, top_p, min_p); top_k 0, top_p 1 and min_p 0 where off."""
+    tau = tl.load(temperature_ptr + row, mask=row_ok, other=0.0)
+    top_k = tl.load(limits_ptr + row, mask=row_ok, other=0.0)
+    top_k = tl.where(top_k < vocab_size, top_k, 0.0).to(tl.int32)
+    top_p = tl.load(limits_ptr + num_rows + row, mask=row_ok, other=1.0)
+    min_p = tl.load(limits_ptr + 2 * num_rows + row, mask=row_ok, other=0.0).to(tl.float32)
+    return row_ok & (tau > 0.0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)), top_k, top_p, min_p
+
+
+@triton.jit
+def _bin(z):
+    """Logits of one value share a bin, and larger ones are in none below; as a float, for it may be any integer."""
+    return tl.floor(tl.minimum(tl.maximum(z, -1e37), 1e37) * 8.0)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _stats_kernel(
-    logits_ptr, temperature_ptr, banned_ptr, partial_ptr, argmax_ptr, stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, temperature_ptr, banned_ptr, partial_ptr, argmax_ptr, histogram_ptr,
+    stride, num_rows, vocab_size, num_blocks,
+    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Of each block, x = z - m: partial[4, B, num_blocks] = largest m, sum e^x, sum x e^x, sum e^(x / tau); argmax."""
+    """Of each block, x = z - m: partial[4, B, num_blocks] = largest m, sum e^x, sum x e^x, sum e^(x / tau); argmax.
+
+    And histogram[B, num_blocks, BINS], how many ids lie how many bins below m's; the last entry is for all the others.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     block = tl.program_id(1)
     row_ok = row < num_rows
     column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
     z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
-    tau = tl.load(temperature_ptr + row, mask=row_ok, other=1.0).to(tl.float32)
-    inverse_tau = 1.0 / tl.where(tau == 0.0, 1.0, tl.maximum(tau, 1e-30))
+    _greedy, inverse_tau = _load_tau(temperature_ptr, row, row_ok)
 
     m = tl.max(z, 1)
     # An id that does not count has e = 0 and a finite x, so that x e = 0; so has every id of an empty block.
@@ -247,6 +292,11 @@ def _stats_kernel(
     tl.store(partial_ptr + 2 * plane + out, tl.sum(e * x, 1), mask=row_ok)
     tl.store(partial_ptr + 3 * plane + out, tl.sum(tl.exp(gap * inverse_tau[:, None]), 1), mask=row_ok)
     tl.store(argmax_ptr + out, tl.min(tl.where(z == m[:, None], column, 2147483647), 1), mask=row_ok)
+    if BINS > 1:  # a row of several blocks; ROWS is 1
+        below = tl.minimum(_bin(m)[:, None] - _bin(z), BINS - 1.0)
+        below = tl.where(z > -float("inf"), below, BINS - 1.0).to(tl.int32)
+        count = tl.histogram(tl.reshape(below, [BLOCK]), BINS)
+        tl.store(histogram_ptr + out[:, None] * BINS + tl.arange(0, BINS)[None, :], count[None, :].to(tl.int16))
 
 
 @triton.jit
@@ -265,7 +315,209 @@ def _combine(partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
     total_raw = tl.where(row_ok, tl.sum(scale * e_sum, 1), 1.0)
     x_raw = tl.sum(scale * (xe_sum + gap * e_sum), 1)
     mass = tl.exp(gap * inverse_tau[:, None]) * tl.load(at + 3 * plane, mask=ok, other=0.0)
-    return largest, total_raw, x_raw, block_largest, mass
+    return largest, total_raw, x_raw, block_largest, tl.where(row_ok[:, None], mass, 1.0).to(tl.float64)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _bounds_kernel(
+    temperature_ptr, partial_ptr, histogram_ptr, limits_ptr, bounds_ptr, num_rows, vocab_size, num_blocks,
+    ROWS: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """bounds[2, B]: the first and the last bin, counted down from the row's largest, that a cut may fall into.
+
+    Reads no logits. top_k has to look at all its ids, for the mass that top_p is relative to. For top_p alone the
+    counts bound the mass below each bin from both sides, within a factor e^(1 / 8 tau).
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_ok = row < num_rows
+    _greedy, inverse_tau = _load_tau(temperature_ptr, row, row_ok)
+    truncated, top_k, top_p, _min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
+    largest, _total_raw, _x_raw, _block_largest, mass = _combine(
+        partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
+    )
+    bin = tl.arange(0, BINS)[None, :]
+    # The last bin holds whatever is further down: nobody counted it, and all ids is enough of a bound.
+    count = tl.where(row_ok[:, None] & (bin == BINS - 1), vocab_size, 0)
+    if BINS > 1:
+        for start in range(0, num_blocks, 16):
+            block = start + tl.arange(0, 16)[:, None]
+            ok = (block < num_blocks) & (tl.sum(truncated.to(tl.int32), 0) > 0)
+            out = tl.sum(row, 0).to(tl.int64) * num_blocks + block
+            block_largest = tl.load(partial_ptr + out, mask=ok, other=-float("inf"))
+            place = bin - tl.minimum(_bin(largest)[:, None] - _bin(block_largest), BINS * 1.0).to(tl.int32)
+            ok = ok & (place >= 0) & (bin < BINS - 1)
+            count += tl.sum(tl.load(histogram_ptr + out * BINS + place, mask=ok, other=0).to(tl.int32), 0)[None, :]
+
+    first_k = tl.sum((tl.cumsum(count, 1) < top_k[:, None]).to(tl.int32), 1)
+    # Edges of the bins relative to the largest, which lies in bin 0 and no higher than its upper edge.
+    edge = tl.minimum(_bin(largest) * 0.125 - largest, 0.0)[:, None] - bin * 0.125
+    most = tl.exp(tl.minimum(edge + 0.125, 0.0) * inverse_tau[:, None]).to(tl.float64)
+    least = tl.where(bin == BINS - 1, 0.0, tl.exp(edge * inverse_tau[:, None])).to(tl.float64)
+    # A bin is above the cut when more than 1 - top_p lies below it; the margins are far wider than any rounding here.
+    total = tl.sum(mass, 1)
+    rest = (1.0 - top_p) * total
+    lower = (rest * 1.001 + 1e-5 * total)[:, None]
+    upper = (rest * 0.999 - 1e-5 * total)[:, None]
+    inner = bin > 0
+    first_p = tl.sum((inner & (tl.cumsum(count * least, 1, reverse=True) > lower)).to(tl.int32), 1)
+    last_p = tl.sum((inner & (tl.cumsum(count * most, 1, reverse=True) > upper)).to(tl.int32), 1)
+    by_k = top_k > 0
+    by_p = top_p < 1.0
+    tl.store(bounds_ptr + row, tl.where(by_k, 0, tl.where(by_p, first_p, BINS)), mask=row_ok)
+    tl.store(bounds_ptr + num_rows + row, tl.where(by_k, first_k, tl.where(by_p, last_p, -1)), mask=row_ok)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _truncate_kernel(
+    logits_ptr, temperature_ptr, banned_ptr, partial_ptr, limits_ptr, bounds_ptr,
+    candidates_ptr, num_candidates_ptr, sure_ptr, stride, num_rows, vocab_size, num_blocks,
+    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """Of each block of a truncated row: its candidates, the logits between the bounds, packed to the block's front,
+    in ascending id; and sure[2, B, num_blocks], the mass above the bounds, of all ids and of those that pass min_p.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(1)
+    row_ok = row < num_rows
+    _greedy, inverse_tau = _load_tau(temperature_ptr, row, row_ok)
+    row_ok, _top_k, _top_p, min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
+    if tl.sum(row_ok.to(tl.int32), 0) == 0:
+        return
+    column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
+    z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
+    largest, _total_raw, _x_raw, _block_largest, _mass = _combine(
+        partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
+    )
+    first = tl.load(bounds_ptr + row, mask=row_ok, other=0)[:, None]
+    last = tl.load(bounds_ptr + num_rows + row, mask=row_ok, other=-1)[:, None]
+    bin = tl.minimum(_bin(largest)[:, None] - _bin(z), BINS - 1.0).to(tl.int32)
+    candidate = (bin >= first) & (bin <= last) & (z > -float("inf"))
+    place = row.to(tl.int64)[:, None] * vocab_size + block * BLOCK + tl.cumsum(candidate.to(tl.int32), 1) - 1
+    tl.store(candidates_ptr + place, z.to(candidates_ptr.dtype.element_ty), mask=candidate)
+
+    out = row.to(tl.int64) * num_blocks + block
+    e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
+    sure = tl.where(bin < first, e, 0.0).to(tl.float64)
+    tl.store(num_candidates_ptr + out, tl.sum(candidate.to(tl.int32), 1), mask=row_ok)
+    tl.store(sure_ptr + out, tl.sum(sure, 1), mask=row_ok)
+    sure = tl.where(e >= min_p[:, None], sure, 0.0)
+    tl.store(sure_ptr + num_rows.to(tl.int64) * num_blocks + out, tl.sum(sure, 1), mask=row_ok)
+
+
+@triton.jit
+def _key(z, SHIFT: tl.constexpr):
+    """An integer that orders as the logits do, both zeros alike; SHIFT are the low bits that their dtype leaves 0."""
+    bits = tl.where(z == 0.0, 0.0, z).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
+
+
+@triton.jit
+def _logit(key, SHIFT: tl.constexpr):
+    """The logit of this key."""
+    bits = key << SHIFT
+    bits = bits ^ ((bits >> 31) & (0x7FFFFFFF - ((1 << SHIFT) - 1)))
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK: tl.constexpr):
+    """The `start`-th candidates of each block and on, [ROWS, BLOCKS * (BLOCK // BLOCKS)], -inf past a block's last."""
+    BLOCKS: tl.constexpr = number.shape[1]
+    place = start + tl.arange(0, BLOCK // BLOCKS)[None, None, :]
+    at = row.to(tl.int64)[:, None, None] * vocab_size + tl.arange(0, BLOCKS)[None, :, None] * BLOCK + place
+    z = tl.load(candidates_ptr + at, mask=place < number[:, :, None], other=-float("inf"))
+    return tl.reshape(z.to(tl.float32), [number.shape[0], BLOCK])
+
+
+@triton.jit
+def _cut(
+    low, high, goal, sure, candidates_ptr, number, row, vocab_size, largest, inverse_tau,
+    BY_MASS: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """The smallest key in (low, high] over which lies less than `goal`, then the ids and the mass that lie over it.
+
+    By bisection: exact, in as many sweeps over the candidates as high - low has bits. Over `high` are the sure ids.
+    """
+    most = tl.max(tl.max(number, 1), 0)
+    over_count = tl.zeros_like(low)
+    over_mass = sure
+    middle = (low >> 1) + (high >> 1) + (low & high & 1)  # low + high may leave int32
+    while tl.sum((middle > low).to(tl.int32), 0) > 0:
+        count = tl.zeros_like(low)
+        mass = sure
+        for start in range(0, most, BLOCK // number.shape[1]):
+            z = _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK)
+            over = _key(z, SHIFT) > middle[:, None]
+            e = tl.exp((z - largest[:, None]) * inverse_tau[:, None]).to(tl.float64)
+            count += tl.sum(over.to(tl.int32), 1)
+            mass += tl.sum(tl.where(over, e, 0.0), 1)
+        less = (middle > low) & ((mass < goal) if BY_MASS else (count < goal))
+        high = tl.where(less, middle, high)
+        over_count = tl.where(less, count, over_count)
+        over_mass = tl.where(less, mass, over_mass)
+        low = tl.where(less, low, middle)
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+    return high, over_count, over_mass
+
+
+@triton.jit
+def _keep(
+    top_k, top_p, min_p, total, candidates_ptr, num_candidates_ptr, sure_ptr, row, row_ok, num_rows, num_blocks,
+    vocab_size, largest, inverse_tau, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """Per row the key over which all ids are kept; per block how many of that key are, the lowest ids first, and the
+    mass of what is kept, after min_p.
+    """
+    STEP: tl.constexpr = BLOCK // BLOCKS
+    block = tl.arange(0, BLOCKS)[None, :]
+    ok = row_ok[:, None] & (block < num_blocks)
+    at = row.to(tl.int64)[:, None] * num_blocks + block
+    number = tl.load(num_candidates_ptr + at, mask=ok, other=0)
+    sure = tl.sum(tl.load(sure_ptr + at, mask=ok, other=0.0), 1)
+    mass = tl.load(sure_ptr + num_rows.to(tl.int64) * num_blocks + at, mask=ok, other=0.0)
+
+    most = tl.max(tl.max(number, 1), 0)
+    low = tl.full(row.shape, 2147483647, tl.int32)
+    high = tl.full(row.shape, -2147483648, tl.int32)
+    for start in range(0, most, STEP):
+        z = _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK)
+        high = tl.maximum(high, tl.max(_key(z, SHIFT), 1))
+        low = tl.minimum(low, tl.min(_key(tl.where(z == -float("inf"), float("inf"), z), SHIFT), 1))
+    low -= 1
+
+    by_k = row_ok & (top_k > 0)
+    key_k, over_count, over_mass = _cut(
+        tl.where(by_k, low - 1, high), high, top_k, sure, candidates_ptr, number, row, vocab_size, largest, inverse_tau,
+        False, BLOCK, SHIFT,
+    )  # fmt: skip
+    num_ties = tl.minimum(top_k, tl.sum(number, 1)) - over_count  # top_k may be more than there are
+    single = tl.exp((_logit(key_k, SHIFT) - largest) * inverse_tau).to(tl.float64)
+    goal = top_p * tl.where(by_k, over_mass + num_ties * single, total)
+
+    by_p = row_ok & (top_p < 1.0)
+    key_p, _over_count, over_mass = _cut(
+        tl.where(by_p, tl.where(by_k, key_k, low) - 1, high), high, goal, sure, candidates_ptr, number, row, vocab_size,
+        largest, inverse_tau, True, BLOCK, SHIFT,
+    )  # fmt: skip
+    single = tl.exp((_logit(key_p, SHIFT) - largest) * inverse_tau).to(tl.float64)
+    needed = tl.ceil((goal - over_mass) / tl.maximum(single, 1e-300))
+    needed = tl.where(by_p, tl.minimum(tl.maximum(needed, 1.0), 2147483647.0), 0.0).to(tl.int32)
+    num_ties = tl.where(by_p, tl.where(by_k & (key_p == key_k), tl.minimum(num_ties, needed), needed), num_ties)
+    key = tl.where(by_p, key_p, tl.where(by_k, key_k, -2147483648))
+
+    ties = tl.zeros_like(number)
+    for start in range(0, most, STEP):
+        z = _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK)
+        e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
+        kept = (_key(z, SHIFT) > key[:, None]) & (e >= min_p[:, None])
+        kept_e = tl.where(kept, e, 0.0).to(tl.float64)
+        tie = (_key(z, SHIFT) == key[:, None]).to(tl.int32)
+        mass += tl.sum(tl.reshape(kept_e, [number.shape[0], BLOCKS, STEP]), 2)
+        ties += tl.sum(tl.reshape(tie, [number.shape[0], BLOCKS, STEP]), 2)
+    ties = tl.minimum(tl.maximum(num_ties[:, None] - (tl.cumsum(ties, 1) - ties), 0), ties)
+    single = tl.exp((_logit(key, SHIFT) - largest) * inverse_tau)
+    single = tl.where(single >= min_p, single, 0.0).to(tl.float64)
+    return key, ties, mass + tl.where(ties > 0, ties * single[:, None], 0.0)
 
 
 @triton.jit
@@ -278,26 +530,33 @@ def _first_above(cdf, e, column, target):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _draw_kernel(
-    logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, argmax_ptr,
-    token_ptr, logprob_ptr, logprob_raw_ptr, entropy_ptr, stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, argmax_ptr, limits_ptr,
+    candidates_ptr, num_candidates_ptr, sure_ptr, token_ptr, logprob_ptr, logprob_raw_ptr, entropy_ptr, kept_mass_ptr,
+    stride, num_rows, vocab_size, num_blocks,
+    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """Inverse cdf in two levels, without truncation: first the block, from its mass, then the id inside it."""
+    """Inverse cdf in two levels: first the block, from the mass that is kept of it, then the id inside it."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_ok = row < num_rows
-    tau = tl.load(temperature_ptr + row, mask=row_ok, other=1.0).to(tl.float32)
-    greedy = tau == 0.0
-    inverse_tau = 1.0 / tl.where(greedy, 1.0, tl.maximum(tau, 1e-30))
+    greedy, inverse_tau = _load_tau(temperature_ptr, row, row_ok)
     largest, total_raw, x_raw, block_largest, mass = _combine(
         partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
     )
+    total = tl.max(tl.cumsum(mass, 1), 1)
+    if BINS > 0:
+        truncated, top_k, top_p, min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
+        key, ties, kept_mass = _keep(
+            top_k, top_p, min_p, total, candidates_ptr, num_candidates_ptr, sure_ptr, row, truncated, num_rows,
+            num_blocks, vocab_size, largest, inverse_tau, BLOCK, BLOCKS, SHIFT,
+        )  # fmt: skip
+        mass = tl.where(truncated[:, None], kept_mass, mass)
+
     block = tl.arange(0, BLOCKS)[None, :]
-    mass = tl.where(row_ok[:, None], mass, 1.0).to(tl.float64)
     cdf = tl.cumsum(mass, 1)
-    total = tl.max(cdf, 1)
     seed = tl.load(seed_ptr + row, mask=row_ok, other=0)
     u = _uniform_kernel(seed, tl.load(position_ptr + row, mask=row_ok, other=0))
-    target = u * total
+    target = u * tl.max(cdf, 1)
     chosen = _first_above(cdf, mass, block, target)
     ours = block == chosen[:, None]
     block_mass = tl.sum(tl.where(ours, mass, 0.0), 1)
@@ -306,7 +565,16 @@ def _draw_kernel(
 
     column = chosen[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
-    e = tl.exp((z - largest[:, None]) * inverse_tau[:, None]).to(tl.float64)
+    e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
+    if BINS > 0:
+        above = _key(z, SHIFT) > key[:, None]
+        tie = _key(z, SHIFT) == key[:, None]
+        num_ties = tl.sum(tl.where(ours, ties, 0), 1)[:, None]
+        kept = (above | (tie & (tl.cumsum(tie.to(tl.int32), 1) <= num_ties))) & (e >= min_p[:, None])
+        e = tl.where(kept | ~truncated[:, None], e, 0.0)
+        kept_mass = tl.where(truncated, tl.minimum(tl.max(cdf, 1) / total, 1.0), 1.0)
+        tl.store(kept_mass_ptr + row, kept_mass.to(tl.float32), mask=row_ok)
+    e = e.to(tl.float64)
     block_cdf = tl.cumsum(e, 1)
     drawn = _first_above(block_cdf, e, column, inside * tl.max(block_cdf, 1))
 
@@ -324,151 +592,6 @@ def _draw_kernel(
     tl.store(entropy_ptr + row, log_total_raw - x_raw / total_raw, mask=row_ok)
 
 
-@triton.jit
-def _order_key(z):
-    """int32 that orders as the float32 does; both zeros get the same."""
-    bits = tl.where(z == 0.0, 0.0, z).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _above(
-    threshold, logits_ptr, banned_ptr, row, stride, row_ok, vocab_size, num_blocks, largest, inverse_tau,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """How many ids, and how much mass, have a key of at least `threshold`; and the mass of one at the threshold."""
-    count = tl.zeros([ROWS], tl.int32)
-    mass = tl.zeros([ROWS], tl.float64)
-    single = tl.zeros([ROWS], tl.float32)
-    for block in range(0, num_blocks):
-        column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
-        z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
-        key = _order_key(z)
-        above = (key >= threshold[:, None]) & (column < vocab_size)
-        e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
-        count += tl.sum(above.to(tl.int32), 1)
-        mass += tl.sum(tl.where(above, e, 0.0), 1).to(tl.float64)
-        single = tl.maximum(single, tl.max(tl.where(key == threshold[:, None], e, 0.0), 1))
-    return count, mass, single
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _truncate_kernel(
-    logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    token_ptr, logprob_ptr, logprob_raw_ptr, kept_mass_ptr, stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Redraws the rows that are truncated. The kept ids are {key > threshold} and, by id, the first `num_ties` at it.
-
-    The thresholds are found bit by bit on the keys: exact for every float32, ties included, and independent of data.
-    """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_ok = row < num_rows
-    tau = tl.load(temperature_ptr + row, mask=row_ok, other=0.0).to(tl.float32)
-    top_k = tl.load(top_k_ptr + row, mask=row_ok, other=0).to(tl.int32)
-    top_p = tl.load(top_p_ptr + row, mask=row_ok, other=1.0)
-    min_p = tl.load(min_p_ptr + row, mask=row_ok, other=0.0)
-    use_k = (top_k > 0) & (top_k < vocab_size)
-    use_p = top_p < 1.0
-    wanted = row_ok & (tau > 0.0) & (use_k | use_p | (min_p > 0.0))
-    if tl.sum(wanted.to(tl.int32), 0) == 0:
-        return
-    inverse_tau = 1.0 / tl.where(tau == 0.0, 1.0, tl.maximum(tau, 1e-30))
-    largest, total_raw, _x_raw, _block_largest, block_mass = _combine(
-        partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
-    )
-    total = tl.sum(tl.where(row_ok[:, None], block_mass, 1.0).to(tl.float64), 1)
-    lowest = tl.full([ROWS], -2147483648, tl.int32)
-    none = tl.zeros([ROWS], tl.int32)
-
-    # top_k: the largest threshold that still has top_k ids at or above it; of its ties only the first few are kept.
-    threshold = lowest
-    num_ties = tl.full([ROWS], 2147483647, tl.int32)
-    mass_k = total
-    if tl.sum((wanted & use_k).to(tl.int32), 0) > 0:
-        for bit in range(0, 32):
-            # Adding bits from the top in two's complement: the first one takes -2^31 to 0.
-            step = (none + 1) << (31 - bit)
-            candidate = threshold + step
-            count, mass, single = _above(
-                candidate, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-                HAS_BANNED, ROWS, BLOCK,
-            )  # fmt: skip
-            threshold = tl.where(use_k & (count >= top_k), candidate, threshold)
-        count, mass, single = _above(
-            threshold, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-            HAS_BANNED, ROWS, BLOCK,
-        )  # fmt: skip
-        num_ties = tl.where(use_k, top_k - count, num_ties)  # negative: so many of the ties are cut
-        mass_k = tl.where(use_k, mass + num_ties.to(tl.float64) * single.to(tl.float64), mass_k)
-        count, mass, single = _above(
-            threshold + 1, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-            HAS_BANNED, ROWS, BLOCK,
-        )  # fmt: skip
-        num_ties = tl.where(use_k, top_k - count, num_ties)
-
-    # top_p: the largest threshold with top_p of that mass at or above it, but never below the threshold of top_k.
-    if tl.sum((wanted & use_p).to(tl.int32), 0) > 0:
-        goal = top_p.to(tl.float64) * mass_k
-        threshold_p = lowest
-        for bit in range(0, 32):
-            step = (none + 1) << (31 - bit)
-            candidate = threshold_p + step
-            count, mass, single = _above(
-                candidate, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-                HAS_BANNED, ROWS, BLOCK,
-            )  # fmt: skip
-            threshold_p = tl.where(use_p & (mass >= goal), candidate, threshold_p)
-        num_ties = tl.where(use_p & (threshold_p > threshold), 2147483647, num_ties)
-        threshold = tl.where(use_p, tl.maximum(threshold, threshold_p), threshold)
-        count, mass, at_threshold = _above(
-            threshold, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-            HAS_BANNED, ROWS, BLOCK,
-        )  # fmt: skip
-        count, mass, single = _above(
-            threshold + 1, logits_ptr, banned_ptr, row, stride, wanted, vocab_size, num_blocks, largest, inverse_tau,
-            HAS_BANNED, ROWS, BLOCK,
-        )  # fmt: skip
-        needed = tl.ceil((goal - mass).to(tl.float32) / tl.maximum(at_threshold, 1e-38))
-        needed = tl.minimum(tl.maximum(needed, 1.0), 1e9).to(tl.int32)
-        num_ties = tl.where(use_p, tl.minimum(num_ties, needed), num_ties)
-
-    # Mass of the kept ids, then the draw among them, both in ascending id order.
-    kept_mass = tl.zeros([ROWS], tl.float64)
-    target = tl.zeros([ROWS], tl.float64)
-    seed = tl.load(seed_ptr + row, mask=row_ok, other=0)
-    u = _uniform_kernel(seed, tl.load(position_ptr + row, mask=row_ok, other=0))
-    token = tl.full([ROWS], 2147483647, tl.int32)
-    last = none
-    for sweep in range(0, 2):
-        running = tl.zeros([ROWS], tl.float64)
-        ties_before = tl.zeros([ROWS], tl.int32)
-        for block in range(0, num_blocks):
-            column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
-            z = _load_logits(logits_ptr, banned_ptr, row, stride, column, wanted, vocab_size, HAS_BANNED)
-            key = _order_key(z)
-            tie = (key == threshold[:, None]) & (column < vocab_size)
-            tie_rank = ties_before[:, None] + tl.cumsum(tie.to(tl.int32), 1)
-            e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
-            kept = (key > threshold[:, None]) | (tie & (tie_rank <= num_ties[:, None]))
-            e = tl.where(kept & (e >= min_p[:, None]), e, 0.0).to(tl.float64)
-            cdf = running[:, None] + tl.cumsum(e, 1)
-            above = (cdf > target[:, None]) & (e > 0.0) & (sweep == 1)
-            token = tl.minimum(token, tl.min(tl.where(above, column, 2147483647), 1))
-            last = tl.maximum(last, tl.max(tl.where(e > 0.0, column, 0), 1))
-            running += tl.sum(e, 1)
-            ties_before += tl.sum(tie.to(tl.int32), 1)
-        kept_mass = running
-        target = u * running
-    token = tl.where(token == 2147483647, last, token)
-
-    x = tl.load(logits_ptr + row.to(tl.int64) * stride + token, mask=wanted, other=0.0).to(tl.float32) - largest
-    tl.store(token_ptr + row, token.to(tl.int64), mask=wanted)
-    tl.store(logprob_ptr + row, x * inverse_tau - tl.log(total.to(tl.float32)), mask=wanted)
-    tl.store(logprob_raw_ptr + row, x - tl.log(total_raw), mask=wanted)
-    tl.store(kept_mass_ptr + row, tl.minimum(kept_mass / total, 1.0).to(tl.float32), mask=wanted)
-
-
 def _launch_config(vocab_size: int) -> dict[str, int]:
     """Tile of [ROWS, BLOCK] logits: 4096 ids a program, as one row of a real vocabulary or many of a toy one."""
     block = min(4096, max(16, triton.next_power_of_2(vocab_size)))
@@ -477,18 +600,11 @@ def _launch_config(vocab_size: int) -> dict[str, int]:
 
 @torch.no_grad()
 def sample_triton(
-    logits: Tensor,
-    temperature: Tensor,
-    *,
-    seed: Tensor,
-    position: Tensor,
-    top_k: int | Tensor | None = None,
-    top_p: float | Tensor | None = None,
-    min_p: float | Tensor | None = None,
-    vocab_size: int | None = None,
-    banned_ids: BannedIds = None,
-) -> SampleOutput:
-    """`sample` in Triton: two launches, one more with truncation; logits of float32, bfloat16 or float16."""
+    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
+    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None,
+) -> SampleOutput:  # fmt: skip
+    """`sample` in Triton: two launches, four with truncation; logits of float32, bfloat16 or float16."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS)
     check_rows_contiguous("logits", logits)
     rows, device = logits.shape[0], logits.device
@@ -496,47 +612,57 @@ def sample_triton(
     config = _launch_config(vocab_size)
     num_blocks = triton.cdiv(vocab_size, config["BLOCK"])
     grid = triton.cdiv(rows, config["ROWS"])
+    blocks = triton.next_power_of_2(num_blocks)
+    bins = 0 if limits is None else _BINS if num_blocks > 1 else 1
 
-    token = torch.empty(rows, dtype=torch.int64, device=device)
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    token = empty(torch.int64, rows)
     # One allocation each: the rows of a shared one would be aligned or not depending on B, and that recompiles.
     logprob, logprob_raw, entropy, kept_mass = (torch.ones(rows, dtype=torch.float32, device=device) for _ in range(4))
+    out = SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)
     if rows == 0:
-        return SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)
-    partial = torch.empty(4, rows, num_blocks, dtype=torch.float32, device=device)
-    argmax = torch.empty(rows, num_blocks, dtype=torch.int32, device=device)
+        return out
+    partial, argmax = empty(torch.float32, 4, rows, num_blocks), empty(torch.int32, rows, num_blocks)
     temperature, seed, position = temperature.contiguous(), seed.contiguous(), position.contiguous()
     mask = banned.contiguous().view(torch.uint8) if banned is not None else None
-    sizes = (logits.stride(0), rows, vocab_size, num_blocks)
-    options = dict(HAS_BANNED=mask is not None, **config)
-    blocks = triton.next_power_of_2(num_blocks)
-
-    _stats_kernel[(grid, num_blocks)](logits, temperature, mask, partial, argmax, *sizes, **options)
-    _draw_kernel[(grid,)](
-        logits, temperature, seed, position, mask, partial, argmax,
-        token, logprob, logprob_raw, entropy, *sizes, BLOCKS=blocks, **options,
-    )  # fmt: skip
+    cuts = histogram = bounds = candidates = num_candidates = sure = None
     if limits is not None:
-        _truncate_kernel[(grid,)](
-            logits, temperature, seed, position, mask, partial, *(limit.contiguous() for limit in limits),
-            token, logprob, logprob_raw, kept_mass, *sizes, BLOCKS=blocks, **options,
+        cuts = torch.stack([limit.double() for limit in limits])
+        histogram, bounds = empty(torch.int16, rows, num_blocks, bins), empty(torch.int32, 2, rows)
+        candidates, num_candidates = empty(logits.dtype, rows, vocab_size), empty(torch.int32, rows, num_blocks)
+        sure = empty(torch.float64, 2, rows, num_blocks)
+    sizes = (rows, vocab_size, num_blocks)
+    tile = dict(HAS_BANNED=mask is not None, BINS=bins, **config)
+
+    _stats_kernel[(grid, num_blocks)](
+        logits, temperature, mask, partial, argmax, histogram, logits.stride(0), *sizes, **tile
+    )
+    if limits is not None:
+        _bounds_kernel[(grid,)](
+            temperature, partial, histogram, cuts, bounds, *sizes,
+            ROWS=config["ROWS"], BLOCKS=blocks, BINS=bins, num_warps=8,
         )  # fmt: skip
+        _truncate_kernel[(grid, num_blocks)](
+            logits, temperature, mask, partial, cuts, bounds, candidates, num_candidates, sure, logits.stride(0),
+            *sizes, BLOCKS=blocks, **tile,
+        )  # fmt: skip
+    _draw_kernel[(grid,)](
+        logits, temperature, seed, position, mask, partial, argmax, cuts, candidates, num_candidates, sure,
+        token, logprob, logprob_raw, entropy, kept_mass, logits.stride(0), *sizes,
+        BLOCKS=blocks, SHIFT=_LOW_ZERO_BITS[logits.dtype], **tile,
+    )  # fmt: skip
     if values_visible(entropy) and not entropy.isfinite().all():
         _raise_not_finite(entropy)
-    return SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)
+    return out
 
 
 def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    *,
-    seed: Tensor,
-    position: Tensor,
-    top_k: int | Tensor | None = None,
-    top_p: float | Tensor | None = None,
-    min_p: float | Tensor | None = None,
-    vocab_size: int | None = None,
-    banned_ids: BannedIds = None,
-) -> SampleOutput:
+    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
+    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None,
+) -> SampleOutput:  # fmt: skip
     """One token per row, at the row's own temperature; Triton on a GPU, torch on a CPU.
 
     Row i depends on its own logits, temperature, seed and position (and limits) only, so a sequence draws the same

@@ -106,7 +106,18 @@ def test_figures_against_float64(run: Run, rows: int, vocab: int, dtype: torch.d
     assert out.kept_mass.tolist() == [1.0] * rows
 
 
-def test_same_token_from_reference_and_triton_on_4096_rows() -> None:
+@pytest.fixture
+def tile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """tile(rows, block): what a program takes; a program costs the interpreter the same, however many rows it has."""
+
+    def tile(rows: int, block: int) -> None:
+        monkeypatch.setattr(module, "_launch_config", lambda _: {"ROWS": rows, "BLOCK": block, "num_warps": 8})
+
+    return tile
+
+
+def test_same_token_from_reference_and_triton_on_4096_rows(tile: Callable[[int, int], None]) -> None:
+    tile(4096, 64)
     args = problem(4096, 61, dtype=torch.float32)
     ours, reference = call(sample_triton, args), call(sample_ref, args)
     # A draw may differ only where u is within rounding of a step of the cdf.
@@ -118,10 +129,101 @@ def test_same_token_from_reference_and_triton_on_4096_rows() -> None:
     assert reference.token.unique().numel() == 61
 
 
-@pytest.mark.parametrize("limits", [LIMITS["k"], LIMITS["p"], LIMITS["all"]], ids=["k", "p", "all"])
-def test_same_token_truncated(limits: dict[str, Any]) -> None:
-    args = problem(128, 61, dtype=torch.float32)
-    assert torch.equal(call(sample_triton, args, **limits).token, call(sample_ref, args, **limits).token)
+SOAK = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [pytest.param(LIMITS["k"], marks=SOAK), pytest.param(LIMITS["p"], marks=SOAK), LIMITS["all"]],
+    ids=["k", "p", "all"],
+)
+def test_same_token_truncated(limits: dict[str, Any], tile: Callable[[int, int], None]) -> None:
+    tile(4096, 64)
+    args = problem(4096, 61, dtype=torch.bfloat16)
+    ours, reference = call(sample_triton, args, **limits), call(sample_ref, args, **limits)
+    assert (ours.token != reference.token).sum() <= 2  # where u is within rounding of a step of the cdf
+    torch.testing.assert_close(ours.kept_mass, reference.kept_mass, atol=1e-6, rtol=0)
+
+
+def rows_of_every_kind(vocab: int, dtype: torch.dtype) -> Tensor:
+    """What the bins of truncation must not be wrong about, a row each."""
+    z = torch.randn(10, vocab) * 3
+    z[1] = (z[1] * 2).round() / 2  # ties
+    z[2] *= 1e-4  # all in one bin
+    z[3] *= 60  # most of it below the last bin
+    z[4] = 1.25  # all equal
+    z[5] = (z[5] > 1) * 2.0  # two values
+    z[6, torch.rand(vocab) < 0.95] = -torch.inf
+    z[7] = z[7].sign() * 0.0  # zeros of both signs
+    z[8] = -30_000 + z[8] * 100
+    z[9, : vocab // 2] = -torch.inf  # blocks without an id
+    return z.to(dtype)
+
+
+def same_kept_set(logits: Tensor, limits: dict[str, Any], tau: float, banned: Any = None) -> None:
+    """u = 0 and u = 1 - 2^-53 draw the first and the last id that is kept, and kept_mass weighs all between them."""
+    temperature, position = torch.full((len(logits),), tau), torch.zeros(len(logits), dtype=torch.int64)
+    for word in (0, 2**53 - 1):
+        args = (logits, temperature, torch.full_like(position, seed_for(word)), position)
+        ours, reference = (call(run, args, banned_ids=banned, **limits) for run in (sample_triton, sample_ref))
+        assert ours.token.tolist() == reference.token.tolist()
+        torch.testing.assert_close(ours.kept_mass, reference.kept_mass, atol=2e-6, rtol=0)
+
+
+CUTS = {
+    "k": {"top_k": 50},
+    "p": {"top_p": 0.9},
+    "min": {"min_p": 0.05},
+    "k and p": {"top_k": 90, "top_p": 0.7},
+    "all": {"top_k": 120, "top_p": 0.99, "min_p": 0.01},
+}
+
+
+@pytest.mark.parametrize("kind", [0, 1, 3, 5])
+def test_cuts_across_blocks_are_those_of_the_sort(kind: int, tile: Callable[[int, int], None]) -> None:
+    tile(1, 64)  # three blocks of a toy vocabulary, as 38 of a real one
+    logits = rows_of_every_kind(163, torch.bfloat16)[kind : kind + 1]
+    same_kept_set(logits, {"top_k": 120, "top_p": 0.9} if kind else {"top_p": 0.7}, 0.8, (2, 64, 162))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("banned", [None, (2, 64, 162)])
+@pytest.mark.parametrize("tau", [1e-3, 0.8, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("limits", CUTS.values(), ids=CUTS)
+def test_cuts_across_blocks_in_every_dtype(
+    limits: dict[str, Any], dtype: torch.dtype, tau: float, banned: Any, tile: Callable[[int, int], None]
+) -> None:
+    tile(1, 64)
+    same_kept_set(rows_of_every_kind(299, dtype), limits, tau, banned)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("limits", CUTS.values(), ids=CUTS)
+def test_cuts_across_blocks_as_shipped(limits: dict[str, Any]) -> None:
+    same_kept_set(rows_of_every_kind(9001, torch.float32), limits, 1.0)
+
+
+def test_the_candidates_are_few(monkeypatch: pytest.MonkeyPatch, tile: Callable[[int, int], None]) -> None:
+    """Of rows as a model makes them: all ids of top_k and their bin, for top_p two bins; none for min_p."""
+    tile(1, 1024)
+    counted = []
+    launch = module._draw_kernel
+
+    class Spy:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(*args: Any, **options: Any) -> None:
+                counted.append(args[launch.arg_names.index("num_candidates_ptr")].sum(-1).tolist())
+                launch[grid](*args, **options)
+
+            return run
+
+    monkeypatch.setattr(module, "_draw_kernel", Spy())
+    logits = (torch.randn(1, 5000) * 3).bfloat16()
+    args = (logits, torch.ones(1), torch.arange(1), torch.arange(1))
+    for limits, most in (({"top_k": 50}, 70), ({"top_p": 0.9}, 200), ({"min_p": 0.1}, 0)):
+        call(sample_triton, args, **limits)
+        assert max(counted[-1]) <= most
 
 
 def chi_square_tail(statistic: float, freedom: int) -> float:
@@ -159,14 +261,16 @@ def test_chi_square(limits: dict[str, Any], vary: str) -> None:
     draws_are_distributed(sample_ref, 1_000_000, limits, vary)
 
 
-def test_chi_square_triton() -> None:
+def test_chi_square_triton(tile: Callable[[int, int], None]) -> None:
+    tile(4096, 16)
     draws_are_distributed(sample_triton, 10_000, {}, "seed")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("vary", ["seed", "position"])
 @pytest.mark.parametrize("limits", [{"top_k": 6, "min_p": 0.02}, {"top_p": 0.8}], ids=["top_k, min_p", "top_p"])
-def test_chi_square_triton_truncated(limits: dict[str, Any], vary: str) -> None:
+def test_chi_square_triton_truncated(limits: dict[str, Any], vary: str, tile: Callable[[int, int], None]) -> None:
+    tile(4096, 16)
     draws_are_distributed(sample_triton, 10_000, limits, vary)
 
 
@@ -261,6 +365,15 @@ def test_greedy_takes_the_lowest_of_equals(run: Run) -> None:
 
 
 @BOTH
+def test_truncation_tells_apart_what_the_distance_to_the_largest_does_not(run: Run) -> None:
+    logits = torch.tensor([[1e-9, 2e-9, 16.0]])  # 1e-9 - 16 and 2e-9 - 16 are the same float32
+    seeds = torch.tensor([seed_for(0), seed_for(2**53 - 1)])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    out = run(logits.expand(2, -1).contiguous(), torch.full((2,), 10.0), seed=seeds, position=zeros, top_k=2)
+    assert out.token.tolist() == [1, 2]
+
+
+@BOTH
 def test_small_temperatures_approach_greedy(run: Run) -> None:
     logits = torch.randn(6, 50)
     temperature = torch.tensor([1e-2, 1e-4, 1e-10, 1e-30, 1e-38, 1e-45])
@@ -280,6 +393,40 @@ def test_a_row_does_not_know_its_batch(run: Run, limits: dict[str, Any]) -> None
         alone = call(run, tuple(x[row : row + 1] for x in args), **limits)
         for a, b, c in zip(whole, turned, alone, strict=True):
             assert a[row] == b[5 - row] == c[0]
+
+
+def test_the_reference_takes_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = problem(11, 300, ties=True, dtype=torch.bfloat16)
+    more = {"top_p": torch.linspace(0.2, 1.0, 11), "vocab_size": 290, "banned_ids": (5, 77)}
+    whole = call(sample_ref, args, **more)
+    for at_once in (1, 290 * 2, 290 * 5):  # one row, two with one left over, five with one left over
+        monkeypatch.setattr(module, "_REF_ELEMENTS", at_once)
+        for figure, again in zip(whole, call(sample_ref, args, **more), strict=True):
+            assert torch.equal(figure, again)
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens"),
+    [
+        ({}, [43, 22, 65, 30, 23, 40, 57, 10, 27, 127, 144, 33, 127, 79, 96, 118]),
+        (
+            {"top_k": 20, "top_p": 0.9, "min_p": 0.02},
+            [38, 22, 53, 37, 23, 40, 57, 10, 27, 120, 144, 33, 133, 79, 96, 120],
+        ),
+    ],
+    ids=["plain", "truncated"],
+)
+@BOTH
+def test_the_draw_of_a_seed_and_position_never_changes(run: Run, limits: dict[str, Any], tokens: list[int]) -> None:
+    """A recorded rollout is replayed from these: whoever changes a token here breaks every record there is."""
+    row, column = torch.arange(16), torch.arange(163)
+    logits = (column * 37 + row[:, None] * 11) % 64 / 8
+    temperature = torch.tensor([1.0, 0.0, 0.6, 1.5])[row // 4]
+    seed = torch.tensor([0, 1, 2, -1])[row % 4] * (2**61 + 12345) + row
+    position = row * 1_000_003
+    words = [2537880150861722, 1132597189581160, 3562920096683282, 1822269048363489]
+    assert (uniform(seed, position) * 2**53).long()[:4].tolist() == words
+    assert run(logits, temperature, seed=seed, position=position, **limits).token.tolist() == tokens
 
 
 def test_a_lone_row_has_the_same_bits_under_several_threads() -> None:
