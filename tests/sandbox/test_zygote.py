@@ -1,12 +1,16 @@
 """The child that is parked, forked ahead of the order it will get: it is jailed like one forked for its order, looks
-the same from inside, serves once, and nothing depends on its being there."""
+the same from inside, serves once, and nothing depends on its being there. And what is loaded before any is forked."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import signal
 import socket
+import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,3 +184,55 @@ def test_it_ends_with_the_fork_server(off: frozenset[str], image) -> None:
         assert eventually(lambda: sandbox._client.restarts == 1)
         check_crop(sandbox, image)
         the_parked(sandbox)
+
+
+def test_a_killed_fork_server_leaves_no_files_to_the_next() -> None:
+    """Where scratch folders are on disk, nothing but the next fork-server can clear them."""
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=frozenset({"namespaces"})) as sandbox:
+        with sandbox.session() as one, sandbox.session() as other:
+            for session in (one, other):
+                assert session.run("open('/mnt/data/left', 'w').close()").status is Status.OK
+            the_parked(sandbox)
+            os.kill(server_of(sandbox), signal.SIGKILL)
+            assert eventually(lambda: sandbox._client.restarts == 1)
+            with sandbox.session() as third:
+                seen = [s.run("print(sorted(os.listdir('/mnt/data')), os.listdir('.'))") for s in (one, other, third)]
+        assert [r.stdout for r in seen] == ["['temp_processed_images', 'tmp'] []\n"] * 3, seen
+        assert [r.restarted for r in seen] == [True, True, False]
+
+
+# --- what is loaded --------------------------------------------------------------------------------------------------
+
+
+def test_modules_fall_back_on_what_is_loaded(own: Sandbox) -> None:
+    """Without OpenSSL and libuuid: the digests and identifiers are the same."""
+    code = (
+        "import hashlib, hmac, uuid, secrets, zlib, zipfile, asyncio, inspect, logging, urllib.parse, zoneinfo\n"
+        "for name in sorted(hashlib.algorithms_guaranteed - {'shake_128', 'shake_256'}):\n"
+        "    print(name, hashlib.new(name, b'thyme').hexdigest())\n"
+        "print(hmac.new(b'key', b'thyme', 'sha256').hexdigest(), uuid.uuid5(uuid.NAMESPACE_DNS, 'thyme'))\n"
+        "print(len({uuid.uuid1(), uuid.uuid4(), uuid.uuid4()}), len(secrets.token_hex()), zlib.crc32(b'thyme'))"
+    )
+    result = own.run(code)
+    assert result.status is Status.OK, result
+    *digests, keyed, counted = result.stdout.splitlines()
+    guaranteed = sorted(hashlib.algorithms_guaranteed - {"shake_128", "shake_256"})
+    assert digests == [f"{name} {hashlib.new(name, b'thyme').hexdigest()}" for name in guaranteed]
+    assert keyed == (f"{hmac.new(b'key', b'thyme', 'sha256').hexdigest()} {uuid.uuid5(uuid.NAMESPACE_DNS, 'thyme')}")
+    assert counted == f"3 64 {zlib.crc32(b'thyme')}"
+
+
+def test_what_is_left_out_says_so(own: Sandbox) -> None:
+    error = own.run("import sqlite3").error
+    assert error is not None and error.type == "ModuleNotFoundError" and error.line == 1
+    assert (
+        error.message == "'_sqlite3' is not in the sandbox (available: numpy, PIL, cv2, most of the standard library)"
+    )
+    assert own.run("try:\n    import sqlite3\nexcept ImportError:\n    print('without')").stdout == "without\n"
+
+
+def test_what_the_user_preloads_may_load_anything() -> None:
+    with Sandbox(SandboxConfig(workers=1, memory_mib=256, preload=("sqlite3",))) as sandbox:
+        code = "import sqlite3\nprint(sqlite3.connect(':memory:').execute('select 6 * 7').fetchone()[0])"
+        assert sandbox.run(code).stdout == "42\n"
+        assert sandbox.run("import ssl").status is Status.ERROR

@@ -37,6 +37,7 @@ from PIL import Image
 
 from thyme.sandbox import jail, paths, shims
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.preload import is_left_out
 from thyme.sandbox.released import rewrite
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix
@@ -50,7 +51,6 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _FUTURE_FLAGS = functools.reduce(
     operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
-_REHEARSAL = "print(1)"
 _OPEN_FILES = 64
 _FILE_MIB = 16
 
@@ -176,10 +176,10 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
 
 
 def rehearse(scratch: str, config: SandboxConfig) -> None:
-    """Goes once through all that a snippet goes through, on a namespace and output that are thrown away: the pages
-    it writes to are copied now and not while somebody waits."""
+    """Runs a snippet of ours as if it had been ordered, in a namespace and with an output that are thrown away: the
+    pages it writes to are copied now and not while somebody waits. Leaves nothing behind that a snippet could tell."""
     job = Job(scratch=scratch, image_path="image.png", image_file=None, image_format=None, seed=0)
-    frame = Session(job, config).run(_REHEARSAL)
+    frame = Session(job, config).run("print(1)")
     assert frame["status"] == "ok", frame
     _dumps(frame, ensure_ascii=False)
     paths.use(None)
@@ -374,6 +374,8 @@ class Session:
         message = _text_of(problem)
         if isinstance(problem, ImportError):
             available = ", ".join(("numpy", "PIL", "cv2", *self.config.preload))
+            if is_left_out(problem.name):
+                return f"{problem.name!r} is not in the sandbox (available: {available}, most of the standard library)"
             return f"{message} (available: {available} and the standard library)"
         if isinstance(problem, PermissionError):
             return f"{message} (allowed: reading {self.map.image_path!r}, writing below {paths.HOME!r}; no network)"
@@ -470,7 +472,7 @@ class Session:
             if max(width, height) > self.config.max_aspect * min(width, height):
                 return sizes, f"{name} ({width}x{height}) has a side {self.config.max_aspect:g} times the other or more"
             try:
-                raw = image.convert("RGB").tobytes()
+                raw = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
             except (OSError, ValueError, SyntaxError):
                 continue
             view = memoryview(raw)

@@ -49,6 +49,7 @@ NAMESPACES = {"mount": CLONE_NEWNS, "pid": CLONE_NEWPID, "net": CLONE_NEWNET, "i
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1, 2, 4, 8, 32, 4096, 16384, 1 << 18)  # fmt: skip
 _MNT_DETACH = 2
+_MADV_COLLAPSE, _HUGE = 25, 2 << 20
 
 
 def _check(result: int, what: str) -> int:
@@ -76,6 +77,19 @@ def fork() -> int:
     if pid < 0:
         raise OSError("fork failed: no process or no memory left")
     return pid
+
+
+def collapse_heap() -> int:
+    """Backs the heap with huge pages where it fills them, and returns how many: fork copies one entry for each instead
+    of 512, exit takes one down. 0 where the kernel does not offer it (before Linux 6.1)."""
+    collapsed = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        extent, rights, _, _, _, *name = line.split()
+        if rights == "rw-p" and name in ([], ["[heap]"]):
+            start, end = (int(word, 16) for word in extent.split("-"))
+            for address in range(-(-start // _HUGE) * _HUGE, end - _HUGE + 1, _HUGE):
+                collapsed += _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _MADV_COLLAPSE) == 0
+    return collapsed
 
 
 # --- Landlock: which files -------------------------------------------------------------------------------------------

@@ -16,14 +16,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
-import importlib.util
 import json
 import os
-import pkgutil
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -35,6 +31,7 @@ from typing import Any
 
 from thyme.sandbox import jail
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.preload import anybody_may_read, preload, readable_paths
 from thyme.sandbox.result import Layer
 from thyme.sandbox.scratch import usage, wipe
 
@@ -42,70 +39,7 @@ MESSAGE_BYTES = 64 * 1024
 UID_BASE = 1_900_000_000
 POLL_S = 0.02
 SESSION_CPU_ROUNDS = 20
-_NOT_PRELOADED = ("_test", "_xx", "xx", "_tkinter", "_curses", "readline", "nis", "ossaudiodev", "_ctypes_test", "_dbm",
-                  "_gdbm")  # fmt: skip
-_PRELOADED = [
-    "ast",
-    "base64",
-    "bisect",
-    "cmath",
-    "collections",
-    "colorsys",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "enum",
-    "fractions",
-    "functools",
-    "glob",
-    "hashlib",
-    "heapq",
-    "html",
-    "imghdr",
-    "io",
-    "itertools",
-    "json",
-    "locale",
-    "math",
-    "operator",
-    "os",
-    "pathlib",
-    "pickle",
-    "pprint",
-    "queue",
-    "random",
-    "re",
-    "secrets",
-    "shutil",
-    "statistics",
-    "string",
-    "struct",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "traceback",
-    "typing",
-    "unicodedata",
-    "uuid",
-    "zipfile",
-    "zlib",
-    "encodings.idna",
-    "encodings.latin_1",
-    "encodings.ascii",
-    "encodings.utf_16",
-    "encodings.cp437",
-]
-_PILLOW = (
-    "Image ImageChops ImageColor ImageDraw ImageEnhance ImageFilter ImageFont ImageMath ImageMorph ImageOps ImageStat "
-    "ImageSequence ImageCms ImageTransform ImagePalette ImageFile JpegImagePlugin PngImagePlugin features"
-)
 _DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
-_READ_ONLY_EXTRAS = ("/usr/share/fonts", "/usr/share/zoneinfo", "/usr/local/share/fonts")
 
 
 def main(control_fd: int) -> None:
@@ -148,6 +82,8 @@ def _stand_by(control: socket.socket, inner: int, client: int, run_dir: Path) ->
 def _clean_up(client: int, run_dir: Path) -> None:
     """A client that lives cleans up itself (and may be about to start the next zygote)."""
     if os.getppid() != client:
+        import shutil  # at the top it would load its compressors before `preload` can leave them out
+
         with contextlib.suppress(OSError):
             for slot in (run_dir / "slots").iterdir():
                 for _ in wipe(slot):
@@ -177,60 +113,6 @@ def _enter(name: str, off: frozenset[str]) -> Layer:
     except OSError as error:
         return Layer(f"{name} namespace", False, False, str(error))
     return Layer(f"{name} namespace", True, False, "entered")
-
-
-def preload(extra: list[str]) -> list[str]:
-    """Imports all a snippet may use: compiled modules cannot be loaded later, executable mappings are denied. Returns
-    what of `extra` is missing."""
-    dynload = [p for p in sys.path if p.endswith("lib-dynload")]
-    for info in pkgutil.iter_modules(dynload):
-        if not info.name.startswith(_NOT_PRELOADED):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(info.name)
-    for name in _PRELOADED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    for name in ("numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.ma", "numpy.lib.stride_tricks",
-                 "numpy.polynomial"):  # fmt: skip
-        importlib.import_module(name)
-    for name in _PILLOW.split():
-        with contextlib.suppress(ImportError):
-            importlib.import_module(f"PIL.{name}")
-    image = importlib.import_module("PIL.Image")
-    image.init()
-    missing = []
-    for name in ("cv2", *extra):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    return [name for name in missing if name in extra]
-
-
-def _readable() -> list[Path]:
-    """The standard library, the packages that are loaded, fonts and time zones."""
-    stdlib = Path(os.__file__).resolve().parent
-    found = {stdlib}
-    for module in list(sys.modules.values()):
-        name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None)
-        if not file or name.split(".")[0] in ("thyme", "__main__"):
-            continue
-        path = Path(file).resolve()
-        if stdlib in path.parents:
-            continue
-        top = name.split(".")[0]
-        package = next((p for p in path.parents if p.name == top), None)
-        found.add(package if package is not None else path)
-        libs = (package.parent if package is not None else path.parent) / f"{top}.libs"
-        if libs.is_dir():
-            found.add(libs)
-    found |= {Path(p) for p in _READ_ONLY_EXTRAS if Path(p).is_dir()}
-    return sorted(p for p in found if not any(q in found for q in p.parents))
-
-
-def _anybody_may_read(path: Path) -> bool:
-    """Whether another user id gets to `path` by its permissions."""
-    return path.stat().st_mode & 0o4 != 0 and all(p.stat().st_mode & 0o1 for p in path.parents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +154,7 @@ class Zygote:
 
         self.child = child
         child.warm_up()
-        readable = _readable()
+        readable = readable_paths()
         stdlib = Path(os.__file__).parent
         sys.path[:] = [p for p in sys.path if Path(p) in (stdlib, stdlib / "lib-dynload")]
         threads = len(os.listdir("/proc/self/task"))
@@ -280,6 +162,7 @@ class Zygote:
             raise RuntimeError(
                 f"the fork-server must have one thread, has {threads}: a preloaded module started others"
             )
+        jail.collapse_heap()
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         self.plan = self._plan(readable, pages * os.sysconf("SC_PAGE_SIZE"))
         sys.path_importer_cache.clear()
@@ -330,7 +213,7 @@ class Zygote:
         uid_base = 0
         if self.isolated and os.geteuid() == 0 and "uid" not in self.off:
             may_change = jail.capabilities() >> 6 & 3 == 3  # CAP_SETGID, CAP_SETUID
-            reachable = all(_anybody_may_read(p) for p in readable) and (rooted or _anybody_may_read(self.run_dir))
+            reachable = all(anybody_may_read(p) for p in readable) and (rooted or anybody_may_read(self.run_dir))
             if any(layer.name == "user namespace" for layer in self.layers):
                 self._note("own user id", False, False, "inside a user namespace of its own")
             elif may_change and reachable:
@@ -343,6 +226,9 @@ class Zygote:
         if not rooted:
             self.slot_root.mkdir(exist_ok=True)
             self.slot_root.chmod(0o711)
+            for left in self.slot_root.iterdir():  # by children of a fork-server that was killed
+                self.slots.add(int(left.name))
+                self.wiping.append((int(left.name), wipe(left, keep=True)))
         self.rooted, self.private = rooted, rooted and not abi
         return self.child.JailPlan(
             abi=abi,
