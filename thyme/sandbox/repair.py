@@ -201,9 +201,9 @@ def _fences(text: str) -> tuple[str, list[Fix]]:
         return text, []
     fixes = [Fix("wrapping", i + 1, "a code fence was taken off") for i in marks]
     opened = re.match(r"^\s*(?:```|~~~)\s*\w", lines[marks[0]]) or len(marks) > 1 or marks[0] == first
-    inside = not opened
+    inside, marked = not opened, set(marks)
     for i, line in enumerate(lines):
-        if i in marks:
+        if i in marked:
             inside = not inside
             lines[i] = ""
         elif not inside:
@@ -221,24 +221,21 @@ def _prompts(text: str) -> tuple[str, list[Fix]]:
     fixes = [Fix("wrapping", i + 1, "a notebook prompt was taken off") for i in cells]
     marked = [i for i, line in enumerate(lines) if _PROMPT.match(line)]
     if marked and next((line for line in lines if line.strip()), "").lstrip().startswith(">>>"):
+        prompts = set(marked)
         for i, line in enumerate(lines):
-            lines[i] = _PROMPT.sub("", line) if i in marked else ""
+            lines[i] = _PROMPT.sub("", line) if i in prompts else ""
         fixes.append(Fix("wrapping", marked[0] + 1, "interpreter prompts and their output were taken off"))
     return "\n".join(lines), fixes
 
 
 def _magics(text: str) -> tuple[str, list[Fix]]:
-    lines, fixes = text.split("\n"), []
+    lines, fixes, closed = text.split("\n"), [], 0
     for i, line in enumerate(lines):
-        if _MAGIC.match(line) and not _continues(lines, i):
-            lines[i] = line[: len(line) - len(line.lstrip())] + "pass"
+        # Inside an open bracket `%` is an operator; up to line `closed` there is none open.
+        if _MAGIC.match(line) and not _open_brackets("\n".join(lines[closed:i])):
+            lines[i], closed = line[: len(line) - len(line.lstrip())] + "pass", i
             fixes.append(Fix("wrapping", i + 1, f"the notebook command {line.strip()[:40]!r} was left out"))
     return "\n".join(lines), fixes
-
-
-def _continues(lines: list[str], i: int) -> bool:
-    """True where line `i` is inside an open bracket (`%` is then an operator)."""
-    return bool(_open_brackets("\n".join(lines[:i])))
 
 
 def _dedent(text: str) -> tuple[str, list[Fix]]:
