@@ -249,7 +249,7 @@ class Session:
         self.cpu_before = _cpu_s()
         self.map = paths.PathMap(job.scratch, job.image_path, job.image_file, job.image_format)
         self.image_size: tuple[int, int] | None = None
-        if job.image_file:
+        if job.image_file and config.compat == "released":  # only its rewriting asks before the code runs
             with _image_open(job.image_file) as image:
                 self.image_size = image.size
         paths.use(self.map)
