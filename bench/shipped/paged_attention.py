@@ -9,8 +9,8 @@ CACHES = "q_ptr:*{0} k_ptr:*{0} v_ptr:*{0} tables_ptr:*i32"
 STRIDES = "q_stride:i64 q_head_stride:i64 block_stride:i64 slot_stride:i64 kv_head_stride:i64 table_stride:i64"
 PARTIAL = "partial_ptr:*fp32 stats_ptr:*fp32"
 SPLIT = {"SPLIT": paged_attention.SPLIT}
-# Keys and values come through a ring of asynchronous copies; prefill has the rows for warp-group products.
-RING = (r"cp\.async\.c[ag]\.shared\.global", r"cp\.async\.wait_group")
+# Keys and values come through a ring of asynchronous 16-byte copies; prefill has the rows for warp-group products.
+RING = (r"cp\.async\.cg\.shared\.global [^;]*, 0x10", r"cp\.async\.wait_group")
 MMA, WGMMA = (r"mma\.sync\S*\.(bf16|f16)", *RING), (r"wgmma\.mma_async\S*\.bf16", *RING)
 
 

@@ -107,6 +107,20 @@ def test_against_the_loop(run: Run, shape: tuple[Any, ...], dtype: torch.dtype, 
     torch.testing.assert_close(out.double(), call(oracle, args), atol=atol, rtol=rtol)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("dim", [16, 64, 80, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (7, 1), (16, 2)])
+def test_every_shape_in_triton(heads: int, kv_heads: int, dim: int, block_size: int, tolerances: dict) -> None:
+    """Decode, chunks and whole prompts in one batch, around the blocks."""
+    contexts = [1, block_size - 1, block_size, block_size + 1, 130, 40, 70]
+    args = problem([1, 1, 1, 1, 1, 40, 20], contexts, heads, kv_heads, dim, block_size)
+    exact = {name: x.double() if name in {"q", "k_cache", "v_cache"} else x for name, x in args.items()}
+    atol, rtol = tolerances["attention", torch.float32]
+    out = call(paged_attention_triton, args)
+    torch.testing.assert_close(out.double(), call(paged_attention_ref, exact), atol=atol, rtol=rtol)
+
+
 def test_float64_is_computed_in_float64() -> None:
     args = problem(*SHAPES["chunks"], dtype=torch.float64)
     torch.testing.assert_close(call(paged_attention_ref, args), call(oracle, args), atol=1e-14, rtol=1e-12)

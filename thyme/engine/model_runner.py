@@ -51,7 +51,8 @@ class ModelRunner:
     paths for one and two rows (measured with MKL in torch 2.13: 4 to 2048 rows agree, on one thread and on two),
     so batches and logits are padded to 16 rows. Norms and elementwise ops work row by row. Attention and sampling
     are computed per sequence, in an order that depends on its length alone. Images are encoded one by one. It costs
-    speed only where a step has fewer than 16 rows. On a GPU only attention and sampling promise this.
+    speed only where a step has fewer than 16 rows. On a GPU only attention (ours, not flash-attn's) and sampling
+    promise this.
     """
 
     def __init__(
