@@ -47,7 +47,8 @@ from thyme.kernels.rows import (
 Backward = Literal["recompute", "exp_tiles"]
 
 _WORKSPACE_BYTES = 1 << 30
-_CHUNK = 1 << 20  # logits in flight at once on the CPU
+_CHUNK = 1 << 18  # logits in flight at once on the CPU, which a core's cache holds,
+_CHUNK_ROWS = 256  # but for many words no fewer rows than make it worth to walk dL / dweight once more
 _MIN_ROWS = 16  # BLAS gives other bits for a few rows
 
 
@@ -66,7 +67,7 @@ def _torch_plan(rows: HeadRows) -> _TorchPlan:
     dtype = torch.float64 if rows.hidden.dtype == torch.float64 else torch.float32
     row_bytes = rows.vocab_size * dtype.itemsize
     fit = rows_that_fit(rows.workspace_bytes, row_bytes, 2 * _MIN_ROWS)
-    step = min(fit // 2, max(_MIN_ROWS, _CHUNK // rows.vocab_size // _MIN_ROWS * _MIN_ROWS))
+    step = min(fit // 2, max(_CHUNK_ROWS, _CHUNK // rows.vocab_size // _MIN_ROWS * _MIN_ROWS))
     num_rows = len(rows.hidden)
     left = fit - 2 * step
     x, p = rows.hidden.new_empty(2, max(_MIN_ROWS, min(step, num_rows)), rows.vocab_size, dtype=dtype)
