@@ -21,10 +21,8 @@ BOTH = pytest.mark.parametrize("run", [mrope_write_kv_ref, mrope_write_kv_triton
 Run = Callable[..., Tensor]
 
 
-def problem(
-    tokens: int, queries: int, keys: int, dim: int, dtype: torch.dtype = torch.float32, unused: float = torch.nan
-) -> dict[str, Any]:
-    """Caches of 4 blocks of 5 slots that hold `unused`; every third token is padding."""
+def problem(tokens: int, queries: int, keys: int, dim: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Caches of 4 blocks of 5 slots that hold NaN; every third token is padding."""
     frequencies = 1e4 ** -(torch.arange(dim // 2) / (dim // 2))
     half = dim // 2
     sections = (half // 3, half // 3, half - 2 * (half // 3))
@@ -35,8 +33,8 @@ def problem(
         "qkv": torch.randn(tokens, queries + 2 * keys, dim).to(dtype),
         "cos": cos,
         "sin": sin,
-        "k_cache": torch.full((4, 5, keys, dim), unused, dtype=dtype),
-        "v_cache": torch.full((4, 5, keys, dim), unused, dtype=dtype),
+        "k_cache": torch.full((4, 5, keys, dim), torch.nan, dtype=dtype),
+        "v_cache": torch.full((4, 5, keys, dim), torch.nan, dtype=dtype),
         "slot_mapping": slots,
     }
 
@@ -107,12 +105,15 @@ def test_the_bits_are_those_of_the_separate_steps(run: Run, is_half: bool) -> No
 @BOTH
 def test_only_the_named_slots_are_written(run: Run) -> None:
     """Bit by bit, NaN in padding tokens included; and their queries come back all the same."""
-    args = problem(7, 3, 2, 8, unused=1234.5)
+    args = problem(7, 3, 2, 8)
     padding = args["slot_mapping"] < 0
     assert padding.any()
     args["qkv"][padding, 3:] = torch.nan
-    q, k_cache, v_cache = call(run, args)
+    guarded = torch.full((2, 6, 5, 2, 8), 1234.5)  # a block before and one after each cache
+    k_cache, v_cache = guarded[:, 1:5]
+    q = run(**args | {"k_cache": k_cache, "v_cache": v_cache})
     assert q.isfinite().all()
+    assert (guarded[:, 0] == 1234.5).all() and (guarded[:, 5] == 1234.5).all()
     untouched = torch.ones(20, dtype=torch.bool)
     untouched[args["slot_mapping"][~padding]] = False
     for cache in (k_cache, v_cache):
