@@ -128,7 +128,7 @@ def _sample_rows(
         torch.where(banned, x.new_full((), -torch.inf), logits.to(x.dtype), out=x)
     greedy = temperature == 0
     tau = temperature.to(x.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
-    order = x.sort(dim=-1, descending=True, stable=True).indices if limits is not None else None
+    z = x.clone() if limits is not None else None
 
     largest, argmax = x.max(-1)
     # -1e30 stands for -inf: its exp is 0 at any temperature, and times that exp it is 0, where -inf would be NaN.
@@ -141,8 +141,8 @@ def _sample_rows(
     torch.div(x, tau[:, None], out=e).exp_()
     total = cdf.copy_(e).cumsum_(-1)[:, -1].clone()
     kept_mass = torch.ones_like(tau)
-    if order is not None and limits is not None:
-        kept = _kept(order, e, *limits)
+    if z is not None and limits is not None:
+        kept = _kept(z, e, *limits)
         cdf.copy_(e.masked_fill_(~kept, 0.0)).cumsum_(-1)
         truncated = ~(kept | (x == -1e30)).all(-1) & ~greedy
         kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(x.dtype), kept_mass)
@@ -154,16 +154,28 @@ def _sample_rows(
     return SampleOutput(token, logprob, x_token - log_total_raw, entropy, kept_mass)
 
 
-def _kept(order: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which ids truncation keeps, bool [B, V]; e = exp(x / tau), `order` the ids as truncation takes them."""
-    e = e.gather(-1, order)
-    rank = torch.arange(e.shape[-1], device=e.device)
-    kept = (rank < top_k[:, None]) | (top_k == 0)[:, None]
-    cdf = (e * kept).cumsum(-1, dtype=torch.float64)
+def _kept(z: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which ids truncation keeps, bool [B, V]; e = exp(x / tau)."""
+    kept = e >= min_p[:, None]
+    vocab_size = z.shape[1]
+    # How many of the largest have to be put in order; 0 where neither top_k nor top_p cuts.
+    limit = torch.where((top_k > 0) & (top_k < vocab_size), top_k, torch.where(top_p < 1, vocab_size, 0))
+    longest = int(limit.max()) if len(limit) else 0
+    if longest == 0:
+        return kept
+    values, ids = z.topk(longest) if longest < vocab_size else z.sort(descending=True)
+    e = e.gather(-1, ids)
+    inside = torch.arange(longest, device=z.device) < limit[:, None]
+    cdf = (e * inside).cumsum(-1, dtype=torch.float64)
     reached = cdf - e >= top_p.double()[:, None] * cdf[:, -1:]  # the ids before this one already hold top_p
-    kept &= ~reached | (top_p >= 1)[:, None]
-    kept &= e >= min_p[:, None]
-    return torch.empty_like(kept).scatter_(-1, order, kept)
+    number = (inside & ~(reached & (top_p < 1)[:, None])).sum(-1, keepdim=True)
+
+    edge = values.gather(-1, (number - 1).clamp_min_(0))
+    above, tie = z > edge, z == edge
+    num_ties = number - above.sum(-1, keepdim=True)
+    if (tie.sum(-1, keepdim=True) > num_ties).any():
+        tie &= tie.cumsum(-1) <= num_ties
+    return kept.logical_and_((above | tie).logical_or_((limit == 0)[:, None]))
 
 
 def _limits(

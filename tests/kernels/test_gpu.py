@@ -129,13 +129,15 @@ def test_nothing_waits_for_the_device(no_sync: None) -> None:
 def test_nothing_recompiles_for_another_length() -> None:
     counts = []
     for num_rows in (2, 3, 16, 100):
-        logits, temperature, seed = rows_of(num_rows, 2048, torch.bfloat16)
+        logits, temperature, seed = rows_of(num_rows, 8192, torch.bfloat16)
         sample(logits, temperature, seed=seed, position=seed)
+        sample(logits, temperature, seed=seed, position=seed, top_k=num_rows, top_p=1 / num_rows)
         z = logits.requires_grad_()
         ones = torch.ones(num_rows, device="cuda")
         loss, _ = grpo_loss(z, torch.zeros_like(seed), ones, ones, temperature=ones * 0.5)
         loss.backward()
         kernels = (sample_module._stats_kernel, sample_module._draw_kernel)
+        kernels += (sample_module._bounds_kernel, sample_module._truncate_kernel)
         kernels += (loss_module._forward_kernel, loss_module._backward_kernel)
         counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
     assert all(count == counts[0] for count in counts), counts
