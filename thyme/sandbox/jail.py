@@ -169,8 +169,7 @@ def die_with_parent() -> None:
 
 def set_name(name: str) -> None:
     """What `ps` and `top` show of the calling process: at most 15 characters."""
-    name_ = ctypes.create_string_buffer(name.encode())
-    _prctl("name", _PR_SET_NAME, ctypes.addressof(name_))
+    _check(_libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0), "name")
 
 
 def not_dumpable() -> None:

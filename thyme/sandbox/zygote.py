@@ -4,6 +4,9 @@ Started by exec with an empty environment, so that it holds no secret of the tra
 anything a child says; it forks, reaps, watches scratch folders that have no quota, and tells the client. It ends when
 the client's end of the control socket closes, and takes every child with it.
 
+When it has nothing to do it forks the next child ahead of its order: forking, jailing and the first touch of some
+hundred pages cost more than most snippets. Such a child is parked until an order comes, and serves that one session.
+
 Messages on the control socket (SOCK_SEQPACKET, JSON): the first configures, then {"fork": id, ...} with four
 descriptors (stdout, session socket, pixels, code). Answers: {"hello": ...}, {"forked": id} with a pidfd, and
 {"exited": id, ...}.
@@ -338,18 +341,18 @@ class Zygote:
         own = os.getpid()
         while os.getpid() == own:
             events = self.poll.poll(self._patience_ms())
-            for fd, _ in events:
-                if fd == self.control.fileno():
-                    message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 4)
-                    if not message:
-                        self._kill_all()
-                        return
-                    self._serve(json.loads(message), descriptors)
-                elif fd in self.children:
-                    self._reap(fd)
-                elif self.parked is not None and fd == self.parked.pidfd:
-                    self._bury(self.parked)
-                    self.parked = None
+            ready = {fd for fd, _ in events}
+            for fd in ready & self.children.keys():
+                self._reap(fd)
+            if self.parked is not None and self.parked.pidfd in ready:
+                self._bury(self.parked)
+                self.parked = None
+            if self.control.fileno() in ready:  # last: a new child may get the number of a descriptor closed above
+                message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 4)
+                if not message:
+                    self._kill_all()
+                    return
+                self._serve(json.loads(message), descriptors)
             if self.children and not self.rooted:
                 self._watch_scratch()
             self._wipe_a_little()
@@ -395,21 +398,24 @@ class Zygote:
 
     def _spawn(self, image_file: str | None, *, early: bool) -> _Child:
         """Forks a child that puts half of its jail on and waits for its order."""
-        slot = self._take_slot()
-        place = self.child.Place(slot=slot, scratch=self._scratch(slot), image_file=image_file)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ruleset = -1
+        slot, ruleset, pid = 0, -1, 0
         try:
             with theirs:
+                slot = self._take_slot()
+                place = self.child.Place(slot=slot, scratch=self._scratch(slot), image_file=image_file)
                 ruleset = self._ruleset(place.scratch)
                 pid = jail.fork()
                 if pid == 0:
                     self._become_child(place, theirs.fileno(), early)
+            pidfd = os.pidfd_open(pid)
         except OSError:
-            _Child(0, -1, slot, ours, ruleset).close()
-            self._release_slot(slot)
+            _Child(pid, -1, slot, ours, ruleset).close()
+            if pid:  # it leaves, as nobody can send it an order any more
+                os.waitpid(pid, 0)
+            if slot:
+                self._release_slot(slot)
             raise
-        pidfd = os.pidfd_open(pid)
         self.poll.register(pidfd, select.POLLIN)
         return _Child(pid, pidfd, slot, ours, ruleset)
 
