@@ -32,7 +32,7 @@ class Group:
         self.limit = 0
         """Bytes, known once the fork-server is warm."""
         self.num_processes = config.max_sessions + 2 * config.workers + 16
-        self._budget = budget_mib(config) << 20
+        self._config = config
         self._folders: dict[str, Path] = {}
         self._problem = "switched off" if "cgroup" in off else ""
         if not self._problem:
@@ -84,8 +84,9 @@ class Group:
         memory = self._folders["memory"]
         first = (memory / "memory.limit_in_bytes").exists()
         used = int((memory / ("memory.usage_in_bytes" if first else "memory.current")).read_text())
-        (memory / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(used + self._budget))
-        self.limit = used + self._budget
+        limit = used + (budget_mib(self._config) << 20)
+        (memory / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
+        self.limit = limit
         with contextlib.suppress(OSError):  # without swap accounting there is no such file
             if first:
                 (memory / "memory.memsw.limit_in_bytes").write_text(str(self.limit))

@@ -27,6 +27,7 @@ from thyme.sandbox.images import ImageStore
 from thyme.sandbox.process import ChildProcess, Round
 from thyme.sandbox.reader import Reader
 from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
+from thyme.sandbox.scratch import wipe
 from thyme.sandbox.server import ForkServer
 
 if TYPE_CHECKING:
@@ -185,13 +186,15 @@ class Client:
         _live.discard(self)
 
     def _release(self) -> None:
-        from thyme.sandbox.scratch import wipe
-
         with contextlib.suppress(OSError):
             for slot in (self.run_dir / "slots").iterdir():
                 for _ in wipe(slot):
                     pass
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # still there where no descriptor was left to look into it
+            (self.run_dir / "canary").unlink(missing_ok=True)
+            for folder in (self.run_dir / "images", self.run_dir / "root", self.run_dir):
+                folder.rmdir()
         self.group.remove()
 
     def abandon(self) -> None:

@@ -115,9 +115,13 @@ class ImageStore:
         target = self._folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.img"
         if not target.exists():
             part = target.with_suffix(f".{os.getpid()}-{id(buffer)}")
-            part.write_bytes(content)
-            part.chmod(0o444)
-            part.rename(target)
+            try:
+                part.write_bytes(content)
+                part.chmod(0o444)
+                part.rename(target)
+            except OSError:  # no room: half an image must not take more of it
+                part.unlink(missing_ok=True)
+                raise
         return StoredImage(file=str(target), format=image.format, num_bytes=len(content))
 
     def _forget(self) -> None:

@@ -60,18 +60,16 @@ class ForkServer:
     ) -> dict[str, Any]:
         from thyme.sandbox.zygote import setup_message
 
-        errors = os.memfd_create("errors", os.MFD_CLOEXEC)
         environment = dict(_ENVIRONMENT)
         if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(theirs.fileno()),
-                     *_import_roots(config.preload)],
-                    env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                    pass_fds=(theirs.fileno(),), start_new_session=True,
-                )  # fmt: skip
+        with theirs, os.fdopen(os.memfd_create("errors", os.MFD_CLOEXEC), "w+b") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(theirs.fileno()), *_import_roots(config.preload)],
+                env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                pass_fds=(theirs.fileno(),), start_new_session=True,
+            )  # fmt: skip
+            theirs.close()  # so that its end is seen
             group.add(self.process.pid)  # it forks nothing before it is told how
             self.control.send(setup_message(config, run_dir, off))
             self.control.settimeout(_START_S)
@@ -80,11 +78,9 @@ class ForkServer:
             except OSError as error:
                 raise SandboxUnavailable(f"the fork-server did not start: {error}") from error
             if not message or not descriptors:
-                os.lseek(errors, 0, os.SEEK_SET)
-                last = os.read(errors, 65536).decode("utf-8", "replace").strip().splitlines()[-1:]
+                errors.seek(0)
+                last = errors.read(65536).decode("utf-8", "replace").strip().splitlines()[-1:]
                 raise SandboxUnavailable(f"the fork-server did not start: {' '.join(last) or 'no reason given'}")
-        finally:
-            os.close(errors)
         self.pidfd = descriptors[0]
         spare(pid_of(self.pidfd))
         self.control.setblocking(False)
