@@ -586,6 +586,8 @@ def _draw_kernel(
         e = tl.where(kept | ~truncated[:, None], e, 0.0)
         kept_mass = tl.where(truncated, tl.minimum(tl.max(cdf, 1) / total, 1.0), 1.0)
         tl.store(kept_mass_ptr + row, kept_mass.to(tl.float32), mask=row_ok)
+    else:
+        tl.store(kept_mass_ptr + row, 1.0, mask=row_ok)
     e = e.to(tl.float64)
     block_cdf = tl.cumsum(e, 1)
     drawn = _first_above(block_cdf, e, column, inside * tl.max(block_cdf, 1))
@@ -632,7 +634,7 @@ def sample_triton(
 
     token = empty(torch.int64, rows)
     # One allocation each: the rows of a shared one would be aligned or not depending on B, and that recompiles.
-    logprob, logprob_raw, entropy, kept_mass = (torch.ones(rows, dtype=torch.float32, device=device) for _ in range(4))
+    logprob, logprob_raw, entropy, kept_mass = (empty(torch.float32, rows) for _ in range(4))
     out = SampleOutput(token, logprob, logprob_raw, entropy, kept_mass)
     if rows == 0:
         return out
