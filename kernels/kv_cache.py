@@ -113,7 +113,7 @@ def mrope_write_kv_ref(
 
 
 @triton.jit
-def _mrope_write_kernel(
+def _mrope_kernel(
     qkv_ptr, bias_ptr, cos_ptr, sin_ptr, slot_ptr, q_ptr, k_cache_ptr, v_cache_ptr, stride, head_stride,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +162,7 @@ def mrope_write_kv_triton(
     if num_tokens > 0:
         qkv = qkv if qkv.stride(2) == 1 else qkv.contiguous()
         config = launch_config(num_heads, dim // 2)
-        _mrope_write_kernel[(num_tokens, triton.cdiv(num_heads, config["HEADS"]))](
+        _mrope_kernel[(num_tokens, triton.cdiv(num_heads, config["HEADS"]))](
             qkv, None if bias is None else bias.contiguous(), cos.contiguous(), sin.contiguous(),
             slot_mapping.contiguous(), q, k_cache, v_cache, qkv.stride(0), qkv.stride(1),
             QUERIES=queries, KEYS=keys, HALF=dim // 2, **config,

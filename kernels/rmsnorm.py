@@ -167,6 +167,7 @@ class _RMSNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, in_triton: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.in_triton, ctx.has_residual = in_triton, residual is not None
+        ctx.set_materialize_grads(False)  # nobody goes on with the stream after the last norm
         total: Tensor | None
         if in_triton:
             out, total, rstd = _forward_triton(x, residual, weight, eps, keep=True)
@@ -180,8 +181,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, grad_total = grads if ctx.has_residual else (grads[0], None)
+        if grad is None:  # only the stream is used, or nothing
+            return grad_total, grad_total, None, None, None
         saved, rstd, weight = ctx.saved_tensors
         run = _backward_triton if ctx.in_triton else _backward_ref
         grad_x, grad_weight = run(saved, rstd, weight, grad, grad_total, ctx.needs_input_grad[2])

@@ -22,7 +22,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     for bias in (True, False):
         pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
         yield {
-            "kernel": "_mrope_write_kernel",
+            "kernel": "_mrope_kernel",
             "what": f"bf16, 28/4 heads of 128{', bias' * bias}",
             "types": " ".join(f"{name}_ptr:*bf16" for name in pointers.split())
             + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i64 head_stride:i64",

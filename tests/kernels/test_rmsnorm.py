@@ -183,6 +183,25 @@ def test_a_frozen_weight_costs_no_gradient(run: Run) -> None:
     assert torch.equal(x.grad, wanted)
 
 
+@ADDED
+def test_either_result_may_go_unused(run: Run) -> None:
+    """The gradient of the other alone; of the stream alone it is passed on as it came, and the weight gets none."""
+    delta, residual, upstream = torch.randn(3, 5, 40)
+    weight = torch.randn(40, requires_grad=True)
+    summed = (delta + residual).requires_grad_()
+    rmsnorm_ref(summed, weight, EPS).backward(upstream)
+    wanted = [(0, summed.grad, weight.grad), (1, upstream, None)]
+    for index, grad, grad_weight in wanted:
+        delta, residual = delta.detach().requires_grad_(), residual.detach().requires_grad_()
+        weight = weight.detach().requires_grad_()
+        run(delta, residual, weight, EPS)[index].backward(upstream)
+        for got in (delta.grad, residual.grad):
+            torch.testing.assert_close(got, grad, atol=2e-6, rtol=1e-5)
+        assert (weight.grad is None) == (grad_weight is None)
+        if grad_weight is not None:
+            torch.testing.assert_close(weight.grad, grad_weight, atol=2e-6, rtol=1e-5)
+
+
 @ALONE
 def test_extremes(run: Run) -> None:
     """Squares past float16, a row of zeros: finite, result and gradient."""
