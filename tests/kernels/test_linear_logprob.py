@@ -88,8 +88,8 @@ def test_reference_is_the_token_loop() -> None:
     assert (got[2][~args["mask"]] == 0).all()
 
 
-# One of each; odd sizes; more than one tile of rows; two splits of 2,048 words, the second of one word.
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 131, 37), (70, 150, 40), (3, 2049, 16)], ids=str)
+# One of each; odd sizes; more than one tile of rows and whole tiles of words; two splits, the second with one word.
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 131, 37), (70, 168, 40), (3, 2089, 16)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
 @BOTH
 def test_against_float64(run: Run, shape: tuple[int, int, int], options: dict[str, Any], tolerances: dict) -> None:
