@@ -104,6 +104,12 @@ def repair(
     Returns:
         The text unchanged if it compiles, the repaired text if that does, else the text unchanged without fixes.
     """
+    with warnings.catch_warnings():  # an odd escape is no error, whatever the caller's filters make of it
+        warnings.simplefilter("ignore")
+        return _repair(code, image_path, defined)
+
+
+def _repair(code: str, image_path: str, defined: Collection[str]) -> Repaired:
     text, fixes = code, list[Fix]()
     program = _compiled(code)
     if isinstance(program, SyntaxError):
@@ -136,14 +142,12 @@ def _error(text: str) -> SyntaxError | None:
 
 
 def _compiled(text: str) -> types.CodeType | SyntaxError:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return compile(text, "<snippet>", "exec")
-        except SyntaxError as problem:
-            return problem
-        except (ValueError, RecursionError, OverflowError) as problem:
-            return SyntaxError(str(problem), ("<snippet>", 1, 1, ""))
+    try:
+        return compile(text, "<snippet>", "exec")
+    except SyntaxError as problem:
+        return problem
+    except (ValueError, RecursionError, OverflowError) as problem:
+        return SyntaxError(str(problem), ("<snippet>", 1, 1, ""))
 
 
 def _position(problem: SyntaxError | None) -> tuple[int, int]:
@@ -527,13 +531,11 @@ def _names(program: types.CodeType) -> Iterator[str]:
 
 def _missing_imports(text: str, known: Collection[str]) -> tuple[Import, ...]:
     """Which of the `known` names are read somewhere and bound nowhere."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tables = [symtable.symtable(text, "<snippet>", "exec")]
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError):
-            return ()
+    try:
+        tables = [symtable.symtable(text, "<snippet>", "exec")]
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return ()
     top = tables[0]
     bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     read: set[str] = set()
