@@ -103,47 +103,52 @@ def sample_ref(
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS_AND_DOUBLE)
     limits = _limits(top_k, top_p, min_p, logits)
     u = uniform(seed, position)
-    # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
-    step = max(1, min(len(logits), _REF_ELEMENTS // vocab_size))
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    buffers = [torch.empty(step, vocab_size, dtype=t, device=logits.device) for t in (dtype, dtype, torch.float64)]
-    parts = []
-    for start in range(0, max(1, len(logits)), step):
-        rows = slice(start, start + step)
-        cuts = Limits(*(limit[rows] for limit in limits)) if limits is not None else None
-        parts.append(_sample_rows(logits[rows, :vocab_size], banned, temperature[rows], u[rows], cuts, buffers))
-    out = parts[0] if len(parts) == 1 else SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
+    z, step = logits[:, :vocab_size], max(1, _REF_ELEMENTS // vocab_size)
+    if len(z) <= step:
+        out = _sample_rows(z, banned, temperature, u, limits)
+    else:
+        # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        buffers = [torch.empty(step, vocab_size, dtype=t, device=z.device) for t in (dtype, dtype, torch.float64)]
+        parts = []
+        for start in range(0, len(z), step):
+            rows = slice(start, start + step)
+            own = [buffer[: len(z[rows])] for buffer in buffers]
+            cuts = Limits(*(limit[rows] for limit in limits)) if limits is not None else None
+            parts.append(_sample_rows(z[rows], banned, temperature[rows], u[rows], cuts, *own))
+        out = SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
     if values_visible(out.entropy) and not math.isfinite(out.entropy.sum().item()):
         _raise_not_finite(out.entropy)
     return out
 
 
 def _sample_rows(
-    logits: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None, buffers: list[Tensor]
-) -> SampleOutput:
-    x, e, cdf = (buffer[: len(logits)] for buffer in buffers)
-    if banned is None:
-        x.copy_(logits)
-    else:
-        torch.where(banned, x.new_full((), -torch.inf), logits.to(x.dtype), out=x)
+    z: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None,
+    x: Tensor | None = None, e: Tensor | None = None, cdf: Tensor | None = None,
+) -> SampleOutput:  # fmt: skip
+    """The last three are memory to work in."""
+    if z.dtype not in (torch.float32, torch.float64):
+        z = z.float()
+    if banned is not None:
+        z = torch.where(banned, -torch.inf, z)
     greedy = temperature == 0
-    tau = temperature.to(x.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
-    z = x.clone() if limits is not None else None
+    tau = temperature.to(z.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
 
-    largest, argmax = x.max(-1)
+    largest, argmax = z.max(-1)
     # -1e30 stands for -inf: its exp is 0 at any temperature, and times that exp it is 0, where -inf would be NaN.
-    x.sub_(largest[:, None]).clamp_min_(-1e30)
-    torch.exp(x, out=e)
+    x = torch.sub(z, largest[:, None], out=x).clamp_min_(-1e30)
+    e = torch.exp(x, out=e)
     total_raw = row_sums(e)
     log_total_raw = total_raw.log()
     entropy = log_total_raw - row_sums(e.mul_(x)).div_(total_raw)
 
     torch.div(x, tau[:, None], out=e).exp_()
-    total = cdf.copy_(e).cumsum_(-1)[:, -1].clone()
+    cdf = e.cumsum(-1, dtype=torch.float64) if cdf is None else cdf.copy_(e).cumsum_(-1)
+    total = cdf[:, -1]
     kept_mass = torch.ones_like(tau)
-    if z is not None and limits is not None:
+    if limits is not None:
         kept = _kept(z, e, *limits)
-        cdf.copy_(e.masked_fill_(~kept, 0.0)).cumsum_(-1)
+        cdf = e.masked_fill_(~kept, 0.0).double().cumsum_(-1)
         truncated = ~(kept | (x == -1e30)).all(-1) & ~greedy
         kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(x.dtype), kept_mass)
 
