@@ -100,7 +100,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from thyme.kernels import grpo_loss, paged_attention, sample
+from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu
 
 backend = make_backend(GPUTarget("cuda", 90, 32))
 
@@ -116,7 +116,7 @@ class Recorder:
         return launch
 
 recorders = {}
-for module in (grpo_loss, paged_attention, sample):
+for module in (grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu):
     for name, kernel in list(vars(module).items()):
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
             recorders[f"{module.__name__.rpartition('.')[2]}.{name}"] = recorder = Recorder(kernel)
@@ -151,6 +151,19 @@ for n in (1, 2, 16, 33):
             torch.ones(n, dtype=torch.int32), torch.arange(n + 1, dtype=torch.int32), scale=0.7,
             shared=paged_attention.SharedPrefix(groups, torch.zeros(1, dtype=torch.int32)),
         )
+weight = torch.ones(64, requires_grad=True)
+for n in (1, 2, 16, 17, 300, 5000):
+    x = torch.randn(n, 64, requires_grad=True)
+    for eps in (1e-6, 1e-5):
+        out, total = rmsnorm.add_rmsnorm_triton(x, x, weight, eps)
+        (swiglu.swiglu_triton(out).sum() + total.sum()).backward()
+    with torch.no_grad():
+        heads, slots = out.view(n, 4, 16), torch.arange(n)
+        cos, sin = mrope.mrope_tables(slots[None], torch.ones(8))
+        mrope.mrope_triton(heads, cos, sin)
+        k_cache, v_cache = torch.zeros(2, 400, 16, 1, 16)
+        kv_cache.mrope_write_kv_triton(heads, cos, sin, k_cache, v_cache, slots)
+        kv_cache.write_kv_triton(heads[:, :1], heads[:, 1:2], k_cache, v_cache, slots)
 print(json.dumps({name: len(recorder.keys) for name, recorder in recorders.items() if recorder.keys}))
 """
 
@@ -159,7 +172,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    assert {name.split(".")[0] for name in counts} == {"grpo_loss", "paged_attention", "sample"}
+    ops = {"grpo_loss", "kv_cache", "mrope", "paged_attention", "rmsnorm", "sample", "swiglu"}
+    assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without
     assert set(counts.values()) == {1}, counts
