@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_a_verdict_follows_from_the_figures() -> None:
     assert "nothing to abandon" in words((0.02, 0.02), (0.05, 0.02))
     assert "abandoned both ways" in words((0.3, 0.0), (0.3, 0.02))
     assert "abandoned with adaptive temperature and not without" in words((0.3, 0.0), (0.3, 0.3))
+
+
+def test_the_fragile_start_ends_when_greedy_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = iter([(0.05, 1.0), (0.3, 0.6), (0.0, None), (0.2, 0.97)])
+    ended = [replace(result(0, 0.0, None), overall=summary(1, 2, *check)) for check in checks]
+    monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext())
+    monkeypatch.setattr(compare, "evaluate", lambda *_, **__: ended.pop(0))
+    found = compare.WorkingCode(story.demo_config(0, "glyphs", 1, "compare"), None, None)  # type: ignore[arg-type]
+    told: list[dict[str, float]] = []
+    on_step = found.after(told.append)
+    steps = next(step for step in range(1, 100) if on_step({"loss": 0.0}))
+    assert steps == len(told) == 70
+    assert found.told() == "70 steps: code in 20% of the rollouts with ATS, of it runs 97%"
 
 
 @pytest.mark.soak
