@@ -168,6 +168,37 @@ def test_on_policy_gradient_is_the_policy_gradient(model: Model, processor: Proc
         torch.testing.assert_close(grad, -2 * expected[name], atol=1e-6, rtol=1e-4)
 
 
+def test_the_fused_head_gives_the_same_losses_and_gradients(
+    model: Model, processor: Processor, picture: Picture
+) -> None:
+    from thyme.data.tiny import tiny_config
+    from thyme.model import build
+
+    vocabulary, other = Vocabulary.of(processor), build(tiny_config(), processor, seed=1)
+    samples = [rollout_like(demonstration(processor, picture, n), a) for n, a in ((1, 2.0), (2, -1.0))]
+    samples[0].temperatures[::3] = 0.0
+    samples[1].temperatures[::2] = 0.7
+    (batch,) = pack(normalize([samples], "sequence_mean"), image_token_id=processor.image_token_id)
+
+    def both(fused_head: bool) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+        losses = [
+            supervised_loss(model, batch, vocabulary, fused_head=fused_head),
+            policy_loss(model, batch, vocabulary, GrpoLossConfig(), reference=other, fused_head=fused_head)[0],
+        ]
+        grads = []
+        for loss in losses:
+            model.zero_grad()
+            loss.backward()
+            grads.append(gradients(model))
+        return [loss.detach() for loss in losses], grads
+
+    expected, expected_grads = both(False)
+    fused, fused_grads = both(True)
+    torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-5)
+    for fused_grad, expected_grad in zip(fused_grads, expected_grads, strict=True):
+        torch.testing.assert_close(fused_grad, expected_grad, atol=1e-5, rtol=1e-3)
+
+
 def test_kl_to_itself_is_zero_and_to_another_is_not(model: Model, processor: Processor, picture: Picture) -> None:
     vocabulary = Vocabulary.of(processor)
     (batch,) = pack(

@@ -60,6 +60,7 @@ def train_base(
                 [caption_sample(processor, caption) for caption in batch],
                 rate=_rate(config, stage.step),
                 max_tokens=config.max_tokens_per_micro_batch,
+                fused_head=config.fused_head,
             )  # fmt: skip
             is_last = stage.step + 1 == stage.memory["end"]
             if is_last or (stage.step + 1) % config.gate_steps == 0:

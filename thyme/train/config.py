@@ -36,6 +36,9 @@ class StageConfig:
     """Share of the peak rate that is left at the end of the decay."""
     max_tokens_per_micro_batch: int = 16_384
     """No forward pass holds more packed tokens than this (a single longer sample may)."""
+    fused_head: bool = False
+    """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
+    large vocabulary fit. A small one is quicker without."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: never."""
 

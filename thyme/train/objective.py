@@ -1,19 +1,22 @@
 """What is minimised: per-token weights for every normalisation, the supervised loss, the policy loss.
 
 Both losses are sums over trained tokens of weight * loss, so a normalisation is nothing but the weights, and the
-micro-batches of a batch add up. Logits exist only for the rows that are trained. Ids that may not be sampled have
-probability 0 here as they have in the sampler.
+micro-batches of a batch add up. Logits exist only for the rows that are trained, and with `fused_head` not even those:
+the LM head's product is part of the loss. Ids that may not be sampled have probability 0 here as they have in the
+sampler.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self, get_args
+from functools import partial
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss, token_logprobs
+from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
 from thyme.model.attention import PackedAttention
 from thyme.model.model import Model
 from thyme.model.processor import Processor
@@ -74,28 +77,42 @@ def normalize(
     ]
 
 
-def trained_logits(model: Model, batch: TrainBatch) -> Tensor:
-    """Logits [N, V] of the rows that predict a trained token."""
+def trained_hidden(model: Model, batch: TrainBatch) -> Tensor:
+    """Hidden states [N, H] of the rows that predict a trained token."""
     features = None
     if batch.pixel_values is not None:
         features = model.encode_images(batch.pixel_values, batch.grids)
         if batch.feature_rows is not None:
             features = features[batch.feature_rows]
-    hidden = model(
+    hidden: Tensor = model(
         batch.input_ids,
         batch.positions,
         PackedAttention(batch.lengths),
         image_features=features,
         image_positions=batch.image_positions,
     )
-    return model.logits(hidden[batch.rows])
+    return hidden[batch.rows]
 
 
-def supervised_loss(model: Model, batch: TrainBatch, vocabulary: Vocabulary) -> Tensor:
+def trained_logits(model: Model, batch: TrainBatch) -> Tensor:
+    """Logits [N, V] of the rows that predict a trained token."""
+    return model.logits(trained_hidden(model, batch))
+
+
+def trained_logprobs(
+    model: Model, batch: TrainBatch, vocabulary: Vocabulary, temperature: Tensor | None = None, *, fused_head: bool
+) -> Tensor:
+    """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N]."""
+    among: Any = {"temperature": temperature, "vocab_size": vocabulary.size, "banned_ids": vocabulary.banned_ids}
+    hidden = trained_hidden(model, batch)
+    if fused_head:
+        return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
+    return token_logprobs(model.logits(hidden), batch.targets, **among)[0]
+
+
+def supervised_loss(model: Model, batch: TrainBatch, vocabulary: Vocabulary, *, fused_head: bool = False) -> Tensor:
     """Weighted sum of the negative log-probabilities of the trained tokens."""
-    logits = trained_logits(model, batch)
-    logprobs = token_logprobs(logits, batch.targets, vocab_size=vocabulary.size, banned_ids=vocabulary.banned_ids)[0]
-    return -(batch.weights * logprobs).sum()
+    return -(batch.weights * trained_logprobs(model, batch, vocabulary, fused_head=fused_head)).sum()
 
 
 def policy_loss(
@@ -105,12 +122,20 @@ def policy_loss(
     config: GrpoLossConfig,
     *,
     reference: Model | None = None,
+    fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of one micro-batch, on-policy (the ratio is 1), with KL to `reference` if there is one."""
-    ref_logprobs = None if reference is None else reference_logprobs(reference, batch, vocabulary)
+    ref_logprobs = None
+    if reference is not None:
+        ref_logprobs = reference_logprobs(reference, batch, vocabulary, fused_head=fused_head)
     assert batch.advantages is not None
-    return grpo_loss(
-        trained_logits(model, batch),
+    hidden = trained_hidden(model, batch)
+    loss_of = (
+        partial(linear_grpo_loss, hidden, model.lm_head_weight)
+        if fused_head
+        else partial(grpo_loss, model.logits(hidden))
+    )
+    return loss_of(
         batch.targets,
         batch.advantages,
         batch.weights,
@@ -126,12 +151,8 @@ def policy_loss(
 
 
 @torch.no_grad()
-def reference_logprobs(reference: Model, batch: TrainBatch, vocabulary: Vocabulary) -> Tensor:
+def reference_logprobs(
+    reference: Model, batch: TrainBatch, vocabulary: Vocabulary, *, fused_head: bool = False
+) -> Tensor:
     """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy."""
-    return token_logprobs(
-        trained_logits(reference, batch),
-        batch.targets,
-        temperature=batch.temperatures,
-        vocab_size=vocabulary.size,
-        banned_ids=vocabulary.banned_ids,
-    )[0]
+    return trained_logprobs(reference, batch, vocabulary, batch.temperatures, fused_head=fused_head)

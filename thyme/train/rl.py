@@ -166,7 +166,9 @@ def policy_step(
         samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
     )
     for batch in batches:
-        loss, metrics = policy_loss(model, batch.to(model.device), vocabulary, loss_config, reference=reference)
+        loss, metrics = policy_loss(
+            model, batch.to(model.device), vocabulary, loss_config, reference=reference, fused_head=config.fused_head
+        )
         loss.backward()
         collected.add(loss.detach(), metrics)
     grad_norm = optimizer.step(rate) if batches else 0.0

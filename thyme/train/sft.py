@@ -51,6 +51,7 @@ def train_sft(
                 [row_sample(processor, row, config.loss_rule, system) for row in batch],
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
+                fused_head=config.fused_head,
             )  # fmt: skip
             stage.end_step(metrics)
     return stage.history
@@ -92,6 +93,7 @@ def train_anneal(
                 [row_sample(processor, row, config.loss_rule, system) for row in batch],
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
+                fused_head=config.fused_head,
             )  # fmt: skip
             if (stage.step + 1) % config.gate_steps == 0 or stage.step + 1 == config.steps:
                 metrics["gate/arithmetic"] = gate(model)

@@ -20,18 +20,20 @@ def supervised_step(
     *,
     rate: float,
     max_tokens: int,
+    fused_head: bool = False,
 ) -> Metrics:
     """One optimizer step on the mean negative log-probability of all trained tokens of `samples`.
 
     Args:
         rate: share of the peak learning rates.
         max_tokens: packed tokens in a micro-batch.
+        fused_head: see `StageConfig`.
     """
     vocabulary = Vocabulary.of(processor)
     batches = pack(normalize([samples], "batch_tokens"), image_token_id=processor.image_token_id, max_tokens=max_tokens)
     loss = torch.zeros((), device=model.device)
     for batch in batches:
-        micro_loss = supervised_loss(model, batch.to(model.device), vocabulary)
+        micro_loss = supervised_loss(model, batch.to(model.device), vocabulary, fused_head=fused_head)
         micro_loss.backward()
         loss += micro_loss.detach()
     grad_norm = optimizer.step(rate)
