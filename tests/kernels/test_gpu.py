@@ -1,6 +1,5 @@
 """What only a GPU can show: compiled kernels in every dtype at real sizes, bits that repeat, no wait, no recompile."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from thyme.kernels.sample import sample, sample_ref
 
 pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-
-
-@pytest.fixture
-def no_sync() -> Iterator[None]:
-    """Inside, anything that makes the host wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def rows_of(num_rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -1,6 +1,5 @@
 """linear_logprob on a GPU: every dtype at larger sizes, its memory, bits that repeat, no wait, no recompile."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,15 +13,6 @@ from thyme.kernels.linear_logprob import Backward, linear_grpo_loss, linear_logp
 pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 BACKWARDS = pytest.mark.parametrize("backward", ["recompute", "exp_tiles"])
-
-
-@pytest.fixture
-def no_sync() -> Iterator[None]:
-    """Inside, anything that makes the host wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def problem(num_rows: int, features: int, vocab: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """rmsnorm, swiglu, mrope and mrope_write_kv on a GPU: every dtype at real sizes, bits that repeat, no recompile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,15 +19,6 @@ pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 EPS = 1e-6
 Run = Callable[..., Tensor | tuple[Tensor, Tensor]]
-
-
-@pytest.fixture
-def no_sync() -> Iterator[None]:
-    """Inside, anything that makes the host wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
