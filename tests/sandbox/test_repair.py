@@ -82,6 +82,8 @@ _LINES = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_LINES, max_size=8).map("\n".join))
+@example("```\n# ```")
+@example("\n\n`x = 1`\n")
 def test_property_compiling_is_unchanged_and_repaired_compiles(code: str) -> None:
     repaired = fixed(code)
     try:

@@ -193,9 +193,11 @@ def _tags(text: str) -> tuple[str, list[Fix]]:
 
 def _fences(text: str) -> tuple[str, list[Fix]]:
     lines = text.split("\n")
-    inline = re.fullmatch(r"\s*`{1,3}(?:python|py)?\s?([^`\n]+?)`{1,3}\s*", text)
+    inline = re.fullmatch(r"(\s*)`{1,3}(?:python|py)?(\s?)([^`\n]+?)`{1,3}(\s*)", text)
     if inline:
-        return inline[1], [Fix("wrapping", 1, "backticks around the code were taken off")]
+        above, between, below = ("\n" * inline[i].count("\n") for i in (1, 2, 4))  # lines keep their numbers
+        note = Fix("wrapping", 1 + len(above), "backticks around the code were taken off")
+        return above + between + inline[3] + below, [note]
     marks = [i for i, line in enumerate(lines) if _FENCE.match(line)]
     first = next((i for i, line in enumerate(lines) if line.strip()), 0)
     if not marks:
