@@ -1,8 +1,9 @@
 """The state machine of the rollout loop, against a scripted engine and a scripted sandbox."""
 
+import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sandbox.host import eventually
 from thyme.engine.tags import TokenKind
 from thyme.rollout import events
 from thyme.rollout.config import RolloutConfig
@@ -148,22 +150,29 @@ class Engine:
 
 class Session:
     def __init__(self, sandbox: "Sandbox", image: Any, image_path: str | None) -> None:
-        self.sandbox, self.image, self.image_path, self.codes, self.closed = sandbox, image, image_path, [], False
-        self.killed = threading.Event()
+        self.sandbox, self.image, self.image_path = sandbox, image, image_path
+        self.codes: list[str] = []
+        self.closed = self.killed = False
 
-    def run(self, code: str) -> SandboxResult:
+    async def arun(self, code: str) -> SandboxResult:
         if self.closed:
             return SandboxResult(status=Status.REFUSED)
         self.codes.append(code)
-        return self.sandbox.behavior(self)
+        try:
+            return await self.sandbox.behavior(self)
+        except asyncio.CancelledError:
+            self.killed = True
+            raise
 
     def close(self) -> None:
         self.closed = True
-        self.killed.set()
+
+
+Behavior = Callable[[Session], Awaitable[SandboxResult]]
 
 
 class Sandbox:
-    def __init__(self, behavior: Callable[[Session], SandboxResult], max_sessions: int = 64) -> None:
+    def __init__(self, behavior: Behavior, max_sessions: int = 64) -> None:
         self.behavior = behavior
         self.config = SimpleNamespace(workers=4, max_sessions=max_sessions, timeout_s=10.0, max_aspect=200.0)
         self.sessions: list[Session] = []
@@ -174,8 +183,28 @@ class Sandbox:
         return self.sessions[-1]
 
 
-def printed(text: str) -> Callable[[Session], SandboxResult]:
-    return lambda session: SandboxResult(status=Status.OK, stdout=text + "\n", wall_s=0.5)
+def returns(result: SandboxResult) -> Behavior:
+    async def behavior(session: Session) -> SandboxResult:
+        return result
+
+    return behavior
+
+
+def printed(text: str) -> Behavior:
+    return returns(SandboxResult(status=Status.OK, stdout=text + "\n", wall_s=0.5))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """What a snippet waits for; fails the run where it does not come."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def forever(session: Session) -> SandboxResult:
+    """A snippet that only ends when it is killed."""
+    await until(lambda: False)
+    raise AssertionError
 
 
 def question(name: str = "q", image: Image.Image | None = None) -> Question:
@@ -238,7 +267,7 @@ def test_code_result_and_answer_make_two_rounds_in_one_trajectory() -> None:
 
 def test_returned_images_become_image_tokens_and_follow_the_question_s() -> None:
     crops = tuple(Image.new("RGB", (9, 8 + i)) for i in range(2))
-    it = loop([SOME_CODE, ANSWER], lambda s: SandboxResult(status=Status.OK, stdout="a.png", images=crops))
+    it = loop([SOME_CODE, ANSWER], returns(SandboxResult(status=Status.OK, stdout="a.png", images=crops)))
     [[rollout]] = it.run([question(image=Image.new("RGB", (50, 40)))], 1)
     assert rollout.turns[0].output_text == "<sandbox_output><image><image></sandbox_output>"
     assert [i.size for i in rollout.images] == [(50, 40), (9, 8), (9, 9)]
@@ -283,7 +312,7 @@ def test_one_block_more_than_max_rounds_ends_it_unrun() -> None:
 
 def test_an_output_with_too_many_images_ends_it_unappended() -> None:
     crop = SandboxResult(status=Status.OK, images=(Image.new("RGB", (9, 9)),))
-    it = loop([SOME_CODE] * 9, lambda s: crop, max_images=3)
+    it = loop([SOME_CODE] * 9, returns(crop), max_images=3)
     [[rollout]] = it.run([question(image=Image.new("RGB", (9, 9)))], 1)
     assert rollout.status is RolloutStatus.MAX_IMAGES and len(rollout.images) == 3
     assert [turn.num_images for turn in rollout.turns] == [1, 1, 0] and rollout.turns[2].output_text == ""
@@ -313,12 +342,36 @@ def test_others_decode_while_code_runs() -> None:
             other_done.set()
         return SOME_CODE if index == 0 and round_index == 0 else ANSWER
 
-    def behavior(session: Session) -> SandboxResult:
-        assert other_done.wait(20)
+    async def behavior(session: Session) -> SandboxResult:
+        await until(other_done.is_set)
         return SandboxResult(status=Status.OK)
 
     [[first], [second]] = loop(script, behavior).run([question("a"), question("b")], 1)
     assert first.num_code == 1 and second.num_code == 0
+
+
+def test_more_code_runs_at_once_than_there_are_threads() -> None:
+    """No thread waits for a snippet: all return only once all run, and the process has fewer threads than that."""
+    started, threads = [], []
+
+    async def behavior(session: Session) -> SandboxResult:
+        started.append(session)
+        await until(lambda: len(started) == 24)
+        threads.append(threading.active_count())
+        return SandboxResult(status=Status.OK)
+
+    before = threading.active_count()
+    it = loop(lambda index, round_index: SOME_CODE if round_index == 0 else ANSWER, behavior)
+    it.run([question(str(i)) for i in range(6)], 4)
+    assert len(threads) == 24 and set(threads) == {before + 1}
+    assert nothing_leaked(it)
+
+
+def test_it_runs_inside_a_program_with_an_event_loop_of_its_own() -> None:
+    async def program() -> Rollout:
+        return run_one(loop([SOME_CODE, ANSWER]))
+
+    assert asyncio.run(program()).num_code == 1
 
 
 def test_the_first_result_is_admitted_when_all_wait() -> None:
@@ -330,8 +383,8 @@ def test_the_first_result_is_admitted_when_all_wait() -> None:
             went_on.set()
         return SOME_CODE if round_index == 0 else ANSWER
 
-    def behavior(session: Session) -> SandboxResult:
-        assert session.image_path == "fast" or went_on.wait(20)
+    async def behavior(session: Session) -> SandboxResult:
+        await until(lambda: session.image_path == "fast" or went_on.is_set())
         return SandboxResult(status=Status.OK)
 
     slow, fast = (dataclasses.replace(question(name), image_path=name) for name in ("slow", "fast"))
@@ -347,9 +400,9 @@ def test_under_a_deterministic_engine_arrival_times_change_nothing(slow: int) ->
     def script(index: int, round_index: int) -> tuple[str, str, str | None]:
         return ("x" * index + SOME_CODE[0], "stop", "</code>") if round_index < 2 else ("z" * 30, "eos", None)
 
-    def behavior(session: Session) -> SandboxResult:
+    async def behavior(session: Session) -> SandboxResult:
         if it.sandbox.sessions.index(session) == slow:
-            session.killed.wait(0.03)
+            await asyncio.sleep(0.03)
         return SandboxResult(status=Status.OK)
 
     it = loop(script, behavior, deterministic=True, result_delay_steps=4)
@@ -399,29 +452,29 @@ def test_without_code_the_tag_is_banned_and_a_spelled_out_block_is_not_run() -> 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_an_exception_leaves_nothing_behind(error: BaseException) -> None:
-    """Even with a snippet running: closing its session is what ends it."""
+    """Even with a snippet running: it is killed."""
 
-    def behavior(session: Session) -> SandboxResult:
-        assert session.killed.wait(20)
-        return SandboxResult(status=Status.CRASHED)
+    def script(index: int, round_index: int) -> tuple[str, str, str | None]:
+        assert it.engine.num_steps < 2 or eventually(lambda: it.sandbox.sessions and it.sandbox.sessions[0].codes)
+        return SOME_CODE if index == 0 else ("z" * 99, "eos", None)
 
-    it = loop(lambda i, r: SOME_CODE if i == 0 else ("z" * 99, "eos", None), behavior)
+    it = loop(script, forever)
     it.engine.fail_at_step = error
     it.engine.num_steps = -8  # the first block is out by then
     with pytest.raises(type(error)):
         it.run([question()], 3)
-    assert it.sandbox.sessions and nothing_leaked(it)
+    assert [session.killed for session in it.sandbox.sessions] == [True] and nothing_leaked(it)
 
 
 def test_a_session_that_opens_too_late_is_closed_unused() -> None:
-    """The run is being cancelled while a thread still waits for its session."""
+    """The run is being left while a session is still being opened."""
     it = loop(lambda i, r: SOME_CODE if i == 0 else ("z" * 99, "eos", None))
     it.engine.fail_at_step, it.engine.num_steps = RuntimeError("out of memory"), -8
     opened = it.sandbox.session
 
     def late(*args: Any, **kwargs: Any) -> Session:
         assert it.engine.aborted.wait(20)
-        threading.Event().wait(0.1)  # by now the run has closed the sessions it knows
+        threading.Event().wait(0.1)  # by now the run waits for its executor
         return opened(*args, **kwargs)
 
     it.sandbox.session = late
@@ -432,7 +485,7 @@ def test_a_session_that_opens_too_late_is_closed_unused() -> None:
 
 
 def test_a_failing_sandbox_is_not_swallowed() -> None:
-    def behavior(session: Session) -> SandboxResult:
+    async def behavior(session: Session) -> SandboxResult:
         raise OSError("fork: no more processes")
 
     it = loop([SOME_CODE, ANSWER], behavior)
@@ -473,12 +526,9 @@ def test_the_stream_shows_what_never_became_code_or_answer() -> None:
 
 
 def test_closing_the_stream_cancels_the_snippet() -> None:
-    def behavior(session: Session) -> SandboxResult:
-        assert session.killed.wait(20)
-        return SandboxResult(status=Status.CRASHED)
-
-    it = loop([SOME_CODE, ANSWER], behavior)
+    it = loop([SOME_CODE, ANSWER], forever)
     running = it.stream(question())
     assert any(isinstance(event, events.CodeBlock) for event in running)
+    assert eventually(lambda: [session.codes for session in it.sandbox.sessions] == [["c"]])
     running.close()
-    assert nothing_leaked(it)
+    assert it.sandbox.sessions[0].killed and nothing_leaked(it)

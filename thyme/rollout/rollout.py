@@ -1,9 +1,9 @@
 """The multi-round loop: questions in, rollouts out, engine and sandbox at work at the same time.
 
 A group of sequences is added to the engine per question. A round ends at `</code>`: the sequence is held with its KV
-cache, its code runs in the rollout's sandbox session on a thread, and the other sequences go on decoding. When the
-result is there, `<sandbox_output>...</sandbox_output>` is appended and only those tokens are prefilled. It goes on
-until an answer or a limit. The state of one run lives in thyme/rollout/run.py.
+cache, its code runs in the rollout's sandbox session (thyme/rollout/executor.py), and the other sequences go on
+decoding. When the result is there, `<sandbox_output>...</sandbox_output>` is appended and only those tokens are
+prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/run.py.
 """
 
 from collections.abc import Generator, Sequence

@@ -3,15 +3,15 @@
 Order. Results are admitted as they come. Under a deterministic engine they are admitted in the order their code ended,
 each a fixed number of engine steps after that, so that every step sees the same sequences in every run.
 
-Exits. However a run is left (done, exception, KeyboardInterrupt, closed iterator), `release_everything` has aborted the
-sequences, closed the sessions, which kills what still runs in them, and joined the threads.
+Exits. However a run is left (done, exception, KeyboardInterrupt, closed iterator), its sequences are aborted, what runs
+in its sessions is killed, and the thread of its executor has ended.
 """
 
 import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,11 +22,12 @@ from thyme.engine.tags import TokenKind
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, TextPiece, TextStream
-from thyme.rollout.output import Output, render
+from thyme.rollout.executor import Executor
+from thyme.rollout.output import Output
 from thyme.rollout.prompts import build_prompt, extract_answer, extract_code
 from thyme.rollout.trajectory import Trajectory
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
-from thyme.sandbox import Sandbox, SandboxResult, SandboxSession
+from thyme.sandbox import Sandbox, SandboxResult
 
 CODE_START, CODE_END, ANSWER_END = "<code>", "</code>", "</answer>"
 
@@ -75,7 +76,6 @@ class _Flight:
     started: float
     turns: list[Turn] = field(default_factory=list)
     num_sampled: int = 0
-    session: SandboxSession | None = None
     round_text: str = ""
     code: str = ""
     future: Future[tuple[SandboxResult, Output]] | None = None
@@ -109,7 +109,7 @@ class Run:
     ) -> None:
         if n < 1:
             raise ValueError(f"n: {n} rollouts per question, must be at least 1")
-        self.engine, self.sandbox, self.processor, self.config = engine, sandbox, processor, config
+        self.engine, self.processor, self.config = engine, processor, config
         self.params = params
         self.max_rounds = max_rounds
         self.streaming = streaming
@@ -120,10 +120,8 @@ class Run:
         self.waiting = deque(_pieces(questions, n, min(self.limit, engine.config.max_sequences), seed))
         self.flights: dict[int, _Flight] = {}
         self.outstanding: deque[_Flight] = deque()  # in the order their code ended
-        self.pool = ThreadPoolExecutor(sandbox.config.workers, thread_name_prefix="thyme-rollout")
-        self.sessions: set[SandboxSession] = set()
+        self.executor = Executor(sandbox, processor, config)
         self.closing: list[Future[None]] = []
-        self.cancelled = False
         self.counts: Counter[str] = Counter()
         self.sandbox_s = self.idle_s = 0.0
         self.prefilled_before = int(engine.stats()["prefilled_tokens"])
@@ -132,22 +130,24 @@ class Run:
 
     def events(self) -> Generator[Event, None, None]:
         """Everything that happens; an End per rollout."""
-        try:
-            while self.waiting or self.flights:
-                self._start_waiting()
-                for flight in self._arrived():
-                    yield from self._resume(flight)
-                if len(self.flights) > len(self.outstanding):
-                    self.counts["steps"] += 1
-                    for completion in self.engine.step():
-                        yield from self._end_round(self.flights[completion.sequence.id], completion)
-                    if self.streaming:
-                        yield from self._stream_text()
-            for closed in self.closing:
-                closed.result()  # raises what went wrong while closing, if anything
-        finally:
-            self._release_everything()
-            self.wall_s = time.perf_counter() - self.started
+        with self.executor:
+            try:
+                while self.waiting or self.flights:
+                    self._start_waiting()
+                    for flight in self._arrived():
+                        yield from self._resume(flight)
+                    if len(self.flights) > len(self.outstanding):
+                        self.counts["steps"] += 1
+                        for completion in self.engine.step():
+                            yield from self._end_round(self.flights[completion.sequence.id], completion)
+                        if self.streaming:
+                            yield from self._stream_text()
+                for closed in self.closing:
+                    closed.result()  # raises what went wrong while closing, if anything
+            finally:
+                for flight in self.flights.values():
+                    self.engine.abort(flight.sequence)
+                self.wall_s = time.perf_counter() - self.started
 
     def timing(self) -> RunTiming:
         """What the run cost so far."""
@@ -169,7 +169,7 @@ class Run:
             question = piece.question
             prompt = build_prompt(question, self.config.prompt_style, self.processor)
             if question.image is not None:
-                question.image.load()  # decoded once, here: the sessions' threads share it
+                question.image.load()  # decoded once, here: the executor's thread reads it too
                 prompt = Prompt(token_ids=prompt.token_ids, images=(self.processor.preprocess(question.image),))
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
@@ -196,7 +196,7 @@ class Run:
             flight.round_text = text
             flight.code = extract_code(text) or ""
             flight.due_step = self.counts["steps"] + self.config.result_delay_steps
-            flight.future = self.pool.submit(self._execute, flight)
+            flight.future = self.executor.run(flight.sequence.id, flight.question, flight.seed, flight.code)
             self.outstanding.append(flight)
             self.counts["code_blocks"] += 1
             yield from self._rest_of_text(flight, text, held_back=False)
@@ -243,8 +243,7 @@ class Run:
         images = list(flight.sequence.images)
         self.engine.release(flight.sequence)
         del self.flights[flight.sequence.id]
-        if flight.session is not None:
-            self.closing.append(self.pool.submit(self._close, flight.session))
+        self.closing.append(self.executor.end(flight.sequence.id))
         text = _cut(_text(flight.turns))
         rollout = Rollout(
             question=flight.question,
@@ -264,25 +263,7 @@ class Run:
             yield Answer(rollout.answer)
         yield End(rollout)
 
-    # Code, on the threads of the pool.
-
-    def _execute(self, flight: _Flight) -> tuple[SandboxResult, Output]:
-        question, config = flight.question, self.config
-        if flight.session is None:
-            flight.session = self.sandbox.session(question.image, question.image_path or None, seed=flight.seed)
-            self.sessions.add(flight.session)
-            if self.cancelled:  # the release may have looked before the session was there
-                flight.session.close()
-        result = flight.session.run(flight.code)
-        output = render(
-            result,
-            self.processor,
-            image_path=question.image_path,
-            compat=config.compat,
-            max_chars=config.max_output_chars,
-            timeout_s=self.sandbox.config.timeout_s,
-        )
-        return result, output
+    # Results, as they come.
 
     def _arrived(self) -> Iterator[_Flight]:
         """The rollouts whose results are to be admitted now; waits if nothing else is left to do."""
@@ -310,10 +291,6 @@ class Run:
         if idle:
             self.idle_s += time.perf_counter() - before
 
-    def _close(self, session: SandboxSession) -> None:
-        session.close()
-        self.sessions.discard(session)
-
     # Text as it is decoded.
 
     def _stream_text(self) -> Iterator[Event]:
@@ -333,15 +310,6 @@ class Run:
                 shown += flight.stream.rest()
             if shown:
                 yield TextPiece(shown)
-
-    def _release_everything(self) -> None:
-        self.cancelled = True
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for flight in self.flights.values():
-            self.engine.abort(flight.sequence)
-        for session in list(self.sessions):
-            session.close()
-        self.pool.shutdown(wait=True)
 
 
 def _pieces(questions: Sequence[Question], n: int, largest: int, seed: int) -> Iterator[_Piece]:

@@ -1,0 +1,104 @@
+"""The executor with the real sandbox: whatever way it is left, what ran is killed and nothing stays."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rollout.test_rollout import Processor
+from tests.sandbox.host import eventually, open_descriptors, picture, snippets_of
+from thyme.rollout.config import RolloutConfig
+from thyme.rollout.executor import Executor
+from thyme.rollout.types import Question
+from thyme.sandbox import Sandbox, SandboxConfig, Status
+
+ROOT = Path(__file__).parents[2]
+QUESTION = Question(id="q", image=picture(40, 30), image_path="pic.png", question="what?", solution="7")
+ENDLESS = "while True: pass"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256, timeout_s=60.0, max_sessions=16)) as sandbox:
+        yield sandbox
+
+
+def executor(sandbox: Sandbox) -> Executor:
+    return Executor(sandbox, Processor(), RolloutConfig())  # type: ignore[arg-type]
+
+
+def test_a_rollout_s_blocks_share_a_session_that_knows_its_image(sandbox: Sandbox) -> None:
+    with executor(sandbox) as run:
+        first, _ = run.run(1, QUESTION, 0, "x = Image.open(image_path).size").result()
+        result, output = run.run(1, QUESTION, 0, "print(x, image_path)").result()
+        other, _ = run.run(2, QUESTION, 0, "print('x' in globals())").result()
+        assert first.status is Status.OK and other.stdout == "False\n"
+        assert result.stdout == "(40, 30) pic.png\n"
+        assert output.text == "<sandbox_output>(40, 30) pic.png</sandbox_output>"
+        assert run.end(1).result() is None and run.end(1).result() is None
+        assert run.run(1, QUESTION, 0, "print('x' in globals())").result()[0].stdout == "False\n"
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_leaving_kills_what_runs_and_leaves_nothing(
+    sandbox: Sandbox, error: BaseException | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two snippets run, ten wait for their turn, one session is idle; the time limit is a minute."""
+    client, server = sandbox._client, sandbox._client.server.process.pid
+    assert sandbox.run("print(1)", QUESTION.image).status is Status.OK
+    idle = snippets_of(server)
+    descriptors, threads = open_descriptors(), threading.active_count()
+    with caplog.at_level(logging.DEBUG, "asyncio"):
+        try:
+            with executor(sandbox) as run:
+                assert run.run(0, QUESTION, 0, "x = 1").result()[0].status is Status.OK
+                futures = [run.run(i, QUESTION, 0, ENDLESS) for i in range(1, 13)]
+                assert eventually(lambda: client.running == 2 and len(client.queue) == 10)
+                assert threading.active_count() == threads + 1
+                if error is not None:
+                    raise error
+        except BaseException as seen:
+            assert seen is error
+    assert all(future.cancelled() for future in futures)
+    assert threading.active_count() == threads
+    assert client.running == 0 and not client.queue and not client.children
+    assert eventually(lambda: snippets_of(server) <= idle) and eventually(lambda: open_descriptors() <= descriptors)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_an_error_around_a_snippet_reaches_the_caller(sandbox: Sandbox) -> None:
+    broken = Question(id="q", image="missing.png", image_path="", question="what?", solution="7")  # type: ignore[arg-type]
+    with executor(sandbox) as run:
+        with pytest.raises(ValueError, match=r"missing\.png"):
+            run.run(1, broken, 0, "print(1)").result()
+        assert run.run(2, QUESTION, 0, "print(1)").result()[0].stdout == "1\n"
+
+
+def test_a_program_may_end_in_the_middle_of_a_run() -> None:
+    """Its iterator suspended for ever, a snippet running: the program ends all the same, and quietly."""
+    program = (
+        "from tests.rollout.test_executor import *\n"
+        "sandbox = Sandbox(SandboxConfig(workers=2, memory_mib=256, timeout_s=60.0))\n"
+        "run = executor(sandbox).__enter__()\n"
+        f"run.run(1, QUESTION, 0, {ENDLESS!r})\n"
+        "assert eventually(lambda: sandbox._client.running == 1)\n"
+        "print('over')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=40
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
+
+
+def test_inside_a_running_event_loop(sandbox: Sandbox) -> None:
+    async def program() -> str:
+        with executor(sandbox) as run:
+            return run.run(1, QUESTION, 0, "print(6 * 7)").result()[0].stdout
+
+    assert asyncio.run(program()) == "42\n"

@@ -1,0 +1,87 @@
+"""Code blocks of many rollouts at once, on one thread: an asyncio task for each, which awaits `SandboxSession.arun`.
+
+No thread waits for a snippet, so what runs at once is the sandbox's to decide, and decoding competes with one thread
+for the interpreter, not with one per snippet. That thread also does what is CPU work around a snippet: it opens the
+session (which stores the image) and renders the result (which tokenises text and preprocesses images). Meanwhile the
+snippets of others go on, and what waits for the thread would have waited for it anyway, to be rendered.
+
+Only this thread touches the sessions. When the executor is left it cancels its tasks, and a cancelled `arun` kills its
+snippet; then it closes the sessions.
+"""
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from types import TracebackType
+
+from thyme.model.processor import Processor
+from thyme.rollout.config import RolloutConfig
+from thyme.rollout.output import Output, render
+from thyme.rollout.types import Question
+from thyme.sandbox import Sandbox, SandboxResult, SandboxSession
+
+
+class Executor:
+    """Runs the code of one run's rollouts, each in a session of its own. Use as a context manager, once."""
+
+    def __init__(self, sandbox: Sandbox, processor: Processor, config: RolloutConfig) -> None:
+        self._sandbox, self._processor, self._config = sandbox, processor, config
+        self._sessions: dict[int, SandboxSession] = {}
+        # Daemonic: a program may end with a run suspended for ever, its iterator neither exhausted nor closed.
+        self._thread = threading.Thread(target=self._serve, name="thyme-rollout", daemon=True)
+
+    def __enter__(self) -> "Executor":
+        self._loop = asyncio.new_event_loop()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def run(self, rollout: int, question: Question, seed: int, code: str) -> Future[tuple[SandboxResult, Output]]:
+        """Runs a code block of `rollout`, any number that names it, and renders the result. Opens its session first
+        where it has none, with the question's image and `seed`. Does not block."""
+        return asyncio.run_coroutine_threadsafe(self._run(rollout, question, seed, code), self._loop)
+
+    def end(self, rollout: int) -> Future[None]:
+        """Closes the session of `rollout`, if it has one. Does not block."""
+        return asyncio.run_coroutine_threadsafe(self._end(rollout), self._loop)
+
+    async def _run(self, rollout: int, question: Question, seed: int, code: str) -> tuple[SandboxResult, Output]:
+        if rollout not in self._sessions:
+            self._sessions[rollout] = self._sandbox.session(question.image, question.image_path or None, seed=seed)
+            await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
+        result = await self._sessions[rollout].arun(code)
+        output = render(
+            result,
+            self._processor,
+            image_path=question.image_path,
+            compat=self._config.compat,
+            max_chars=self._config.max_output_chars,
+            timeout_s=self._sandbox.config.timeout_s,
+        )
+        return result, output
+
+    async def _end(self, rollout: int) -> None:
+        if session := self._sessions.pop(rollout, None):
+            session.close()
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(_cancel_the_others())
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            self._loop.close()
+
+
+async def _cancel_the_others() -> None:
+    """Cancels every task of this loop but the one that does, and waits for their ends."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
