@@ -1,4 +1,4 @@
-"""paged_attention: against a loop over queries and heads in float64, and kv_cache, which fills what it reads."""
+"""paged_attention: against a loop over queries and heads in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from thyme.kernels import paged_attention as attention_module
-from thyme.kernels.kv_cache import write_kv, write_kv_ref, write_kv_triton
 from thyme.kernels.paged_attention import (
     SharedPrefix,
     paged_attention,
@@ -338,57 +337,3 @@ def test_a_wrong_hint_is_seen_where_values_are() -> None:
     for run in (paged_attention_ref, paged_attention_triton):
         with pytest.raises(ValueError, match="max_query_len is 1, a sequence has 2 new tokens"):
             run(**args, max_query_len=1)
-
-
-WRITES = pytest.mark.parametrize("write", [write_kv_ref, write_kv_triton, write_kv], ids=["ref", "triton", "public"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@WRITES
-def test_write_kv(write: Callable[..., None], dtype: torch.dtype) -> None:
-    """Every token in its slot, padding nowhere, all other slots untouched; k is a slice of a fused projection."""
-    fused = torch.randn(6, 5, 12).to(dtype)
-    k, v = fused[:, :3], fused[:, 2:]
-    caches = torch.full((2, 4, 5, 3, 12), torch.nan, dtype=dtype)
-    slots = torch.tensor([19, -1, 0, 7, -1, 4])
-    write(k, v, caches[0], caches[1], slots)
-    for cache, tokens in zip(caches, (k, v), strict=True):
-        flat = cache.flatten(0, 1)
-        assert torch.equal(flat[slots[slots >= 0]], tokens[slots >= 0])
-        untouched = torch.ones(20, dtype=torch.bool)
-        untouched[slots[slots >= 0]] = False
-        assert flat[untouched].isnan().all()
-
-
-@WRITES
-def test_write_then_attend(write: Callable[..., None]) -> None:
-    """A prompt written through shuffled blocks attends as plain causal attention does."""
-    q, k, v = torch.randn(3, 11, 2, 16)
-    caches = torch.full((2, 5, 4, 2, 16), torch.nan)
-    table = torch.tensor([4, 0, 2])
-    write(k, v, *caches, (table[:, None] * 4 + torch.arange(4)).flatten()[:11])
-    lengths = torch.tensor([11], dtype=torch.int32)
-    cu = torch.tensor([0, 11], dtype=torch.int32)
-    out = paged_attention(q, *caches, table[None].to(torch.int32), lengths, cu, scale=0.25)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=True, scale=0.25
-    )
-    torch.testing.assert_close(out, expected.transpose(0, 1), atol=2e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"slot_mapping": torch.tensor([0, 20])}, r"slot_mapping must be in \[-1, 19\], got 20"),
-        ({"slot_mapping": torch.tensor([0, -2])}, r"slot_mapping must be in \[-1, 19\], got -2"),
-        ({"slot_mapping": torch.tensor([0, 1], dtype=torch.int32)}, "slot_mapping must be torch.int64"),
-        ({"k": torch.zeros(2, 3, 8)}, r"v must have shape \[2, 3, 8\], got \[2, 3, 12\]"),
-        ({"k_cache": torch.zeros(4, 3, 5, 12).transpose(1, 2)}, "k_cache and v_cache must be contiguous"),
-    ],
-)
-@WRITES
-def test_write_kv_bad_arguments(write: Callable[..., None], change: dict[str, Tensor], message: str) -> None:
-    good = {"k": torch.zeros(2, 3, 12), "v": torch.zeros(2, 3, 12), "k_cache": torch.zeros(4, 5, 3, 12)}
-    good |= {"v_cache": torch.zeros(4, 5, 3, 12), "slot_mapping": torch.tensor([0, 1])}
-    with pytest.raises(ValueError, match=message):
-        write(**(good | change))

@@ -17,7 +17,7 @@ from thyme.engine.config import AttentionName, EngineConfig
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.attention_backend import attention_backend
-from thyme.kernels.kv_cache import write_kv
+from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.model.model import Model
 from thyme.model.processor import ImageInputs
@@ -141,10 +141,11 @@ class ModelRunner:
             self._to_device, (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)
         )
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
             k_cache, v_cache = self._layers[layer]
-            q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
-            write_kv(k, v, k_cache, v_cache, slots)
+            if padding:
+                qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
+            q = mrope_write_kv(qkv, cos, sin, k_cache, v_cache, slots)
             out = self._attend(
                 q, k_cache, v_cache, tables, contexts, cumulative, scale=self._scale, max_query_len=max_query_len
             )
