@@ -1,8 +1,8 @@
-"""Writing keys and values into the paged cache; alone, and with bias and rotation in front, against the steps apart.
+"""Bias, rotation and the write into the paged cache in one pass, against the steps apart.
 
     pytest bench/bench_kv_cache.py
 
-Bytes counted: keys and values read and written; with the rotation the whole projection read and as much written.
+Bytes counted: the whole projection read and as much written.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref, write_kv, write_kv_ref
+from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref
 from thyme.kernels.mrope import mrope, mrope_tables
 
 # tokens, query heads, key heads, D, dtype
@@ -43,15 +43,14 @@ def plain(
 def apart(
     qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, bias: Tensor
 ) -> Tensor:
-    """Our own ops one after another."""
+    """Our own rotation, and torch's write."""
     keys = k_cache.shape[2]
     turning, v = (qkv + bias.view(qkv.shape[1:])).split((qkv.shape[1] - keys, keys), 1)
     q, k = mrope(turning, cos, sin).split((turning.shape[1] - keys, keys), 1)
-    write_kv(k, v, k_cache, v_cache, slots)
+    plain_write(k, v, k_cache, v_cache, slots)
     return q
 
 
-WRITES = {"torch": plain_write, "reference": write_kv_ref, "ours": write_kv}
 FUSED = {
     "torch": plain,
     "torch.compile": plain,
@@ -66,21 +65,6 @@ def caches(tokens: int, keys: int, dim: int, dtype: torch.dtype, device: torch.d
     blocks = -(-2 * tokens // BLOCK)
     k_cache, v_cache = torch.zeros(2, blocks, BLOCK, keys, dim, dtype=dtype, device=device)
     return k_cache, v_cache, torch.randperm(blocks * BLOCK, device=device)[:tokens]
-
-
-@pytest.mark.parametrize("rival", ["torch", *OURS])
-@pytest.mark.parametrize(("tokens", "queries", "keys", "dim", "dtype"), SHAPES, ids=str)
-def test_write_kv(
-    measure: Callable[..., None], device: torch.device, tokens: int, queries: int, keys: int, dim: int,
-    dtype: torch.dtype, rival: str,
-) -> None:  # fmt: skip
-    qkv = torch.randn(tokens, queries + 2 * keys, dim, device=device).to(dtype)
-    k, v = qkv[:, queries:].chunk(2, 1)
-    args = caches(tokens, keys, dim, dtype, device)
-    num_bytes = 4 * k.numel() * k.element_size()
-    group = f"write_kv: {tokens} tokens, {keys} heads of {dim} {str(dtype)[6:]}"
-    with torch.inference_mode():
-        measure(lambda: WRITES[rival](k, v, *args), num_bytes, group)
 
 
 @pytest.mark.parametrize("rival", ["torch", "torch.compile", "ours, apart", *OURS])

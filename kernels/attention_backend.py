@@ -22,7 +22,7 @@ _FLASH_BLOCK = 256
 _FLASH_MAX_DIM = 256
 
 PagedAttention = Callable[..., Tensor]
-"""Called as `paged_attention` is, without `shared`."""
+"""Called as `paged_attention` is; `shared` only where `reads_shared_prefix`."""
 
 
 def attention_backend(
@@ -52,6 +52,11 @@ def attention_backend(
     if name == "flash_attn":
         raise ValueError(f"attention 'flash_attn' cannot run: {obstacle}, or use 'auto'")
     return paged_attention
+
+
+def reads_shared_prefix(attend: PagedAttention, device: torch.device) -> bool:
+    """Whether a backend makes something of a SharedPrefix there; elsewhere finding one is work for nothing."""
+    return attend is paged_attention_triton or (attend is paged_attention and device.type == "cuda")
 
 
 def _flash_obstacle(

@@ -11,11 +11,12 @@ Shapes: q [T, Nq, D] packed by cu_seqlens_q [B + 1]; caches [blocks, block_size,
 Numerics: scores, softmax and accumulation in float32 (float64 in float64); online softmax (Milakov and Gimelshein 2018;
 Dao et al. 2022) over fixed tiles of the context.
 Traffic, decode: 2 context Nkv D elements a sequence: each key and value is read once for all heads of its group, and
-with a SharedPrefix the keys and values of the prefix once for all sequences of a group.
+with a SharedPrefix the keys and values of the prefix once for as many sequences as fill a tile (9 with 7 heads each).
 
 In Triton a sequence with one new token is decoded: its context is cut into splits of SPLIT keys, one program each
 (Flash-Decoding, Dao et al. 2023), merged in ascending order. A sequence with more is prefilled by tiles of queries.
-Which of the two depends on the sequence alone, and so do tiles and splits: it has the same bits in any batch.
+Which of the two depends on the sequence alone, and so do tiles and splits: it has the same bits in any batch, as long
+as no SharedPrefix has it computed with others.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,9 +25,11 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme import _native
@@ -42,13 +45,51 @@ class SharedPrefix:
     """Neighbouring sequences whose first blocks are the same, as the samples of one prompt: a group.
 
     In decode the whole splits of a prefix are read once for all of its group (Juravsky et al. 2024, Hydragen; Ye et al.
-    2024, cascade attention); what is left of it each sequence reads with its own tokens. The result is the same.
+    2024, cascade attention); what is left of it each sequence reads with its own tokens. Splits, tiles of keys and
+    their order are the same with it and without. On a GPU the result is equal up to rounding all the same: tiles of
+    more rows are multiplied and summed by other instructions, so a sequence's bits tell whether it had company.
     """
 
     cu_groups: Tensor
     """[K + 1] int32, from 0 to B: group i is the sequences cu_groups[i] to cu_groups[i + 1] - 1."""
     num_blocks: Tensor
     """[K] int32: the table entries, from the first on, that are equal throughout a group; no new token lies there."""
+
+    @classmethod
+    def find(
+        cls, block_tables: NDArray[np.int32], context_lens: NDArray[np.int32], query_lens: NDArray[np.int64],
+        block_size: int, device: torch.device,
+    ) -> "SharedPrefix | None":  # fmt: skip
+        """The groups of a batch, told by its block tables; None where nothing can be read together.
+
+        Neighbours that decode and have a whole split in common are of one group, unless one of the two has more splits
+        in common with its neighbour on the other side: below a system prompt that all share lie the groups.
+
+        Args:
+            block_tables, context_lens: as in `paged_attention`, on the host.
+            query_lens: [B], new tokens of each sequence.
+            device: where attention will be computed.
+        """
+        complete = np.where(query_lens == 1, (context_lens - 1) // block_size, 0)
+        most = np.minimum(complete[:-1], complete[1:])
+        column = triton.cdiv(SPLIT, block_size) - 1  # the first split's last block, enough where nothing is shared
+        at_end = block_tables[:, column : column + 1]
+        if not (at_end[:-1] == at_end[1:])[most > column].any():
+            return None
+        width = most.max()
+        differs = block_tables[:-1, :width] != block_tables[1:, :width]
+        first = differs.argmax(1)
+        common = np.minimum(most, np.where(differs[np.arange(len(first)), first], first, width))
+        splits = np.zeros(len(common) + 2, dtype=np.int64)
+        splits[1:-1] = common * block_size // SPLIT
+        apart = splits[1:-1] < np.maximum(np.maximum(splits[:-2], splits[2:]), 1)
+        if apart.all():
+            return None
+        starts = np.concatenate(([0], np.flatnonzero(apart) + 1))
+        nobody = np.iinfo(np.int32).max
+        num_blocks = np.minimum.reduceat(np.append(np.where(apart, nobody, common), nobody), starts)
+        arrays = (np.append(starts, len(context_lens)), np.where(num_blocks == nobody, 0, num_blocks))
+        return cls(*(torch.from_numpy(x.astype(np.int32)).to(device, non_blocking=True) for x in arrays))
 
 
 def paged_attention_ref(
@@ -263,13 +304,13 @@ def _decode_kernel(
 
 @triton.jit(do_not_specialize=["num_groups", "table_stride"])
 def _prefix_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, cu_ptr, groups_ptr, prefix_ptr, partial_ptr, stats_ptr, scale_log2e,
+    q_ptr, k_ptr, v_ptr, tables_ptr, cu_ptr, groups_ptr, prefix_ptr, shared_ptr, partial_ptr, stats_ptr, scale_log2e,
     num_groups, q_stride, q_head_stride, block_stride, slot_stride, kv_head_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """`_decode_kernel` for the splits that lie in a shared prefix: one program per kv head, split and tile of the
-    sequences of one group; a row is one query head of one sequence."""
+    sequences of one group; a row is one query head of one sequence. Fills in `shared` for that kernel."""
     SEQUENCES: tl.constexpr = ROWS // GROUP
     kv_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -278,14 +319,19 @@ def _prefix_kernel(
     begin = tl.load(groups_ptr + group)
     beyond = tl.load(groups_ptr + group + 1)
     first = begin + (tile - begin // SEQUENCES - group) * SEQUENCES
-    if (first >= beyond) | ((split + 1) * SPLIT > tl.load(prefix_ptr + group) * BLOCK_SIZE):
+    if first >= beyond:
         return
-
     row = tl.arange(0, ROWS)
     sequence = first + row // GROUP
+    member = (sequence < beyond) & (row < SEQUENCES * GROUP)
+    end = tl.load(prefix_ptr + group) * BLOCK_SIZE // SPLIT * SPLIT
+    if (kv_head == 0) & (split == 0):
+        tl.store(shared_ptr + sequence, tl.zeros([ROWS], tl.int32) + end, mask=member & (row % GROUP == 0))
+    if split * SPLIT >= end:
+        return
+
     head = kv_head * GROUP + row % GROUP
     dim = tl.arange(0, DIM_PADDED)
-    member = (sequence < beyond) & (row < SEQUENCES * GROUP)
     token = tl.load(cu_ptr + sequence, mask=member, other=0)
     decodes = member & (tl.load(cu_ptr + sequence + 1, mask=member, other=0) - token == 1)
     ok = decodes[:, None] & (dim < DIM)[None, :]
@@ -397,12 +443,12 @@ def paged_attention_triton(
     own = None
     if shared is not None and num_splits > 1:
         groups, prefix = shared.cu_groups.contiguous(), shared.num_blocks.contiguous()
+        own = torch.empty(num_seqs, dtype=torch.int32, device=q.device)
         config = _launch_config("prefix", group, dim, q.itemsize)
         _prefix_kernel[(num_kv, num_splits, num_seqs // (config["ROWS"] // group) + len(prefix))](
-            q, k_cache, v_cache, block_tables, cu_seqlens_q, groups, prefix, partial, stats, scale_log2e, len(prefix),
-            *strides, **constants, **config, SPLIT=SPLIT,
+            q, k_cache, v_cache, block_tables, cu_seqlens_q, groups, prefix, own, partial, stats, scale_log2e,
+            len(prefix), *strides, **constants, **config, SPLIT=SPLIT,
         )  # fmt: skip
-        own = (prefix * block_size // SPLIT * SPLIT).repeat_interleave(groups.diff(), output_size=num_seqs)
     _decode_kernel[(num_kv, num_splits, num_seqs)](
         q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, own, out, partial, stats, scale_log2e, *strides,
         **constants, **_launch_config("decode", group, dim, q.itemsize), SPLIT=SPLIT, HAS_SHARED=own is not None,
@@ -517,7 +563,7 @@ def paged_attention(
         max_query_len: the most new tokens of one sequence, or more, where the host knows it; 1 spares the launch for
             those that have several. It changes no bit of the result.
         shared: sequences that begin with the same blocks, whose keys and values need not be read again for each. A
-            promise about block_tables, which changes no result; on a CPU nothing is made of it.
+            promise about block_tables, which changes the result by rounding at most; on a CPU nothing is made of it.
 
     Returns:
         [T, Nq, D] in q's dtype.

@@ -9,16 +9,6 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    yield {
-        "kernel": "_write_kernel",
-        "what": "bf16, 4 heads of 128",
-        "types": "k_ptr:*bf16 v_ptr:*bf16 k_cache_ptr:*bf16 v_cache_ptr:*bf16 slot_ptr:*i64 k_stride:i64 v_stride:i64",
-        "constants": {"WIDTH": 512, "BLOCK": 512},
-        "options": {"num_warps": 4},
-        "aligned": "k_stride v_stride",
-        "instructions": (WIDE_LOAD,),
-        "spot": True,
-    }
     for bias in (True, False):
         pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
         yield {
@@ -30,4 +20,5 @@ def configurations() -> Iterator[dict[str, Any]]:
             "options": kv_cache.launch_config(36, 64),
             "aligned": "stride head_stride",
             "instructions": (WIDE_LOAD, WIDE_STORE),
+            "spot": not bias,
         }

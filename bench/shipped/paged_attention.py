@@ -30,8 +30,8 @@ def configurations() -> Iterator[dict[str, Any]]:
     yield {
         "kernel": "_prefix_kernel",
         "what": "bf16, 7 heads of 128 a group, blocks of 16",
-        "types": f"{CACHES.format('bf16')} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 {PARTIAL} scale_log2e:fp32 "
-        f"num_groups:i32 {STRIDES}",
+        "types": f"{CACHES.format('bf16')} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 shared_ptr:*i32 {PARTIAL} "
+        f"scale_log2e:fp32 num_groups:i32 {STRIDES}",
         "constants": shape(7, 128, 16) | SPLIT,
         "options": paged_attention._launch_config("prefix", 7, 128, 2),
         "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",

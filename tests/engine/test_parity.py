@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from thyme.engine import Engine, Prompt, SamplingParams
-from thyme.model import ImageInputs, Model
+from thyme.model import ImageInputs, Model, ModelConfig, TextConfig, build
 
 NEW = 24
 GREEDY = SamplingParams(
@@ -204,6 +204,31 @@ def test_logprobs_are_those_of_the_training_path(
         for name, values in expected.items():
             np.testing.assert_allclose(getattr(completion, name), values.numpy(), atol=atol, rtol=rtol, err_msg=name)
         assert completion.temperatures.tolist() == [np.float32(0.7)] * NEW
+
+
+@pytest.mark.parametrize(
+    ("family", "switches"), [("qwen3", dict(qk_norm=True, qkv_bias=False)), ("llama", dict(qkv_bias=False))]
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_other_families_write_the_keys_they_are_trained_with(
+    make_engine: Any, score: Any, tolerances: Any, prompts: Any, family: str, switches: dict[str, bool],
+    deterministic: bool,
+) -> None:  # fmt: skip
+    """Norms of heads come before the rotation, which is in the engine's attention; few rows are padded."""
+    text = TextConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, initializer_range=0.3, **switches,
+    )  # fmt: skip
+    model = build(ModelConfig(model_type=family, text=text), seed=6)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.uniform_(0.5, 2.0)
+    engine = make_engine(model, prefill_chunk=5, deterministic=deterministic)
+    for completion in engine.generate(prompts[:6], RANDOM):
+        raw = score(model, completion.sequence.token_ids)[completion.sequence.prompt_len - 1 : -1].log_softmax(-1)
+        expected = raw.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprobs_raw, expected, atol=tolerances["logprob", torch.float32][0])
 
 
 def test_banned_ids_leave_the_distribution(text_model: Model, make_engine: Any, score: Any) -> None:

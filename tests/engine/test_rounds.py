@@ -75,6 +75,22 @@ def test_one_image_id_is_expanded(make_engine: Any) -> None:
     engine.release(sequence)
 
 
+def test_an_older_sequence_is_not_stopped_for_a_younger_one(text_model: Model, make_engine: Any) -> None:
+    """Though it runs again only since the younger one has been running."""
+    engine = make_engine(text_model, num_blocks=10, prefix_cache=False)
+    params = SamplingParams(max_tokens=14, seed=1, banned_ids=(), ignore_eos=True, repetition=None)
+    older = engine.add([5, 6, 7], params, hold=True)
+    finish(engine)
+    younger = engine.add([8, 9, 10], params)
+    engine.step()
+    engine.append(older, [4])
+    while not engine.stats()["preemptions"]:
+        engine.step()
+    assert (older.status, younger.status) == (SequenceStatus.RUNNING, SequenceStatus.WAITING)
+    finish(engine)
+    engine.release(older)
+
+
 def test_only_appended_tokens_are_prefilled(text_model: Model, make_engine: Any) -> None:
     engine = make_engine(text_model)
     group = engine.add_group(list(range(3, 17)), SamplingParams(n=4, max_tokens=5, seed=1, banned_ids=()), hold=True)

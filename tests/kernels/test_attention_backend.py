@@ -11,7 +11,12 @@ import triton
 from torch import Tensor
 
 from thyme.engine.config import AttentionName
-from thyme.kernels.attention_backend import BACKENDS, attention_backend, flash_paged_attention
+from thyme.kernels.attention_backend import (
+    BACKENDS,
+    attention_backend,
+    flash_paged_attention,
+    reads_shared_prefix,
+)
 from thyme.kernels.paged_attention import paged_attention, paged_attention_ref, paged_attention_triton
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -150,6 +155,14 @@ def test_triton_without_a_gpu_is_the_interpreter_or_an_error(monkeypatch: pytest
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="attention 'triton' needs a GPU and the model is on cpu: use 'auto'"):
         attention_backend("triton", **on_cpu)
+
+
+def test_a_shared_prefix_is_found_for_those_that_read_it() -> None:
+    assert reads_shared_prefix(paged_attention, GPU)
+    assert reads_shared_prefix(paged_attention_triton, GPU) and reads_shared_prefix(paged_attention_triton, CPU)
+    assert not reads_shared_prefix(paged_attention, CPU)
+    assert not reads_shared_prefix(paged_attention_ref, GPU)
+    assert not reads_shared_prefix(flash_paged_attention, GPU)
 
 
 def test_an_unknown_name_is_an_error() -> None:

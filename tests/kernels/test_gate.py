@@ -163,7 +163,6 @@ for n in (1, 2, 16, 17, 300, 5000):
         mrope.mrope_triton(heads, cos, sin)
         k_cache, v_cache = torch.zeros(2, 400, 16, 1, 16)
         kv_cache.mrope_write_kv_triton(heads, cos, sin, k_cache, v_cache, slots)
-        kv_cache.write_kv_triton(heads[:, :1], heads[:, 1:2], k_cache, v_cache, slots)
 print(json.dumps({name: len(recorder.keys) for name, recorder in recorders.items() if recorder.keys}))
 """
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from thyme.kernels import grpo_loss as loss_module
 from thyme.kernels import sample as sample_module
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref
-from thyme.kernels.kv_cache import write_kv
 from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
 from thyme.kernels.sample import sample, sample_ref
 
@@ -89,9 +88,9 @@ def test_paged_attention(
     tables = torch.full((len(contexts), max(needed)), -1, dtype=torch.int32)
     for row, own in enumerate(order.split(needed)):
         tables[row, : len(own)] = own
-        k, v = torch.randn(2, contexts[row], kv_heads, dim, device="cuda").to(dtype)
+        kv = torch.randn(2, contexts[row], kv_heads, dim, device="cuda").to(dtype)
         slots = (own.long()[:, None] * 16 + torch.arange(16)).flatten()[: contexts[row]]
-        write_kv(k, v, *caches, slots.cuda())
+        caches.flatten(1, 2)[:, slots.cuda()] = kv
     q = torch.randn(sum(queries), heads, dim, device="cuda").to(dtype)
     cu = torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     lengths = torch.tensor(contexts, dtype=torch.int32)

@@ -1,14 +1,16 @@
-"""paged_attention: against a loop over queries and heads in float64, and kv_cache, which fills what it reads."""
+"""paged_attention: against a loop over queries and heads in float64."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from thyme.kernels import paged_attention as attention_module
-from thyme.kernels.kv_cache import write_kv, write_kv_ref, write_kv_triton
 from thyme.kernels.paged_attention import (
     SharedPrefix,
     paged_attention,
@@ -261,6 +263,74 @@ def test_shared_prefix(
     torch.testing.assert_close(out.double(), expected, atol=atol, rtol=rtol)
 
 
+@pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
+def test_a_shared_prefix_changes_no_step_of_the_sum(
+    queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int
+) -> None:
+    """The interpreter knows no tile shapes, so that here the bits are equal too."""
+    args = problem(queries, contexts, heads, kv_heads, 16, 16)
+    shared = share(args, groups, prefix)
+    assert torch.equal(paged_attention_triton(**args, shared=shared), paged_attention_triton(**args))
+
+
+def common_entries(tables: np.ndarray, one: int, other: int, most: int) -> int:
+    count = 0
+    while count < most and tables[one, count] == tables[other, count]:
+        count += 1
+    return count
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from([16, 24, 64, 128]))
+def test_groups_found_are_those_of_a_loop(data: st.DataObject, block_size: int) -> None:
+    num_seqs, width = data.draw(st.integers(0, 9)), 40 * 16 // block_size
+    tables = np.arange(num_seqs * width, dtype=np.int32).reshape(num_seqs, width)
+    for row in range(1, num_seqs):
+        alike = data.draw(st.integers(0, width))
+        tables[row, :alike] = tables[row - 1, :alike]
+    lengths = st.lists(st.integers(1, width * block_size), min_size=num_seqs, max_size=num_seqs)
+    contexts = np.array(data.draw(lengths), dtype=np.int32)
+    counts = np.array(data.draw(st.lists(st.sampled_from([1, 1, 1, 1, 0, 2]), min_size=num_seqs, max_size=num_seqs)))
+    counts = np.minimum(counts, contexts).astype(np.int64)
+
+    common = []  # of each sequence and the next: entries, and whole splits
+    for row in range(num_seqs - 1):
+        most = min((contexts[row] - 1) // block_size, (contexts[row + 1] - 1) // block_size)
+        decode = counts[row] == counts[row + 1] == 1
+        entries = common_entries(tables, row, row + 1, most) if decode else 0
+        common.append((entries, entries * block_size // SPLIT))
+    starts = [0]
+    for row, (_, splits) in enumerate(common):
+        beside = [common[other][1] for other in (row - 1, row + 1) if 0 <= other < len(common)]
+        if splits == 0 or splits < max(beside, default=0):
+            starts.append(row + 1)
+    ends = [*starts[1:], num_seqs]
+    expected = [min((common[row][0] for row in range(start, end - 1)), default=0)
+                for start, end in zip(starts, ends, strict=True)]  # fmt: skip
+
+    found = SharedPrefix.find(tables, contexts, counts, block_size, torch.device("cpu"))
+    if not any(splits for _, splits in common):
+        assert found is None
+        return
+    assert found is not None
+    assert found.cu_groups.tolist() == [*starts, num_seqs]
+    assert found.num_blocks.tolist() == expected
+    cu = torch.from_numpy(np.append(0, counts.cumsum())).to(torch.int32)
+    cache = torch.zeros(int(tables.max()) + 1, block_size, 1, 1)
+    attention_module._check_shared(cache, torch.from_numpy(tables), torch.from_numpy(contexts), cu, found)
+
+
+def test_groups_below_a_prompt_that_all_share() -> None:
+    """Two splits of a system prompt, four more in each of two groups, and two loners."""
+    tables = np.arange(8 * 30, dtype=np.int32).reshape(8, 30)
+    tables[:, :8] = tables[0, :8]
+    tables[:3, :24], tables[5:, :24] = tables[0, :24], tables[5, :24]
+    found = SharedPrefix.find(tables, np.full(8, 30 * 16, np.int32), np.ones(8, np.int64), 16, torch.device("cpu"))
+    assert found is not None
+    assert found.cu_groups.tolist() == [0, 3, 5, 8]
+    assert found.num_blocks.tolist() == [24, 8, 24]
+
+
 def test_public_op_is_native_in_float32_and_the_reference_elsewhere() -> None:
     for dtype, run in ((torch.float32, paged_attention_native), (torch.float16, paged_attention_ref)):
         args = problem(*SHAPES["chunks"], dtype=dtype)
@@ -338,57 +408,3 @@ def test_a_wrong_hint_is_seen_where_values_are() -> None:
     for run in (paged_attention_ref, paged_attention_triton):
         with pytest.raises(ValueError, match="max_query_len is 1, a sequence has 2 new tokens"):
             run(**args, max_query_len=1)
-
-
-WRITES = pytest.mark.parametrize("write", [write_kv_ref, write_kv_triton, write_kv], ids=["ref", "triton", "public"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@WRITES
-def test_write_kv(write: Callable[..., None], dtype: torch.dtype) -> None:
-    """Every token in its slot, padding nowhere, all other slots untouched; k is a slice of a fused projection."""
-    fused = torch.randn(6, 5, 12).to(dtype)
-    k, v = fused[:, :3], fused[:, 2:]
-    caches = torch.full((2, 4, 5, 3, 12), torch.nan, dtype=dtype)
-    slots = torch.tensor([19, -1, 0, 7, -1, 4])
-    write(k, v, caches[0], caches[1], slots)
-    for cache, tokens in zip(caches, (k, v), strict=True):
-        flat = cache.flatten(0, 1)
-        assert torch.equal(flat[slots[slots >= 0]], tokens[slots >= 0])
-        untouched = torch.ones(20, dtype=torch.bool)
-        untouched[slots[slots >= 0]] = False
-        assert flat[untouched].isnan().all()
-
-
-@WRITES
-def test_write_then_attend(write: Callable[..., None]) -> None:
-    """A prompt written through shuffled blocks attends as plain causal attention does."""
-    q, k, v = torch.randn(3, 11, 2, 16)
-    caches = torch.full((2, 5, 4, 2, 16), torch.nan)
-    table = torch.tensor([4, 0, 2])
-    write(k, v, *caches, (table[:, None] * 4 + torch.arange(4)).flatten()[:11])
-    lengths = torch.tensor([11], dtype=torch.int32)
-    cu = torch.tensor([0, 11], dtype=torch.int32)
-    out = paged_attention(q, *caches, table[None].to(torch.int32), lengths, cu, scale=0.25)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=True, scale=0.25
-    )
-    torch.testing.assert_close(out, expected.transpose(0, 1), atol=2e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"slot_mapping": torch.tensor([0, 20])}, r"slot_mapping must be in \[-1, 19\], got 20"),
-        ({"slot_mapping": torch.tensor([0, -2])}, r"slot_mapping must be in \[-1, 19\], got -2"),
-        ({"slot_mapping": torch.tensor([0, 1], dtype=torch.int32)}, "slot_mapping must be torch.int64"),
-        ({"k": torch.zeros(2, 3, 8)}, r"v must have shape \[2, 3, 8\], got \[2, 3, 12\]"),
-        ({"k_cache": torch.zeros(4, 3, 5, 12).transpose(1, 2)}, "k_cache and v_cache must be contiguous"),
-    ],
-)
-@WRITES
-def test_write_kv_bad_arguments(write: Callable[..., None], change: dict[str, Tensor], message: str) -> None:
-    good = {"k": torch.zeros(2, 3, 12), "v": torch.zeros(2, 3, 12), "k_cache": torch.zeros(4, 5, 3, 12)}
-    good |= {"v_cache": torch.zeros(4, 5, 3, 12), "slot_mapping": torch.tensor([0, 1])}
-    with pytest.raises(ValueError, match=message):
-        write(**(good | change))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from thyme.kernels.mrope import mrope
 from thyme.model import PackedAttention, packed_attention
 from thyme.model.attention import _plan
 
@@ -78,11 +79,23 @@ def test_plan_covers_each_token_once_with_little_padding(lengths: list[int], cau
 
 
 def test_a_sequence_does_not_see_its_neighbors() -> None:
-    q, k, v = (torch.randn(9, 2, 8) for _ in range(3))
+    qkv, angles = torch.randn(9, 6, 8), torch.randn(9, 1, 4)
     attention = PackedAttention((4, 5))
-    before = attention(0, q, k, v)
-    k[4:], v[4:] = torch.nan, torch.nan
-    assert torch.equal(attention(0, q, k, v)[:4], before[:4])
+    before = attention(0, qkv, 2, angles.cos(), angles.sin())
+    qkv[4:] = torch.nan
+    assert torch.equal(attention(0, qkv, 2, angles.cos(), angles.sin())[:4], before[:4])
+
+
+def test_training_rotates_inside_the_attention() -> None:
+    """Tables in float64, so that the gradients can be checked by differences."""
+    angles = torch.randn(5, 1, 3, dtype=torch.float64)
+    qkv = torch.randn(5, 4, 6, dtype=torch.float64, requires_grad=True)  # two query heads, one key, one value
+    cos, sin = angles.cos(), angles.sin()
+    attention = PackedAttention((2, 3))
+    out = attention(1, qkv, 1, cos, sin)
+    q, k = mrope(qkv[:, :3], cos, sin).split((2, 1), 1)
+    assert torch.equal(out, packed_attention(q, k, qkv[:, 3:], (2, 3), causal=True))
+    assert torch.autograd.gradcheck(lambda x: attention(1, x, 1, cos, sin), qkv)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L laye
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from thyme.engine.batch import Batch, ImageSlice
 from thyme.engine.config import AttentionName, EngineConfig
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
-from thyme.kernels.attention_backend import attention_backend
-from thyme.kernels.kv_cache import write_kv
+from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
+from thyme.kernels.kv_cache import mrope_write_kv
+from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.model.model import Model
 from thyme.model.processor import ImageInputs
@@ -52,7 +54,8 @@ class ModelRunner:
     so batches and logits are padded to 16 rows. Norms and elementwise ops work row by row. Attention and sampling
     are computed per sequence, in an order that depends on its length alone. Images are encoded one by one. It costs
     speed only where a step has fewer than 16 rows. On a GPU only attention (ours, not flash-attn's) and sampling
-    promise this.
+    promise this; prefixes are then read by each sequence for itself, since what several read together is rounded
+    differently.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class ModelRunner:
         self._attend = attention_backend(
             attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
         )
+        self._shares_prefixes = reads_shared_prefix(self._attend, self.device) and not deterministic
         self._vocab_size = text.vocab_size
         self._features: dict[str, _Features] = {}
         self.num_encoded = 0
@@ -141,16 +145,20 @@ class ModelRunner:
             self._to_device, (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)
         )
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
             k_cache, v_cache = self._layers[layer]
-            q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
-            write_kv(k, v, k_cache, v_cache, slots)
-            out = self._attend(
-                q, k_cache, v_cache, tables, contexts, cumulative, scale=self._scale, max_query_len=max_query_len
-            )
+            if padding:
+                qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
+            q = mrope_write_kv(qkv, cos, sin, k_cache, v_cache, slots)
+            out = self._attend(q, k_cache, v_cache, tables, contexts, cumulative, **options)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
-        max_query_len = int(batch.counts.max(initial=0))
+        options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
+        if self._shares_prefixes:
+            block_size = self.kv_cache.shape[3]
+            options["shared"] = SharedPrefix.find(
+                batch.block_tables, batch.context_lens, batch.counts, block_size, self.device
+            )
         padding = max(0, _MIN_ROWS - num_tokens) if self.deterministic else 0
         input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
         if padding:

@@ -5,8 +5,12 @@ that lacks a single token decodes; one that lacks more is prefilled, in chunks, 
 
 Places among the running are given in the order: preempted, resumed (appended to), new. A preempted sequence loses its
 blocks and computes its tokens again; what of them is still in the prefix cache is found there.
+
+Those that run are in the order in which they were asked for, whatever happened since: siblings are neighbors in every
+batch, so that attention can read their prompt once, and the oldest is never stopped for a younger one.
 """
 
+from bisect import insort
 from collections import Counter, deque
 
 import numpy as np
@@ -32,7 +36,7 @@ class Scheduler:
         self.resumed: deque[Sequence] = deque()
         self.new: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        """In the order they came in; the last is the first to be preempted."""
+        """By id; the last is the first to be preempted."""
         self.idle: dict[int, Sequence] = {}
         """By id: sequences with KV that are not running (held, or resumed and waiting), longest idle first."""
         self.counts: Counter[str] = Counter()
@@ -241,10 +245,7 @@ class Scheduler:
             sequence.node, sequence.num_published = hits[-1][1], len(hits)
             self.counts["cached_tokens"] += max(0, len(hits) * table.block_size - int(table.num_seen[row]))
         self.idle.pop(sequence.id, None)
-        sequence.status = SequenceStatus.RUNNING
-        self.running.append(sequence)
-        self._rows = None
-        self._start(sequence)
+        self._join(sequence)
         return True
 
     def _fork_groups(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, list[int]]:
@@ -272,22 +273,14 @@ class Scheduler:
         table.num_computed[row] = table.num_seen[row] = leader.prompt_len
         table.has_shared_tail[[leader.row, row]] = leader.prompt_len % table.block_size != 0
         sequence.node, sequence.num_published = leader.node, leader.num_published
-        sequence.status = SequenceStatus.RUNNING
-        self.running.append(sequence)
-        self._rows = None
-        self._start(sequence)
+        self._join(sequence)
         return row
-
-    def _start(self, sequence: Sequence) -> None:
-        if not sequence.has_begun:
-            sequence.has_begun = True
-            self._started.append(sequence)
 
     # Taking back.
 
     def _take_blocks_back(self) -> None:
-        """From the sequence that came last; from idle ones only when the first alone is left, since they are promised
-        to keep what they have as long as possible."""
+        """From the youngest sequence that runs; from idle ones only when the oldest alone is left, since they are
+        promised to keep what they have as long as possible."""
         if len(self.running) > 1 or not self.idle:
             assert self.running, "a waiting sequence fits into an empty cache: the engine checked that"
             self._preempt(self.running[-1])
@@ -313,6 +306,14 @@ class Scheduler:
         self.table.num_blocks[row] = self.table.num_computed[row] = 0
         self.table.has_shared_tail[row] = False
         sequence.node, sequence.num_published = self.blocks.root, 0
+
+    def _join(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=lambda running: running.id)
+        self._rows = None
+        if not sequence.has_begun:
+            sequence.has_begun = True
+            self._started.append(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

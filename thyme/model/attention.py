@@ -6,16 +6,35 @@ padding; their lengths are host integers, so nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [T, N, D], k [T, K, D], v [T, K, D]) -> [T, N, D]; q and k are already rotated."""
+from thyme.kernels.mrope import mrope
+
+
+class Attention(Protocol):
+    """Rotates queries and keys and lets the tokens attend. The rotation is the attention's, since an engine does it in
+    the pass that writes its cache, and training where autograd sees it."""
+
+    def __call__(self, layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
+        """
+        Args:
+            layer: index of the decoder layer.
+            qkv: [T, N + 2 K, D], query, key and value heads as projected (and normalized), not rotated.
+            num_keys: K.
+            cos, sin: [T, 1, D / 2] float32, the tokens' tables (thyme.kernels.mrope).
+
+        Returns:
+            [T, N, D] in qkv's dtype.
+        """
+        ...
+
 
 # A causal batch may be padded until this share of its rows is padding; beyond it the sequences are split by length.
 _MAX_PADDING = 0.25
@@ -73,7 +92,9 @@ class PackedAttention:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
+        turning, v = qkv.split((qkv.shape[1] - num_keys, num_keys), 1)
+        q, k = mrope(turning, cos, sin).split((turning.shape[1] - num_keys, num_keys), 1)
         return packed_attention(q, k, v, self.lengths, causal=True)
 
 

@@ -1,7 +1,7 @@
 """The decoder of Qwen2.5-VL, Qwen2, Qwen3 and Llama: one definition, switched by TextConfig.
 
-T packed tokens, H hidden, N query heads, K key/value heads, D head dim. No batch dimension and no cache: how tokens
-attend is the `attention` argument.
+T packed tokens, H hidden, N query heads, K key/value heads, D head dim. No batch dimension and no cache: how queries
+and keys are rotated and tokens attend is the `attention` argument.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from thyme.kernels.mrope import mrope, mrope_tables
+from thyme.kernels.mrope import mrope_tables
 from thyme.model.attention import Attention
 from thyme.model.config import TextConfig
 from thyme.model.layers import GatedMLP, RMSNorm
@@ -17,7 +17,10 @@ from thyme.model.rope import inverse_frequencies
 
 
 class SelfAttention(nn.Module):
-    """Projections and rotation around the attention argument. Rows of `qkv`: N D query, K D key, K D value."""
+    """Projections around the attention argument. Rows of `qkv`: N D query, K D key, K D value.
+
+    Its bias is added by the product, which does that for nothing and before rounding; the attention needs none.
+    """
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
@@ -33,12 +36,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         queries, keys = self.heads
         qkv = self.qkv(x).view(len(x), queries + 2 * keys, self.head_dim)
-        qk, v = qkv.split((queries + keys, keys), 1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((queries, keys), 1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
-        q, k = mrope(qk, cos, sin).split((queries, keys), 1)
-        return self.o_proj(attention(self.layer, q, k, v).flatten(1))
+            q, k, v = qkv.split((queries, keys, keys), 1)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), 1)
+        return self.o_proj(attention(self.layer, qkv, keys, cos, sin).flatten(1))
 
 
 class DecoderLayer(nn.Module):
