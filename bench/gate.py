@@ -1,14 +1,16 @@
 """Compile every Triton configuration we ship for a GPU that is not there, and refuse what would be slow on it.
 
-    python bench/gate.py [--targets sm_90,sm_80,sm_100]
+    python bench/gate.py [--targets sm_90,sm_80,sm_100] [--rare]
 
-bench/shipped/<op>.py lists what is shipped of each op. For each configuration: no stack (a spilled register shows as
-stack), shared memory within the chip's limit, and the instructions that make it fast are in the PTX. Prints one line
-each: op, kernel, registers, shared memory, tile. Exits with 1 when something fails. Results are kept under .cache/gate
-by source, so that only what changed is compiled.
+bench/shipped/<module>.py lists what is shipped of each file of kernels/: at most six configurations an op that the
+7B model runs, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
+register shows as stack), shared memory within the chip's limit, and the instructions that make it fast are in the PTX.
+Prints one line each: op, kernel, registers, shared memory, tile. Exits with 1 when something fails. Results are kept
+under .cache/gate by source, so that only what changed is compiled.
 """
 
 import argparse
+import ast
 import hashlib
 import importlib
 import json
@@ -30,9 +32,11 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of dynamic shar
 class Configuration:
     """One compiled kernel: the types of its runtime arguments; every other argument is a constant."""
 
+    module: str
+    """The file of kernels/ without .py."""
     op: str
     kernel: str
-    """Name of the jit function in kernels/<op>.py."""
+    """Name of the jit function in the module."""
     what: str
     types: dict[str, str]
     constants: dict[str, Any]
@@ -41,12 +45,14 @@ class Configuration:
     """Regular expressions that the PTX for sm_90 must hold."""
     spot: bool = False
     """Also compiled for the other targets."""
+    rare: bool = False
+    """Compiled only where --rare asks for it."""
     aligned: frozenset[str] = field(default_factory=frozenset)
     """Integer arguments that are multiples of 16 at run time; pointers always are."""
 
 
 def configurations() -> list[Configuration]:
-    """What bench/shipped/<op>.py lists for each op."""
+    """What bench/shipped/<module>.py lists for each module."""
     found = []
     for path in sorted((ROOT / "bench/shipped").glob("*.py")):
         module = importlib.import_module(f"thyme.kernels.{path.stem}")
@@ -57,13 +63,23 @@ def configurations() -> list[Configuration]:
     return found
 
 
+def launched(module: str) -> set[str]:
+    """The jit functions that kernels/<module>.py launches itself, `kernel[grid](...)`; others are called by those."""
+    source = (ROOT / f"kernels/{module}.py").read_text()
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = {call.value.id for call in calls if isinstance(call, ast.Subscript) and isinstance(call.value, ast.Name)}
+    return names & set(re.findall(r"^@triton\.jit.*\n(?:#.*\n)*def (\w+)", source, re.MULTILINE))
+
+
 def _configuration(
-    op: str, *, kernel: str, what: str, types: str, constants: dict[str, Any], options: dict[str, int],
-    aligned: str = "", instructions: tuple[str, ...] = (), spot: bool = False,
+    module: str, *, kernel: str, what: str, types: str, constants: dict[str, Any], options: dict[str, int],
+    op: str | None = None, aligned: str = "", instructions: tuple[str, ...] = (), spot: bool = False,
+    rare: bool = False,
 ) -> Configuration:  # fmt: skip
     """`options` is what the op's launch configuration says: warps and stages, and tile sizes, which are constants."""
     return Configuration(
-        op=op,
+        module=module,
+        op=op or module,
         kernel=kernel,
         what=what,
         types=dict(pair.split(":") for pair in types.split()),
@@ -71,6 +87,7 @@ def _configuration(
         options={name: value for name, value in options.items() if name.startswith("num_")},
         instructions=instructions,
         spot=spot,
+        rare=rare,
         aligned=frozenset(aligned.split()),
     )
 
@@ -83,11 +100,11 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
 
     import thyme.kernels  # noqa: F401  the package must exist before its modules are asked for
 
-    kernel = getattr(sys.modules[f"thyme.kernels.{configuration.op}"], configuration.kernel)
+    kernel = getattr(sys.modules[f"thyme.kernels.{configuration.module}"], configuration.kernel)
     types = configuration.types
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     unknown = (set(types) | set(configuration.constants)) ^ set(kernel.arg_names)
-    assert not unknown, f"{configuration.op}.{configuration.kernel}: arguments {sorted(unknown)}"
+    assert not unknown, f"{configuration.module}.{configuration.kernel}: arguments {sorted(unknown)}"
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
@@ -121,6 +138,7 @@ def main() -> int:
     parser.add_argument(
         "--targets", default="sm_90", help="comma-separated; all but sm_90 compile one configuration an op or two"
     )
+    parser.add_argument("--rare", action="store_true", help="also what the 7B model does not run")
     parser.add_argument("--no-cache", action="store_true", help="compile everything")
     options = parser.parse_args()
     capabilities = [int(target.removeprefix("sm_")) for target in options.targets.split(",")]
@@ -138,15 +156,15 @@ def main() -> int:
     results = json.loads(cache.read_text()) if cache.exists() and not options.no_cache else {}
 
     failed = 0
-    print(f"{'op':16}{'kernel':18}{'target':8}{'regs':>5}{'shared':>8}  configuration")
+    print(f"{'op':17}{'kernel':18}{'target':8}{'regs':>5}{'shared':>8}  configuration")
     for capability in capabilities:
         for configuration in configurations():
-            if capability != 90 and not configuration.spot:
+            if (capability != 90 and not configuration.spot) or (configuration.rare and not options.rare):
                 continue
-            key = f"{configuration.op}.{configuration.kernel} ({configuration.what}) sm_{capability}"
+            key = f"{configuration.module}.{configuration.kernel} ({configuration.what}) sm_{capability}"
             result = results[key] = results.get(key) or compiled(configuration, capability)
             print(
-                f"{configuration.op:16}{configuration.kernel:18}sm_{capability:<5}{result['registers']:>5}"
+                f"{configuration.op:17}{configuration.kernel:18}sm_{capability:<5}{result['registers']:>5}"
                 f"{result['shared']:>8}  {configuration.what}; {_tile(configuration)}"
             )
             for failure in failures(result, capability):

@@ -247,6 +247,13 @@ def _uniform_kernel(seed, position):
 
 
 @triton.jit
+def _running_sum(x, reverse: tl.constexpr = False):
+    """Along each row. Triton 3.6 cannot compile the scan of a tile whose rows are narrower than a warp: of one column
+    there is nothing to scan, and the launch pads all others."""
+    return x if x.shape[1] == 1 else tl.cumsum(x, 1, reverse=reverse)
+
+
+@triton.jit
 def _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED: tl.constexpr):
     """A [ROWS, BLOCK] tile in float32, -inf where an id does not count."""
     ok = row_ok[:, None] & (column < vocab_size)
@@ -365,7 +372,7 @@ def _bounds_kernel(
             ok = ok & (place >= 0) & (bin < BINS - 1)
             count += tl.sum(tl.load(histogram_ptr + out * BINS + place, mask=ok, other=0).to(tl.int32), 0)[None, :]
 
-    first_k = tl.sum((tl.cumsum(count, 1) < top_k[:, None]).to(tl.int32), 1)
+    first_k = tl.sum((_running_sum(count) < top_k[:, None]).to(tl.int32), 1)
     # Edges of the bins relative to the largest, which lies in bin 0 and no higher than its upper edge.
     edge = tl.minimum(_bin(largest) * 0.125 - largest, 0.0)[:, None] - bin * 0.125
     most = tl.exp(tl.minimum(edge + 0.125, 0.0) * inverse_tau[:, None]).to(tl.float64)
@@ -376,8 +383,8 @@ def _bounds_kernel(
     lower = (rest * 1.001 + 1e-5 * total)[:, None]
     upper = (rest * 0.999 - 1e-5 * total)[:, None]
     inner = bin > 0
-    first_p = tl.sum((inner & (tl.cumsum(count * least, 1, reverse=True) > lower)).to(tl.int32), 1)
-    last_p = tl.sum((inner & (tl.cumsum(count * most, 1, reverse=True) > upper)).to(tl.int32), 1)
+    first_p = tl.sum((inner & (_running_sum(count * least, True) > lower)).to(tl.int32), 1)
+    last_p = tl.sum((inner & (_running_sum(count * most, True) > upper)).to(tl.int32), 1)
     by_k = top_k > 0
     by_p = top_p < 1.0
     tl.store(bounds_ptr + row, tl.where(by_k, 0, tl.where(by_p, first_p, BINS)), mask=row_ok)
@@ -531,7 +538,7 @@ def _keep(
         tie = (_key(z, SHIFT) == key[:, None]).to(tl.int32)
         mass += tl.sum(tl.reshape(kept_e, [number.shape[0], BLOCKS, STEP]), 2)
         ties += tl.sum(tl.reshape(tie, [number.shape[0], BLOCKS, STEP]), 2)
-    ties = tl.minimum(tl.maximum(num_ties[:, None] - (tl.cumsum(ties, 1) - ties), 0), ties)
+    ties = tl.minimum(tl.maximum(num_ties[:, None] - (_running_sum(ties) - ties), 0), ties)
     single = tl.exp((_logit(key, SHIFT) - largest) * inverse_tau)
     single = tl.where(single >= min_p, single, 0.0).to(tl.float64)
     return key, ties, mass + tl.where(ties > 0, ties * single[:, None], 0.0)
@@ -560,7 +567,7 @@ def _draw_kernel(
     largest, total_raw, x_raw, block_largest, mass = _combine(
         partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
     )
-    total = tl.max(tl.cumsum(mass, 1), 1)
+    total = tl.max(_running_sum(mass), 1)
     if BINS > 0:
         truncated, top_k, top_p, min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
         key, ties, kept_mass = _keep(
@@ -570,7 +577,7 @@ def _draw_kernel(
         mass = tl.where(truncated[:, None], kept_mass, mass)
 
     block = tl.arange(0, BLOCKS)[None, :]
-    cdf = tl.cumsum(mass, 1)
+    cdf = _running_sum(mass)
     seed = tl.load(seed_ptr + row, mask=row_ok, other=0)
     u = _uniform_kernel(seed, tl.load(position_ptr + row, mask=row_ok, other=0))
     target = u * tl.max(cdf, 1)
@@ -612,9 +619,10 @@ def _draw_kernel(
 
 
 def _launch_config(vocab_size: int) -> dict[str, int]:
-    """Tile of [ROWS, BLOCK] logits: 4096 ids a program, as one row of a real vocabulary or many of a toy one."""
+    """Tile of [ROWS, BLOCK] logits: up to 4096 of one row, or several rows of a toy vocabulary, a quarter as many: what
+    truncation keeps of each row would spill."""
     block = min(4096, max(16, triton.next_power_of_2(vocab_size)))
-    return {"ROWS": 4096 // block, "BLOCK": block, "num_warps": 8}
+    return {"ROWS": max(1, 1024 // block), "BLOCK": block, "num_warps": 8}
 
 
 @torch.no_grad()
@@ -631,7 +639,7 @@ def sample_triton(
     config = _launch_config(vocab_size)
     num_blocks = triton.cdiv(vocab_size, config["BLOCK"])
     grid = triton.cdiv(rows, config["ROWS"])
-    blocks = triton.next_power_of_2(num_blocks)
+    blocks = 1 if config["ROWS"] > 1 else max(64, triton.next_power_of_2(num_blocks))
     bins = 0 if limits is None else _BINS if num_blocks > 1 else 1
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is compiled of kernels/grpo_loss.py: all that may be asked for at once, and the plain on-policy loss."""
+"""What is compiled of kernels/grpo_loss.py: all that may be asked for at once, in bfloat16, and SFT's log-probs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,8 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 def configurations() -> Iterator[dict[str, Any]]:
     tile = grpo_loss._launch_config(VOCAB)
-    for dtype, full in (("bf16", True), ("fp32", False)):
+    # Full: the RL loss with entropy. Else SFT: no mask, temperature or banned ids.
+    for dtype, full in (("bf16", True), ("bf16", False), ("fp32", True)):
         pointers = f"logits_ptr:*{dtype} targets_ptr:*i64" + " tau_ptr:*fp32 banned_ptr:*u8" * full
         absent = {} if full else {"tau_ptr": None, "banned_ptr": None}
         flags = {"HAS_TAU": full, "HAS_BANNED": full}
@@ -19,12 +20,12 @@ def configurations() -> Iterator[dict[str, Any]]:
         yield {
             "kernel": "_forward_kernel",
             "what": what,
-            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
-            "constants": flags | absent | {"HAS_MASK": True},
+            "types": f"{pointers} {'mask_ptr:*u8' * full} stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
+            "constants": flags | absent | {"HAS_MASK": full} | ({} if full else {"mask_ptr": None}),
             "options": tile,
             "aligned": "stride vocab_size",
             "instructions": (r"ex2\.approx", WIDE_LOAD),
-            "spot": full,
+            "spot": full and dtype == "bf16",
         }
         yield {
             "kernel": "_backward_kernel",
@@ -35,5 +36,5 @@ def configurations() -> Iterator[dict[str, Any]]:
             "options": tile,
             "aligned": "stride dstride vocab_size num_columns",
             "instructions": (r"ex2\.approx", WIDE_LOAD, WIDE_STORE),
-            "spot": full,
+            "spot": full and dtype == "bf16",
         }

@@ -9,16 +9,17 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for bias in (True, False):
+    for dtype, bias in (("bf16", True), ("bf16", False), ("fp32", True)):
         pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
         yield {
             "kernel": "_mrope_kernel",
-            "what": f"bf16, 28/4 heads of 128{', bias' * bias}",
-            "types": " ".join(f"{name}_ptr:*bf16" for name in pointers.split())
+            "what": f"{dtype}, 28/4 heads of 128{', bias' * bias}",
+            "types": " ".join(f"{name}_ptr:*{dtype}" for name in pointers.split())
             + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i64 head_stride:i64",
             "constants": {"QUERIES": 28, "KEYS": 4, "HALF": 64} | ({} if bias else {"bias_ptr": None}),
             "options": kv_cache.launch_config(36, 64),
             "aligned": "stride head_stride",
             "instructions": (WIDE_LOAD, WIDE_STORE),
-            "spot": not bias,
+            "spot": dtype == "bf16" and not bias,
+            "rare": dtype == "fp32",
         }

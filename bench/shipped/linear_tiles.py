@@ -1,4 +1,7 @@
-"""What is compiled of kernels/linear_tiles.py: each kernel as Hopper runs it, and the forward without bulk copies."""
+"""What is compiled of kernels/linear_tiles.py: log-probs and gradients in bfloat16, as Hopper runs them, and float32.
+
+Rare: bfloat16 by pointers, for GPUs without bulk copies and for widths that those do not take.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,55 +18,68 @@ def configurations() -> Iterator[dict[str, Any]]:
     split = {"HAS_TAU": True, "SPLIT": linear_tiles._SPLIT}
     absent = {"kept_ptr": None, "kept_max_ptr": None}
 
-    def operands(tile: dict[str, Any]) -> str:
+    def operands(dtype: str, tile: dict[str, Any]) -> str:
+        if not tile["TMA"]:
+            return f"hidden:*{dtype} weight:*{dtype}"
         return " ".join(
-            f"{name}:tensordesc<bf16[{tile[size]},{tile['FEATURES']}]>"
+            f"{name}:tensordesc<{dtype}[{tile[size]},{tile['FEATURES']}]>"
             for name, size in (("hidden", "ROWS"), ("weight", "WORDS"))
         )
 
-    for keep in (False, True):
-        tile = linear_tiles._launch_config("keep" if keep else "forward", True)
-        kept = " kept_ptr:*bf16 kept_max_ptr:*fp32" * keep
-        yield {
-            "kernel": "_forward_kernel",
-            "what": f"bf16, temperature{', exp tiles' * keep}",
-            "types": f"{operands(tile)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
-            "constants": split | {"KEEP": keep} | ({} if keep else absent),
-            "options": tile,
-            "aligned": "vocab_size num_features kept_width",
-            "instructions": (r"ex2\.approx", WGMMA, BULK_COPY, *[SPECIALIZED] * tile["SPECIALIZE"]),
-        }
-    tile = linear_tiles._launch_config("forward", False)
+    def fast(tile: dict[str, Any]) -> tuple[str, ...]:
+        return (r"ex2\.approx", *[WGMMA, BULK_COPY] * tile["TMA"], *[SPECIALIZED] * tile["SPECIALIZE"])
+
+    for dtype, tma in (("bf16", True), ("fp32", False), ("bf16", False)):
+        named = f"{dtype}{', pointers' * (not tma)}"
+        for keep in (False, True):
+            tile = linear_tiles._launch_config("keep" if keep else "forward", tma)
+            kept = f" kept_ptr:*{dtype} kept_max_ptr:*fp32" * keep
+            yield {
+                "op": "linear_logprob",
+                "kernel": "_forward_kernel",
+                "what": f"{named}, temperature{', exp tiles' * keep}",
+                "types": f"{operands(dtype, tile)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
+                "constants": split | {"KEEP": keep} | ({} if keep else absent),
+                "options": tile,
+                "aligned": "vocab_size num_features kept_width",
+                "instructions": fast(tile),
+                "spot": dtype == "fp32" and not keep,
+                "rare": dtype == "bf16" and not tma,
+            }
+        for entropy in (False, True):
+            tile = linear_tiles._launch_config("entropy" if entropy else "dlogits", tma)
+            yield {
+                "op": "linear_grpo_loss",
+                "kernel": "_dlogits_kernel",
+                "what": f"{named}, temperature{', entropy' * entropy}",
+                "types": f"{operands(dtype, tile)} {rows} stats_ptr:*fp32 g_ptr:*fp32{' h_ptr:*fp32' * entropy} "
+                f"dz_ptr:*{dtype} {shape} dz_width:i32",
+                "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
+                "options": tile,
+                "aligned": "vocab_size num_features dz_width",
+                "instructions": fast(tile),
+                "spot": dtype == "fp32" and not entropy,
+                "rare": dtype == "bf16" and not tma,
+            }
     yield {
-        "kernel": "_forward_kernel",
-        "what": "fp32, temperature, pointers",
-        "types": f"hidden:*fp32 weight:*fp32 {rows} partials_ptr:*fp32 {shape} kept_width:i32",
-        "constants": split | {"KEEP": False} | absent,
-        "options": tile,
-        "aligned": "vocab_size num_features kept_width",
+        "op": "linear_logprob",
+        "kernel": "_merge_kernel",
+        "what": "temperature",
+        "types": "partials_ptr:*fp32 tau_ptr:*fp32 stats_ptr:*fp32 num_rows:i32 num_splits:i32",
+        "constants": {"HAS_TAU": True},
+        "options": {"ROWS": 128, "num_warps": 4},
         "instructions": (r"ex2\.approx",),
-        "spot": True,
     }
-    for entropy in (False, True):
-        tile = linear_tiles._launch_config("entropy" if entropy else "dlogits", True)
+    for dtype in ("bf16", "fp32"):
+        tile = linear_tiles._launch_config("keep", dtype == "bf16")
         yield {
-            "kernel": "_dlogits_kernel",
-            "what": f"bf16, temperature{', entropy' * entropy}",
-            "types": f"{operands(tile)} {rows} stats_ptr:*fp32 g_ptr:*fp32{' h_ptr:*fp32' * entropy} dz_ptr:*bf16 "
-            f"{shape} dz_width:i32",
-            "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
-            "options": tile,
-            "aligned": "vocab_size num_features dz_width",
-            "instructions": (r"ex2\.approx", WGMMA, BULK_COPY, SPECIALIZED),
+            "op": "linear_grpo_loss",
+            "kernel": "_scale_kernel",
+            "what": f"{dtype}, temperature",
+            "types": f"kept_ptr:*{dtype} kept_max_ptr:*fp32 targets_ptr:*i64 tau_ptr:*fp32 stats_ptr:*fp32 "
+            "g_ptr:*fp32 num_rows:i32 kept_width:i32",
+            "constants": {"HAS_TAU": True, "WORDS": tile["WORDS"], "BLOCK": 2048},
+            "options": {"num_warps": 8},
+            "aligned": "kept_width",
+            "instructions": (r"ex2\.approx", r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"),
         }
-    tile = linear_tiles._launch_config("keep", True)
-    yield {
-        "kernel": "_scale_kernel",
-        "what": "bf16, temperature",
-        "types": "kept_ptr:*bf16 kept_max_ptr:*fp32 targets_ptr:*i64 tau_ptr:*fp32 stats_ptr:*fp32 g_ptr:*fp32 "
-        "num_rows:i32 kept_width:i32",
-        "constants": {"HAS_TAU": True, "WORDS": tile["WORDS"], "BLOCK": 2048},
-        "options": {"num_warps": 8},
-        "aligned": "kept_width",
-        "instructions": (r"ex2\.approx", r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"),
-    }

@@ -9,18 +9,21 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for what, heads, half, sign in (
-        ("bf16, 28 + 4 heads of 128", 32, 64, 1),
-        ("bf16, 28 + 4 heads of 128, backward", 32, 64, -1),
-        ("bf16, 16 + 16 heads of 80", 32, 40, 1),
+    for what, dtype, heads, half, sign in (
+        ("28 + 4 heads of 128", "bf16", 32, 64, 1),
+        ("28 + 4 heads of 128, backward", "bf16", 32, 64, -1),
+        ("16 + 16 heads of 80", "bf16", 32, 40, 1),
+        ("16 + 16 heads of 80, backward", "bf16", 32, 40, -1),
+        ("28 + 4 heads of 128", "fp32", 32, 64, 1),
     ):
         yield {
             "kernel": "_turn_kernel",
-            "what": what,
-            "types": "heads_ptr:*bf16 cos_ptr:*fp32 sin_ptr:*fp32 out_ptr:*bf16 stride:i64 head_stride:i64",
+            "what": f"{dtype}, {what}",
+            "types": f"heads_ptr:*{dtype} cos_ptr:*fp32 sin_ptr:*fp32 out_ptr:*{dtype} stride:i64 head_stride:i64",
             "constants": {"SIGN": sign, "NUM_HEADS": heads, "HALF": half},
             "options": mrope.launch_config(heads, half),
             "aligned": "stride head_stride",
             "instructions": (WIDE_LOAD, WIDE_STORE),
-            "spot": half == 64 and sign == 1,
+            "spot": dtype == "bf16" and half == 64 and sign == 1,
+            "rare": dtype == "fp32",
         }

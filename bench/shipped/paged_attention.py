@@ -1,4 +1,7 @@
-"""What is compiled of kernels/paged_attention.py: decode, prefix, merge and prefill with Qwen2.5-VL's heads."""
+"""What is compiled of kernels/paged_attention.py: decode, prefix, merge and prefill with Qwen2.5-VL's heads.
+
+Rare: float32 decoding, and heads for which the tiles are smaller.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +10,7 @@ from thyme.kernels import paged_attention
 
 CACHES = "q_ptr:*{0} k_ptr:*{0} v_ptr:*{0} tables_ptr:*i32"
 STRIDES = "q_stride:i64 q_head_stride:i64 block_stride:i64 slot_stride:i64 kv_head_stride:i64 table_stride:i64"
+ALIGNED = "q_stride q_head_stride block_stride slot_stride kv_head_stride"
 PARTIAL = "partial_ptr:*fp32 stats_ptr:*fp32"
 SPLIT = {"SPLIT": paged_attention.SPLIT}
 # Keys and values come through a ring of asynchronous 16-byte copies; prefill has the rows for warp-group products.
@@ -15,28 +19,38 @@ MMA, WGMMA = (r"mma\.sync\S*\.(bf16|f16)", *RING), (r"wgmma\.mma_async\S*\.bf16"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for dtype, group, dim, block_size in (("bf16", 7, 128, 16), ("fp16", 8, 64, 256)):
+    for dtype, itemsize, group, dim, block_size, shared in (
+        ("bf16", 2, 7, 128, 16, False),
+        ("bf16", 2, 7, 128, 16, True),
+        ("fp32", 4, 7, 128, 16, True),
+        ("fp16", 2, 8, 64, 256, False),
+        ("bf16", 2, 2, 256, 16, True),
+    ):
         yield {
             "kernel": "_decode_kernel",
-            "what": f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}",
+            "what": f"{heads(dtype, group, dim, block_size)}{', after a shared prefix' * shared}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} {PARTIAL} scale_log2e:fp32 "
-            f"{STRIDES}",
-            "constants": shape(group, dim, block_size) | SPLIT | {"HAS_SHARED": False, "shared_ptr": None},
-            "options": paged_attention._launch_config("decode", group, dim, 2),
-            "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
-            "instructions": MMA,
-            "spot": dtype == "bf16",
+            f"{STRIDES}{' shared_ptr:*i32' * shared}",
+            "constants": shape(group, dim, block_size) | SPLIT
+            | {"HAS_SHARED": shared} | ({} if shared else {"shared_ptr": None}),
+            "options": paged_attention._launch_config("decode", group, dim, itemsize),
+            "aligned": ALIGNED,
+            "instructions": MMA if itemsize == 2 else RING,
+            "spot": dtype == "bf16" and dim == 128 and not shared,
+            "rare": dtype != "bf16" or dim == 256,
+        }  # fmt: skip
+    for dtype, itemsize, group, dim in (("bf16", 2, 7, 128), ("fp32", 4, 7, 128), ("bf16", 2, 2, 256)):
+        yield {
+            "kernel": "_prefix_kernel",
+            "what": heads(dtype, group, dim, 16),
+            "types": f"{CACHES.format(dtype)} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 shared_ptr:*i32 {PARTIAL} "
+            f"scale_log2e:fp32 num_groups:i32 {STRIDES}",
+            "constants": shape(group, dim, 16) | SPLIT,
+            "options": paged_attention._launch_config("prefix", group, dim, itemsize),
+            "aligned": ALIGNED,
+            "instructions": WGMMA if itemsize == 2 else RING,
+            "rare": dim == 256 or dtype == "fp32",
         }
-    yield {
-        "kernel": "_prefix_kernel",
-        "what": "bf16, 7 heads of 128 a group, blocks of 16",
-        "types": f"{CACHES.format('bf16')} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 shared_ptr:*i32 {PARTIAL} "
-        f"scale_log2e:fp32 num_groups:i32 {STRIDES}",
-        "constants": shape(7, 128, 16) | SPLIT,
-        "options": paged_attention._launch_config("prefix", 7, 128, 2),
-        "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
-        "instructions": WGMMA,
-    }
     yield {
         "kernel": "_merge_kernel",
         "what": "bf16, heads of 128",
@@ -45,17 +59,22 @@ def configurations() -> Iterator[dict[str, Any]]:
         "options": {"DIM_PADDED": 128, "SPLITS": 16, "num_warps": 4},
         "instructions": (r"ld\.global\S*\.v[24]",),
     }
-    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
+    for dtype, itemsize, group, dim in (("bf16", 2, 7, 128), ("fp32", 4, 7, 128), ("bf16", 2, 2, 256)):
         yield {
             "kernel": "_attention_kernel",
-            "what": f"prefill, {dtype}, 7 heads of 128 a group, blocks of 16",
+            "what": f"prefill, {heads(dtype, group, dim, 16)}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} scale_log2e:fp32 "
             f"num_seqs:i32 {STRIDES}",
-            "constants": shape(7, 128, 16),
-            "options": paged_attention._launch_config("prefill", 7, 128, itemsize),
-            "aligned": "q_stride q_head_stride block_stride slot_stride kv_head_stride",
+            "constants": shape(group, dim, 16),
+            "options": paged_attention._launch_config("prefill", group, dim, itemsize),
+            "aligned": ALIGNED,
             "instructions": WGMMA if dtype == "bf16" else RING,
+            "rare": dim == 256,
         }
+
+
+def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
+    return f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}"
 
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:

@@ -1,11 +1,14 @@
-"""What is compiled of kernels/sample.py: Qwen2.5-VL's vocabulary, with truncation and without."""
+"""What is compiled of kernels/sample.py: Qwen2.5-VL's vocabulary in bfloat16, with truncation and without.
+
+Rare: float32, and a vocabulary so small that a program takes several rows.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 from thyme.kernels import sample
 
-VOCAB = 152_064
+VOCAB, SMALL_VOCAB = 152_064, 163
 WIDE_LOAD = r"ld\.global\S*\.v[24]"
 SIZES = "num_rows:i32 vocab_size:i32 num_blocks:i32"
 ROW = "logits_ptr:*{0} temperature_ptr:*fp32 banned_ptr:*u8 partial_ptr:*fp32"
@@ -16,54 +19,52 @@ FIGURES = "logprob_ptr:*fp32 logprob_raw_ptr:*fp32 entropy_ptr:*fp32 kept_mass_p
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    tile = sample._launch_config(VOCAB)
-    blocks = {"BLOCKS": 64}
-    common = {"aligned": "stride vocab_size", "options": tile}
-    yield {
-        "kernel": "_stats_kernel",
-        "what": "bf16, banned ids, truncation",
-        "types": f"{ROW.format('bf16')} argmax_ptr:*i32 histogram_ptr:*i16 stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS},
-        "instructions": (r"ex2\.approx", WIDE_LOAD, r"atom\.shared"),
-        "spot": True,
-        **common,
-    }
-    yield {
-        "kernel": "_stats_kernel",
-        "what": "fp32",
-        "types": f"{ROW.format('fp32')} argmax_ptr:*i32 stride:i64 {SIZES}".replace(" banned_ptr:*u8", ""),
-        "constants": {"HAS_BANNED": False, "BINS": 0, "banned_ptr": None, "histogram_ptr": None},
-        "instructions": (r"ex2\.approx", WIDE_LOAD),
-        **common,
-    }
-    yield {
-        "kernel": "_draw_kernel",
-        "what": "bf16, banned ids",
-        "types": f"{ROW.format('bf16')} {DRAWN} {FIGURES} stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": 0, "SHIFT": 16, **blocks}
-        | dict.fromkeys(("limits_ptr", "candidates_ptr", "num_candidates_ptr", "sure_ptr")),
-        "instructions": (r"mul\.lo\.s64",),
-        **common,
-    }
-    yield {
-        "kernel": "_bounds_kernel",
-        "what": "any logits",
-        "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
-        "constants": {"BINS": sample._BINS, "ROWS": 1, **blocks},
-        "options": {"num_warps": tile["num_warps"]},
-    }
-    yield {
-        "kernel": "_truncate_kernel",
-        "what": "bf16, banned ids",
-        "types": f"{ROW.format('bf16')} {LIMITS} bounds_ptr:*i32 {CUT.format('bf16')} stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS, **blocks},
-        "instructions": (WIDE_LOAD,),
-        **common,
-    }
-    yield {
-        "kernel": "_draw_kernel",
-        "what": "fp32, banned ids, truncation",
-        "types": f"{ROW.format('fp32')} {DRAWN} {LIMITS} {CUT.format('fp32')} {FIGURES} stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS, "SHIFT": 0, **blocks},
-        **common,
-    }
+    for dtype, vocab in (("bf16", VOCAB), ("fp32", VOCAB), ("bf16", SMALL_VOCAB)):
+        tile = sample._launch_config(vocab)
+        row = ROW.format(dtype)
+        blocks = {"BLOCKS": 1 if tile["ROWS"] > 1 else 64}
+        bins = sample._BINS if vocab == VOCAB else 1
+        rare = (dtype, vocab) != ("bf16", VOCAB)
+        aligned = "stride vocab_size" if vocab == VOCAB else ""
+        common = {"aligned": aligned, "options": tile, "rare": rare}
+        wide = (WIDE_LOAD,) if vocab == VOCAB else ()
+        for truncates in (False, True):
+            what = f"{dtype}, {vocab} ids, banned ids{', truncation' * truncates}"
+            absent = () if truncates else ("limits_ptr", "candidates_ptr", "num_candidates_ptr", "sure_ptr")
+            yield {
+                "kernel": "_stats_kernel",
+                "what": what,
+                "types": f"{row} argmax_ptr:*i32{' histogram_ptr:*i16' * truncates} stride:i64 {SIZES}",
+                "constants": {"HAS_BANNED": True, "BINS": bins * truncates}
+                | ({} if truncates else {"histogram_ptr": None}),
+                "instructions": (r"ex2\.approx", *wide, *[r"atom\.shared"] * (truncates and bins > 1)),
+                "spot": truncates and not rare,
+                **common,
+            }
+            yield {
+                "kernel": "_draw_kernel",
+                "what": what,
+                "types": f"{row} {DRAWN} {f'{LIMITS} {CUT.format(dtype)}' * truncates} {FIGURES} stride:i64 {SIZES}",
+                "constants": {"HAS_BANNED": True, "BINS": bins * truncates, "SHIFT": 16 if dtype == "bf16" else 0}
+                | blocks
+                | dict.fromkeys(absent),
+                "instructions": (r"mul\.lo\.s64",),
+                **common,
+            }
+        yield {
+            "kernel": "_truncate_kernel",
+            "what": f"{dtype}, {vocab} ids, banned ids",
+            "types": f"{row} {LIMITS} bounds_ptr:*i32 {CUT.format(dtype)} stride:i64 {SIZES}",
+            "constants": {"HAS_BANNED": True, "BINS": bins, **blocks},
+            "instructions": wide,
+            **common,
+        }
+        if dtype == "bf16":
+            yield {
+                "kernel": "_bounds_kernel",
+                "what": f"{vocab} ids",
+                "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
+                "constants": {"BINS": bins, "ROWS": tile["ROWS"], **blocks},
+                "options": {"num_warps": 8},
+                "rare": rare,
+            }

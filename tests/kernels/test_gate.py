@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -31,15 +32,35 @@ def gate_module() -> ModuleType:
     return module
 
 
+MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def gate() -> ModuleType:
+    return gate_module()
+
+
 def check_table(output: str, target: str) -> None:
     rows = [line.split() for line in output.splitlines() if f" {target} " in line]
-    ops = {path.stem for path in (ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
-    assert {row[0] for row in rows} == ops
+    assert rows
     for row in rows:
         assert 0 < int(row[3]) <= 255, row  # registers
         assert 0 <= int(row[4]) <= 232_448, row  # bytes of shared memory
-    per_op = [sum(row[0] == op for row in rows) for op in {row[0] for row in rows}]
-    assert max(per_op) <= 6
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_kernel_that_is_launched_is_compiled(gate: ModuleType, module: str) -> None:
+    everyday = [one for one in gate.configurations() if one.module == module and not one.rare]
+    launched = gate.launched(module)
+    assert launched
+    assert {one.kernel for one in everyday} == launched
+
+
+def test_at_most_six_configurations_an_op(gate: ModuleType) -> None:
+    everyday = [one for one in gate.configurations() if not one.rare]
+    per_op = Counter(one.op for one in everyday)
+    assert max(per_op.values()) <= 6, per_op
+    assert {one.op for one in everyday if one.spot} == set(per_op)
 
 
 def test_every_configuration_compiles_for_sm_90() -> None:
@@ -47,6 +68,13 @@ def test_every_configuration_compiles_for_sm_90() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     check_table(done.stdout, "sm_90")
     assert "gate: all within limits, no spills" in done.stdout
+
+
+@pytest.mark.soak
+def test_rare_configurations_compile_for_sm_90() -> None:
+    done = child("bench/gate.py", "--rare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_table(done.stdout, "sm_90")
 
 
 @pytest.mark.soak
@@ -63,7 +91,7 @@ def test_the_gate_sees_what_it_guards_against() -> None:
 import dataclasses, sys
 sys.path.insert(0, "bench")
 import gate
-plain = next(c for c in gate.configurations() if c.kernel == "_backward_kernel" and not c.spot)
+plain = next(c for c in gate.configurations() if c.op == "grpo_loss" and c.kernel == "_backward_kernel" and c.spot)
 wide = dataclasses.replace(plain, options={"num_warps": 1}, instructions=("wgmma",))
 print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
 """
@@ -72,8 +100,7 @@ print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
     assert "no wgmma in the PTX" in done.stdout
 
 
-def test_too_much_shared_memory_fails() -> None:
-    gate = gate_module()
+def test_too_much_shared_memory_fails(gate: ModuleType) -> None:
     fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": []}
     assert gate.failures(fine, 80) == []
     assert gate.failures(fine | {"shared": 200_000}, 90) == []
