@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss, token_logprobs
+from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
 from thyme.model.model import Model
 from thyme.model.processor import Processor
