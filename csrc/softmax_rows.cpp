@@ -119,7 +119,11 @@ void copy_row(const LogitRows& rows, int64_t r, float* to) {
     std::fill(to + rows.vocab_size, to + whole_vectors(rows.vocab_size), -kInfinity);
 }
 
-float inverse_tau(const LogitRows& rows, int64_t r) { return rows.tau == nullptr ? 1.0f : 1.0f / rows.tau[r]; }
+bool is_greedy(const LogitRows& rows, int64_t r) { return rows.tau != nullptr && rows.tau[r] == 0.0f; }
+
+float inverse_tau(const LogitRows& rows, int64_t r) {
+    return rows.tau == nullptr || is_greedy(rows, r) ? 1.0f : 1.0f / rows.tau[r];
+}
 
 // Calls work(r, scratch of one row) for each row.
 template <typename Work>
@@ -151,7 +155,15 @@ void softmax_rows(const LogitRows& rows, float* stats, float* p, int64_t p_step,
         out[rows.rows] = static_cast<float>(log_total);
         out[2 * rows.rows] = static_cast<float>(log_total_raw);
         out[3 * rows.rows] = static_cast<float>(log_total_raw - sums.x_total / sums.total);
-        if (p != nullptr) scale(row, rows.vocab_size, static_cast<float>(1.0 / sums.tempered), p + r * p_step);
+        if (p == nullptr) return;
+        float* const to = p + r * p_step;
+        if (is_greedy(rows, r)) {
+            copy_row(rows, r, row);
+            std::fill(to, to + rows.vocab_size, 0.0f);
+            to[std::find(row, row + rows.vocab_size - 1, sums.largest) - row] = 1.0f;
+        } else {
+            scale(row, rows.vocab_size, static_cast<float>(1.0 / sums.tempered), to);
+        }
     });
 }
 

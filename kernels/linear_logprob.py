@@ -85,7 +85,7 @@ def _forward_cpu(rows: HeadRows, backend: Backend) -> tuple[Tensor, Tensor | Non
         z, tau = _logits(rows, plan, at), rows_at(rows.tau, at)
         p = kept[at] if kept is not None and at.stop <= len(kept) else None
         stats[1:, at] = ROW_PASS[backend].softmax(z, tau, plan.banned, p=p)
-        stats[0, at] = logprobs(z, rows.targets[at], stats[1, at], stats[2, at], tau)
+        stats[0, at], _ = logprobs(z, rows.targets[at], tau, stats[1:, at])
     return stats, kept
 
 

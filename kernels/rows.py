@@ -24,6 +24,8 @@ BannedIds = Sequence[int] | Tensor | None
 Backend = Literal["ref", "native", "triton"]
 """ref: torch, the definition. native: the same in C++, for float32 on a CPU. triton: each op has its own kernels."""
 
+MIN_TEMPERATURE = 1e-30
+"""Below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30."""
 _CHUNK = 1 << 18  # logits that torch works on at once: 1 MiB of float32, which a core's cache holds
 
 
@@ -61,13 +63,8 @@ def check_row_arguments(
         check_tensor("temperature", temperature, (num_rows,), FLOATS_AND_DOUBLE, device)
         counted = temperature if mask is None else torch.where(mask, temperature, 1.0)
         check_range("temperature", counted, 0.0, 1e20, what="; 0 means greedy")
-        tau = positive_temperature(counted)
+        tau = counted.masked_fill(counted == 0, 1.0).clamp_min(MIN_TEMPERATURE)
     return RowArguments(targets, tau, banned, vocab_size)
-
-
-def positive_temperature(temperature: Tensor) -> Tensor:
-    """What stands for it in log-probs: 1 where it is 0, and never so small that 1 / tau leaves float32."""
-    return temperature.masked_fill(temperature == 0, 1.0).clamp_min(1e-30)
 
 
 class RowPass(NamedTuple):
@@ -86,10 +83,11 @@ def _softmax(
 
     Args:
         z: [n, V] floats.
-        tau: [n] float > 0; None: all 1.
+        tau: [n] float, 0 or at least 1e-30; None: all 1. At 0 the stats are those of temperature 1.
         banned: [num_banned] int64, the ids that do not count; None: none.
         mask: [n] bool; rows of False are not read. None: all count.
-        p: [n, V] float32 (float64 for float64 logits), filled with softmax(z / tau), 0 at banned ids; not with a mask.
+        p: [n, V] float32 (float64 for float64 logits), filled with softmax(z / tau), 0 at banned ids; at tau 0 with the
+            point mass on the largest, the lowest id on ties. Not with a mask.
 
     Returns:
         stats [4, n] in p's dtype, 0 in masked rows: the largest logit, log sum exp(x / tau), log sum exp(x), entropy.
@@ -101,10 +99,13 @@ def _softmax(
         log_total_raw = log_total = -p_1.amax(-1).log()  # the largest x is 0, so the largest p is 1 / sum e^x
         entropy = log_total_raw - _row_sums(p_1 * x)
         if tau is not None:
-            rows = (tau[at] != 1).nonzero().flatten()
-            tempered = x[rows].div_(tau[at][rows, None].to(x.dtype)).softmax(-1)
+            some = tau[at].to(x.dtype)
+            greedy = (some == 0).nonzero().flatten()
+            p_1[greedy] = torch.zeros_like(p_1[greedy]).scatter_(-1, x[greedy].argmax(-1, keepdim=True), 1.0)
+            rows = ((some != 1) & (some != 0)).nonzero().flatten()
+            tempered = x[rows].div_(some[rows, None]).softmax(-1)
             log_total = log_total_raw.index_copy(0, rows, -tempered.amax(-1).log())
-            p_1.index_copy_(0, rows, tempered)
+            p_1[rows] = tempered
         stats[:, at] = torch.stack((largest, log_total, log_total_raw, entropy))
     return stats
 
@@ -117,6 +118,7 @@ def _gradient(
 
     Args:
         targets: [n] int64.
+        tau: not 0.
         stats: what `_softmax` of the same z, tau and banned returned.
         g, h: [n], with respect to log p_tau(target) and to the entropy; None: 0. Rows where both are 0 are not read.
         dz: may be z itself.
@@ -207,10 +209,11 @@ def fastest(x: Tensor) -> Backend:
     return "triton" if x.is_cuda else "native" if x.dtype == torch.float32 else "ref"
 
 
-def logprobs(z: Tensor, ids: Tensor, largest: Tensor, log_total: Tensor, tau: Tensor | None = None) -> Tensor:
-    """[n]: log p_tau of one id a row; ids [n] int64, and of the row's stats its largest and its log_total at tau."""
+def logprobs(z: Tensor, ids: Tensor, tau: Tensor | None, stats: Tensor) -> tuple[Tensor, Tensor]:
+    """log p_tau and log p_1 of one id a row, [n] each; ids [n] int64, stats [4, n] as a row pass returns them."""
+    largest, log_total, log_total_raw, _ = stats
     x = z.gather(-1, ids[:, None]).squeeze(-1).to(largest.dtype) - largest
-    return (x if tau is None else x / tau.to(x.dtype)) - log_total
+    return (x if tau is None else x / tau.to(x.dtype)) - log_total, x - log_total_raw
 
 
 def check_vocab_size(vocab_size: int | None, num_columns: int) -> int:

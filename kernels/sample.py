@@ -47,6 +47,7 @@ from thyme.kernels.checks import (
     values_visible,
 )
 from thyme.kernels.rows import (
+    MIN_TEMPERATURE,
     ROW_PASS,
     Backend,
     BannedIds,
@@ -55,7 +56,6 @@ from thyme.kernels.rows import (
     fastest,
     ids_of,
     logprobs,
-    positive_temperature,
 )
 from thyme.kernels.token_logprobs import TokenRows, forward_triton
 
@@ -103,7 +103,6 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
     return torch.from_numpy((words >> 11) * 2.0**-53).to(seed.device)
 
 
-@torch.no_grad()
 def sample_ref(
     logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
     top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
@@ -113,6 +112,7 @@ def sample_ref(
     return _sample_cpu("ref", logits, temperature, seed, position, (top_k, top_p, min_p), vocab_size, banned_ids)
 
 
+@torch.no_grad()
 def _sample_cpu(
     backend: Backend, logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor, cuts: tuple[Any, Any, Any],
     vocab_size: int | None, banned_ids: BannedIds,
@@ -142,9 +142,10 @@ def _sample_rows(
     p: Tensor, cdf: Tensor,
 ) -> SampleOutput:  # fmt: skip
     """The last two are memory to work in."""
-    greedy, tau = temperature == 0, positive_temperature(temperature)
-    largest, log_total, log_total_raw, entropy = ROW_PASS[backend].softmax(z, tau, banned, p=p)
-    kept_mass = torch.ones_like(entropy)
+    greedy = temperature == 0
+    tau = temperature.clamp_min(MIN_TEMPERATURE).masked_fill_(greedy, 0.0)
+    stats = ROW_PASS[backend].softmax(z, tau, banned, p=p)
+    kept_mass = torch.ones_like(stats[0])
     if limits is None:
         torch.cumsum(p, -1, dtype=torch.float64, out=cdf)
     else:
@@ -155,12 +156,8 @@ def _sample_rows(
         kept_mass = torch.where(truncated, cdf[:, -1].clamp_max(1.0).to(p.dtype), kept_mass)
     token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
     token.clamp_max_(z.shape[1] - 1)  # past the end: a row that will be refused
-    at = greedy.nonzero().flatten()
-    if len(at):
-        best = z[at] if banned is None else z[at].index_fill_(-1, banned, -torch.inf)
-        token[at] = best.argmax(-1)
-    logprob = logprobs(z, token, largest, log_total, tau).masked_fill_(greedy, 0.0)
-    return SampleOutput(token, logprob, logprobs(z, token, largest, log_total_raw), entropy, kept_mass)
+    logprob, logprob_raw = logprobs(z, token, tau, stats)
+    return SampleOutput(token, logprob.masked_fill_(greedy, 0.0), logprob_raw, stats[3], kept_mass)
 
 
 def _kept(z: Tensor, p: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -679,13 +676,12 @@ def sample_triton(
     if values_visible(entropy) and not entropy.isfinite().all():
         _raise_not_finite(entropy)
     if bitwise_logprobs:
-        tau = positive_temperature(temperature)
+        tau = temperature.masked_fill(temperature == 0, 1.0).clamp_min_(MIN_TEMPERATURE)
         stats = forward_triton(TokenRows(logits, token, tau, None, banned, vocab_size))
-        _, largest, _, log_total_raw, entropy = stats
         out = out._replace(
             logprob=stats[0].masked_fill(temperature == 0, 0.0),
-            logprob_raw=logprobs(logits, token, largest, log_total_raw),
-            entropy=entropy,
+            logprob_raw=logprobs(logits, token, tau, stats[1:])[1],
+            entropy=stats[4],
         )
     return out
 

@@ -182,7 +182,7 @@ class _RowPass(torch.autograd.Function):
             banned = ids_of(banned)
             z = logits[:, :vocab_size]
             stats = ROW_PASS[backend].softmax(z, tau, banned, mask=mask)
-            logprob, entropy = logprobs(z, targets, stats[0], stats[1], tau), stats[3].clone()
+            logprob, entropy = logprobs(z, targets, tau, stats)[0], stats[3].clone()
             logprob = logprob if mask is None else logprob.where(mask, 0.0)
         ctx.save_for_backward(logits, targets, tau, mask, banned, stats)
         return logprob, entropy
