@@ -74,6 +74,10 @@ class PackedAttention:
         self.lengths = tuple(lengths)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend(q, k, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[T, N, D] for rotated queries and keys."""
         return packed_attention(q, k, v, self.lengths, causal=True)
 
 
