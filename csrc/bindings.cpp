@@ -14,6 +14,7 @@
 
 #include "paged_attention.hpp"
 #include "repetition.hpp"
+#include "softmax_rows.hpp"
 
 namespace py = pybind11;
 
@@ -115,6 +116,13 @@ std::vector<int64_t> strides(const char* name, const py::array& array) {
     return steps;
 }
 
+void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t vocab_size) {
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(ids[i]) +
+                                        ", there are " + std::to_string(vocab_size) + " ids");
+}
+
 void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const FloatArray& v_cache,
                          const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
                          double scale, FloatArray& out, int num_threads,
@@ -148,6 +156,54 @@ void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const F
     thyme::paged_attention(args, num_threads, level);
 }
 
+using Int64Array = py::array_t<int64_t, py::array::c_style>;
+using BoolArray = py::array_t<bool, py::array::c_style>;
+using DenseFloats = py::array_t<float, py::array::c_style>;
+
+thyme::LogitRows logit_rows(const FloatArray& z, const std::optional<DenseFloats>& tau, const std::optional<Int64Array>& banned,
+                            const std::optional<BoolArray>& counted) {
+    if (z.ndim() != 2) throw std::invalid_argument("z must be [rows, vocab_size]");
+    thyme::LogitRows rows{};
+    rows.z = z.data(), rows.rows = z.shape(0), rows.vocab_size = z.shape(1), rows.step = strides("z", z)[0];
+    if (tau) check_shape("tau", *tau, {rows.rows}), rows.tau = tau->data();
+    if (counted) check_shape("counted", *counted, {rows.rows}), rows.counted = reinterpret_cast<const uint8_t*>(counted->data());
+    if (banned) {
+        rows.banned = banned->data(), rows.num_banned = banned->size();
+        check_ids("banned", rows.banned, rows.num_banned, rows.vocab_size);
+    }
+    return rows;
+}
+
+void softmax_rows_f32(const FloatArray& z, const std::optional<DenseFloats>& tau, const std::optional<Int64Array>& banned,
+                      const std::optional<BoolArray>& counted, DenseFloats& stats, std::optional<FloatArray>& p, int num_threads) {
+    const thyme::LogitRows rows = logit_rows(z, tau, banned, counted);
+    check_shape("stats", stats, {4, rows.rows});
+    if (p) check_shape("p", *p, {rows.rows, rows.vocab_size});
+    float* const out = p ? p->mutable_data() : nullptr;
+    const int64_t step = p ? strides("p", *p)[0] : 0;
+    float* const to = stats.mutable_data();
+    const py::gil_scoped_release released;
+    thyme::softmax_rows(rows, to, out, step, num_threads);
+}
+
+void softmax_rows_gradient_f32(const FloatArray& z, const Int64Array& targets, const std::optional<DenseFloats>& tau,
+                               const std::optional<Int64Array>& banned, const DenseFloats& stats, const DenseFloats& g,
+                               const std::optional<DenseFloats>& h, FloatArray& dz, int num_threads) {
+    const thyme::LogitRows rows = logit_rows(z, tau, banned, std::nullopt);
+    check_shape("targets", targets, {rows.rows});
+    check_ids("targets", targets.data(), rows.rows, rows.vocab_size);
+    check_shape("stats", stats, {4, rows.rows});
+    check_shape("g", g, {rows.rows});
+    if (h) check_shape("h", *h, {rows.rows});
+    if (dz.ndim() != 2 || dz.shape(0) != rows.rows || dz.shape(1) < rows.vocab_size)
+        throw std::invalid_argument("dz must have the rows of z, and no fewer columns");
+    const int64_t step = strides("dz", dz)[0], columns = dz.shape(1);
+    float* const out = dz.mutable_data();
+    const float* const bonus = h ? h->data() : nullptr;
+    const py::gil_scoped_release released;
+    thyme::softmax_rows_gradient(rows, targets.data(), stats.data(), g.data(), bonus, out, step, columns, num_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -158,5 +214,11 @@ PYBIND11_MODULE(_native, m) {
     m.def("paged_attention_f32", &paged_attention_f32, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
           py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
           py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
+    m.def("softmax_rows_f32", &softmax_rows_f32, py::arg("z").noconvert(), py::arg("tau").noconvert(),
+          py::arg("banned").noconvert(), py::arg("counted").noconvert(), py::arg("stats").noconvert(), py::arg("p").noconvert(),
+          py::arg("num_threads"));
+    m.def("softmax_rows_gradient_f32", &softmax_rows_gradient_f32, py::arg("z").noconvert(), py::arg("targets").noconvert(),
+          py::arg("tau").noconvert(), py::arg("banned").noconvert(), py::arg("stats").noconvert(), py::arg("g").noconvert(),
+          py::arg("h").noconvert(), py::arg("dz").noconvert(), py::arg("num_threads"));
     m.attr("PAGED_ATTENTION_LEVELS") = py::tuple(py::cast(thyme::paged_attention_levels()));
 }

@@ -35,14 +35,7 @@ from torch import Tensor
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
 from thyme.kernels.linear_tiles import HeadRows, backward_tiles, chunks, forward_tiles, rows_at, rows_that_fit
 from thyme.kernels.policy_loss import GrpoLossConfig, GrpoMetrics, weighted_policy_loss
-from thyme.kernels.rows import (
-    BannedIds,
-    check_row_arguments,
-    entropy_gradient_,
-    logprob_gradient_,
-    shift_rows,
-    softmax_rows,
-)
+from thyme.kernels.rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 
 Backward = Literal["recompute", "exp_tiles"]
 
@@ -52,73 +45,65 @@ _CHUNK_ROWS = 256  # but for many words no fewer rows than make it worth to walk
 _MIN_ROWS = 16  # BLAS gives other bits for a few rows
 
 
-# --- in torch: the definition, and the CPU path --------------------------------------------------------------------
+# --- on a CPU, the row pass in torch (the definition) or in C++ -----------------------------------------------------
 
 
-class _TorchPlan(NamedTuple):
+class _Plan(NamedTuple):
     weight: Tensor  # [vocab_size, H], in the dtype that is computed in
     banned: Tensor | None  # ids
-    x: Tensor  # [step, vocab_size], the logits of one chunk
-    p: Tensor  # [step, vocab_size]
+    z: Tensor  # [step, vocab_size], the logits of one chunk
     kept_rows: int
 
 
-def _torch_plan(rows: HeadRows) -> _TorchPlan:
+def _plan(rows: HeadRows) -> _Plan:
     dtype = torch.float64 if rows.hidden.dtype == torch.float64 else torch.float32
-    row_bytes = rows.vocab_size * dtype.itemsize
-    fit = rows_that_fit(rows.workspace_bytes, row_bytes, 2 * _MIN_ROWS)
-    step = min(fit // 2, max(_CHUNK_ROWS, _CHUNK // rows.vocab_size // _MIN_ROWS * _MIN_ROWS))
-    num_rows = len(rows.hidden)
-    left = fit - 2 * step
-    x, p = rows.hidden.new_empty(2, max(_MIN_ROWS, min(step, num_rows)), rows.vocab_size, dtype=dtype)
-    return _TorchPlan(
+    fit = rows_that_fit(rows.workspace_bytes, rows.vocab_size * dtype.itemsize, _MIN_ROWS)
+    step = min(fit, max(_CHUNK_ROWS, _CHUNK // rows.vocab_size // _MIN_ROWS * _MIN_ROWS))
+    num_rows, left = len(rows.hidden), fit - step
+    return _Plan(
         weight=rows.weight[: rows.vocab_size].to(dtype),
-        banned=None if rows.banned is None else rows.banned.nonzero().flatten(),
-        x=x,
-        p=p,
+        banned=ids_of(rows.banned),
+        z=rows.hidden.new_empty(max(_MIN_ROWS, min(step, num_rows)), rows.vocab_size, dtype=dtype),
         kept_rows=0 if not rows.keep else num_rows if num_rows <= left else left // step * step,
     )
 
 
-def _shifted_logits(rows: HeadRows, plan: _TorchPlan, at: slice) -> Tensor:
-    hidden = rows.hidden[at].to(plan.x.dtype)
+def _logits(rows: HeadRows, plan: _Plan, at: slice) -> Tensor:
+    hidden = rows.hidden[at].to(plan.z.dtype)
     num = len(hidden)
     if num < _MIN_ROWS:
         hidden = torch.cat((hidden, hidden.new_zeros(_MIN_ROWS - num, hidden.shape[1])))
-    x = torch.mm(hidden, plan.weight.T, out=plan.x[: len(hidden)])[:num]
-    shift_rows(x, plan.banned, x)
-    return x
+    return torch.mm(hidden, plan.weight.T, out=plan.z[: len(hidden)])[:num]
 
 
-def _forward_ref(rows: HeadRows) -> tuple[Tensor, Tensor | None]:
-    """(logprob, entropy, log sum e^x as [3, n]; p_tau of the first rows)."""
-    plan = _torch_plan(rows)
-    kept = plan.p.new_empty(plan.kept_rows, rows.vocab_size) if plan.kept_rows else None
-    stats = plan.x.new_empty(3, len(rows.hidden))
-    for at in chunks(len(rows.hidden), len(plan.x)):
-        x = _shifted_logits(rows, plan, at)
-        p = kept[at] if kept is not None and at.stop <= len(kept) else plan.p[: len(x)]
-        stats[:, at] = torch.stack(softmax_rows(x, rows.targets[at], rows_at(rows.tau, at), p))
+def _forward_cpu(rows: HeadRows, backend: Backend) -> tuple[Tensor, Tensor | None]:
+    """(stats [5, n]: logprob, then those of the row pass; p_tau of the first rows)."""
+    plan = _plan(rows)
+    kept = plan.z.new_empty(plan.kept_rows, rows.vocab_size) if plan.kept_rows else None
+    stats = plan.z.new_empty(5, len(rows.hidden))
+    for at in chunks(len(rows.hidden), len(plan.z)):
+        z, tau = _logits(rows, plan, at), rows_at(rows.tau, at)
+        p = kept[at] if kept is not None and at.stop <= len(kept) else None
+        stats[1:, at] = ROW_PASS[backend].softmax(z, tau, plan.banned, p=p)
+        stats[0, at], _ = logprobs(z, rows.targets[at], tau, stats[1:, at])
     return stats, kept
 
 
-def _backward_ref(
-    rows: HeadRows, stats: Tensor, kept: Tensor | None, g: Tensor, h: Tensor | None, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    plan = _torch_plan(rows)
-    dhidden = plan.x.new_empty(rows.hidden.shape) if needs[0] else None
-    dweight = plan.x.new_zeros(rows.weight.shape) if needs[1] else None
-    for at in chunks(len(rows.hidden), len(plan.x)):
-        tau = rows_at(rows.tau, at)
+def _backward_cpu(
+    rows: HeadRows, stats: Tensor, kept: Tensor | None, g: Tensor, h: Tensor | None, needs: tuple[bool, bool],
+    *, backend: Backend,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    plan = _plan(rows)
+    dhidden = plan.z.new_empty(rows.hidden.shape) if needs[0] else None
+    dweight = plan.z.new_zeros(rows.weight.shape) if needs[1] else None
+    for at in chunks(len(rows.hidden), len(plan.z)):
+        targets, tau = rows.targets[at], rows_at(rows.tau, at)
         if kept is not None and at.stop <= len(kept):
-            dz = logprob_gradient_(kept[at], rows.targets[at], tau, g[at])
+            factor = g[at, None] if tau is None else (g[at] / tau.to(g.dtype))[:, None]
+            dz = kept[at].mul_(-factor).scatter_add_(-1, targets[:, None], factor)
         else:
-            x = _shifted_logits(rows, plan, at)
-            p = plan.p[: len(x)]
-            torch.softmax(x if tau is None else x / tau[:, None].to(x.dtype), -1, out=p)
-            dz = logprob_gradient_(p, rows.targets[at], tau, g[at])
-            if h is not None:
-                dz += entropy_gradient_(x, stats[2, at], stats[1, at], h[at])
+            dz = _logits(rows, plan, at)
+            ROW_PASS[backend].gradient(dz, targets, tau, plan.banned, stats[1:, at], g[at], rows_at(h, at), dz)
         if dhidden is not None:
             torch.mm(dz, plan.weight, out=dhidden[at])
         if dweight is not None:
@@ -136,15 +121,15 @@ class _LinearRowPass(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None,
-        vocab_size: int, keep: bool, workspace_bytes: int, backend: Literal["ref", "triton"],
+        vocab_size: int, keep: bool, workspace_bytes: int, backend: Backend,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         keep = keep and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         rows = HeadRows(hidden, weight, targets, tau, banned, vocab_size, keep, workspace_bytes)
-        stats, ctx.kept = (forward_tiles if backend == "triton" else _forward_ref)(rows)
+        stats, ctx.kept = forward_tiles(rows) if backend == "triton" else _forward_cpu(rows, backend)
         ctx.save_for_backward(hidden, weight, targets, tau, banned, stats)
         ctx.options, ctx.backend = (vocab_size, keep, workspace_bytes), backend
         ctx.set_materialize_grads(False)
-        return stats[0].clone(), stats[4 if backend == "triton" else 1].clone()
+        return stats[0].clone(), stats[4].clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -155,16 +140,16 @@ class _LinearRowPass(torch.autograd.Function):
         h = None if h is None else h.contiguous()
         kept, ctx.kept = ctx.kept, None  # becomes dz; a second backward recomputes
         kept = kept if h is None else None
-        run = backward_tiles if ctx.backend == "triton" else _backward_ref
+        run = backward_tiles if ctx.backend == "triton" else partial(_backward_cpu, backend=ctx.backend)
         rows = HeadRows(hidden, weight, targets, tau, banned, *ctx.options)
         return *run(rows, stats, kept, g, h, ctx.needs_input_grad[:2]), *((None,) * 7)
 
 
 def _linear_logprob(
-    backend: Literal["ref", "triton"], hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor | None,
+    backend: Backend, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor | None,
     mask: Tensor | None, vocab_size: int | None, banned_ids: BannedIds, backward: Backward, workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    check_tensor("hidden", hidden, (None, None), FLOATS_AND_DOUBLE if backend == "ref" else FLOATS)
+    check_tensor("hidden", hidden, (None, None), FLOATS if backend == "triton" else FLOATS_AND_DOUBLE)
     check_tensor("weight", weight, (None, hidden.shape[1]), (hidden.dtype,), hidden.device)
     if backward not in get_args(Backward):
         raise ValueError(f"backward must be one of {', '.join(get_args(Backward))}, got {backward!r}")
@@ -174,7 +159,7 @@ def _linear_logprob(
         len(hidden), len(weight), hidden.device, targets, temperature, mask, vocab_size, banned_ids
     )
     num_rows, counted = len(hidden), None
-    if mask is not None and (mask.is_cuda or not bool(mask.all())):
+    if mask is not None:
         counted = mask.nonzero().flatten()
         hidden, targets = hidden[counted], targets[counted]
         tau = None if tau is None else tau[counted]
@@ -193,7 +178,7 @@ def linear_logprob_ref(
     vocab_size: int | None = None, banned_ids: BannedIds = None, backward: Backward = "recompute",
     workspace_bytes: int = _WORKSPACE_BYTES,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`linear_logprob` in torch, a chunk of rows at a time: the definition, and the CPU path."""
+    """`linear_logprob` in torch, a chunk of rows at a time: the definition."""
     return _linear_logprob(
         "ref", hidden, weight, targets, temperature, mask, vocab_size, banned_ids, backward, workspace_bytes
     )
@@ -235,11 +220,9 @@ def linear_logprob(
         ValueError: a wrong shape, dtype, device or option, or a workspace too small for one tile of rows; on a CPU, or
             under THYME_VALIDATE=1, also a wrong value.
     """
-    run = linear_logprob_triton if hidden.is_cuda else linear_logprob_ref
-    return run(
-        hidden, weight, targets, temperature=temperature, mask=mask, vocab_size=vocab_size, banned_ids=banned_ids,
-        backward=backward, workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+    return _linear_logprob(
+        fastest(hidden), hidden, weight, targets, temperature, mask, vocab_size, banned_ids, backward, workspace_bytes
+    )
 
 
 def _linear_grpo_loss(
@@ -265,7 +248,7 @@ def linear_grpo_loss_ref(
     vocab_size: int | None = None, banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
     backward: Backward = "recompute", workspace_bytes: int = _WORKSPACE_BYTES,
 ) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
-    """`linear_grpo_loss` in torch, a chunk of rows at a time: the definition, and the CPU path."""
+    """`linear_grpo_loss` in torch, a chunk of rows at a time: the definition."""
     return _linear_grpo_loss(
         linear_logprob_ref, hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens,
@@ -309,10 +292,9 @@ def linear_grpo_loss(
     Raises:
         ValueError: as in `linear_logprob` and `grpo_loss`.
     """
-    run = linear_grpo_loss_triton if hidden.is_cuda else linear_grpo_loss_ref
-    return run(
-        hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens, segments=segments,
-        vocab_size=vocab_size, banned_ids=banned_ids, config=config, backward=backward,
+    return _linear_grpo_loss(
+        linear_logprob, hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens,
+        segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config, backward=backward,
         workspace_bytes=workspace_bytes,
     )  # fmt: skip

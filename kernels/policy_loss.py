@@ -117,9 +117,11 @@ def policy_loss(
         config,
     )
     active = weights != 0
+    everything = _all_seen(active)
 
     def used(x: Tensor) -> Tensor:  # whatever an unused token holds, NaN too, neither it nor its gradient gets in
-        return torch.where(active, x.to(logprob.dtype), 0.0)
+        x = x.to(logprob.dtype)
+        return x if everything else torch.where(active, x, 0.0)
 
     current, entropy, advantage = used(logprob), used(entropy), used(advantages)
     sampled = current.detach()
@@ -134,11 +136,11 @@ def policy_loss(
             log_ratio = log_ratio.detach() + (current - sampled)
         ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
 
-    clipped = ratio.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
+    clipped = ratio.detach().clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)  # flat where it is taken
     clip_low = (ratio < 1 - config.clip_eps_low) & (advantage < 0)
     clip_high = (ratio > 1 + config.clip_eps_high) & (advantage > 0)
     if config.loss == "cispo":
-        policy = -clipped.detach() * advantage * current
+        policy = -clipped * advantage * current
     else:  # min(r A, clip(r) A), written as the branch that it takes
         capped = ratio if config.ratio_cap is None else ratio.clamp(max=config.ratio_cap)
         policy = -torch.where(clip_low | clip_high, clipped, capped) * advantage
@@ -168,7 +170,7 @@ def policy_loss(
         means = {
             "entropy": entropy,
             "logprob": sampled,
-            "ratio": torch.where(active, ratio, 0.0),
+            "ratio": used(ratio),
             "clip_frac_low": clip_low,
             "clip_frac_high": clip_high,
             "clamp_frac": (log_ratio.abs() > _MAX_LOG_RATIO) & active,
@@ -181,7 +183,12 @@ def policy_loss(
             means["mismatch_kl"] = _kl(mismatch, "k3")
         # Against what was really sampled from, so that ess judges the data and not only the last update.
         importance = token_ratio if mismatch is None else token_ratio * mismatch.clamp(max=_MAX_LOG_RATIO).exp()
-        return loss, _metrics(means, ratio, importance, active, segments)
+        return loss, _metrics(means, ratio, used(importance), active, segments)
+
+
+def _all_seen(mask: Tensor) -> bool:
+    """Whether all is True, where that is known without waiting for a device: then there is nothing to mask."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def _kl(d: Tensor, kind: KlKind) -> Tensor:
@@ -210,14 +217,13 @@ def _metrics(
     if segments is not None:
         groups |= {"_text": active & (segments == 0), "_code": active & (segments == 1)}
     members = torch.stack(list(groups.values())).to(ratio.dtype)
-    importance = torch.where(active, importance, 0.0)
-    columns = [*(x.to(ratio.dtype) for x in means.values()), importance * importance, importance]
+    rows = [*(x.to(ratio.dtype) for x in means.values()), importance * importance, importance]
     count = members.sum(1)
-    sums = members @ torch.stack(columns, 1)
-    averages = sums[:, : len(means)] / count.clamp_min(1)[:, None]
+    sums = torch.stack(rows) @ members.T
+    averages = sums[: len(means)] / count.clamp_min(1)
     largest = (members * ratio).amax(1) if len(ratio) else torch.zeros_like(count)
-    effective = sums[:, -1] ** 2 / (sums[:, -2] * count).clamp_min(1e-30)
-    values = torch.cat((averages.T.flatten(), largest, effective, count)).float()
+    effective = sums[-1] ** 2 / (sums[-2] * count).clamp_min(1e-30)
+    values = torch.cat((averages.flatten(), largest, effective, count)).float()
     names = (*means, "ratio_max", "ess", "tokens")
     return GrpoMetrics(tuple(name + group for name in names for group in groups), values)
 
@@ -259,14 +265,16 @@ def _check_tokens(
 
 
 def weighted_policy_loss(
-    row_pass: Callable[[Tensor], tuple[Tensor, Tensor]], weights: Tensor, advantages: Tensor,
+    row_pass: Callable[[Tensor | None], tuple[Tensor, Tensor]], weights: Tensor, advantages: Tensor,
     config: GrpoLossConfig | None, **tokens: Any,
 ) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
-    """`policy_loss` of what row_pass(mask) returns, mask [N] being the tokens that count: the frame of both ops."""
+    """`policy_loss` of what row_pass(mask) returns, mask [N] or None (all) being the tokens that count: the frame of
+    both ops."""
     check_tensor("weights", weights, (None,), FLOATS_AND_DOUBLE)
     if values_visible(weights) and not bool(weights.isfinite().all()):
         raise ValueError("weights must be finite")
-    logprob, entropy = row_pass(weights != 0)
+    mask = weights != 0
+    logprob, entropy = row_pass(None if _all_seen(mask) else mask)
     config = config or GrpoLossConfig()
     # Without a bonus the entropy is only a metric: detached, it costs the backward nothing.
     entropy = entropy if config.entropy_coef else entropy.detach()

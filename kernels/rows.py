@@ -1,24 +1,32 @@
-"""Rows of logits in torch: which ids of the vocabulary count, their softmax, and the way back from (logprob, entropy).
+"""Rows of logits on a CPU: which ids of the vocabulary count, their softmax, and the way back from (logprob, entropy).
 
-What a row gives does not depend on how many rows there are, bit for bit. With x = z - max(z) over the ids that count
-and tau the row's temperature,
+With x = z - max(z) over the ids that count and tau the row's temperature,
 
     logprob = x_target / tau - log sum exp(x / tau)        entropy = -sum p_1 log p_1, at temperature 1
     dL / dz_i = g / tau * (1[i = target] - p_tau(i)) - h * p_1(i) * (log p_1(i) + entropy)
 
-where g = dL / dlogprob and h = dL / dentropy.
+where g = dL / dlogprob and h = dL / dentropy. Sampler and losses take their figures from here, so the log-prob that a
+rollout records and the one that training computes from the same logits have the same bits. What a row gives does not
+depend on how many rows there are, bit for bit. In C++ (csrc/softmax_rows.hpp) a row is read once each way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from thyme import _native
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, values_visible
 
 BannedIds = Sequence[int] | Tensor | None
+Backend = Literal["ref", "native", "triton"]
+"""ref: torch, the definition. native: the same in C++, for float32 on a CPU. triton: each op has its own kernels."""
+
+MIN_TEMPERATURE = 1e-30
+"""Below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30."""
+_CHUNK = 1 << 18  # logits that torch works on at once: 1 MiB of float32, which a core's cache holds
 
 
 class RowArguments(NamedTuple):
@@ -55,59 +63,157 @@ def check_row_arguments(
         check_tensor("temperature", temperature, (num_rows,), FLOATS_AND_DOUBLE, device)
         counted = temperature if mask is None else torch.where(mask, temperature, 1.0)
         check_range("temperature", counted, 0.0, 1e20, what="; 0 means greedy")
-        tau = counted.masked_fill(counted == 0, 1.0).clamp_min(1e-30)
+        tau = counted.masked_fill(counted == 0, 1.0).clamp_min(MIN_TEMPERATURE)
     return RowArguments(targets, tau, banned, vocab_size)
 
 
-def shift_rows(z: Tensor, banned: Tensor | None, out: Tensor) -> Tensor:
-    """Writes x = z - max(z) to out [n, V], -1e30 where an id does not count: its exp is 0 at any temperature, and 0 x
-    is 0. `out` may be z. Returns the largest [n]. `banned` holds the ids."""
+class RowPass(NamedTuple):
+    """The two passes over rows of logits on a CPU."""
+
+    softmax: Callable[..., Tensor]
+    """softmax(z, tau, banned, *, mask=None, p=None); see `_softmax`."""
+    gradient: Callable[..., None]
+    """gradient(z, targets, tau, banned, stats, g, h, dz); see `_gradient`."""
+
+
+def _softmax(
+    z: Tensor, tau: Tensor | None, banned: Tensor | None, *, mask: Tensor | None = None, p: Tensor | None = None
+) -> Tensor:
+    """What is known of rows of logits before one asks for an id, and their probabilities.
+
+    Args:
+        z: [n, V] floats.
+        tau: [n] float, 0 or at least 1e-30; None: all 1. At 0 the stats are those of temperature 1.
+        banned: [num_banned] int64, the ids that do not count; None: none.
+        mask: [n] bool; rows of False are not read. None: all count.
+        p: [n, V] float32 (float64 for float64 logits), filled with softmax(z / tau), 0 at banned ids; at tau 0 with the
+            point mass on the largest, the lowest id on ties. Not with a mask.
+
+    Returns:
+        stats [4, n] in p's dtype, 0 in masked rows: the largest logit, log sum exp(x / tau), log sum exp(x), entropy.
+    """
+    stats = z.new_zeros(4, len(z), dtype=torch.promote_types(z.dtype, torch.float32))
+    for at in _chunks(z, mask):
+        x, largest = _shifted(z[at], banned)
+        p_1 = torch.softmax(x, -1, out=torch.empty_like(x) if p is None else p[at])
+        log_total_raw = log_total = -p_1.amax(-1).log()  # the largest x is 0, so the largest p is 1 / sum e^x
+        entropy = log_total_raw - _row_sums(p_1 * x)
+        if tau is not None:
+            some = tau[at].to(x.dtype)
+            greedy = (some == 0).nonzero().flatten()
+            p_1[greedy] = torch.zeros_like(p_1[greedy]).scatter_(-1, x[greedy].argmax(-1, keepdim=True), 1.0)
+            rows = ((some != 1) & (some != 0)).nonzero().flatten()
+            tempered = x[rows].div_(some[rows, None]).softmax(-1)
+            log_total = log_total_raw.index_copy(0, rows, -tempered.amax(-1).log())
+            p_1[rows] = tempered
+        stats[:, at] = torch.stack((largest, log_total, log_total_raw, entropy))
+    return stats
+
+
+def _gradient(
+    z: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None, stats: Tensor, g: Tensor, h: Tensor | None,
+    dz: Tensor,
+) -> None:  # fmt: skip
+    """Fills dz [n, columns >= V] with the gradient with respect to z, 0 from V on.
+
+    Args:
+        targets: [n] int64.
+        tau: not 0.
+        stats: what `_softmax` of the same z, tau and banned returned.
+        g, h: [n], with respect to log p_tau(target) and to the entropy; None: 0. Rows where both are 0 are not read.
+        dz: may be z itself.
+    """
+    active = g != 0 if h is None else (g != 0) | (h != 0)
+    dz[~active] = 0
+    dz[:, z.shape[1] :] = 0
+    for at in _chunks(z, active):
+        x, _ = _shifted(z[at], banned)
+        divisor = 1.0 if tau is None else tau[at, None].to(x.dtype)
+        factor = g[at, None].to(x.dtype) / divisor
+        out = (x / divisor).softmax(-1).mul_(-factor).scatter_add_(-1, targets[at, None], factor)
+        if h is not None:
+            _, _, log_total_raw, entropy = stats[:, at, None]
+            log_p = x - log_total_raw
+            out -= h[at, None] * log_p.exp() * (log_p + entropy)
+        dz[at, : z.shape[1]] = out.to(dz.dtype)
+
+
+def _chunks(z: Tensor, mask: Tensor | None) -> Iterator[Tensor | slice]:
+    """The rows that count, a cache's worth of logits at a time."""
+    step = max(1, _CHUNK // z.shape[1])
+    if mask is None or bool(mask.all()):
+        yield from (slice(at, at + step) for at in range(0, len(z), step))
+    else:
+        yield from (at for at in mask.nonzero().flatten().split(step) if len(at))
+
+
+def _shifted(z: Tensor, banned: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x = z - max(z), -1e30 where an id does not count, so that e^x x is 0 there; and max(z)."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     if banned is not None:
-        z = (out if z is out else out.copy_(z)).index_fill_(-1, banned, -torch.inf)
+        z = z.index_fill(-1, banned, -torch.inf)
     largest = z.amax(-1)
-    torch.sub(z, largest[:, None], out=out).clamp_min_(-1e30)
-    return largest
+    return (z - largest[:, None]).clamp_min_(-1e30), largest
 
 
-def softmax_rows(x: Tensor, targets: Tensor, tau: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes p_tau to out [n, V]; x [n, V] is what `shift_rows` wrote. Returns logprob, entropy, log sum e^x: [n]."""
-    torch.softmax(x, -1, out=out)
-    log_total_raw = log_total = -out.amax(-1).log()  # the largest x is 0, so the largest p is 1 / sum e^x
-    entropy = log_total - row_sums(out * x)
-    x_target = x.gather(-1, targets[:, None]).squeeze(-1)
-    x_target = x_target.masked_fill(x_target == -1e30, -torch.inf)
-    if tau is not None:
-        tau = tau.to(x.dtype)
-        rows = (tau != 1).nonzero().flatten()
-        if len(rows):
-            tempered = x[rows].div_(tau[rows, None]).softmax(-1)
-            log_total = log_total.index_copy(0, rows, -tempered.amax(-1).log())
-            out.index_copy_(0, rows, tempered)
-            x_target = x_target / tau
-    return x_target - log_total, entropy, log_total_raw
-
-
-def logprob_gradient_(p: Tensor, targets: Tensor, tau: Tensor | None, g: Tensor) -> Tensor:
-    """Turns p_tau [n, V] into g / tau (1[target] - p_tau), in place."""
-    g = g.to(p.dtype)
-    if tau is not None:
-        g = g / tau.to(p.dtype)
-    return p.mul_(-g[:, None]).scatter_add_(-1, targets[:, None], g[:, None])
-
-
-def entropy_gradient_(x: Tensor, log_total_raw: Tensor, entropy: Tensor, h: Tensor) -> Tensor:
-    """Turns the shifted rows x [n, V] into -h p_1 (log p_1 + entropy), in place."""
-    log_p = x.sub_(log_total_raw[:, None])
-    p = log_p.exp()
-    return log_p.add_(entropy[:, None]).mul_(p).mul_(-h[:, None])
-
-
-def row_sums(x: Tensor) -> Tensor:
-    """x [B, V] summed along V with the same bits for a row whatever the batch.
+def _row_sums(x: Tensor) -> Tensor:
+    """x [n, V] summed along V with the same bits for a row whatever n.
 
     Torch splits the sum of a lone row over its threads, but never that of one row among several.
     """
     return x.sum(-1) if len(x) != 1 else torch.cat((x, x)).sum(-1)[:1]
+
+
+def _softmax_native(
+    z: Tensor, tau: Tensor | None, banned: Tensor | None, *, mask: Tensor | None = None, p: Tensor | None = None
+) -> Tensor:
+    stats = torch.empty(4, len(z))
+    if len(z) > 0:
+        _native.softmax_rows_f32(
+            _array(_dense(z)), _array(tau, torch.float32), _array(banned), _array(mask), _array(stats), _array(p),
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return stats
+
+
+def _gradient_native(
+    z: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None, stats: Tensor, g: Tensor, h: Tensor | None,
+    dz: Tensor,
+) -> None:  # fmt: skip
+    if len(z) > 0:
+        _native.softmax_rows_gradient_f32(
+            _array(_dense(z)), _array(targets), _array(tau, torch.float32), _array(banned), _array(stats.contiguous()),
+            _array(g, torch.float32), _array(h, torch.float32), _array(dz), torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def _dense(z: Tensor) -> Tensor:
+    return z if z.stride(-1) == 1 or z.shape[-1] == 1 else z.contiguous()
+
+
+def _array(x: Tensor | None, vector: torch.dtype | None = None) -> Any:
+    """The same memory for C++; vectors are made dense, and of this dtype."""
+    if x is None:
+        return None
+    return (x if x.dim() > 1 else x.to(vector or x.dtype).contiguous()).detach().numpy()
+
+
+ROW_PASS: dict[Backend, RowPass] = {
+    "ref": RowPass(_softmax, _gradient),
+    "native": RowPass(_softmax_native, _gradient_native),
+}
+
+
+def fastest(x: Tensor) -> Backend:
+    """What computes logits like x, or of hidden states like x."""
+    return "triton" if x.is_cuda else "native" if x.dtype == torch.float32 else "ref"
+
+
+def logprobs(z: Tensor, ids: Tensor, tau: Tensor | None, stats: Tensor) -> tuple[Tensor, Tensor]:
+    """log p_tau and log p_1 of one id a row, [n] each; ids [n] int64, stats [4, n] as a row pass returns them."""
+    largest, log_total, log_total_raw, _ = stats
+    x = z.gather(-1, ids[:, None]).squeeze(-1).to(largest.dtype) - largest
+    return (x if tau is None else x / tau.to(x.dtype)) - log_total, x - log_total_raw
 
 
 def check_vocab_size(vocab_size: int | None, num_columns: int) -> int:
@@ -158,3 +264,8 @@ def _mask_of_ids(ids: tuple[int, ...], vocab_size: int, device: torch.device) ->
     if mask.all():
         raise ValueError(f"banned_ids bans all {vocab_size} ids")
     return mask.to(device)
+
+
+def ids_of(mask: Tensor | None) -> Tensor | None:
+    """[n] int64, ascending."""
+    return None if mask is None else mask.nonzero().flatten()

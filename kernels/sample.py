@@ -30,7 +30,7 @@ Traffic for 16-bit logits: 2 B V bytes; with truncation 4 B V, 6% more for the c
 # mypy: disable-error-code="no-untyped-def"
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,13 +46,23 @@ from thyme.kernels.checks import (
     check_tensor,
     values_visible,
 )
-from thyme.kernels.rows import BannedIds, banned_mask, check_vocab_size, row_sums
+from thyme.kernels.rows import (
+    MIN_TEMPERATURE,
+    ROW_PASS,
+    Backend,
+    BannedIds,
+    banned_mask,
+    check_vocab_size,
+    fastest,
+    ids_of,
+    logprobs,
+)
+from thyme.kernels.token_logprobs import TokenRows, forward_triton
 
 _MAX_TEMPERATURE = 1e20
-_REF_ELEMENTS = 1 << 20  # logits the reference works on at a time
+_CPU_ELEMENTS = 1 << 20  # logits that a CPU works on at a time
 _BINS = 256  # 1/8 wide each: what lies 32 and more below the largest logit is in the last one
 _LOW_ZERO_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # of each as a float32
-_MIN_TEMPERATURE = 1e-30  # below this 1 / tau leaves float32; such a row is as greedy as one at 1e-30
 
 
 class Limits(NamedTuple):
@@ -93,75 +103,66 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
     return torch.from_numpy((words >> 11) * 2.0**-53).to(seed.device)
 
 
-@torch.no_grad()
 def sample_ref(
     logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
     top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = True,
 ) -> SampleOutput:  # fmt: skip
-    """`sample` in torch: the definition, and the CPU path."""
+    """`sample` in torch: the definition."""
+    return _sample_cpu("ref", logits, temperature, seed, position, (top_k, top_p, min_p), vocab_size, banned_ids)
+
+
+@torch.no_grad()
+def _sample_cpu(
+    backend: Backend, logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor, cuts: tuple[Any, Any, Any],
+    vocab_size: int | None, banned_ids: BannedIds,
+) -> SampleOutput:  # fmt: skip
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS_AND_DOUBLE)
-    limits = _limits(top_k, top_p, min_p, logits)
+    limits = _limits(*cuts, logits)
     u = uniform(seed, position)
-    z, step = logits[:, :vocab_size], max(1, _REF_ELEMENTS // vocab_size)
-    if len(z) <= step:
-        out = _sample_rows(z, banned, temperature, u, limits)
-    else:
-        # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        buffers = [torch.empty(step, vocab_size, dtype=t, device=z.device) for t in (dtype, dtype, torch.float64)]
-        parts = []
-        for start in range(0, len(z), step):
-            rows = slice(start, start + step)
-            own = [buffer[: len(z[rows])] for buffer in buffers]
-            cuts = Limits(*(limit[rows] for limit in limits)) if limits is not None else None
-            parts.append(_sample_rows(z[rows], banned, temperature[rows], u[rows], cuts, *own))
-        out = SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
+    z, banned = logits[:, :vocab_size], ids_of(banned)
+    # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
+    step = max(1, min(_CPU_ELEMENTS // vocab_size, len(z)))
+    p = z.new_empty(step, vocab_size, dtype=torch.promote_types(z.dtype, torch.float32))
+    cdf = p.new_empty(step, vocab_size, dtype=torch.float64)
+    parts = []
+    for start in range(0, max(len(z), 1), step):
+        at = slice(start, start + step)
+        num = len(z[at])
+        some = None if limits is None else Limits(*(limit[at] for limit in limits))
+        parts.append(_sample_rows(backend, z[at], banned, temperature[at], u[at], some, p[:num], cdf[:num]))
+    out = parts[0] if len(parts) == 1 else SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
     if values_visible(out.entropy) and not math.isfinite(out.entropy.sum().item()):
         _raise_not_finite(out.entropy)
     return out
 
 
 def _sample_rows(
-    z: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None,
-    x: Tensor | None = None, e: Tensor | None = None, cdf: Tensor | None = None,
+    backend: Backend, z: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None,
+    p: Tensor, cdf: Tensor,
 ) -> SampleOutput:  # fmt: skip
-    """The last three are memory to work in."""
-    if z.dtype not in (torch.float32, torch.float64):
-        z = z.float()
-    if banned is not None:
-        z = torch.where(banned, -torch.inf, z)
+    """The last two are memory to work in."""
     greedy = temperature == 0
-    tau = temperature.to(z.dtype).clamp_min(_MIN_TEMPERATURE).masked_fill_(greedy, 1.0)
-
-    largest, argmax = z.max(-1)
-    # -1e30 stands for -inf: its exp is 0 at any temperature, and times that exp it is 0, where -inf would be NaN.
-    x = torch.sub(z, largest[:, None], out=x).clamp_min_(-1e30)
-    e = torch.exp(x, out=e)
-    total_raw = row_sums(e)
-    log_total_raw = total_raw.log()
-    entropy = log_total_raw - row_sums(e.mul_(x)).div_(total_raw)
-
-    torch.div(x, tau[:, None], out=e).exp_()
-    cdf = e.cumsum(-1, dtype=torch.float64) if cdf is None else cdf.copy_(e).cumsum_(-1)
-    total = cdf[:, -1]
-    kept_mass = torch.ones_like(tau)
-    if limits is not None:
-        kept = _kept(z, e, *limits)
-        cdf = e.masked_fill_(~kept, 0.0).double().cumsum_(-1)
-        truncated = ~(kept | (x == -1e30)).all(-1) & ~greedy
-        kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(x.dtype), kept_mass)
-
-    drawn = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
-    token = torch.where(greedy, argmax, drawn).clamp_max_(x.shape[1] - 1)  # past the end: a row that will be refused
-    x_token = x.gather(-1, token[:, None]).squeeze(-1)
-    logprob = (x_token / tau - total.log().to(x.dtype)).masked_fill_(greedy, 0.0)
-    return SampleOutput(token, logprob, x_token - log_total_raw, entropy, kept_mass)
+    tau = temperature.clamp_min(MIN_TEMPERATURE).masked_fill_(greedy, 0.0)
+    stats = ROW_PASS[backend].softmax(z, tau, banned, p=p)
+    kept_mass = torch.ones_like(stats[0])
+    if limits is None:
+        torch.cumsum(p, -1, dtype=torch.float64, out=cdf)
+    else:
+        counted = z if banned is None else z.index_fill(-1, banned, -torch.inf)
+        kept = _kept(counted, p, *limits)
+        torch.cumsum(p.masked_fill_(~kept, 0.0), -1, dtype=torch.float64, out=cdf)
+        truncated = ~(kept | (counted == -torch.inf)).all(-1) & ~greedy
+        kept_mass = torch.where(truncated, cdf[:, -1].clamp_max(1.0).to(p.dtype), kept_mass)
+    token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
+    token.clamp_max_(z.shape[1] - 1)  # past the end: a row that will be refused
+    logprob, logprob_raw = logprobs(z, token, tau, stats)
+    return SampleOutput(token, logprob.masked_fill_(greedy, 0.0), logprob_raw, stats[3], kept_mass)
 
 
-def _kept(z: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which ids truncation keeps, bool [B, V]; e = exp(x / tau)."""
-    kept = e >= min_p[:, None]
+def _kept(z: Tensor, p: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which ids truncation keeps, bool [B, V]."""
+    kept = p >= min_p[:, None] * p.amax(-1, keepdim=True)
     vocab_size = z.shape[1]
     # How many of the largest have to be put in order; 0 where neither top_k nor top_p cuts.
     limit = torch.where((top_k > 0) & (top_k < vocab_size), top_k, torch.where(top_p < 1, vocab_size, 0))
@@ -169,10 +170,10 @@ def _kept(z: Tensor, e: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> 
     if longest == 0:
         return kept
     values, ids = z.topk(longest) if longest < vocab_size else z.sort(descending=True)
-    e = e.gather(-1, ids)
+    mass = p.gather(-1, ids)
     inside = torch.arange(longest, device=z.device) < limit[:, None]
-    cdf = (e * inside).cumsum(-1, dtype=torch.float64)
-    reached = cdf - e >= top_p.double()[:, None] * cdf[:, -1:]  # the ids before this one already hold top_p
+    cdf = (mass * inside).cumsum(-1, dtype=torch.float64)
+    reached = cdf - mass >= top_p.double()[:, None] * cdf[:, -1:]  # the ids before this one already hold top_p
     number = (inside & ~(reached & (top_p < 1)[:, None])).sum(-1, keepdim=True)
 
     edge = values.gather(-1, (number - 1).clamp_min_(0))
@@ -629,7 +630,7 @@ def _launch_config(vocab_size: int) -> dict[str, int]:
 def sample_triton(
     logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
     top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = False,
 ) -> SampleOutput:  # fmt: skip
     """`sample` in Triton: two launches, four with truncation; logits of float32, bfloat16 or float16."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS)
@@ -682,15 +683,23 @@ def sample_triton(
     )  # fmt: skip
     if values_visible(entropy) and not entropy.isfinite().all():
         _raise_not_finite(entropy)
+    if bitwise_logprobs:
+        tau = temperature.masked_fill(temperature == 0, 1.0).clamp_min_(MIN_TEMPERATURE)
+        stats = forward_triton(TokenRows(logits, token, tau, None, banned, vocab_size))
+        out = out._replace(
+            logprob=stats[0].masked_fill(temperature == 0, 0.0),
+            logprob_raw=logprobs(logits, token, tau, stats[1:])[1],
+            entropy=stats[4],
+        )
     return out
 
 
 def sample(
     logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
     top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
+    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = False,
 ) -> SampleOutput:  # fmt: skip
-    """One token per row, at the row's own temperature; Triton on a GPU, torch on a CPU.
+    """One token per row, at the row's own temperature; Triton on a GPU, C++ or torch on a CPU.
 
     Row i depends on its own logits, temperature, seed and position (and limits) only, so a sequence draws the same
     tokens whatever it is batched with, and again when it is replayed.
@@ -705,6 +714,8 @@ def sample(
         min_p: keep ids at least min_p as probable as the largest; a float in [0, 1] or float [B]; 0 or None is off.
         vocab_size: columns from here on are padding and never count; None: V.
         banned_ids: ids that never count: a sequence of ints, an int tensor, or a bool mask (see `banned_mask`).
+        bitwise_logprobs: log-probs and entropy have the bits that `token_logprobs` and `grpo_loss` give for the drawn
+            tokens. On a CPU they always have; on a GPU their kernel then reads the logits once more.
 
     Returns:
         SampleOutput; see its fields.
@@ -713,8 +724,10 @@ def sample(
         ValueError: a wrong shape, dtype, device or option; on a CPU, or under THYME_VALIDATE=1, also a wrong value
             (temperature negative or not finite, a limit out of range, a row of logits that is NaN or all -inf).
     """
-    run = sample_triton if logits.is_cuda else sample_ref
-    return run(
-        logits, temperature, seed=seed, position=position, top_k=top_k, top_p=top_p, min_p=min_p,
-        vocab_size=vocab_size, banned_ids=banned_ids,
-    )  # fmt: skip
+    if logits.is_cuda:
+        return sample_triton(
+            logits, temperature, seed=seed, position=position, top_k=top_k, top_p=top_p, min_p=min_p,
+            vocab_size=vocab_size, banned_ids=banned_ids, bitwise_logprobs=bitwise_logprobs,
+        )  # fmt: skip
+    cuts = (top_k, top_p, min_p)
+    return _sample_cpu(fastest(logits), logits, temperature, seed, position, cuts, vocab_size, banned_ids)

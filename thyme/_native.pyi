@@ -45,3 +45,34 @@ def paged_attention_f32(
     fit. The bits depend on the level, one of PAGED_ATTENTION_LEVELS (the best comes last), and on nothing else but the
     query and its context.
     """
+
+def softmax_rows_f32(
+    z: NDArray[np.float32],
+    tau: NDArray[np.float32] | None,
+    banned: NDArray[np.int64] | None,
+    counted: NDArray[np.bool_] | None,
+    stats: NDArray[np.float32],
+    p: NDArray[np.float32] | None,
+    num_threads: int,
+) -> None:
+    """`softmax_rows` of thyme.kernels.rows for z [n, V]: stats [4, n] and, unless None, p [n, V] are filled.
+
+    banned are ids; rows of counted False are not read, their stats are 0 and their p is left as it is. z and p may be
+    strided but for the last dimension. ValueError for shapes that do not fit and ids out of range.
+    """
+
+def softmax_rows_gradient_f32(
+    z: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    tau: NDArray[np.float32] | None,
+    banned: NDArray[np.int64] | None,
+    stats: NDArray[np.float32],
+    g: NDArray[np.float32],
+    h: NDArray[np.float32] | None,
+    dz: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """`softmax_rows_gradient` of thyme.kernels.rows: dz [n, columns >= V] is filled, with 0 from V on; dz may be z.
+
+    Rows whose g and h are 0 are not read. ValueError for shapes that do not fit and ids out of range.
+    """

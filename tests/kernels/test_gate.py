@@ -127,7 +127,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu
+from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs
 
 backend = make_backend(GPUTarget("cuda", 90, 32))
 
@@ -143,7 +143,7 @@ class Recorder:
         return launch
 
 recorders = {}
-for module in (grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu):
+for module in (kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs):
     for name, kernel in list(vars(module).items()):
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
             recorders[f"{module.__name__.rpartition('.')[2]}.{name}"] = recorder = Recorder(kernel)
@@ -158,11 +158,13 @@ for n in (1, 2, 3, 16, 17, 64, 1000):
             logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config
         )
         out.backward()
-sample._raise_not_finite = lambda entropy: None  # nothing was computed
+sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
 for n in (1, 2, 16, 33):
     for top_k in (1, 16, 50):
         index = torch.arange(n)
-        sample.sample_triton(torch.randn(n, 320), torch.ones(n), seed=index, position=index, top_k=top_k)
+        more = {"seed": index, "position": index, "top_k": top_k, "bitwise_logprobs": True}
+        sample.sample_triton(torch.randn(n, 320), torch.ones(n), **more)
+    token_logprobs.token_logprobs_triton(torch.randn(n, 320), index)  # without temperature or mask: the same binary
 for n in (1, 2, 16, 33):
     for width in (1, 7, 16, 64, 512):
         kv = torch.zeros(40, 16, 2, 16)
@@ -198,7 +200,7 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"grpo_loss", "kv_cache", "mrope", "paged_attention", "rmsnorm", "sample", "swiglu"}
+    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample", "swiglu", "token_logprobs"}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels import grpo_loss as loss_module
 from thyme.kernels import sample as sample_module
+from thyme.kernels import token_logprobs as row_module
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref
 from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
 from thyme.kernels.sample import sample, sample_ref
+from thyme.kernels.token_logprobs import token_logprobs
 
 pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -46,6 +47,27 @@ def test_sample(num_rows: int, vocab: int, limits: dict[str, Any], dtype: torch.
     for row in range(0, num_rows, 11):
         at = slice(row, row + 1)
         alone = sample(logits[at], temperature[at], **more | {"seed": seed[at], "position": more["position"][at]})
+        assert all(a[row] == b[0] for a, b in zip(out, alone, strict=True))
+
+
+@DTYPES
+@pytest.mark.parametrize("vocab", [163, 9001, 152_064])
+def test_recorded_figures_are_those_of_training(vocab: int, dtype: torch.dtype) -> None:
+    """Bit for bit, whatever the two batches: the sampler's lone row, the loss's masked one at temperature 1."""
+    logits, temperature, seed = rows_of(33, vocab, dtype)
+    among = {"banned_ids": (0, vocab - 1)}
+    out = sample(logits, temperature, seed=seed, position=seed, bitwise_logprobs=True, **among)
+    recorded = torch.where(temperature == 0, out.logprob_raw, out.logprob)
+    for more in ({"temperature": temperature}, {"temperature": temperature, "mask": temperature > 0}):
+        logprob, entropy = token_logprobs(logits, out.token, **more, **among)
+        counted = more.get("mask", temperature >= 0)
+        assert torch.equal(logprob[counted], recorded[counted])
+        assert torch.equal(entropy[counted], out.entropy[counted])
+    assert torch.equal(token_logprobs(logits, out.token, **among)[0], out.logprob_raw)
+    for row in range(0, 33, 8):
+        at = slice(row, row + 1)
+        figures = {"seed": seed[at], "position": seed[at], "bitwise_logprobs": True}
+        alone = sample(logits[at], temperature[at], **figures, **among)
         assert all(a[row] == b[0] for a, b in zip(out, alone, strict=True))
 
 
@@ -127,6 +149,6 @@ def test_nothing_recompiles_for_another_length() -> None:
         loss.backward()
         kernels = (sample_module._stats_kernel, sample_module._draw_kernel)
         kernels += (sample_module._bounds_kernel, sample_module._truncate_kernel)
-        kernels += (loss_module._forward_kernel, loss_module._backward_kernel)
+        kernels += (row_module._forward_kernel, row_module._backward_kernel)
         counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
     assert all(count == counts[0] for count in counts), counts

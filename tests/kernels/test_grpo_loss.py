@@ -16,12 +16,11 @@ from thyme.kernels.grpo_loss import (
     grpo_loss_ref,
     grpo_loss_triton,
     policy_loss,
-    token_logprobs_ref,
-    token_logprobs_triton,
 )
+from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
-BOTH = pytest.mark.parametrize("run", [grpo_loss_ref, grpo_loss_triton], ids=["ref", "triton"])
-ROWS = pytest.mark.parametrize("row_pass", [token_logprobs_ref, token_logprobs_triton], ids=["ref", "triton"])
+# On a CPU the public op's row pass is the C++ for float32, and the reference for the other dtypes.
+ALL = pytest.mark.parametrize("run", [grpo_loss_ref, grpo_loss, grpo_loss_triton], ids=["ref", "native", "triton"])
 Run = Callable[..., tuple[Tensor, GrpoMetrics]]
 
 
@@ -153,7 +152,7 @@ def test_triton_against_float64(config: GrpoLossConfig, tolerances: dict) -> Non
 # One row, one column; odd sizes; two blocks of 8192, the second with one column; more rows than one CPU chunk holds.
 @pytest.mark.parametrize(("num_rows", "vocab"), [(1, 1), (1, 257), (7, 131), (2, 8193), (150, 8009)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@BOTH
+@ALL
 def test_shapes_and_dtypes(run: Run, num_rows: int, vocab: int, dtype: torch.dtype, tolerances: dict) -> None:
     if run is grpo_loss_triton and num_rows > 100:
         num_rows = 5  # a program a row: the chunks are the reference's
@@ -166,39 +165,7 @@ def test_shapes_and_dtypes(run: Run, num_rows: int, vocab: int, dtype: torch.dty
     close(grad, exact_grad, "grad", tolerances)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@ROWS
-def test_token_logprobs_against_float64(row_pass: Run, dtype: torch.dtype, tolerances: dict) -> None:
-    args = problem(9, 1000, dtype)
-    more = {name: args[name] for name in ("temperature", "vocab_size", "banned_ids")}
-    logprob, entropy = row_pass(args["logits"], args["targets"], **more)
-    exact_logprob, exact_entropy = token_logprobs_ref(args["logits"].double(), args["targets"], **more)
-    for got, exact, what in ((logprob, exact_logprob, "logprob"), (entropy, exact_entropy, "entropy")):
-        atol, rtol = tolerances[what, dtype]
-        torch.testing.assert_close(got.double(), exact, atol=atol, rtol=rtol)
-
-
-def test_gradcheck() -> None:
-    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
-    more = {
-        "temperature": torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0]),
-        "mask": torch.tensor([True, True, True, True, False]),
-        "vocab_size": 6,
-        "banned_ids": (0,),
-    }
-    targets = torch.tensor([1, 5, 2, 3, 99])
-    assert torch.autograd.gradcheck(lambda z: token_logprobs_ref(z, targets, **more), logits)
-
-
-def test_sft_is_cross_entropy() -> None:
-    logits = torch.randn(20, 50, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, 50, (20,))
-    (ours,) = torch.autograd.grad(-token_logprobs_ref(logits, targets)[0].mean(), logits)
-    (theirs,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), logits)
-    torch.testing.assert_close(ours, theirs, atol=1e-15, rtol=1e-12)
-
-
-@BOTH
+@ALL
 def test_rows_of_weight_zero_may_hold_anything(run: Run) -> None:
     args = problem(dtype=torch.float32)
     clean = call(run, args)
@@ -214,7 +181,7 @@ def test_rows_of_weight_zero_may_hold_anything(run: Run) -> None:
     assert metrics == clean[2]
 
 
-@BOTH
+@ALL
 def test_all_rows_masked(run: Run) -> None:
     args = problem(dtype=torch.float32)
     args["logits"].fill_(torch.nan)
@@ -224,13 +191,13 @@ def test_all_rows_masked(run: Run) -> None:
     assert set(metrics.values()) == {0.0}
 
 
-@BOTH
+@ALL
 def test_on_policy_the_ratio_is_one(run: Run) -> None:
     """Without old_logprobs, and with old_logprobs from the same row pass, bit for bit."""
     args = problem(dtype=torch.float32)
-    row_pass = token_logprobs_triton if run is grpo_loss_triton else token_logprobs_ref
+    passes = {grpo_loss_ref: token_logprobs_ref, grpo_loss: token_logprobs, grpo_loss_triton: token_logprobs_triton}
     more = {name: args[name] for name in ("temperature", "vocab_size", "banned_ids")}
-    same = row_pass(args["logits"], args["targets"], mask=args["weights"] != 0, **more)[0].detach()
+    same = passes[run](args["logits"], args["targets"], mask=args["weights"] != 0, **more)[0].detach()
     results = [call(run, args, old_logprobs=old, rollout_logprobs=None) for old in (None, same)]
     for _, _, metrics in results:
         assert metrics["ratio"] == metrics["ratio_max"] == metrics["ess"] == 1.0
@@ -238,109 +205,7 @@ def test_on_policy_the_ratio_is_one(run: Run) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-@ROWS
-def test_adding_a_constant_to_a_row_changes_nothing(row_pass: Run) -> None:
-    """Bitwise where the sum is exact; this is what padding columns counted as zeros would break."""
-    logits = (torch.randn(5, 163) * 4).round() / 4
-    targets, temperature = torch.arange(5), torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0])
-    grads = []
-    for shift in (0.0, -512.0, 4096.0):
-        z = (logits + shift).requires_grad_()
-        logprob, entropy = row_pass(z, targets, temperature=temperature, vocab_size=150)
-        (logprob.sum() + entropy.sum()).backward()
-        grads.append((logprob.detach(), entropy.detach(), z.grad))
-    for other in grads[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
-
-
-@ROWS
-def test_minus_infinity_is_probability_zero(row_pass: Run) -> None:
-    logits = torch.randn(4, 40)
-    logits[:, ::3] = -torch.inf
-    kept = logits[0] > -torch.inf
-    z = logits.clone().requires_grad_()
-    targets, temperature = torch.tensor([1, 2, 4, 5]), torch.tensor([1.0, 0.3, 3.0, 0.0])
-    logprob, entropy = row_pass(z, targets, temperature=temperature)
-    (logprob.sum() + entropy.sum()).backward()
-    alone = logits[:, kept].clone().requires_grad_()
-    at = torch.tensor([kept[:t].sum().item() for t in targets])
-    logprob_alone, entropy_alone = token_logprobs_ref(alone, at, temperature=temperature)
-    (logprob_alone.sum() + entropy_alone.sum()).backward()
-    torch.testing.assert_close(logprob, logprob_alone, atol=2e-6, rtol=0)
-    torch.testing.assert_close(entropy, entropy_alone, atol=2e-6, rtol=0)
-    torch.testing.assert_close(z.grad[:, kept], alone.grad, atol=2e-6, rtol=0)
-    assert (z.grad[:, ~kept] == 0).all()
-    assert row_pass(logits, torch.tensor([0, 2, 4, 5]), temperature=temperature)[0][0] == -torch.inf
-
-
-@ROWS
-def test_temperature_divides_the_logits(row_pass: Run) -> None:
-    logits, targets = torch.randn(6, 90), torch.arange(6)
-    temperature = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
-    divided = row_pass(logits / temperature[:, None], targets)[0]
-    torch.testing.assert_close(row_pass(logits, targets, temperature=temperature)[0], divided, atol=2e-6, rtol=0)
-
-
-@ROWS
-def test_a_row_does_not_know_its_batch(row_pass: Run) -> None:
-    args = problem(8, 700, torch.float32)
-
-    def rows(at: slice) -> list[Tensor]:
-        z = args["logits"][at].clone().requires_grad_()
-        outs = row_pass(z, args["targets"][at], temperature=args["temperature"][at], vocab_size=660)
-        sum(out.sum() for out in outs).backward()
-        return [*(out.detach() for out in outs), z.grad]
-
-    whole = rows(slice(None))
-    for row in range(8):
-        for a, b in zip(whole, rows(slice(row, row + 1)), strict=True):
-            assert torch.equal(a[row], b[0])
-
-
-def test_a_lone_row_has_the_same_bits_under_several_threads() -> None:
-    logits, targets = torch.randn(24, 40_000), torch.arange(24)
-    torch.set_num_threads(2)
-    try:
-        whole = token_logprobs_ref(logits, targets)
-        alone = [token_logprobs_ref(logits[row : row + 1], targets[row : row + 1]) for row in range(24)]
-    finally:
-        torch.set_num_threads(1)
-    for figure, parts in zip(whole, zip(*alone, strict=True), strict=True):
-        assert torch.equal(figure, torch.cat(parts))
-
-
-@ROWS
-def test_masked_rows_have_no_gradient_whatever_is_asked(row_pass: Run) -> None:
-    """The caller sums over all rows, masked ones too: those return 0.0 and are neither read nor trained."""
-    logits = torch.randn(6, 50)
-    mask = torch.tensor([True, False, True, True, False, True])
-    logits[~mask] = torch.nan
-    z = logits.requires_grad_()
-    logprob, entropy = row_pass(z, torch.full((6,), 3), mask=mask)
-    (logprob.sum() + 2 * entropy.sum()).backward()
-    assert (logprob[~mask] == 0).all()
-    assert (entropy[~mask] == 0).all()
-    assert (z.grad[~mask] == 0).all()
-    assert (z.grad[mask] != 0).any(-1).all()
-
-
-@ROWS
-def test_the_largest_logit_in_any_block(row_pass: Run, tolerances: dict) -> None:
-    """Rising, falling and peaked rows over three blocks of 8192: what was summed so far is rescaled right."""
-    ramp = torch.linspace(-6, 6, 20_000, dtype=torch.float64)
-    logits = torch.stack([ramp, -ramp, 6 - ramp.abs() * 2]) + torch.randn(3, 20_000)
-    targets, temperature = torch.tensor([19_999, 0, 10_000]), torch.tensor([1.0, 0.5, 2.0])
-    results = []
-    for run, z in ((row_pass, logits.float()), (token_logprobs_ref, logits.float().double())):
-        z = z.requires_grad_()
-        logprob, entropy = run(z, targets, temperature=temperature)
-        (logprob.sum() + entropy.sum()).backward()
-        results.append((logprob.detach(), entropy.detach(), z.grad))
-    for got, exact, what in zip(*results, ("logprob", "entropy", "grad"), strict=True):
-        close(got, exact, what, tolerances)
-
-
-@BOTH
+@ALL
 def test_tokens_in_another_order_in_parts_and_doubled(run: Run) -> None:
     args = {name: value for name, value in problem(dtype=torch.float32).items() if name not in ("cu_seqlens",)}
     tokens = [name for name, value in args.items() if isinstance(value, Tensor)]
@@ -362,7 +227,7 @@ def test_tokens_in_another_order_in_parts_and_doubled(run: Run) -> None:
     torch.testing.assert_close(doubled[1][:12] + doubled[1][12:], grad, atol=1e-9, rtol=1e-6)
 
 
-@BOTH
+@ALL
 def test_a_zero_coefficient_is_no_term(run: Run) -> None:
     args = problem(dtype=torch.float32)
     without = call(run, args, ref_logprobs=None)
@@ -373,7 +238,7 @@ def test_a_zero_coefficient_is_no_term(run: Run) -> None:
     assert "kl_ref" not in without[2]
 
 
-@BOTH
+@ALL
 def test_clipped_tokens_have_no_gradient(run: Run) -> None:
     """Beyond the clip in the advantage's direction the gradient is exactly 0, on the other side it is not."""
     args = problem(8, 60, torch.float32)
@@ -391,22 +256,6 @@ def test_clipped_tokens_have_no_gradient(run: Run) -> None:
     assert metrics["clip_frac_high"] == metrics["clip_frac_low"] == 0.25
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@ROWS
-def test_a_second_backward_gives_the_same(row_pass: Run, dtype: torch.dtype, tolerances: dict) -> None:
-    """The first one may turn what the forward kept into the gradient; it must not hand that out twice."""
-    args = problem(9, 150, dtype)
-    logits = args["logits"].requires_grad_()
-    mask = args["weights"] != 0
-    logprob, entropy = row_pass(logits, args["targets"], temperature=args["temperature"], mask=mask, vocab_size=110)
-    total = logprob.sum() + 0.1 * entropy.sum()
-    (first,) = torch.autograd.grad(total, logits, retain_graph=True)
-    kept = first.clone()
-    (second,) = torch.autograd.grad(total, logits)
-    assert torch.equal(first, kept)
-    close(second, kept.double(), "grad", tolerances)
-
-
 def test_backward_does_not_read_rows_without_gradient() -> None:
     args = problem(6, 60, torch.float32)
     logits = args["logits"].clone().requires_grad_()
@@ -419,7 +268,7 @@ def test_backward_does_not_read_rows_without_gradient() -> None:
     assert logits.grad[advantages != 0].isfinite().all()
 
 
-@BOTH
+@ALL
 def test_greedy_modes(run: Run) -> None:
     """What each mode does to the gradient of greedy rows; other rows never change."""
     args = problem(10, 60, torch.float32)
@@ -443,7 +292,7 @@ def test_greedy_modes(run: Run) -> None:
     torch.testing.assert_close(tempered.double(), exact, atol=2e-6, rtol=1e-5)
 
 
-@BOTH
+@ALL
 def test_metrics(run: Run) -> None:
     args = problem(40, 60, torch.float32)
     args["advantages"][::5] = 0.0  # neither side of the clip
@@ -492,12 +341,6 @@ def test_far_off_ratios_are_clamped_and_counted() -> None:
     assert metrics.as_dict()["ratio_max"] == pytest.approx(math.exp(20), rel=1e-6)
 
 
-def test_public_op_is_the_reference_on_a_cpu() -> None:
-    args = problem(dtype=torch.float32)
-    ours, reference = call(grpo_loss, args), call(grpo_loss_ref, args)
-    assert torch.equal(ours[1], reference[1])
-
-
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"logits": torch.zeros(8)}, r"logits must have shape \[any, any\], got \[8\]"),
     "rows": ({"advantages": torch.ones(5)}, r"advantages must have shape \[12\], got \[5\]"),
@@ -522,7 +365,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
-@BOTH
+@ALL
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(run, problem(dtype=torch.float32) | change)

@@ -1,7 +1,7 @@
 """linear_logprob: a loop over tokens in float64, grpo_loss on stored logits, and properties that need no reference."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,10 +24,13 @@ from thyme.kernels.linear_logprob import (
     linear_logprob_triton,
 )
 from thyme.kernels.policy_loss import GrpoLossConfig
+from thyme.kernels.token_logprobs import token_logprobs
 
 Run = Callable[..., tuple[Tensor, Any]]
-BOTH = pytest.mark.parametrize("run", [linear_logprob_ref, linear_logprob_triton], ids=["ref", "triton"])
-LOSSES = pytest.mark.parametrize("run", [linear_grpo_loss_ref, linear_grpo_loss_triton], ids=["ref", "triton"])
+# On a CPU the public op's row pass is the C++ for float32, and the reference for the other dtypes.
+IDS = ["ref", "native", "triton"]
+ALL = pytest.mark.parametrize("run", [linear_logprob_ref, linear_logprob, linear_logprob_triton], ids=IDS)
+LOSSES = pytest.mark.parametrize("run", [linear_grpo_loss_ref, linear_grpo_loss, linear_grpo_loss_triton], ids=IDS)
 BACKWARDS = pytest.mark.parametrize("backward", ["recompute", "exp_tiles"])
 
 
@@ -91,7 +94,7 @@ def test_reference_is_the_token_loop() -> None:
 # One of each; odd sizes; more than one tile of rows and whole tiles of words; two splits, the second with one word.
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 131, 37), (70, 168, 40), (3, 2089, 16)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
-@BOTH
+@ALL
 def test_against_float64(run: Run, shape: tuple[int, int, int], options: dict[str, Any], tolerances: dict) -> None:
     args = problem(*shape, dtype=torch.float32)
     exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
@@ -189,10 +192,14 @@ def test_the_loss_in_triton(backward: Backward, tolerances: dict) -> None:
 @LOSSES
 def test_on_policy_the_ratio_is_one(run: Run) -> None:
     args = loss_arguments(problem(9, 150, 20, torch.float32))
-    row_pass = linear_logprob_triton if run is linear_grpo_loss_triton else linear_logprob_ref
+    passes: dict[Run, Run] = {
+        linear_grpo_loss_ref: linear_logprob_ref,
+        linear_grpo_loss: linear_logprob,
+        linear_grpo_loss_triton: linear_logprob_triton,
+    }
     names = ("temperature", "vocab_size", "banned_ids")
     more = {name: args[name] for name in names} | {"mask": args["weights"] != 0}
-    old = row_pass(args["hidden"], args["weight"], args["targets"], **more)[0]
+    old = passes[run](args["hidden"], args["weight"], args["targets"], **more)[0]
     results = [call_loss(run, args, old_logprobs=same, rollout_logprobs=None) for same in (None, old)]
     for _, metrics in results:
         assert metrics["ratio"] == metrics["ratio_max"] == metrics["ess"] == 1.0
@@ -201,7 +208,7 @@ def test_on_policy_the_ratio_is_one(run: Run) -> None:
         assert torch.equal(a, b)
 
 
-@BOTH
+@ALL
 @BACKWARDS
 def test_masked_rows_may_hold_anything(run: Run, backward: Backward) -> None:
     """Neither their values nor their number reach the matmuls: dweight would be NaN."""
@@ -219,7 +226,7 @@ def test_masked_rows_may_hold_anything(run: Run, backward: Backward) -> None:
         assert torch.equal(a, b[mask])
 
 
-@BOTH
+@ALL
 @BACKWARDS
 def test_all_rows_masked(run: Run, backward: Backward) -> None:
     args = problem(6, 150, 20, torch.float32)
@@ -228,11 +235,11 @@ def test_all_rows_masked(run: Run, backward: Backward) -> None:
         assert (x == 0).all()
 
 
-@BOTH
+@ALL
 def test_a_row_does_not_know_its_batch(run: Run) -> None:
     args = problem(21, 400, 40, torch.float32) | {"mask": None}
     whole = call(run, args)[:2]
-    rows = range(21) if run is linear_logprob_ref else (0, 20)
+    rows = (0, 20) if run is linear_logprob_triton else range(21)
     for row in rows:
         at = slice(row, row + 1)
         alone = call(run, args | {name: args[name][at] for name in ("hidden", "targets", "temperature")})[:2]
@@ -240,7 +247,7 @@ def test_a_row_does_not_know_its_batch(run: Run) -> None:
             assert torch.equal(a[at], b)
 
 
-@BOTH
+@ALL
 def test_adding_a_constant_to_the_logits_of_a_row_changes_nothing(run: Run) -> None:
     """Bitwise, the sums being exact; this is what padding words counted as logits of 0 would break."""
     hidden, weight = torch.randint(-4, 5, (5, 20)) / 4.0, torch.randint(-4, 5, (163, 20)) / 4.0
@@ -253,7 +260,7 @@ def test_adding_a_constant_to_the_logits_of_a_row_changes_nothing(run: Run) -> N
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@BOTH
+@ALL
 def test_words_in_another_order(run: Run, tolerances: dict) -> None:
     args = problem(6, 150, 20, torch.float32) | {"vocab_size": None, "banned_ids": None}
     order = torch.randperm(150)
@@ -263,7 +270,7 @@ def test_words_in_another_order(run: Run, tolerances: dict) -> None:
     close(one, [x.double() for x in other], tolerances, scale=10)
 
 
-@BOTH
+@ALL
 def test_temperature_divides_the_hidden_state(run: Run) -> None:
     args = problem(5, 150, 20, torch.float32) | {"mask": None}
     temperature = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])
@@ -331,7 +338,7 @@ def test_exp_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> N
         call(linear_logprob_triton, args, entropy=0.0)
 
 
-@BOTH
+@ALL
 def test_a_frozen_head_costs_no_matmul(run: Run) -> None:
     args = problem(9, 150, 20, torch.float32)
     hidden, weight, targets = (args.pop(name) for name in ("hidden", "weight", "targets"))
@@ -347,7 +354,7 @@ def test_a_frozen_head_costs_no_matmul(run: Run) -> None:
         assert watch.matmuls(lambda size: size[-1] == 20) == 1
 
 
-@BOTH
+@ALL
 @BACKWARDS
 def test_a_second_backward_gives_the_same(run: Run, backward: Backward) -> None:
     args = problem(9, 150, 20, torch.float32)
@@ -373,13 +380,14 @@ def test_tokens_in_parts_add_up() -> None:
     torch.testing.assert_close(sum(part[2] for part in parts), whole[2], atol=1e-12, rtol=0)
 
 
-def test_public_ops_are_the_references_on_a_cpu() -> None:
-    args = problem(dtype=torch.float32)
-    for a, b in zip(call(linear_logprob, args), call(linear_logprob_ref, args), strict=True):
-        assert torch.equal(a, b)
-    args = loss_arguments(args)
-    for a, b in zip(call_loss(linear_grpo_loss, args)[0], call_loss(linear_grpo_loss_ref, args)[0], strict=True):
-        assert torch.equal(a, b)
+def test_the_bits_are_those_over_stored_logits() -> None:
+    """On a CPU: what `token_logprobs` gives for the logits hidden weight^T, however many chunks they come in."""
+    hidden, weight, targets = torch.randn(700, 24), torch.randn(90, 24), torch.randint(0, 80, (700,))
+    more = {"temperature": torch.rand(700) + 0.5, "vocab_size": 85, "banned_ids": (81,)}
+    stored = token_logprobs(hidden @ weight.T, targets, **more)
+    for backward in get_args(Backward):
+        for a, b in zip(linear_logprob(hidden, weight, targets, backward=backward, **more), stored, strict=True):
+            assert torch.equal(a, b)
 
 
 class Recorder:
@@ -445,7 +453,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
-@BOTH
+@ALL
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(run, problem(dtype=torch.float32) | change)

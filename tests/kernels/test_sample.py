@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from thyme.kernels import sample as module
+from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref, grpo_loss_triton
 from thyme.kernels.sample import SampleOutput, sample, sample_ref, sample_triton, uniform
+from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
-BOTH = pytest.mark.parametrize("run", [sample_ref, sample_triton], ids=["ref", "triton"])
+# On a CPU the public op is the C++ for float32, and the reference for the other dtypes.
+ALL = pytest.mark.parametrize("run", [sample_ref, sample, sample_triton], ids=["ref", "native", "triton"])
 Run = Callable[..., SampleOutput]
 
 
@@ -93,7 +98,7 @@ def test_triton_keeps_the_same_ids_under_ties(limits: dict[str, Any], tolerances
 # One id; fewer ids than a tile; the toy vocabulary; two tiles, the second with one id; three ragged tiles.
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (70, 163), (5, 4097), (4, 9001)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@BOTH
+@ALL
 def test_figures_against_float64(run: Run, rows: int, vocab: int, dtype: torch.dtype, tolerances: dict) -> None:
     args = problem(rows, vocab, dtype=dtype)
     out, exact = call(run, args), call(sample_ref, (args[0].double(), *args[1:]))
@@ -305,7 +310,7 @@ def seed_for(word: int) -> int:
     return seed - (1 << 64) if seed >> 63 else seed
 
 
-@BOTH
+@ALL
 def test_the_ends_of_the_unit_interval(run: Run) -> None:
     """u = 0 and u = 1 - 2^-53 draw the first and the last id of positive probability, whatever surrounds them."""
     ends = torch.tensor([seed_for(0), seed_for(2**53 - 1)])
@@ -321,7 +326,7 @@ def test_the_ends_of_the_unit_interval(run: Run) -> None:
         assert out.token.tolist() == [first, last]
 
 
-@BOTH
+@ALL
 def test_inverse_cdf_steps(run: Run) -> None:
     """Quarters, so the cdf is exact: the token changes exactly at u = 1/4, 1/2, 3/4, from below to above."""
     words = [2**51, 2**51 - 1, 2**52, 2**52 - 1, 3 * 2**51, 3 * 2**51 - 1, 2**53 - 1]
@@ -365,7 +370,7 @@ def test_uniform_is_uniform_and_uncorrelated() -> None:
         check_distribution(pairs[::2], torch.full((1024,), 1 / 1024), num_tests=6)
 
 
-@BOTH
+@ALL
 def test_greedy_takes_the_lowest_of_equals(run: Run) -> None:
     logits = torch.zeros(3, 9001)
     logits[0, [17, 5000, 9000]] = 2.0
@@ -377,7 +382,7 @@ def test_greedy_takes_the_lowest_of_equals(run: Run) -> None:
     assert (out.logprob_raw < -5).all()
 
 
-@BOTH
+@ALL
 def test_truncation_tells_apart_what_the_distance_to_the_largest_does_not(run: Run) -> None:
     logits = torch.tensor([[1e-9, 2e-9, 16.0]])  # 1e-9 - 16 and 2e-9 - 16 are the same float32
     seeds = torch.tensor([seed_for(0), seed_for(2**53 - 1)])
@@ -386,7 +391,7 @@ def test_truncation_tells_apart_what_the_distance_to_the_largest_does_not(run: R
     assert out.token.tolist() == [1, 2]
 
 
-@BOTH
+@ALL
 def test_small_temperatures_approach_greedy(run: Run) -> None:
     logits = torch.randn(6, 50)
     temperature = torch.tensor([1e-2, 1e-4, 1e-10, 1e-30, 1e-38, 1e-45])
@@ -396,7 +401,7 @@ def test_small_temperatures_approach_greedy(run: Run) -> None:
 
 
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.9, "min_p": 0.01}], ids=["plain", "truncated"])
-@BOTH
+@ALL
 def test_a_row_does_not_know_its_batch(run: Run, limits: dict[str, Any]) -> None:
     """Bitwise: alone, in the batch, and in the batch turned around."""
     args = problem(6, 300, dtype=torch.float32)
@@ -413,7 +418,7 @@ def test_the_reference_takes_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     more = {"top_p": torch.linspace(0.2, 1.0, 11), "vocab_size": 290, "banned_ids": (5, 77)}
     whole = call(sample_ref, args, **more)
     for at_once in (1, 290 * 2, 290 * 5):  # one row, two with one left over, five with one left over
-        monkeypatch.setattr(module, "_REF_ELEMENTS", at_once)
+        monkeypatch.setattr(module, "_CPU_ELEMENTS", at_once)
         for figure, again in zip(whole, call(sample_ref, args, **more), strict=True):
             assert torch.equal(figure, again)
 
@@ -429,7 +434,7 @@ def test_the_reference_takes_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     ],
     ids=["plain", "truncated"],
 )
-@BOTH
+@ALL
 def test_the_draw_of_a_seed_and_position_never_changes(run: Run, limits: dict[str, Any], tokens: list[int]) -> None:
     """A recorded rollout is replayed from these: whoever changes a token here breaks every record there is."""
     row, column = torch.arange(16), torch.arange(163)
@@ -455,7 +460,7 @@ def test_a_lone_row_has_the_same_bits_under_several_threads() -> None:
         assert torch.equal(figure, torch.cat(parts))
 
 
-@BOTH
+@ALL
 def test_rows_without_a_limit_are_as_if_there_were_none(run: Run) -> None:
     """Off is top_k 0, top_p 1, min_p 0, per row: bitwise the untruncated row, beside rows that are truncated."""
     args = problem(8, 90, dtype=torch.float32)
@@ -471,7 +476,7 @@ def test_rows_without_a_limit_are_as_if_there_were_none(run: Run) -> None:
     assert (limited.kept_mass[~off & (args[1] > 0)] < 1).all()
 
 
-@BOTH
+@ALL
 def test_adding_a_constant_to_a_row_changes_nothing(run: Run) -> None:
     args = problem(8, 163, ties=True, dtype=torch.float32)  # half-integers: the shifted logits are exact
     for a, b in zip(call(run, args), call(run, (args[0] - 4096, *args[1:])), strict=True):
@@ -479,7 +484,7 @@ def test_adding_a_constant_to_a_row_changes_nothing(run: Run) -> None:
 
 
 @pytest.mark.parametrize("form", ["sequence", "ids", "mask"])
-@BOTH
+@ALL
 def test_excluded_ids_are_as_if_absent(run: Run, form: str) -> None:
     """Banned ids and padding columns may hold anything: figures equal those of the row without these columns."""
     logits, *rest = problem(12, 90, dtype=torch.float32)
@@ -497,7 +502,7 @@ def test_excluded_ids_are_as_if_absent(run: Run, form: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-@BOTH
+@ALL
 def test_minus_infinity_is_probability_zero(run: Run) -> None:
     logits = torch.full((4, 20), -torch.inf)
     logits[:, [4, 11]] = torch.tensor([0.5, -0.25])
@@ -553,7 +558,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 @pytest.mark.filterwarnings("ignore:(invalid value|All-NaN|divide by zero):RuntimeWarning")  # numpy, in the interpreter
-@BOTH
+@ALL
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     arguments = GOOD | change
     with pytest.raises(ValueError, match=message):
@@ -568,7 +573,62 @@ def test_strided_rows_are_refused_by_triton_and_taken_by_the_reference() -> None
         call(sample_triton, (strided, *rest))
 
 
-def test_public_op_is_the_reference_on_a_cpu() -> None:
-    args = problem(5, 40, dtype=torch.float32)
-    for a, b in zip(call(sample, args, top_p=0.9), call(sample_ref, args, top_p=0.9), strict=True):
-        assert torch.equal(a, b)
+# Each way to sample with the row pass and the loss that must agree with it.
+BACKENDS: dict[str, tuple[Run, Callable[..., Any], Callable[..., Any]]] = {
+    "ref": (sample_ref, token_logprobs_ref, grpo_loss_ref),
+    "native": (sample, token_logprobs, grpo_loss),
+    "triton": (partial(sample_triton, bitwise_logprobs=True), token_logprobs_triton, grpo_loss_triton),
+}
+
+
+@pytest.mark.parametrize("vocab", [163, 5000])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("ref", torch.float64), *product(BACKENDS, [torch.float32, torch.float16, torch.bfloat16])],
+    ids=str,
+)
+def test_figures_are_those_of_training_bit_for_bit(backend: str, dtype: torch.dtype, vocab: int) -> None:
+    """Whatever the training batch: these rows, one of them, all at temperature 1, beside masked ones full of NaN."""
+    run, row_pass, _ = BACKENDS[backend]
+    args = problem(9, vocab, dtype=dtype)
+    logits, temperature, *_ = args
+    greedy, among = temperature == 0, {"vocab_size": vocab - 3, "banned_ids": (0, vocab // 2)}
+    out = call(run, args, **among)
+    recorded = torch.where(greedy, out.logprob_raw, out.logprob)
+    assert (out.logprob[greedy] == 0).all()
+    logprob, entropy = row_pass(logits, out.token, temperature=temperature, **among)
+    assert torch.equal(logprob, recorded)
+    assert torch.equal(entropy, out.entropy)
+    assert torch.equal(row_pass(logits, out.token, **among)[0], out.logprob_raw)
+    for row in (1, 2):
+        at = slice(row, row + 1)
+        assert row_pass(logits[at], out.token[at], temperature=temperature[at], **among)[0] == recorded[row]
+    masked = torch.arange(9) % 3 == 1
+    dirty = logits.masked_fill(masked[:, None], torch.nan)
+    logprob, entropy = row_pass(dirty, out.token, temperature=temperature, mask=~masked, **among)
+    assert torch.equal(logprob[~masked], recorded[~masked])
+    assert torch.equal(entropy[~masked], out.entropy[~masked])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_update_is_on_policy_bit_for_bit(backend: str) -> None:
+    """With what the sampler recorded as old_logprobs every ratio is 1 and the KL 0, not nearly."""
+    run, _, loss_of = BACKENDS[backend]
+    args = problem(40, 163, dtype=torch.float32)
+    out = call(run, args, banned_ids=(5,))
+    recorded = torch.where(args[1] == 0, out.logprob_raw, out.logprob)
+    weights = (torch.arange(40) % 5 != 0).float()
+    _, metrics = loss_of(
+        args[0], out.token, torch.ones(40), weights, old_logprobs=recorded, rollout_logprobs=recorded,
+        temperature=args[1], banned_ids=(5,),
+    )  # fmt: skip
+    found = metrics.as_dict()
+    assert found["ratio"] == found["ratio_max"] == 1.0
+    assert found["kl_old"] == found["mismatch_kl"] == 0.0
+
+
+def test_the_native_statistics_draw_the_references_tokens() -> None:
+    args = problem(4096, 61, dtype=torch.float32)
+    for limits in (LIMITS["none"], LIMITS["all"]):
+        differs = call(sample, args, **limits).token != call(sample_ref, args, **limits).token
+        assert differs.sum() <= 2  # where u is within rounding of a step of the cdf

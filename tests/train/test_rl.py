@@ -22,6 +22,8 @@ from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
 from thyme.train.config import RlConfig, SftConfig
 from thyme.train.metrics import Metrics
+from thyme.train.objective import Vocabulary, trained_logprobs
+from thyme.train.packing import pack
 from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 from thyme.train.sft import train_sft
@@ -73,9 +75,9 @@ def test_two_steps_on_engine_and_sandbox(
     for metrics in history:
         assert metrics["actor/ratio"] == metrics["actor/ratio_max"] == 1.0
         assert metrics["reward/mean"] == 0.5 and metrics["reward/frac_zero_std"] == 0.0
-        # Engine and trainer are one module on two paths: paged steps there, packed sequences here.
-        assert metrics["mismatch/kl"] < 1e-9
-        assert metrics["mismatch/ess"] == pytest.approx(1.0, abs=1e-4)
+        # Engine and trainer are one module on two paths: paged steps there, packed sequences here; the same bits.
+        assert metrics["mismatch/kl"] == 0.0
+        assert metrics["mismatch/ess"] == 1.0
         assert metrics["rollout/tool_calls"] > 0 and metrics["sandbox/success_rate"] > 0
         assert 0 < metrics["actor/greedy_frac"] < 1
         assert metrics["rollout/staleness_max"] == 0.0
@@ -87,6 +89,30 @@ def test_two_steps_on_engine_and_sandbox(
     recorded = read_rollouts(tmp_path / "rollouts" / "step_1.jsonl")
     assert len(list(recorded)) == 4
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_training_computes_the_log_probs_that_the_engine_recorded(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], tolerances: dict
+) -> None:
+    """Bit for bit, in one packed batch and in one each, over the head's logits and fused with it."""
+    groups = make_loop(taught, sandbox).run(asked, seed=1)
+    samples = [rollout_sample(processor, rollout, 1.0) for group in groups for rollout in group]
+    packs = [samples, *([sample] for sample in samples)]
+    vocabulary = Vocabulary.of(processor)
+    for packed in packs:
+        (batch,) = pack(packed, image_token_id=processor.image_token_id)
+        assert batch.rollout_logprobs is not None and batch.temperatures is not None
+        assert {0.0, 1.0} <= set(batch.temperatures.tolist()) or len(packed) == 1
+        same = replace(batch, same_bits=True)
+        for fused_head in (False, True):
+            with torch.no_grad():
+                logprobs = trained_logprobs(taught, same, vocabulary, batch.temperatures, fused_head=fused_head)
+            assert torch.equal(logprobs, batch.rollout_logprobs)
+        # Without, attention rounds differently; this is how far that is.
+        with torch.no_grad():
+            logprobs = trained_logprobs(taught, batch, vocabulary, batch.temperatures, fused_head=False)
+        atol, rtol = tolerances["logprob", torch.float32]
+        torch.testing.assert_close(logprobs, batch.rollout_logprobs, atol=atol, rtol=rtol)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(

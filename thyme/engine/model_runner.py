@@ -6,6 +6,7 @@ Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L laye
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,18 +183,22 @@ class ModelRunner:
         return logits
 
     def _sample(self, logits: Tensor, temperature: Tensor, batch: Batch, bans: list[Ban]) -> SampleOutput:
-        columns = dict(seed=self._to_device(batch.seeds), position=self._to_device(batch.sample_positions))
+        draw = partial(sample, bitwise_logprobs=self.deterministic)
+        columns: dict[str, Any] = {
+            "seed": self._to_device(batch.seeds),
+            "position": self._to_device(batch.sample_positions),
+        }
         if batch.limits is not None:
             limits = batch.limits
             columns |= {name: self._to_device(getattr(limits, name)) for name in ("top_k", "top_p", "min_p")}
         kinds = np.unique(batch.bans)
         if len(kinds) == 1:
             ban = bans[kinds[0]]
-            return sample(logits, temperature, vocab_size=ban.vocab_size, banned_ids=ban.mask, **columns)
+            return draw(logits, temperature, vocab_size=ban.vocab_size, banned_ids=ban.mask, **columns)
         # Requests that ban different ids are drawn apart.
         places = [self._to_device(np.flatnonzero(batch.bans == kind)) for kind in kinds]
         parts = [
-            sample(
+            draw(
                 logits[place],
                 temperature[place],
                 vocab_size=bans[kind].vocab_size,

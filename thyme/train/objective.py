@@ -15,13 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss, token_logprobs
+from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
 from thyme.train.packing import Sample, TrainBatch
+
+_MIN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +88,11 @@ def trained_hidden(model: Model, batch: TrainBatch) -> Tensor:
         features = model.encode_images(batch.pixel_values, batch.grids)
         if batch.feature_rows is not None:
             features = features[batch.feature_rows]
+    attention = RolloutAttention if batch.same_bits else PackedAttention
     hidden: Tensor = model(
         batch.input_ids,
         batch.positions,
-        PackedAttention(batch.lengths),
+        attention(batch.lengths),
         image_features=features,
         image_positions=batch.image_positions,
     )
@@ -96,7 +101,13 @@ def trained_hidden(model: Model, batch: TrainBatch) -> Tensor:
 
 def trained_logits(model: Model, batch: TrainBatch) -> Tensor:
     """Logits [N, V] of the rows that predict a trained token."""
-    return model.logits(trained_hidden(model, batch))
+    return _logits(model, trained_hidden(model, batch))
+
+
+def _logits(model: Model, hidden: Tensor) -> Tensor:
+    """BLAS gives other bits for a few rows, so there are never less."""
+    padding = max(0, _MIN_ROWS - len(hidden))
+    return model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, padding)))[: len(hidden)]
 
 
 def trained_logprobs(
@@ -107,7 +118,7 @@ def trained_logprobs(
     hidden = trained_hidden(model, batch)
     if fused_head:
         return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
-    return token_logprobs(model.logits(hidden), batch.targets, **among)[0]
+    return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
 
 
 def supervised_loss(model: Model, batch: TrainBatch, vocabulary: Vocabulary, *, fused_head: bool = False) -> Tensor:
@@ -133,7 +144,7 @@ def policy_loss(
     loss_of = (
         partial(linear_grpo_loss, hidden, model.lm_head_weight)
         if fused_head
-        else partial(grpo_loss, model.logits(hidden))
+        else partial(grpo_loss, _logits(model, hidden))
     )
     return loss_of(
         batch.targets,

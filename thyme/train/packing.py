@@ -86,6 +86,8 @@ class TrainBatch:
     """[N] float32."""
     segments: Tensor | None = None
     """[N] uint8."""
+    same_bits: bool = False
+    """Attend as the engine does (thyme.train.attention), where log-probs must have the bits that it recorded."""
 
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on `device`."""
@@ -143,6 +145,7 @@ def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
             feature_rows.append(first_feature[image.digest] + np.arange(image.num_tokens))
     in_order = sum(len(rows) for rows in feature_rows) == num_features
     distinct = list(images.values())
+    per_token: dict[str, Any] = {name: _rows_of(name, samples, trained) for name in _PER_TOKEN}
     return TrainBatch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(np.concatenate([sample.positions for sample in samples], axis=1)),
@@ -155,7 +158,7 @@ def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
         targets=torch.from_numpy(np.concatenate([s.token_ids[t] for s, t in zip(samples, trained, strict=True)])),
         weights=torch.from_numpy(np.concatenate([s.weights[t] for s, t in zip(samples, trained, strict=True)])),
         cu_seqlens=torch.from_numpy(np.cumsum([0, *map(len, trained)], dtype=np.int32)),
-        **{name: _rows_of(name, samples, trained) for name in _PER_TOKEN},
+        **per_token,
     )
 
 

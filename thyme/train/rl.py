@@ -8,7 +8,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,7 @@ def train_rl(
             stacklevel=2,
         )
     reference = frozen_copy(model) if config.kl_coef > 0 else None
+    same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     with frozen_vision(model, config.freeze_vision):
         optimizer = build_optimizer(model, config)
         stage = Stage(
@@ -93,7 +94,7 @@ def train_rl(
                 samples = policy_samples(processor, groups, totals, config)
                 metrics = policy_step(
                     model, processor, optimizer, samples, config,
-                    reference=reference, rate=rate_share(config, stage.step, config.steps),
+                    reference=reference, rate=rate_share(config, stage.step, config.steps), same_bits=same_bits,
                 )  # fmt: skip
                 laps.end("train")
                 loop.engine.weights_updated()
@@ -157,17 +158,24 @@ def policy_step(
     *,
     reference: Model | None,
     rate: float,
+    same_bits: bool,
 ) -> Metrics:
-    """One optimizer step on the GRPO loss of `samples`; none where there are none."""
+    """One optimizer step on the GRPO loss of `samples`; none where there are none.
+
+    Args:
+        rate: share of the peak learning rates.
+        same_bits: see `TrainBatch`.
+    """
     loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
     vocabulary = Vocabulary.of(processor)
     collected = LossMetrics()
     batches: list[TrainBatch] = pack(
         samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
     )
-    for batch in batches:
+    for packed in batches:
+        batch = replace(packed, same_bits=same_bits).to(model.device)
         loss, metrics = policy_loss(
-            model, batch.to(model.device), vocabulary, loss_config, reference=reference, fused_head=config.fused_head
+            model, batch, vocabulary, loss_config, reference=reference, fused_head=config.fused_head
         )
         loss.backward()
         collected.add(loss.detach(), metrics)

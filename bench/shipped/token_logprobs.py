@@ -1,27 +1,26 @@
-"""What is compiled of kernels/grpo_loss.py: all that may be asked for at once, in bfloat16, and SFT's log-probs."""
+"""What is compiled of kernels/token_logprobs.py: all that may be asked for at once, and no banned ids or entropy."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from thyme.kernels import grpo_loss
+from thyme.kernels import token_logprobs
 
 VOCAB = 152_064
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    tile = grpo_loss._launch_config(VOCAB)
-    # Full: the RL loss with entropy. Else SFT: no mask, temperature or banned ids.
+    tile = token_logprobs._launch_config(VOCAB)
     for dtype, full in (("bf16", True), ("bf16", False), ("fp32", True)):
-        pointers = f"logits_ptr:*{dtype} targets_ptr:*i64" + " tau_ptr:*fp32 banned_ptr:*u8" * full
-        absent = {} if full else {"tau_ptr": None, "banned_ptr": None}
-        flags = {"HAS_TAU": full, "HAS_BANNED": full}
-        what = f"{dtype}{', temperature, banned ids' * full}"
+        pointers = f"logits_ptr:*{dtype} targets_ptr:*i64 tau_ptr:*fp32" + " banned_ptr:*u8" * full
+        absent = {} if full else {"banned_ptr": None}
+        flags = {"HAS_BANNED": full}
+        what = f"{dtype}{', banned ids' * full}"
         yield {
             "kernel": "_forward_kernel",
             "what": what,
-            "types": f"{pointers} {'mask_ptr:*u8' * full} stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
-            "constants": flags | absent | {"HAS_MASK": full} | ({} if full else {"mask_ptr": None}),
+            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
+            "constants": flags | absent,
             "options": tile,
             "aligned": "stride vocab_size",
             "instructions": (r"ex2\.approx", WIDE_LOAD),
