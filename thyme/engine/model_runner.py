@@ -145,7 +145,7 @@ class ModelRunner:
             self._to_device, (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)
         )
 
-        def attend(layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
             k_cache, v_cache = self._layers[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
