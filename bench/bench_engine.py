@@ -25,6 +25,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCau
 from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.engine.sequence import Sampled
+from thyme.kernels.paged_attention import SharedPrefix
 from thyme.model import Model, ModelConfig, TextConfig, build, save
 
 THREADS = 2
@@ -195,3 +196,16 @@ def test_host_cost(benchmark: Any, num_sequences: int) -> None:
     benchmark.extra_info["figure"] = f"{step_ms:.3f} ms, {step_ms / num_sequences * 1e3:.2f} us a sequence"
     if num_sequences == 256:
         benchmark.extra_info |= {"goal": "0.4 ms", "met": step_ms <= 0.4, "cores": os.cpu_count()}
+
+
+@pytest.mark.benchmark(
+    group="host cost of finding who shares a prefix, 256 sequences of 4k tokens, once a step on a GPU"
+)
+@pytest.mark.parametrize("group", [8, 1])
+def test_find_shared_prefix(benchmark: Any, group: int) -> None:
+    tables = np.arange(256 * 256, dtype=np.int32).reshape(256, 256)
+    tables[:, :224] = tables[np.arange(256) // group * group, :224]
+    lengths = (np.full(256, 4090, np.int32), np.ones(256, np.int64))
+    found = benchmark(SharedPrefix.find, tables, *lengths, 16, torch.device("cpu"))
+    assert (found is None) == (group == 1)
+    benchmark.extra_info["figure"] = f"{benchmark.stats.stats.median * 1e3:.3f} ms"

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme import _native
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, values_visible
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor, values_visible
 
 SPLIT = 512
 """Keys that one program of decode reads. Were it the number of splits that is fixed, or planned for the batch, a
@@ -69,7 +69,13 @@ class SharedPrefix:
             block_tables, context_lens: as in `paged_attention`, on the host.
             query_lens: [B], new tokens of each sequence.
             device: where attention will be computed.
+
+        Raises:
+            ValueError: the arrays are not of the same sequences.
         """
+        if not len(block_tables) == len(context_lens) == len(query_lens):
+            rows = [len(array) for array in (block_tables, context_lens, query_lens)]
+            raise ValueError(f"block_tables, context_lens, query_lens must have a row for each sequence, got {rows}")
         complete = np.where(query_lens == 1, (context_lens - 1) // block_size, 0)
         most = np.minimum(complete[:-1], complete[1:])
         column = triton.cdiv(SPLIT, block_size) - 1  # the first split's last block, enough where nothing is shared
@@ -473,8 +479,10 @@ def _check(
     check_tensor("cu_seqlens_q", cu_seqlens_q, (len(context_lens) + 1,), (torch.int32,), q.device)
     if k_cache.shape[2] == 0 or q.shape[1] % k_cache.shape[2] != 0:
         raise ValueError(f"q has {q.shape[1]} heads, which {k_cache.shape[2]} key-value heads cannot share evenly")
-    if k_cache.stride(-1) != 1 or k_cache.stride() != v_cache.stride() or block_tables.stride(-1) != 1:
-        raise ValueError("k_cache, v_cache and block_tables must be contiguous along the last dimension, caches alike")
+    check_rows_contiguous("k_cache", k_cache)
+    check_rows_contiguous("block_tables", block_tables)
+    if k_cache.stride() != v_cache.stride():
+        raise ValueError(f"v_cache must lie as k_cache does, got strides {v_cache.stride()} and {k_cache.stride()}")
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if max_query_len is not None and max_query_len * len(context_lens) < len(q):

@@ -1,6 +1,5 @@
 """Siblings read their prompt's keys together: what the kernel is given, and that no token changes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from thyme.engine import Completion, Engine, SamplingParams
 from thyme.kernels import paged_attention as attention_module
-from thyme.model import Model
+from thyme.model import Model, ModelConfig, TextConfig, build
 
 SPLIT = 64  # tokens; the least that tiles of keys allow
 BLOCK = 16
@@ -47,12 +46,22 @@ class PrefixKernel:
         return steps
 
 
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """Two query heads and one of keys: the interpreter takes its time for each."""
+    text = TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=12, max_position_embeddings=512, initializer_range=0.3,
+    )  # fmt: skip
+    return build(ModelConfig(model_type="qwen2", text=text), seed=3)
+
+
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch, text_model: Model) -> Iterator[PrefixKernel]:
+def kernel(monkeypatch: pytest.MonkeyPatch, model: Model) -> PrefixKernel:
     monkeypatch.setattr(attention_module, "SPLIT", SPLIT)
-    spy = PrefixKernel(attention_module._prefix_kernel, text_model.config.text.num_hidden_layers)
+    spy = PrefixKernel(attention_module._prefix_kernel, model.config.text.num_hidden_layers)
     monkeypatch.setattr(attention_module, "_prefix_kernel", spy)
-    yield spy
+    return spy
 
 
 def run(engine: Engine) -> list[Completion]:
@@ -63,12 +72,12 @@ def run(engine: Engine) -> list[Completion]:
 
 
 @pytest.fixture
-def engines(text_model: Model, make_engine: Any) -> Any:
+def engines(model: Model, make_engine: Any) -> Any:
     """(in Triton, by the reference), each with these settings."""
 
     def make(**config: Any) -> tuple[Engine, Engine]:
         sizes = dict(block_size=BLOCK, num_blocks=100) | config
-        return tuple(make_engine(text_model, attention=name, **sizes) for name in ("triton", "reference"))  # type: ignore
+        return tuple(make_engine(model, attention=name, **sizes) for name in ("triton", "reference"))  # type: ignore
 
     return make
 

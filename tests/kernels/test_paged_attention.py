@@ -320,6 +320,13 @@ def test_groups_found_are_those_of_a_loop(data: st.DataObject, block_size: int) 
     attention_module._check_shared(cache, torch.from_numpy(tables), torch.from_numpy(contexts), cu, found)
 
 
+def test_groups_of_arrays_that_do_not_belong_together() -> None:
+    with pytest.raises(ValueError, match=r"must have a row for each sequence, got \[2, 3, 3\]"):
+        SharedPrefix.find(
+            np.zeros((2, 4), np.int32), np.ones(3, np.int32), np.ones(3, np.int64), 16, torch.device("cpu")
+        )
+
+
 def test_groups_below_a_prompt_that_all_share() -> None:
     """Two splits of a system prompt, four more in each of two groups, and two loners."""
     tables = np.arange(8 * 30, dtype=np.int32).reshape(8, 30)
@@ -370,9 +377,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "scale": ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
     "scale is NaN": ({"scale": float("nan")}, "scale must be positive and finite, got nan"),
+    "q type": ({"q": torch.zeros(7, 4, 16).int()}, "q must be torch.float32.*, got torch.int32"),
+    "device": (
+        {"context_lens": torch.zeros(2, dtype=torch.int32, device="meta")},
+        "context_lens is on meta, the other arguments on cpu",
+    ),
     "strides": (
         {"block_tables": torch.zeros(5, 2, dtype=torch.int32).T},
-        "must be contiguous along the last dimension",
+        r"block_tables must be contiguous along its last dimension, got strides \(1, 2\)",
+    ),
+    "cache strides": (
+        {"k_cache": torch.zeros(7, 4, 16, 2).transpose(2, 3)},
+        r"k_cache must be contiguous along its last dimension, got strides \(128, 32, 1, 2\)",
+    ),
+    "caches unlike": (
+        {"v_cache": torch.zeros(7, 2, 4, 16).transpose(1, 2)},
+        r"v_cache must lie as k_cache does, got strides \(128, 16, 64, 1\) and \(128, 32, 16, 1\)",
     ),
     "hint": ({"max_query_len": 3}, "max_query_len is 3, too little for 7 tokens of 2 sequences"),
     "groups type": (

@@ -31,8 +31,8 @@ class EngineConfig:
     """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
     attention: AttentionName = "auto"
     """What computes attention over the cache. auto: flash-attn where it is installed and takes the shape (fp16 or bf16
-    on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, C++ on a CPU. reference:
-    plain torch."""
+    on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, which reads a prompt that
+    several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted; see
     ModelRunner for what that rests on."""

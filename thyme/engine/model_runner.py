@@ -141,26 +141,24 @@ class ModelRunner:
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states [U, H] of the tokens whose successor is drawn."""
         num_tokens = batch.num_tokens
+        padding = max(0, _MIN_ROWS - num_tokens) if self.deterministic else 0
         slots = self._to_device(batch.slot_mapping)
-        tables, contexts, cumulative = map(
-            self._to_device, (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)
-        )
-
-        def attend(layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
-            k_cache, v_cache = self._layers[layer]
-            if padding:
-                qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
-            q = mrope_write_kv(qkv, cos, sin, k_cache, v_cache, slots)
-            out = self._attend(q, k_cache, v_cache, tables, contexts, cumulative, **options)
-            return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
-
+        placement = [self._to_device(array) for array in (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)]
         options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
         if self._shares_prefixes:
             block_size = self.kv_cache.shape[3]
             options["shared"] = SharedPrefix.find(
                 batch.block_tables, batch.context_lens, batch.counts, block_size, self.device
             )
-        padding = max(0, _MIN_ROWS - num_tokens) if self.deterministic else 0
+
+        def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+            caches = self._layers[layer]
+            if padding:
+                qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
+            q = mrope_write_kv(qkv, cos, sin, *caches, slots)
+            out = self._attend(q, *caches, *placement, **options)
+            return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
+
         input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
         if padding:
             input_ids = torch.nn.functional.pad(input_ids, (0, padding))

@@ -95,7 +95,7 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """The next step, its blocks in place; None when nothing is left to run."""
         while self.has_unfinished:
-            self._make_room_to_decode()
+            self._reserve_to_decode()
             rows, counts, forks = self._plan()
             if len(rows):
                 batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started)
@@ -137,7 +137,6 @@ class Scheduler:
         pending = self.table.num_tokens[rows] - self.table.num_computed[rows]
         decoding = pending == 1
         decode_rows = rows[decoding]
-        self._reserve_decode(decode_rows)
         budget = self.config.max_batch_tokens - len(decode_rows)
         chunks: list[tuple[int, int]] = []
         for row in rows[~decoding].tolist():
@@ -151,21 +150,18 @@ class Scheduler:
             rows, counts = decode_rows, np.ones(len(decode_rows), dtype=np.int64)
         return rows, counts, self._fork_groups(rows, counts)
 
-    def _make_room_to_decode(self) -> None:
-        """Preempts until every sequence that decodes has a place for its token."""
+    def _reserve_to_decode(self) -> None:
+        """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough."""
         while True:
             rows = self._running_rows()
             computed = self.table.num_computed[rows]
             full = self.table.num_blocks[rows] * self.table.block_size <= computed
             needy = (full | self.table.has_shared_tail[rows]) & (self.table.num_tokens[rows] == computed + 1)
-            if int(needy.sum()) <= self.blocks.num_free:
-                return
+            wanted = np.flatnonzero(needy)
+            if len(wanted) <= self.blocks.num_free:
+                break
             self._take_blocks_back()
-
-    def _reserve_decode(self, rows: NDArray[np.int64]) -> None:
-        computed = self.table.num_computed[rows]
-        full = self.table.num_blocks[rows] * self.table.block_size <= computed
-        for i in np.flatnonzero(full | self.table.has_shared_tail[rows]):
+        for i in wanted:
             self._reserve(int(rows[i]), int(computed[i]) + 1)
 
     def _prefill(self, row: int, budget: int, chunks: list[tuple[int, int]]) -> int:

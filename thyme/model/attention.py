@@ -22,12 +22,12 @@ class Attention(Protocol):
     """Rotates queries and keys and lets the tokens attend. The rotation is the attention's, since an engine does it in
     the pass that writes its cache, and training where autograd sees it."""
 
-    def __call__(self, layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
         """
         Args:
             layer: index of the decoder layer.
             qkv: [T, N + 2 K, D], query, key and value heads as projected (and normalized), not rotated.
-            num_keys: K.
+            num_kv_heads: K.
             cos, sin: [T, 1, D / 2] float32, the tokens' tables (thyme.kernels.mrope).
 
         Returns:
@@ -92,9 +92,9 @@ class PackedAttention:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
 
-    def __call__(self, layer: int, qkv: Tensor, num_keys: int, cos: Tensor, sin: Tensor) -> Tensor:
-        turning, v = qkv.split((qkv.shape[1] - num_keys, num_keys), 1)
-        q, k = mrope(turning, cos, sin).split((turning.shape[1] - num_keys, num_keys), 1)
+    def __call__(self, layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+        turning, v = qkv.split((qkv.shape[1] - num_kv_heads, num_kv_heads), 1)
+        q, k = mrope(turning, cos, sin).split((turning.shape[1] - num_kv_heads, num_kv_heads), 1)
         return self.attend(q, k, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
