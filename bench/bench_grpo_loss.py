@@ -1,22 +1,56 @@
-"""The GRPO loss, forward and backward to the logits: plain torch, torch.compile of it, and grpo_loss.
+"""The GRPO loss, forward and backward to the logits: plain torch, torch.compile of it, Liger-Kernel, and grpo_loss.
 
     pytest bench/bench_grpo_loss.py
 
-Bytes counted: the logits of active rows read twice, all gradients written once. Per-token temperature throughout.
+Bytes counted: the logits of active rows read twice, all gradients written once. Temperature per token throughout;
+Liger-Kernel, which knows one for all, takes 1, and writes the gradient over the logits as is its default.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group, absent, contenders
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref
 
+NUM_SEQS = 8
 # rows, vocabulary, dtype, fraction of rows that are trained
-SHAPES = [(4_000, 163, torch.float32, 1.0), (64, 49_152, torch.float32, 1.0), (64, 49_152, torch.float32, 0.4)]
-if torch.cuda.is_available():
-    SHAPES = [(rows, 152_064, torch.bfloat16, active) for rows in (2_048, 8_192) for active in (1.0, 0.4)]
+GPU_SHAPES = [(rows, 152_064, torch.bfloat16, active) for rows in (2_048, 8_192) for active in (1.0, 0.4)]
+CPU_SHAPES = [(4_000, 163, torch.float32, 1.0), (64, 49_152, torch.float32, 1.0), (64, 49_152, torch.float32, 0.4)]
+Shape = tuple[int, int, torch.dtype, float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    logits: Tensor
+    targets: Tensor
+    advantages: Tensor
+    """The same for all tokens of a sequence; NUM_SEQS sequences of one length."""
+    weights: Tensor
+    old: Tensor
+    ref: Tensor
+    tau: Tensor
+
+
+def problem(rows: int, vocab: int, dtype: torch.dtype, active: float) -> Problem:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    normal = partial(torch.randn, generator=generator, device=DEVICE)
+    logits = (normal(rows, vocab) * 3).to(dtype)
+    targets = torch.randint(0, vocab, (rows,), generator=generator, device=DEVICE)
+    picked = logits.float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return Problem(
+        logits=logits.requires_grad_(),
+        targets=targets,
+        advantages=normal(NUM_SEQS).repeat_interleave(rows // NUM_SEQS),
+        weights=(torch.rand(rows, generator=generator, device=DEVICE) < active).float() / rows,
+        old=picked + 0.1 * normal(rows),
+        ref=picked + 0.1 * normal(rows),
+        tau=torch.where(torch.arange(rows, device=DEVICE) % 4 == 0, 0.7, 1.0),
+    )
 
 
 def plain(
@@ -29,39 +63,75 @@ def plain(
     return (weights * (policy + 0.001 * (d.exp() - d - 1))).sum()
 
 
-# On a CPU `grpo_loss` is the reference.
-@pytest.mark.parametrize("rival", ["torch", "torch.compile", *["reference"] * torch.cuda.is_available(), "ours"])
-@pytest.mark.parametrize(("rows", "vocab", "dtype", "active"), SHAPES, ids=str)
-def test_grpo_loss(
-    measure: Callable[..., None], device: torch.device, rows: int, vocab: int, dtype: torch.dtype, active: float,
-    rival: str,
-) -> None:  # fmt: skip
-    generator = torch.Generator(device).manual_seed(0)
+def torch_loss(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor]:
+    return lambda: run(case.logits, case.targets, case.advantages, case.weights, case.old, case.ref, case.tau)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
 
-    logits = (normal(rows, vocab) * 3).to(dtype).requires_grad_()
-    targets = torch.randint(0, vocab, (rows,), generator=generator, device=device)
-    advantages = normal(rows)
-    weights = (torch.rand(rows, generator=generator, device=device) < active).float() / rows
-    with torch.no_grad():
-        picked = logits.detach().float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    old, ref = picked + 0.1 * normal(rows), picked + 0.1 * normal(rows)
-    tau = torch.where(torch.arange(rows, device=device) % 4 == 0, 0.7, 1.0)
-    if rival.startswith("torch"):
-        loss_of = torch.compile(plain) if rival == "torch.compile" else plain
-        loss = lambda: loss_of(logits, targets, advantages, weights, old, ref, tau)  # noqa: E731
-    else:
-        op = grpo_loss if rival == "ours" else grpo_loss_ref
-        loss = lambda: op(  # noqa: E731
-            logits, targets, advantages, weights, old_logprobs=old, ref_logprobs=ref, temperature=tau
-        )[0]
+def our_loss(op: Callable[..., tuple[Tensor, object]], case: Problem) -> Callable[[], Tensor]:
+    return lambda: op(
+        case.logits, case.targets, case.advantages, case.weights,
+        old_logprobs=case.old, ref_logprobs=case.ref, temperature=case.tau,
+    )[0]  # fmt: skip
 
-    def step() -> None:
-        logits.grad = None
+
+def liger_loss(case: Problem) -> Callable[[], Tensor]:
+    """In its layout: logits [B, L + 1, V], of which the last of each sequence is not used."""
+    from liger_kernel.transformers.grpo_loss import triton_grpo_loss
+
+    def batched(x: Tensor) -> Tensor:
+        return x.view(NUM_SEQS, -1)
+
+    length, vocab = len(case.logits) // NUM_SEQS, case.logits.shape[1]
+    logits = case.logits.new_zeros(NUM_SEQS, length + 1, vocab)
+    logits[:, :-1] = case.logits.detach().view(NUM_SEQS, length, vocab)
+    arguments = (
+        batched(case.old), batched(case.ref), batched(case.targets), batched(case.advantages)[:, 0].contiguous(),
+        batched(case.weights != 0).int(),
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        leaf = logits.detach().requires_grad_()
+        more = {"temperature": 1.0, "beta": 0.001, "eps_low": 0.2, "eps_high": 0.2}
+        return (triton_grpo_loss(leaf, *arguments, **more)[0] * batched(case.weights)).sum()
+
+    return loss
+
+
+LOSSES: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
+    "torch": partial(torch_loss, plain),
+    "torch.compile": lambda case: torch_loss(torch.compile(plain), case),
+    "reference": partial(our_loss, grpo_loss_ref),
+    "ours": partial(our_loss, grpo_loss),  # on a CPU the reference
+    "liger": liger_loss,
+}
+PEERS = {"liger": "liger_kernel"}
+CONTENDERS = contenders("torch", "torch.compile", *["reference"] * GPU, "ours", **PEERS)
+
+
+def title(rows: int, vocab: int, dtype: torch.dtype, active: float) -> str:
+    return f"grpo_loss forward + backward: {rows} x {vocab} {str(dtype)[6:]}, {active:.0%} trained"
+
+
+def group(shape: Shape) -> Group:
+    case = problem(*shape)
+    rows, vocab, dtype, _ = shape
+
+    def step(loss: Callable[[], Tensor]) -> None:
+        case.logits.grad = None
         loss().backward()
 
-    trained = int((weights != 0).sum())
-    num_bytes = (2 * trained + rows) * vocab * logits.element_size()
-    measure(step, num_bytes, f"grpo_loss forward + backward: {rows} x {vocab} {str(dtype)[6:]}, {active:.0%} trained")
+    trained = int((case.weights != 0).sum())
+    return Group(
+        title=title(*shape),
+        num_bytes=(2 * trained + rows) * vocab * dtype.itemsize,
+        dtype=dtype,
+        names=CONTENDERS,
+        build=lambda name: partial(step, LOSSES[name](case)),
+        training=True,
+    )
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("shape", GPU_SHAPES if GPU else CPU_SHAPES, ids=str)
+def test_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: group(shape), absent(**PEERS))

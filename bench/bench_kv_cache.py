@@ -6,20 +6,23 @@ Bytes counted: the whole projection read and as much written.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group
 from torch import Tensor
 
 from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref
 from thyme.kernels.mrope import mrope, mrope_tables
 
 # tokens, query heads, key heads, D, dtype
-SHAPES = [(2_000, 8, 4, 64, torch.float32)]
-if torch.cuda.is_available():
-    SHAPES = [(tokens, 28, 4, 128, torch.bfloat16) for tokens in (64, 8_192)]
+GPU_SHAPES = [(tokens, 28, 4, 128, torch.bfloat16) for tokens in (64, 8_192)]
+CPU_SHAPES = [(2_000, 8, 4, 64, torch.float32)]
+SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+Shape = tuple[int, int, int, int, torch.dtype]
 BLOCK = 16
-OURS = ["reference", "ours"] if torch.cuda.is_available() else ["ours"]  # on a CPU they are the same
 
 
 def plain_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -51,34 +54,57 @@ def apart(
     return q
 
 
-FUSED = {
+# On a CPU ours is the reference.
+FUSED: dict[str, Callable[..., Tensor]] = {
     "torch": plain,
     "torch.compile": plain,
-    "ours, apart": apart,
+    "apart": apart,
     "reference": mrope_write_kv_ref,
     "ours": mrope_write_kv,
 }
+if not GPU:
+    del FUSED["reference"]
 
 
-def caches(tokens: int, keys: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def caches(tokens: int, keys: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Twice as many slots as tokens, and the slots in random order."""
     blocks = -(-2 * tokens // BLOCK)
-    k_cache, v_cache = torch.zeros(2, blocks, BLOCK, keys, dim, dtype=dtype, device=device)
-    return k_cache, v_cache, torch.randperm(blocks * BLOCK, device=device)[:tokens]
+    k_cache, v_cache = torch.zeros(2, blocks, BLOCK, keys, dim, dtype=dtype, device=DEVICE)
+    return k_cache, v_cache, torch.randperm(blocks * BLOCK, device=DEVICE)[:tokens]
 
 
-@pytest.mark.parametrize("rival", ["torch", "torch.compile", "ours, apart", *OURS])
-@pytest.mark.parametrize(("tokens", "queries", "keys", "dim", "dtype"), SHAPES, ids=str)
-def test_mrope_write_kv(
-    measure: Callable[..., None], device: torch.device, tokens: int, queries: int, keys: int, dim: int,
-    dtype: torch.dtype, rival: str,
-) -> None:  # fmt: skip
-    qkv = torch.randn(tokens, queries + 2 * keys, dim, device=device).to(dtype)
-    bias = torch.randn(qkv[0].numel(), device=device).to(dtype)
-    frequencies = 1e6 ** -(torch.arange(dim // 2, device=device) / (dim // 2))
-    tables = mrope_tables(torch.randint(0, 4_096, (1, tokens), device=device), frequencies)
-    args = caches(tokens, keys, dim, dtype, device)
-    group = f"mrope_write_kv with bias: {tokens} tokens, {queries}/{keys} heads of {dim} {str(dtype)[6:]}"
-    run = torch.compile(plain) if rival == "torch.compile" else FUSED[rival]
-    with torch.no_grad():
-        measure(lambda: run(qkv, *tables, *args, bias=bias), 2 * qkv.nbytes + tokens * dim * 4, group)
+@torch.no_grad()
+def _call(run: Callable[..., Any], *args: Tensor, **more: Tensor) -> None:
+    run(*args, **more)
+
+
+def title(shape: Shape) -> str:
+    tokens, queries, keys, dim, dtype = shape
+    return f"mrope_write_kv with bias: {tokens} tokens, {queries}/{keys} heads of {dim} {str(dtype)[6:]}"
+
+
+def fused_group(shape: Shape) -> Group:
+    tokens, queries, keys, dim, dtype = shape
+    qkv = torch.randn(tokens, queries + 2 * keys, dim, device=DEVICE).to(dtype)
+    bias = torch.randn(qkv[0].numel(), device=DEVICE).to(dtype)
+    frequencies = 1e6 ** -(torch.arange(dim // 2, device=DEVICE) / (dim // 2))
+    tables = mrope_tables(torch.randint(0, 4_096, (1, tokens), device=DEVICE), frequencies)
+    args = caches(tokens, keys, dim, dtype)
+
+    def build(name: str) -> Callable[[], None]:
+        run = torch.compile(FUSED[name]) if name == "torch.compile" else FUSED[name]
+        return partial(_call, run, qkv, *tables, *args, bias=bias)
+
+    return Group(
+        title=title(shape),
+        num_bytes=2 * qkv.nbytes + tokens * dim * 4,
+        dtype=dtype,
+        names=list(FUSED),
+        build=build,
+    )
+
+
+@pytest.mark.parametrize("contender", FUSED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mrope_write_kv(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: fused_group(shape), {})

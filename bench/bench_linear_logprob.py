@@ -1,32 +1,74 @@
-"""Log-probs from hidden states, forward and backward to both operands: plain torch, torch.compile of it, ours.
+"""The LM head fused into log-probs and into the GRPO loss, forward, and backward to both operands: plain torch,
+torch.compile of it, Liger-Kernel, cut-cross-entropy, ours.
 
     pytest bench/bench_linear_logprob.py
 
-Flops counted: 6 N H V, N rows that are trained: the matmul and its two gradients, whatever a rival computes twice or in
-vain. Per-token temperature throughout, as hidden / tau where a rival knows none. Liger-Kernel's fused linear cross
-entropy and cut-cross-entropy join in on a GPU where they are installed. of_matmul: of the rate of hidden weight^T alone
-in the same process.
+Flops counted: 2 N H V forward and 6 N H V with the backward, N rows that are trained: the matmul and its two gradients,
+whatever a contender computes twice or in vain. Temperature per token throughout; in log-probs as hidden / tau for those
+who know none, in the loss 1 for Liger-Kernel. Liger-Kernel has two heads: the cross entropy in chunks, and the scaled
+one, which gives entropies too and runs on Hopper.
 """
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group, absent, contenders
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
-from thyme.kernels.linear_logprob import linear_logprob
+from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
 
+NUM_SEQS = 8
 # rows, features, vocabulary, dtype, fraction of rows that are trained
-SHAPES = [(2_000, 192, 163, torch.float32, 1.0), (256, 256, 16_384, torch.float32, 1.0)]
-SHAPES += [(256, 256, 16_384, torch.float32, 0.4)]
-RIVALS = ["torch", "torch.compile", "recompute", "exp_tiles"]
-if torch.cuda.is_available():
-    SHAPES = [(rows, 3_584, 152_064, torch.bfloat16, active) for rows in (2_048, 8_192) for active in (1.0, 0.4)]
-    RIVALS += [name for name in ("liger_kernel", "cut_cross_entropy") if find_spec(name)]
+GPU_SHAPES = [(rows, 3_584, 152_064, torch.bfloat16, active) for rows in (2_048, 8_192) for active in (1.0, 0.4)]
+CPU_SHAPES = [
+    (2_000, 192, 163, torch.float32, 1.0),
+    (256, 256, 16_384, torch.float32, 1.0),
+    (256, 256, 16_384, torch.float32, 0.4),
+]
+SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+Shape = tuple[int, int, int, torch.dtype, float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    tau: Tensor
+    mask: Tensor | None
+    advantages: Tensor
+    """The same for all tokens of a sequence; NUM_SEQS sequences of one length."""
+    weights: Tensor
+    old: Tensor
+    ref: Tensor
+
+    @property
+    def tempered(self) -> Tensor:
+        return (self.hidden / self.tau[:, None]).to(self.hidden.dtype)
+
+
+def problem(rows: int, features: int, vocab: int, dtype: torch.dtype, active: float) -> Problem:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    normal = partial(torch.randn, generator=generator, device=DEVICE)
+    hidden = normal(rows, features).to(dtype)
+    weight = (3 * normal(vocab, features) / features**0.5).to(dtype)
+    mask = torch.rand(rows, generator=generator, device=DEVICE) < active
+    old = normal(rows) * 0.1 - 12
+    return Problem(
+        hidden=hidden.requires_grad_(),
+        weight=weight.requires_grad_(),
+        targets=torch.randint(0, vocab, (rows,), generator=generator, device=DEVICE),
+        tau=torch.where(torch.arange(rows, device=DEVICE) % 4 == 0, 0.7, 1.0),
+        mask=mask if active < 1 else None,
+        advantages=normal(NUM_SEQS).repeat_interleave(rows // NUM_SEQS),
+        weights=mask.float() / rows,
+        old=old,
+        ref=old + 0.1 * normal(rows),
+    )
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor) -> Tensor:
@@ -34,76 +76,159 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor) -> Tenso
     return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
-def liger(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor) -> Tensor:
+def plain_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor, advantages: Tensor, weights: Tensor, old: Tensor,
+    ref: Tensor,
+) -> Tensor:  # fmt: skip
+    logprob = plain(hidden, weight, targets, tau)
+    ratio = (logprob - old).exp()
+    policy = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    d = ref - logprob
+    return (weights * (policy + 0.001 * (d.exp() - d - 1))).sum()
+
+
+def torch_logprobs(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor]:
+    return lambda: run(case.hidden, case.weight, case.targets, case.tau)
+
+
+def torch_loss(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor]:
+    more = (case.advantages, case.weights, case.old, case.ref)
+    return lambda: run(case.hidden, case.weight, case.targets, case.tau, *more)
+
+
+def ours(backward: str) -> dict[str, Any]:
+    return {"backward": backward, "workspace_bytes": 4 << 30 if GPU else 1 << 30}
+
+
+def our_logprobs(backward: str, case: Problem) -> Callable[[], Tensor]:
+    more = ours(backward) | {"temperature": case.tau, "mask": case.mask}
+    return lambda: linear_logprob(case.hidden, case.weight, case.targets, **more)[0]
+
+
+def our_loss(backward: str, case: Problem) -> Callable[[], Tensor]:
+    more = ours(backward) | {"temperature": case.tau, "old_logprobs": case.old, "ref_logprobs": case.ref}
+    positional = (case.hidden, case.weight, case.targets, case.advantages, case.weights)
+    return lambda: linear_grpo_loss(*positional, **more)[0]
+
+
+def liger_logprobs(case: Problem) -> Callable[[], Tensor]:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    return -liger_fused_linear_cross_entropy(
-        (hidden / tau[:, None]).to(hidden.dtype), weight, targets, reduction="none"
-    )
+    return lambda: -liger_fused_linear_cross_entropy(case.tempered, case.weight, case.targets, reduction="none")
 
 
-def cut(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor) -> Tensor:
+def liger_scaled_logprobs(case: Problem) -> Callable[[], Tensor]:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    call = LigerFusedLinearScaledCrossEntropyFunction.apply
+    return lambda: -call(case.tempered, case.weight, case.targets, 1.0, -100, 1, True)[0]
+
+
+def cut_logprobs(case: Problem) -> Callable[[], Tensor]:
     from cut_cross_entropy import linear_cross_entropy
 
-    tempered = (hidden / tau[:, None]).to(hidden.dtype)
-    return -linear_cross_entropy(tempered, weight, targets, reduction="none")
+    return lambda: -linear_cross_entropy(case.tempered, case.weight, case.targets, reduction="none")
 
 
-@cache
-def matmul_flops_per_s(rows: int, features: int, vocab: int, dtype: torch.dtype, device: torch.device) -> float:
-    """On random numbers: a GPU multiplies zeros faster."""
-    a, b = (torch.randn(size, features, device=device, dtype=dtype) for size in (rows, vocab))
-    out = torch.empty(rows, vocab, device=device, dtype=dtype)
-    names = {"torch": torch, "a": a, "b": b, "out": out}
-    timer = Timer("torch.mm(a, b.T, out=out)", globals=names, num_threads=torch.get_num_threads())
-    return 2 * rows * features * vocab / timer.blocked_autorange(min_run_time=0.3).median
+def liger_loss(case: Problem) -> Callable[[], Tensor]:
+    """Its mean over the trained tokens, times their share: the weights of the others."""
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    def batched(x: Tensor) -> Tensor:
+        return x.view(NUM_SEQS, -1)
+
+    module = LigerFusedLinearGRPOLoss(beta=0.001, use_ref_model=True, loss_type="bnpo", compiled=GPU)
+    trained = case.weights != 0
+    arguments = (batched(case.targets), batched(trained).int(), batched(case.advantages)[:, 0].contiguous())
+    more = {"ref_per_token_logps": batched(case.ref), "old_per_token_logps": batched(case.old)}
+    share = trained.float().mean()
+
+    def loss() -> Tensor:
+        hidden = case.hidden.view(NUM_SEQS, -1, case.hidden.shape[1])
+        return module(hidden, case.weight, *arguments, **more)[0] * share
+
+    return loss
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize(("rows", "features", "vocab", "dtype", "active"), SHAPES, ids=str)
-def test_linear_logprob(
-    measure: Callable[..., None], benchmark: Any, device: torch.device, rows: int, features: int, vocab: int,
-    dtype: torch.dtype, active: float, rival: str,
-) -> None:  # fmt: skip
-    generator = torch.Generator(device).manual_seed(0)
+Make = Callable[[Problem], Callable[[], Tensor]]
+LOGPROBS: dict[str, Make] = {
+    "torch": partial(torch_logprobs, plain),
+    "torch.compile": lambda case: torch_logprobs(torch.compile(plain), case),
+    "ours, recompute": partial(our_logprobs, "recompute"),
+    "ours, exp tiles": partial(our_logprobs, "exp_tiles"),
+    "liger": liger_logprobs,
+    "liger, scaled": liger_scaled_logprobs,
+    "cut-cross-entropy": cut_logprobs,
+}
+LOSSES: dict[str, Make] = {
+    "torch": partial(torch_loss, plain_loss),
+    "torch.compile": lambda case: torch_loss(torch.compile(plain_loss), case),
+    "ours, recompute": partial(our_loss, "recompute"),
+    "ours, exp tiles": partial(our_loss, "exp_tiles"),
+    "liger": liger_loss,
+}
+LIGER = {"liger": "liger_kernel"}
+PEERS = LIGER | {"liger, scaled": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
+OURS = ("torch", "torch.compile", "ours, recompute", "ours, exp tiles")
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
 
-    hidden = normal(rows, features).to(dtype).requires_grad_()
-    weight = (3 * normal(vocab, features) / features**0.5).to(dtype).requires_grad_()
-    targets = torch.randint(0, vocab, (rows,), generator=generator, device=device)
-    mask = torch.rand(rows, generator=generator, device=device) < active
-    factors = normal(rows) * mask / rows
-    tau = torch.where(torch.arange(rows, device=device) % 4 == 0, 0.7, 1.0)
-    if rival in ("recompute", "exp_tiles"):
-        gib = 4 << 30 if device.type == "cuda" else 1 << 30
-        logprobs = lambda: linear_logprob(  # noqa: E731
-            hidden, weight, targets, temperature=tau, mask=mask if active < 1 else None, backward=rival,
-            workspace_bytes=gib,
-        )[0]  # fmt: skip
-    else:
-        others = {"torch": plain, "liger_kernel": liger, "cut_cross_entropy": cut}
-        run = torch.compile(plain) if rival == "torch.compile" else others[rival]
-        logprobs = lambda: run(hidden, weight, targets, tau)  # noqa: E731
+def title(what: str, shape: Shape) -> str:
+    rows, features, vocab, dtype, active = shape
+    return f"{what}: {rows} x {features} x {vocab} {str(dtype)[6:]}, {active:.0%} trained"
 
-    def step() -> None:
-        hidden.grad = weight.grad = None
-        (factors * logprobs()).sum().backward()
 
-    trained = int(mask.sum()) if active < 1 else rows
-    flops = 6 * trained * features * vocab
-    # Both operands and both gradients once: never what binds, but it says so.
-    num_bytes = 2 * (rows + vocab) * features * weight.element_size()
-    measure(
-        step,
-        num_bytes,
-        f"linear_logprob forward + backward: {rows} x {features} x {vocab} {str(dtype)[6:]}, {active:.0%} trained",
-        rounds=5,
+def counted(shape: Shape, case: Problem, matmuls: int) -> dict[str, Any]:
+    """Bytes: operands, and gradients where there are any, once; never what binds, but it says so."""
+    rows, features, vocab, dtype, _ = shape
+    trained = rows if case.mask is None else int(case.mask.sum())
+    size = (rows + vocab) * features * dtype.itemsize
+    return {"flops": 2 * matmuls * trained * features * vocab, "num_bytes": size * (1 + (matmuls > 1)), "dtype": dtype}
+
+
+def forward_group(shape: Shape) -> Group:
+    case = problem(*shape)
+    names = contenders("torch", "torch.compile", "ours", **PEERS)
+    makes = LOGPROBS | {"ours": LOGPROBS["ours, recompute"]}  # without a gradient they are the same
+    return Group(
+        title=title("linear_logprob forward", shape),
+        names=names,
+        build=lambda name: torch.no_grad()(makes[name](case)),
+        **counted(shape, case, 1),
     )
-    rate = flops / benchmark.extra_info["device_ms"] * 1e3
-    benchmark.extra_info |= {
-        "of_matmul": f"{rate / matmul_flops_per_s(rows, features, vocab, dtype, device):.0%}",
-        "gflop_per_s": round(rate / 1e9, 1),
-        "counted_gflop": round(flops / 1e9, 2),
-    }
+
+
+def training_group(what: str, makes: dict[str, Make], names: list[str], shape: Shape) -> Group:
+    case = problem(*shape)
+
+    def step(result: Callable[[], Tensor]) -> None:
+        case.hidden.grad = case.weight.grad = None
+        out = result()
+        (out if out.dim() == 0 else (case.weights * out).sum()).backward()
+
+    return Group(
+        title=title(f"{what} forward + backward", shape),
+        names=names,
+        build=lambda name: partial(step, makes[name](case)),
+        training=True,
+        **counted(shape, case, 3),
+    )
+
+
+@pytest.mark.parametrize("contender", contenders("torch", "torch.compile", "ours", **PEERS))
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[4] == 1], ids=str)
+def test_linear_logprob(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: forward_group(shape), absent(**PEERS))
+
+
+@pytest.mark.parametrize("contender", contenders(*OURS, **PEERS))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_logprob_backward(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    names = contenders(*OURS, **PEERS)
+    compare(contender, lambda: training_group("linear_logprob", LOGPROBS, names, shape), absent(**PEERS))
+
+
+@pytest.mark.parametrize("contender", contenders(*OURS, **LIGER))
+@pytest.mark.parametrize("shape", SHAPES[-2:-1], ids=str)
+def test_linear_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    names = contenders(*OURS, **LIGER)
+    compare(contender, lambda: training_group("linear_grpo_loss", LOSSES, names, shape), absent(**LIGER))

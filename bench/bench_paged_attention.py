@@ -2,12 +2,11 @@
 
     pytest bench/bench_paged_attention.py
 
-Rivals: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU flash-attn and
-FlashInfer where installed. Bytes counted: every key and value in context read once (those of a shared prefix once for
-its group), queries read and outputs written. tflop_per_s counts the products that causality leaves.
+Contenders: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU flash-attn
+and FlashInfer. Bytes counted: every key and value in context read once (those of a shared prefix once for its group),
+queries read and outputs written; flops: the products that causality leaves.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group, absent, contenders
 from torch import Tensor
 
 from thyme.kernels.attention_backend import flash_paged_attention
@@ -37,6 +37,14 @@ class Shape:
     """Tokens they share."""
 
     @property
+    def title(self) -> str:
+        what = f"{len(self.contexts)} x {self.new} new of up to {max(self.contexts)}"
+        return (
+            f"paged_attention {self.name}: {what}, {self.heads[0]}/{self.heads[1]} heads of {self.dim}, "
+            f"blocks of {self.block_size}"
+        )
+
+    @property
     def num_bytes(self) -> int:
         keys = sum(self.contexts) - (len(self.contexts) - len(self.contexts) // self.group) * self.prefix
         rows = 2 * len(self.contexts) * self.new * self.heads[0]
@@ -48,26 +56,25 @@ class Shape:
         return 4 * seen * self.heads[0] * self.dim
 
 
-if torch.cuda.is_available():
-    QWEN: dict[str, Any] = dict(heads=(28, 4), dim=128, dtype=torch.bfloat16)
-    RAGGED = [100 + (16_000 - 100) * i * i // 63**2 for i in range(64)]
-    SHAPES = [
-        Shape(name="decode", contexts=[4_096] * 64, **QWEN),
-        Shape(name="decode, blocks of 256", contexts=[4_096] * 64, block_size=256, **QWEN),
-        Shape(name="decode, ragged", contexts=RAGGED, **QWEN),
-        Shape(name="decode, one sequence", contexts=[16_384], **QWEN),
-        Shape(name="prefill", contexts=[8_192], new=8_192, block_size=256, **QWEN),
-        Shape(name="prefill in chunks", contexts=[4_096] * 4, new=512, **QWEN),
-        Shape(name="shared prefix", contexts=[4_096] * 64, group=8, prefix=3_584, **QWEN),
-    ]
-else:
-    SMALL: dict[str, Any] = dict(heads=(8, 4), dim=64, dtype=torch.float32)
-    SHAPES = [
-        Shape(name="decode", contexts=[256] * 64, **SMALL),
-        Shape(name="decode, ragged", contexts=list(range(8, 520, 8)), **SMALL),
-        Shape(name="prefill in chunks", contexts=[512] * 2, new=256, **SMALL),
-        Shape(name="shared prefix", contexts=[576] * 16, group=8, prefix=512, **SMALL),
-    ]
+QWEN: dict[str, Any] = dict(heads=(28, 4), dim=128, dtype=torch.bfloat16)
+RAGGED = [100 + (16_000 - 100) * i * i // 63**2 for i in range(64)]
+GPU_SHAPES = [
+    Shape(name="decode", contexts=[4_096] * 64, **QWEN),
+    Shape(name="decode, blocks of 256", contexts=[4_096] * 64, block_size=256, **QWEN),
+    Shape(name="decode, ragged", contexts=RAGGED, **QWEN),
+    Shape(name="decode, one sequence", contexts=[16_384], **QWEN),
+    Shape(name="prefill", contexts=[8_192], new=8_192, block_size=256, **QWEN),
+    Shape(name="prefill in chunks", contexts=[4_096] * 4, new=512, **QWEN),
+    Shape(name="shared prefix", contexts=[4_096] * 64, group=8, prefix=3_584, **QWEN),
+]
+SMALL: dict[str, Any] = dict(heads=(8, 4), dim=64, dtype=torch.float32)
+CPU_SHAPES = [
+    Shape(name="decode", contexts=[256] * 64, **SMALL),
+    Shape(name="decode, ragged", contexts=list(range(8, 520, 8)), **SMALL),
+    Shape(name="prefill in chunks", contexts=[512] * 2, new=256, **SMALL),
+    Shape(name="shared prefix", contexts=[576] * 16, group=8, prefix=512, **SMALL),
+]
+SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class Problem:
     more: dict[str, Any]
 
 
-def problem(shape: Shape, device: torch.device) -> Problem:
+def problem(shape: Shape) -> Problem:
+    device = DEVICE
     generator = torch.Generator(device).manual_seed(0)
     random = partial(torch.randn, generator=generator, device=device, dtype=shape.dtype)
     num_seqs, needed = len(shape.contexts), [-(-context // shape.block_size) for context in shape.contexts]
@@ -108,7 +116,7 @@ def gathered(
     return out.transpose(1, 2).reshape(-1, heads, dim)
 
 
-def torch_rival(case: Problem) -> Callable[[], Tensor]:
+def with_torch(case: Problem) -> Callable[[], Tensor]:
     q, _, _, tables, lengths, _ = case.args
     longest = tables.shape[1] * case.shape.block_size
     position = torch.arange(longest, device=q.device)
@@ -117,7 +125,7 @@ def torch_rival(case: Problem) -> Callable[[], Tensor]:
     return partial(gathered, *case.args, scale=case.more["scale"], visible=None if visible.all() else visible)
 
 
-def compiled_rival(case: Problem) -> Callable[[], Tensor]:
+def compiled(case: Problem) -> Callable[[], Tensor]:
     return partial(torch.compile(paged_attention_ref), *case.args, **case.more)
 
 
@@ -133,9 +141,10 @@ def ours(case: Problem) -> Callable[[], Tensor]:
     return partial(paged_attention, *case.args, **more)
 
 
-def flashinfer_rival(case: Problem) -> Callable[[], Tensor]:
+def with_flashinfer(case: Problem) -> Callable[[], Tensor]:
     """Planned beforehand: its plan is made once a step and serves all layers."""
-    flashinfer = importlib.import_module("flashinfer")
+    import flashinfer
+
     q, k_cache, v_cache, tables, lengths, cu = case.args
     size = case.shape.block_size
     needed = [-(-context // size) for context in case.shape.contexts]
@@ -153,42 +162,44 @@ def flashinfer_rival(case: Problem) -> Callable[[], Tensor]:
     return partial(wrapper.run, q, (k_cache, v_cache))
 
 
-RIVALS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
-    "torch": torch_rival,
+RUNS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
+    "torch": with_torch,
+    "torch.compile": compiled,
     "reference": lambda case: partial(paged_attention_ref, *case.args, **case.more),
-    "compiled": compiled_rival,
-    "ours": ours,
+    "ours": ours,  # on a CPU in C++
+    "flash-attn": lambda case: partial(flash_paged_attention, *case.args, **case.more),
+    "flashinfer": with_flashinfer,
 }
-if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
-    RIVALS["flash_attn"] = lambda case: partial(flash_paged_attention, *case.args, **case.more)
-if torch.cuda.is_available() and importlib.util.find_spec("flashinfer"):
-    RIVALS["flashinfer"] = flashinfer_rival
+PEERS = {"flash-attn": "flash_attn", "flashinfer": "flashinfer"}
 
 
-def runs(shape: Shape, rival: str) -> bool:
-    """Each where it can: flash-attn wants large blocks, one long prompt is too much for rivals that store all scores,
+def names_for(shape: Shape) -> list[str]:
+    """Each where it can: flash-attn wants large blocks, one long prompt is too much for those that store all scores,
     and on a CPU compiling takes longer than all the rest."""
-    if rival == "flash_attn":
-        return shape.block_size % 256 == 0
-    if rival == "compiled" and not torch.cuda.is_available():
-        return shape.name == "decode"
-    return shape.new < 8_192 or rival in {"ours", "flashinfer"}
+    names = contenders("torch", *["torch.compile"] * (GPU or shape.name == "decode"), "reference", "ours", **PEERS)
+    if shape.block_size % 256 != 0:
+        names = [name for name in names if name != "flash-attn"]
+    return names if shape.new < 8_192 else [name for name in names if name in ("ours", *PEERS)]
+
+
+def group(shape: Shape) -> Group:
+    case, names = problem(shape), names_for(shape)
+    expected = paged_attention_ref(*case.args, **case.more) if "reference" in names else None
+
+    def build(name: str) -> Callable[[], object]:
+        run = torch.inference_mode()(RUNS[name](case))
+        if expected is not None:
+            torch.testing.assert_close(run(), expected, atol=2e-2, rtol=2e-2)
+        return run
+
+    return Group(
+        title=shape.title, num_bytes=shape.num_bytes, flops=shape.flops, dtype=shape.dtype, names=names, build=build
+    )
 
 
 @pytest.mark.parametrize(
-    ("shape", "rival"),
-    [pytest.param(s, r, id=f"{s.name}-{r}") for s in SHAPES for r in RIVALS if runs(s, r)],
+    ("shape", "contender"),
+    [pytest.param(shape, name, id=f"{shape.name}-{name}") for shape in SHAPES for name in names_for(shape)],
 )
-def test_paged_attention(
-    measure: Callable[..., None], benchmark: Any, device: torch.device, shape: Shape, rival: str
-) -> None:
-    case = problem(shape, device)
-    with torch.inference_mode():
-        run = RIVALS[rival](case)
-        if runs(shape, "reference"):
-            torch.testing.assert_close(run(), paged_attention_ref(*case.args, **case.more), atol=2e-2, rtol=2e-2)
-        longest = max(shape.contexts)
-        group = f"paged_attention {shape.name}: {len(shape.contexts)} x {shape.new} new of up to {longest}, "
-        group += f"{shape.heads[0]}/{shape.heads[1]} heads of {shape.dim}, blocks of {shape.block_size}"
-        measure(run, shape.num_bytes, group)
-    benchmark.extra_info["tflop_per_s"] = round(shape.flops / benchmark.extra_info["device_ms"] / 1e9, 3)
+def test_paged_attention(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: group(shape), absent(**PEERS))

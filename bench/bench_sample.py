@@ -1,25 +1,25 @@
 """Sampling a token per row with its log-probs and entropy, with each truncation: plain torch, torch.compile of it,
-FlashInfer where it is installed, the reference and sample.
+FlashInfer, the reference and sample.
 
     pytest bench/bench_sample.py
 
-Bytes counted: one read of the logits, two with truncation. The rivals cannot replay a row by its seed; FlashInfer draws
+Bytes counted: one read of the logits, two with truncation. The others cannot replay a row by its seed; FlashInfer draws
 the token alone, without log-probs or entropy. On a CPU `sample` is the reference.
 """
 
-import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group, absent, contenders
 from torch import Tensor
 
 from thyme.kernels.sample import sample, sample_ref
 
-GPU = torch.cuda.is_available()
-SHAPES = [(128, 163, torch.float32), (8, 49_152, torch.float32)]
-if GPU:
-    SHAPES = [(rows, 152_064, torch.bfloat16) for rows in (1, 8, 64, 256)]
+GPU_SHAPES = [(rows, 152_064, torch.bfloat16) for rows in (1, 8, 64, 256)]
+CPU_SHAPES = [(128, 163, torch.float32), (8, 49_152, torch.float32)]
+Shape = tuple[int, int, torch.dtype]
 LIMITS: dict[str, dict[str, float]] = {
     "": {},
     "top_k": {"top_k": 50},
@@ -32,9 +32,7 @@ FLASHINFER = {
     "top_p": "top_p_sampling_from_probs",
     "min_p": "min_p_sampling_from_probs",
 }
-RIVALS = ["torch", "torch.compile", *(["reference"] if GPU else []), "ours"]
-if GPU and importlib.util.find_spec("flashinfer"):
-    RIVALS.append("flashinfer")
+PEERS = {"flashinfer": "flashinfer"}
 
 
 def plain(logits: Tensor, temperature: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[Tensor]:
@@ -55,32 +53,55 @@ def plain(logits: Tensor, temperature: Tensor, top_k: int = 0, top_p: float = 1.
     return [token, tempered.gather(-1, token), raw.gather(-1, token), -(raw.exp() * raw).sum(-1), p.sum(-1)]
 
 
-def rivals_call(
-    rival: str, kind: str, logits: Tensor, temperature: Tensor, limits: dict[str, float]
-) -> Callable[[], object]:
-    if rival == "flashinfer":
+def call(name: str, kind: str, logits: Tensor, temperature: Tensor, limits: dict[str, float]) -> Callable[[], object]:
+    if name == "flashinfer":
         import flashinfer.sampling
 
         draw = getattr(flashinfer.sampling, FLASHINFER[kind])
         return lambda: draw(flashinfer.sampling.softmax(logits, temperature=temperature), *limits.values())
-    if rival.startswith("torch"):
-        run = torch.compile(plain) if rival == "torch.compile" else plain
+    if name.startswith("torch"):
+        run = torch.compile(plain) if name == "torch.compile" else plain
         return lambda: run(logits, temperature, **limits)
     index = torch.arange(len(logits), device=logits.device)
-    ours = sample if rival == "ours" else sample_ref
+    ours = sample if name == "ours" else sample_ref
     return lambda: ours(logits, temperature, seed=index, position=index, **limits)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind or "all ids")
-@pytest.mark.parametrize(("rows", "vocab", "dtype"), SHAPES, ids=str)
-def test_sample(
-    measure: Callable[..., None], device: torch.device, rows: int, vocab: int, dtype: torch.dtype, kind: str, rival: str
-) -> None:
-    generator = torch.Generator(device).manual_seed(0)
-    logits = (torch.randn(rows, vocab, generator=generator, device=device) * 3).to(dtype)
-    limits = LIMITS[kind]
-    call = rivals_call(rival, kind, logits, torch.ones(rows, device=device), limits)
-    named = f" with {kind} {limits[kind]}" if kind else ""
-    with torch.inference_mode():
-        measure(call, logits.nbytes * (2 if kind else 1), f"sample{named}: {rows} x {vocab} {str(dtype)[6:]}")
+def title(shape: Shape, kind: str) -> str:
+    rows, vocab, dtype = shape
+    return f"sample{f' with {kind} {LIMITS[kind][kind]}' if kind else ''}: {rows} x {vocab} {str(dtype)[6:]}"
+
+
+def group(shape: Shape, kind: str, names: list[str]) -> Group:
+    rows, vocab, dtype = shape
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = (torch.randn(rows, vocab, generator=generator, device=DEVICE) * 3).to(dtype)
+    temperature = torch.ones(rows, device=DEVICE)
+    return Group(
+        title=title(shape, kind),
+        num_bytes=logits.nbytes * (2 if kind else 1),
+        dtype=dtype,
+        names=names,
+        build=lambda name: torch.inference_mode()(call(name, kind, logits, temperature, LIMITS[kind])),
+    )
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(shape, kind, name, id=f"{shape}-{kind or 'all ids'}-{name}")
+        for shape in (GPU_SHAPES if GPU else CPU_SHAPES)
+        for kind in LIMITS
+        if not kind or not GPU or shape[0] in (8, 256)
+        for name in names_for(shape, kind)
+    ]
+
+
+def names_for(shape: Shape, kind: str) -> list[str]:
+    """torch.compile where it takes least of the time: each kind and size is compiled anew."""
+    compiled = ["torch.compile"] * (not GPU or shape[0] == 256 or not kind)
+    return contenders("torch", *compiled, *["reference"] * GPU, "ours", **PEERS)
+
+
+@pytest.mark.parametrize(("shape", "kind", "contender"), cases())
+def test_sample(compare: Callable[..., None], shape: Shape, kind: str, contender: str) -> None:
+    compare(contender, lambda: group(shape, kind, names_for(shape, kind)), absent(**PEERS))

@@ -1,24 +1,25 @@
-"""SwiGLU over a fused projection, forward and backward: torch, torch.compile of it, Liger-Kernel, and ours.
+"""SwiGLU over a fused projection, forward and backward: torch, torch.compile of it, Liger-Kernel, FlashInfer, and ours.
 
     pytest bench/bench_swiglu.py
 
-Bytes counted: forward 3 I numbers a row, backward 5 I. Liger-Kernel, where installed, takes the two halves as copies,
-made outside of what is timed.
+Bytes counted: forward 3 I numbers a row, backward 5 I. Liger-Kernel takes the two halves as copies, made outside of
+what is timed; FlashInfer has no backward.
 """
 
-import importlib
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 
 import pytest
 import torch
+from harness import DEVICE, GPU, Group, absent, contenders
 from torch import Tensor
 
 from thyme.kernels.swiglu import swiglu, swiglu_ref
 
-SHAPES = [(2_000, 1_536, torch.float32)]
-if torch.cuda.is_available():
-    SHAPES = [(rows, 18_944, torch.bfloat16) for rows in (64, 8_192)]
+GPU_SHAPES = [(rows, 18_944, torch.bfloat16) for rows in (64, 8_192)]
+CPU_SHAPES = [(2_000, 1_536, torch.float32)]
+SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+Shape = tuple[int, int, torch.dtype]
 
 
 def plain(gate_up: Tensor) -> Tensor:
@@ -26,51 +27,84 @@ def plain(gate_up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def rivals() -> dict[str, Callable[..., Tensor]]:
-    runs = {"torch": plain, "torch.compile": plain, "ours": swiglu}
-    if torch.cuda.is_available():
-        runs["reference"] = swiglu_ref
-        if find_spec("liger_kernel"):
-            function = importlib.import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
-            runs["liger"] = function.apply
-    return runs
+def liger() -> Callable[..., Tensor]:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply
 
 
-RIVALS = rivals()
+def flashinfer() -> Callable[..., Tensor]:
+    from flashinfer.activation import silu_and_mul
+
+    return silu_and_mul
 
 
-def runner(rival: str) -> Callable[..., Tensor]:
-    return torch.compile(RIVALS[rival]) if rival == "torch.compile" else RIVALS[rival]
+RUNS: dict[str, Callable[[], Callable[..., Tensor]]] = {
+    "torch": lambda: plain,
+    "torch.compile": lambda: torch.compile(plain),
+    "reference": lambda: swiglu_ref,
+    "ours": lambda: swiglu,  # on a CPU the reference
+    "liger": liger,
+    "flashinfer": flashinfer,
+}
+OURS = ("torch", "torch.compile", *["reference"] * GPU, "ours")
+DIFFERENTIABLE = {"liger": "liger_kernel"}
+PEERS = DIFFERENTIABLE | {"flashinfer": "flashinfer"}
 
 
-def inputs_of(rival: str, gate_up: Tensor) -> list[Tensor]:
-    return [half.contiguous() for half in gate_up.chunk(2, -1)] if rival == "liger" else [gate_up]
+def title(what: str, shape: Shape) -> str:
+    rows, width, dtype = shape
+    return f"swiglu{what}: {rows} x {width} {str(dtype)[6:]}"
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize(("rows", "width", "dtype"), SHAPES, ids=str)
-def test_swiglu(
-    measure: Callable[..., None], device: torch.device, rows: int, width: int, dtype: torch.dtype, rival: str
-) -> None:
-    gate_up = torch.randn(rows, 2 * width, device=device).to(dtype)
-    inputs, run = inputs_of(rival, gate_up), runner(rival)
-    num_bytes = gate_up.nbytes // 2 * 3
-    with torch.no_grad():
-        measure(lambda: run(*inputs), num_bytes, f"swiglu: {rows} x {width} {str(dtype)[6:]}")
+def inputs_of(name: str, gate_up: Tensor) -> list[Tensor]:
+    return [half.contiguous() for half in gate_up.chunk(2, -1)] if name == "liger" else [gate_up]
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize(("rows", "width", "dtype"), SHAPES, ids=str)
-def test_swiglu_backward(
-    measure: Callable[..., None], device: torch.device, rows: int, width: int, dtype: torch.dtype, rival: str
-) -> None:
-    gate_up = torch.randn(rows, 2 * width, device=device).to(dtype)
-    upstream = torch.randn(rows, width, device=device).to(dtype)
+def forward_group(shape: Shape) -> Group:
+    rows, width, dtype = shape
+    gate_up = torch.randn(rows, 2 * width, device=DEVICE).to(dtype)
 
-    run = runner(rival)
+    @torch.no_grad()
+    def call(run: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+        run(*inputs)
 
-    def step() -> None:  # with the forward pass: some peers write the gradient over what it kept
-        inputs = [tensor.detach().requires_grad_() for tensor in inputs_of(rival, gate_up)]
-        torch.autograd.grad(run(*inputs), inputs, upstream)
+    return Group(
+        title=title("", shape),
+        num_bytes=gate_up.nbytes // 2 * 3,
+        dtype=dtype,
+        names=contenders(*OURS, **PEERS),
+        build=lambda name: partial(call, RUNS[name](), inputs_of(name, gate_up)),
+    )
 
-    measure(step, gate_up.nbytes // 2 * 8, f"swiglu forward + backward: {rows} x {width} {str(dtype)[6:]}")
+
+def training_group(shape: Shape) -> Group:
+    """With the forward pass: some peers write the gradient over what it kept."""
+    rows, width, dtype = shape
+    gate_up = torch.randn(rows, 2 * width, device=DEVICE).to(dtype)
+    upstream = torch.randn(rows, width, device=DEVICE).to(dtype)
+
+    def step(run: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        torch.autograd.grad(run(*leaves), leaves, upstream)
+
+    return Group(
+        title=title(" forward + backward", shape),
+        num_bytes=gate_up.nbytes // 2 * 8,
+        dtype=dtype,
+        names=contenders(*OURS, **DIFFERENTIABLE),
+        build=lambda name: partial(step, RUNS[name](), inputs_of(name, gate_up)),
+        training=True,
+    )
+
+
+@pytest.mark.parametrize("contender", contenders(*OURS, **PEERS))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_swiglu(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: forward_group(shape), absent(**PEERS))
+
+
+@pytest.mark.parametrize("contender", contenders(*OURS, **DIFFERENTIABLE))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_swiglu_backward(compare: Callable[..., None], shape: Shape, contender: str) -> None:
+    compare(contender, lambda: training_group(shape), absent(**DIFFERENTIABLE))

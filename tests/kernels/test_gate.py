@@ -1,14 +1,13 @@
 """The compile gate, in a child process that compiles (this one interprets), and what makes a kernel compile twice."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
+import gate
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,22 +21,7 @@ def child(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def gate_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gate", ROOT / "bench/gate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gate"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text())
-
-
-@pytest.fixture(scope="module")
-def gate() -> ModuleType:
-    return gate_module()
 
 
 def check_table(output: str, target: str) -> None:
@@ -49,14 +33,14 @@ def check_table(output: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_kernel_that_is_launched_is_compiled(gate: ModuleType, module: str) -> None:
+def test_every_kernel_that_is_launched_is_compiled(module: str) -> None:
     everyday = [one for one in gate.configurations() if one.module == module and not one.rare]
     launched = gate.launched(module)
     assert launched
     assert {one.kernel for one in everyday} == launched
 
 
-def test_at_most_six_configurations_an_op(gate: ModuleType) -> None:
+def test_at_most_six_configurations_an_op() -> None:
     everyday = [one for one in gate.configurations() if not one.rare]
     per_op = Counter(one.op for one in everyday)
     assert max(per_op.values()) <= 6, per_op
@@ -100,7 +84,7 @@ print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
     assert "no wgmma in the PTX" in done.stdout
 
 
-def test_too_much_shared_memory_fails(gate: ModuleType) -> None:
+def test_too_much_shared_memory_fails() -> None:
     fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": []}
     assert gate.failures(fine, 80) == []
     assert gate.failures(fine | {"shared": 200_000}, 90) == []
