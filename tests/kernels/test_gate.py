@@ -75,7 +75,7 @@ def test_the_gate_sees_what_it_guards_against() -> None:
 import dataclasses, sys
 sys.path.insert(0, "bench")
 import gate
-plain = next(c for c in gate.configurations() if c.op == "grpo_loss" and c.kernel == "_backward_kernel" and c.spot)
+plain = next(c for c in gate.configurations() if c.op == "token_logprobs" and c.kernel == "_backward_kernel" and c.spot)
 wide = dataclasses.replace(plain, options={"num_warps": 1}, instructions=("wgmma",))
 print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
 """
