@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from thyme import _native
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
 # On a CPU the public op is the C++ for float32, and the reference for the other dtypes.
@@ -244,3 +246,31 @@ def test_nan_and_infinity_are_not_hidden(row_pass: RowPass) -> None:
     logits[0, 3], logits[1, 3], logits[2] = torch.nan, torch.inf, -torch.inf
     logprob, entropy = row_pass(logits, torch.zeros(4, dtype=torch.int64))
     assert logprob.isnan().tolist() == entropy.isnan().tolist() == [True, True, True, False]
+
+
+ROW, VECTOR = np.zeros((3, 8), np.float32), np.zeros(3, np.float32)
+FORWARD: dict[str, Any] = {"z": ROW, "tau": None, "banned": None, "counted": None}
+FORWARD |= {"stats": np.zeros((4, 3), np.float32), "p": None, "num_threads": 1}
+GRADIENT: dict[str, Any] = {name: FORWARD[name] for name in ("z", "tau", "banned", "stats", "num_threads")}
+GRADIENT |= {"targets": np.zeros(3, np.int64), "g": VECTOR, "h": None, "dz": np.zeros((3, 9), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("call", "good", "change", "message"),
+    [
+        (_native.softmax_rows_f32, FORWARD, {"z": ROW[0]}, r"z must be \[rows, vocab_size\]"),
+        (_native.softmax_rows_f32, FORWARD, {"z": ROW.T}, "the last dimension of z must be dense"),
+        (_native.softmax_rows_f32, FORWARD, {"tau": VECTOR[:2]}, r"tau must have the shape \[3\], got \[2\]"),
+        (_native.softmax_rows_f32, FORWARD, {"banned": np.array([8])}, r"banned\[0\] is 8, there are 8 ids"),
+        (_native.softmax_rows_f32, FORWARD, {"p": ROW[:, :7]}, r"p must have the shape \[3, 8\], got \[3, 7\]"),
+        (_native.softmax_rows_gradient_f32, GRADIENT, {"targets": np.array([0, -1, 0])}, r"targets\[1\] is -1, there"),
+        (_native.softmax_rows_gradient_f32, GRADIENT, {"g": VECTOR[:1]}, r"g must have the shape \[3\], got \[1\]"),
+        (_native.softmax_rows_gradient_f32, GRADIENT, {"dz": ROW[:, :7]}, "dz must have the rows of z, and no fewer"),
+    ],
+)
+def test_bad_arguments_of_the_native_pass(
+    call: Callable[..., None], good: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    call(**good)
+    with pytest.raises(ValueError, match=message):
+        call(**good | change)
