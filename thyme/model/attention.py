@@ -95,6 +95,10 @@ class PackedAttention:
     def __call__(self, layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
         turning, v = qkv.split((qkv.shape[1] - num_kv_heads, num_kv_heads), 1)
         q, k = mrope(turning, cos, sin).split((turning.shape[1] - num_kv_heads, num_kv_heads), 1)
+        return self.attend(q, k, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[T, N, D] for rotated queries and keys."""
         return packed_attention(q, k, v, self.lengths, causal=True)
 
 
