@@ -40,6 +40,7 @@ class Scheduler:
         self.idle: dict[int, Sequence] = {}
         """By id: sequences with KV that are not running (held, or resumed and waiting), longest idle first."""
         self.counts: Counter[str] = Counter()
+        self._leaders: list[Sequence] = []  # those running whose followers wait for their prompt
         self._rows: NDArray[np.int64] | None = None
         self._copies: dict[int, int] = {}
         self._started: list[Sequence] = []
@@ -203,7 +204,7 @@ class Scheduler:
         used = 0
         if not (self.preempted or self.resumed or self.new):
             return used
-        places = self.config.max_sequences - sum(1 + len(sequence.followers) for sequence in self.running)
+        places = self.config.max_sequences - len(self.running) - sum(len(leader.followers) for leader in self._leaders)
         for queue in (self.preempted, self.resumed, self.new):
             while queue:
                 sequence = queue[0]
@@ -247,16 +248,16 @@ class Scheduler:
     def _fork_groups(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, list[int]]:
         """Followers of every leader whose prompt this step completes get their rows; they share all its blocks."""
         forks: dict[int, list[int]] = {}
-        leaders = [sequence for sequence in self.running if sequence.followers]
-        if not leaders:
+        if not self._leaders:
             return forks
         ends = dict(zip(rows.tolist(), (self.table.num_computed[rows] + counts).tolist(), strict=True))
-        for leader in leaders:
+        for leader in tuple(self._leaders):
             assert leader.row is not None
             if ends.get(leader.row) != leader.prompt_len:
                 continue
             forks[leader.row] = [self._fork(leader, follower) for follower in leader.followers]
             leader.followers = []
+            self._leaders.remove(leader)
         return forks
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> int:
@@ -306,6 +307,8 @@ class Scheduler:
     def _join(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=lambda running: running.id)
+        if sequence.followers:
+            self._leaders.append(sequence)
         self._rows = None
         if not sequence.has_begun:
             sequence.has_begun = True
@@ -313,6 +316,8 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        if sequence in self._leaders:
+            self._leaders.remove(sequence)
         self._rows = None
 
     def _leave_queue(self, sequence: Sequence) -> None:
@@ -375,13 +380,13 @@ class Scheduler:
         return self._rows
 
     def _count(self, batch: Batch, before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
-        seen = self.table.num_seen[batch.rows]
-        recomputed = int((np.minimum(after, seen) - np.minimum(before, seen)).sum())
-        single = batch.counts == 1
-        rows = batch.rows[single]
-        given = int((_IS_GIVEN[self.table.kinds[rows, before[single]]] & (before[single] >= seen[single])).sum())
-        for i in np.flatnonzero(~single):
-            given += int(_IS_GIVEN[self.table.kinds[batch.rows[i], max(before[i], seen[i]) : after[i]]].sum())
+        table, rows = self.table, batch.rows
+        seen = table.num_seen[rows]
+        recomputed = int(np.maximum(np.minimum(after, seen) - before, 0).sum())
+        given, fresh = 0, np.maximum(before, seen)
+        # A round's own tokens are drawn; of those before it the last may be, where the sequence was appended to.
+        for i in np.flatnonzero(fresh < np.minimum(after, table.round_start[rows])):
+            given += int(_IS_GIVEN[table.kinds[rows[i], fresh[i] : after[i]]].sum())
         self.counts["steps"] += 1
         self.counts["recomputed_tokens"] += recomputed
         self.counts["prefilled_tokens"] += recomputed + given
