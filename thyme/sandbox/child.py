@@ -5,7 +5,7 @@ It is forked from the zygote, lives as long as its session, and is never used fo
 """
 
 # Paths here are the snippet's strings, or descriptors.
-# ruff: noqa: PTH102, PTH119
+# ruff: noqa: PTH102, PTH106, PTH119
 from __future__ import annotations
 import __future__
 
@@ -44,6 +44,7 @@ from thyme.sandbox.result import Fix
 
 STDOUT, SOCKET, PIXELS, CODE = 1, 3, 4, 5
 CHANNEL = 3
+_INPUT = "/mnt/input"
 FRAME_BYTES = 24 * 1024
 ORDER_BYTES = 64 * 1024
 CUT = b"\n[output cut here]\n"
@@ -51,8 +52,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _FUTURE_FLAGS = functools.reduce(
     operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
-_OPEN_FILES = 64
-_FILE_MIB = 16
+_REHEARSALS = 20
+"""The interpreter specialises a function at its eighth call, and what that calls in turn some calls later."""
 
 # The epilogue must not depend on names the snippet can replace by accident (`os._exit = ...` and the like).
 _exit, _read, _write, _pread, _pwrite, _lseek = os._exit, os.read, os.write, os.pread, os.pwrite, os.lseek
@@ -82,9 +83,9 @@ class JailPlan:
     """Capabilities are emptied."""
     uid_base: int
     """The child becomes uid_base + slot; 0 keeps the identity."""
-    address_space: int
-    """RLIMIT_AS in bytes."""
-    cpu_s: int
+    limits: tuple[jail.Limit, ...]
+    images: str
+    """The folder where the stored images lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the zygote tells a child when there is work for it."""
+    """What a child is to work on, in the terms of its own file system."""
 
     scratch: str
     image_path: str
@@ -121,14 +122,14 @@ def prepare(place: Place, plan: JailPlan, config: SandboxConfig, kept: Sequence[
         jail.unshare(jail.CLONE_NEWNS)
         jail.mount_scratch(paths.DATA, config.scratch_mib, config.max_files, uid)
         if place.image_file:
-            jail.mount(place.image_file, "/mnt/input", None, jail.MS_BIND)
+            jail.mount(place.image_file, _INPUT, None, jail.MS_BIND)
         jail.unmount("/images")
     # first out of the way, then into place: a source may sit where another belongs
     sources = [os.dup(fd) for fd in (plan.null, plan.null, plan.null, *kept)]
     for number, source in enumerate(sources):
         os.dup2(source, number, inheritable=False)
     os.closerange(3 + len(kept), 1 << 16)
-    jail.limit(address_space=plan.address_space, cpu_s=plan.cpu_s, file_bytes=_FILE_MIB << 20, open_files=_OPEN_FILES)
+    jail.limit(plan.limits)
     if uid:
         jail.become(uid)
     jail.die_with_parent()
@@ -153,11 +154,11 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
     """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
 
     Nothing untrusted is read before `confine`: up to the order the child has seen only what the zygote made, and the
-    order is written by the zygote and brings the first descriptor that leads to code.
+    order, which the zygote hands on, brings the first descriptor that leads to code.
 
     Args:
-        channel: socket to the zygote. One message comes: a Job as JSON with stdout, session socket, pixels, code and,
-            where there is one, the Landlock ruleset. Its end without a message is the zygote's.
+        channel: socket to the zygote. One message comes: the client's order, with stdout, session socket, pixels, code
+            and, where there is one, the Landlock ruleset. Its end without a message is the zygote's.
         early: forked ahead of the order, so that there is time to rehearse.
     """
     prepare(place, plan, config, [channel])
@@ -172,17 +173,31 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
     for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), descriptors[:4], strict=True):
         os.dup2(source, number, inheritable=False)
     os.closerange(CODE + 1, 1 << 16)
-    serve(Job(**json.loads(message)), config)
+    serve(_job(json.loads(message), place, plan), config)
+
+
+def _job(order: dict[str, Any], place: Place, plan: JailPlan) -> Job:
+    file = order["image_file"] and (_INPUT if plan.private_mounts else f"{plan.images}/{order['image_file']}")
+    return Job(
+        scratch=place.scratch, image_path=order["image_path"], image_file=file, image_format=order["image_format"],
+        seed=order["seed"],
+    )  # fmt: skip
 
 
 def rehearse(scratch: str, config: SandboxConfig) -> None:
-    """Runs a snippet of ours as if it had been ordered, in a namespace and with an output that are thrown away: the
-    pages it writes to are copied now and not while somebody waits. Leaves nothing behind that a snippet could tell."""
+    """Runs a snippet of ours as if it had been ordered, in a namespace and with an output that are thrown away. In a
+    parked child the pages it writes to are copied now and not while somebody waits. Leaves nothing behind that a
+    snippet could tell."""
+    names = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
+    streams, main = [getattr(sys, name) for name in names], sys.modules["__main__"]
     job = Job(scratch=scratch, image_path="image.png", image_file=None, image_format=None, seed=0)
     frame = Session(job, config).run("print(1)")
-    assert frame["status"] == "ok", frame
     _dumps(frame, ensure_ascii=False)
     paths.use(None)
+    sys.modules["__main__"] = main
+    for name, stream in zip(names, streams, strict=True):
+        setattr(sys, name, stream)
+    assert frame["status"] == "ok", frame
 
 
 def serve(job: Job, config: SandboxConfig) -> None:
@@ -539,7 +554,7 @@ def _syntax_error(problem: BaseException, original: str) -> tuple[str, str, int 
     return type(problem).__name__, _text_of(problem), None
 
 
-def warm_up() -> None:
+def set_up() -> None:
     """Sets up in the zygote what every snippet starts from, and loads what the first would otherwise pay for."""
     importlib.import_module("autopep8")
     repair("if True:\nprint(np.zeros(3))", image_path="image.png", image_size=(8, 8))
@@ -549,3 +564,16 @@ def warm_up() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     seed(0)
+
+
+def warm_up(folder: str, config: SandboxConfig) -> None:
+    """Rehearses in the zygote until the interpreter has specialised the code around a snippet and filled its free
+    lists: every child is born with that, instead of doing it over on pages copied for the purpose. `folder` is made and
+    deleted."""
+    folders = (folder, folder + "/tmp", folder + paths.HOME[len(paths.DATA) :])
+    for name in folders:
+        os.mkdir(name)
+    for _ in range(_REHEARSALS):
+        rehearse(folder, config)
+    for name in reversed(folders):
+        os.rmdir(name)

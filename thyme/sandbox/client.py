@@ -188,7 +188,7 @@ class Client:
     def _release(self) -> None:
         with contextlib.suppress(OSError):
             for slot in (self.run_dir / "slots").iterdir():
-                for _ in wipe(slot):
+                for _ in wipe(str(slot)):
                     pass
         shutil.rmtree(self.run_dir, ignore_errors=True)
         with contextlib.suppress(OSError):  # still there where no descriptor was left to look into it
@@ -264,7 +264,7 @@ class Client:
         session = child.session
         image = session._image
         order = {
-            "fork": child.id, "image_path": session.image_path, "image_file": image.file if image else None,
+            "fork": child.id, "image_path": session.image_path, "image_file": Path(image.file).name if image else None,
             "image_format": image.format if image else None, "seed": session.seed,
         }  # fmt: skip
         with child.far_end:

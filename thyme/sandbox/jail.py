@@ -20,6 +20,8 @@ from thyme.sandbox import syscalls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_void_p] * 5)  # numbers and addresses alike
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 # These three have one number on every processor.
@@ -40,7 +42,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_CAPSET = {"x86_64": 126, "aarch64": 91}
 _NR_CAPGET = {"x86_64": 125, "aarch64": 90}
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_CAP_VERSION_3 = 0x20080522
+_OWN_CAPS = struct.pack("=Ii", 0x20080522, 0)  # version 3, of the calling process
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -51,6 +53,9 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
 _MNT_DETACH = 2
 _MADV_COLLAPSE, _HUGE = 25, 2 << 20
 
+Limit = tuple[int, tuple[int, int]]
+"""A resource and its (soft, hard) limit."""
+
 
 def _check(result: int, what: str) -> int:
     if result < 0:
@@ -59,12 +64,16 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _syscall(what: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    return _check(_libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args)), what)
+_Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
 
 
-def _prctl(what: str, *args: int) -> None:
-    _check(_libc.prctl(*(ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:5])), what)
+def _syscall(what: str, number: int, a: _Argument = None, b: _Argument = None, c: _Argument = None,
+             d: _Argument = None) -> int:  # fmt: skip
+    return _check(_libc.syscall(number, a, b, c, d, None), what)
+
+
+def _prctl(what: str, option: int, value: int = 0, more: int = 0) -> None:
+    _check(_libc.prctl(option, value, more, 0, 0), what)
 
 
 _quick_fork = ctypes.PyDLL(None).fork
@@ -101,10 +110,10 @@ def landlock_abi() -> int:
 
 
 def landlock_rule(path: str | Path, abi: int, *, writable: bool = False) -> bytes:
-    """A rule for one file or folder: reading, or with `writable` all but links, sockets, devices, execution. It
-    holds an O_PATH descriptor that stays open as long as rulesets are made of it."""
+    """A rule for one file or folder to read, or for a `writable` folder: all but links, sockets, devices, execution.
+    It holds an O_PATH descriptor that stays open as long as rulesets are made of it."""
     rights = _SCRATCH | (_TRUNCATE if abi >= 3 else 0) if writable else _READ
-    if not os.path.isdir(path):
+    if not writable and not os.path.isdir(path):
         rights &= _READ_FILE
     return struct.pack("=Qi", rights, os.open(path, os.O_PATH))
 
@@ -169,7 +178,8 @@ def die_with_parent() -> None:
 
 def set_name(name: str) -> None:
     """What `ps` and `top` show of the calling process: at most 15 characters."""
-    _check(_libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0), "name")
+    text = ctypes.create_string_buffer(name.encode())
+    _prctl("name", _PR_SET_NAME, ctypes.addressof(text))
 
 
 def not_dumpable() -> None:
@@ -179,14 +189,13 @@ def not_dumpable() -> None:
 def drop_capabilities() -> None:
     """Empties every set, also those a user namespace hands out."""
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), bytes(24)
-    _syscall("capset", _NR_CAPSET[platform.machine()], header, data)
+    _syscall("capset", _NR_CAPSET[platform.machine()], _OWN_CAPS, bytes(24))
 
 
 def capabilities() -> int:
     """The effective set as a mask."""
-    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), ctypes.create_string_buffer(24)
-    _syscall("capget", _NR_CAPGET[platform.machine()], header, data)
+    data = ctypes.create_string_buffer(24)
+    _syscall("capget", _NR_CAPGET[platform.machine()], _OWN_CAPS, data)
     low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
     return low | high << 32
 
@@ -198,8 +207,10 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def limit(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> None:
-    """Resource limits of one child, in bytes and seconds. The CPU limit's hard end comes a second later: SIGKILL."""
+def limits(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
+    """Resource limits for a child, in bytes and seconds, none above what holds here already. The CPU limit's hard end
+    comes a second later: SIGKILL."""
+    found = []
     for which, soft, hard in (
         (resource.RLIMIT_AS, address_space, address_space),
         (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
@@ -213,7 +224,14 @@ def limit(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -
         ceiling = resource.getrlimit(which)[1]
         if ceiling != resource.RLIM_INFINITY:
             soft, hard = min(soft, ceiling), min(hard, ceiling)
-        resource.setrlimit(which, (soft, hard))
+        found.append((which, (soft, hard)))
+    return tuple(found)
+
+
+def limit(limits: Iterable[Limit]) -> None:
+    """Puts `limits` on the calling process."""
+    for which, pair in limits:
+        resource.setrlimit(which, pair)
 
 
 # --- namespaces ------------------------------------------------------------------------------------------------------

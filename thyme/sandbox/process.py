@@ -48,6 +48,8 @@ class ChildProcess:
         self.id = str(number)
         self.max_stdout_bytes = config.max_stdout_bytes
         self.pidfd: int | None = None
+        self.used = False
+        """Whether something may have been printed: fresh memory is zero."""
         self.round: Round | None = None
         self.idle_since = 0.0
         self.cpu_mark = 0.0
@@ -85,7 +87,9 @@ class ChildProcess:
 
     def hand_over(self, round_: Round) -> None:
         """Gives it the next snippet."""
-        os.pwrite(self.stdout, bytes(self.max_stdout_bytes), 0)
+        if self.used:
+            os.pwrite(self.stdout, bytes(self.max_stdout_bytes), 0)
+        self.used = True
         os.pwrite(self.code, round_.code, 0)
         with contextlib.suppress(OSError):  # where it died while idle the event follows
             self.socket.send(str(len(round_.code)).encode())

@@ -5,13 +5,12 @@ recurses, follows links, or does more than a given number of steps at a time.
 """
 
 # Paths here are the snippet's strings, or descriptors.
-# ruff: noqa: PTH208
+# ruff: noqa: PTH106, PTH208
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 
 def usage(folder: str, max_files: int) -> tuple[int, int]:
@@ -38,7 +37,7 @@ def usage(folder: str, max_files: int) -> tuple[int, int]:
     return total, entries
 
 
-def wipe(folder: Path, *, keep: bool = False) -> Iterator[None]:
+def wipe(folder: str, *, keep: bool = False) -> Iterator[None]:
     """Deletes `folder` (or only what is in it) step by step, yielding between steps. Deep trees are flattened: children
     move up to the top.
 
@@ -51,9 +50,14 @@ def wipe(folder: Path, *, keep: bool = False) -> Iterator[None]:
         while names := os.listdir(top):
             for name in names:
                 yield
-                if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
+                try:
+                    os.rmdir(name, dir_fd=top)
+                    continue
+                except NotADirectoryError:
                     os.unlink(name, dir_fd=top)
                     continue
+                except OSError:  # not empty
+                    pass
                 os.chmod(name, 0o700, dir_fd=top)
                 inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
                 try:
@@ -67,4 +71,4 @@ def wipe(folder: Path, *, keep: bool = False) -> Iterator[None]:
     finally:
         os.close(top)
     if not keep:
-        folder.rmdir()
+        os.rmdir(folder)

@@ -13,7 +13,7 @@ descriptors (stdout, session socket, pixels, code). Answers: {"hello": ...}, {"f
 """
 
 # Paths here are the snippet's strings, or descriptors.
-# ruff: noqa: PTH208
+# ruff: noqa: PTH102, PTH208
 from __future__ import annotations
 
 import contextlib
@@ -28,9 +28,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from thyme.sandbox import jail
 from thyme.sandbox.config import SandboxConfig
@@ -42,6 +42,8 @@ MESSAGE_BYTES = 64 * 1024
 UID_BASE = 1_900_000_000
 POLL_S = 0.02
 SESSION_CPU_ROUNDS = 20
+_OPEN_FILES = 64
+_FILE_MIB = 16
 _DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 
 
@@ -89,7 +91,7 @@ def _clean_up(client: int, run_dir: Path) -> None:
 
         with contextlib.suppress(OSError):
             for slot in (run_dir / "slots").iterdir():
-                for _ in wipe(slot):
+                for _ in wipe(str(slot)):
                     pass
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -118,8 +120,7 @@ def _enter(name: str, off: frozenset[str]) -> Layer:
     return Layer(f"{name} namespace", True, False, "entered")
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
+class _Child(NamedTuple):
     """A child that waits for its order."""
 
     pid: int
@@ -150,13 +151,14 @@ class Zygote:
         self.parked: _Child | None = None
         self.may_park = True
         self.slots: set[int] = set()
+        self.folders: set[int] = set()  # slots that have a folder
         self.wiping: list[tuple[int, Iterator[None]]] = []
         missing = preload(list(self.config.preload))
         # Only now: they load Pillow, and child.py patches what it loads.
         from thyme.sandbox import child, shims
 
         self.child = child
-        child.warm_up()
+        child.set_up()
         readable = readable_paths()
         stdlib = Path(os.__file__).parent
         sys.path[:] = [p for p in sys.path if Path(p) in (stdlib, stdlib / "lib-dynload")]
@@ -170,11 +172,14 @@ class Zygote:
         self.plan = self._plan(readable, pages * os.sysconf("SC_PAGE_SIZE"))
         sys.path_importer_cache.clear()
         shims.install()
+        child.warm_up(f"{self.slot_root}/warm", self.config)
         gc.collect()
         gc.freeze()  # collected objects would be written to, and so copied, in every child
         if self.isolated:
             self._probe()
-        self._send({"hello": os.getpid(), "layers": self.layers, "missing": missing}, [os.pidfd_open(os.getpid())])
+        own = os.pidfd_open(os.getpid())
+        self._send({"hello": os.getpid(), "layers": self.layers, "missing": missing}, [own])
+        os.close(own)
 
     # --- the jail of this machine ------------------------------------------------------------------------------------
 
@@ -225,13 +230,15 @@ class Zygote:
             else:
                 self._note("own user id", False, False, "no right to change it" if reachable else "Python lies in a "
                            "folder other users cannot enter: the id is kept, without capabilities")  # fmt: skip
-        self.slot_root = Path("/slots") if rooted else self.run_dir / "slots"
+        self.slot_root = "/slots" if rooted else str(self.run_dir / "slots")
         if not rooted:
-            self.slot_root.mkdir(exist_ok=True)
-            self.slot_root.chmod(0o711)
-            for left in self.slot_root.iterdir():  # by children of a fork-server that was killed
+            slots = Path(self.slot_root)
+            slots.mkdir(exist_ok=True)
+            slots.chmod(0o711)
+            for left in slots.iterdir():  # by children of a fork-server that was killed
                 self.slots.add(int(left.name))
-                self.wiping.append((int(left.name), wipe(left, keep=True)))
+                self.folders.add(int(left.name))
+                self.wiping.append((int(left.name), wipe(str(left), keep=True)))
         self.rooted, self.private = rooted, rooted and not abi
         return self.child.JailPlan(
             abi=abi,
@@ -241,8 +248,13 @@ class Zygote:
             private_mounts=self.private,
             drop=self.isolated and "capabilities" not in self.off,
             uid_base=uid_base,
-            address_space=resource.RLIM_INFINITY if "limits" in self.off else mapped + (config.memory_mib << 20),
-            cpu_s=max(1, round(config.timeout_s + 1) * SESSION_CPU_ROUNDS),
+            limits=jail.limits(
+                address_space=resource.RLIM_INFINITY if "limits" in self.off else mapped + (config.memory_mib << 20),
+                cpu_s=max(1, round(config.timeout_s + 1) * SESSION_CPU_ROUNDS),
+                file_bytes=_FILE_MIB << 20,
+                open_files=_OPEN_FILES,
+            ),
+            images="/images" if rooted else str(self.run_dir / "images"),
         )  # fmt: skip
 
     def _probe(self) -> None:
@@ -288,28 +300,28 @@ class Zygote:
     # --- slots -------------------------------------------------------------------------------------------------------
 
     def _scratch(self, slot: int) -> str:
-        return "/mnt/data" if self.private else str(self.slot_root / str(slot))
+        return "/mnt/data" if self.private else f"{self.slot_root}/{slot}"
 
     def _take_slot(self) -> int:
         slot = next(i for i in range(1, 1 << 20) if i not in self.slots)
         self.slots.add(slot)
-        if self.private:
+        if self.private or slot in self.folders:
             return slot
-        folder = Path(self._scratch(slot))
+        folder = self._scratch(slot)
         uid = self.plan.uid_base and self.plan.uid_base + slot
-        if not folder.exists():
-            folder.mkdir(mode=0o700)
-            if self.rooted:
-                jail.mount_scratch(str(folder), self.config.scratch_mib, self.config.max_files, uid)
-        if uid and not self.rooted:
+        os.mkdir(folder, 0o700)
+        if self.rooted:
+            jail.mount_scratch(folder, self.config.scratch_mib, self.config.max_files, uid)
+        elif uid:
             os.chown(folder, uid, uid)
+        self.folders.add(slot)
         return slot
 
     def _release_slot(self, slot: int) -> None:
         if self.private:
             self.slots.discard(slot)  # its mount went with its mount namespace
         else:
-            self.wiping.append((slot, wipe(Path(self._scratch(slot)), keep=True)))
+            self.wiping.append((slot, wipe(self._scratch(slot), keep=True)))
 
     def _wipe_a_little(self) -> None:
         """Two milliseconds of cleaning; a folder that resists is abandoned, and its number with it."""
@@ -330,8 +342,6 @@ class Zygote:
         data = json.dumps(message).encode()
         if descriptors:
             socket.send_fds(self.control, [data], descriptors)
-            for fd in descriptors:
-                os.close(fd)
         else:
             self.control.send(data)
 
@@ -352,7 +362,7 @@ class Zygote:
                 if not message:
                     self._kill_all()
                     return
-                self._serve(json.loads(message), descriptors)
+                self._serve(message, descriptors)
             if self.children and not self.rooted:
                 self._watch_scratch()
             self._wipe_a_little()
@@ -369,26 +379,22 @@ class Zygote:
             return 0
         return round(POLL_S * 1000) if self.children and not self.rooted else None
 
-    def _serve(self, order: dict[str, Any], descriptors: list[int]) -> None:
+    def _serve(self, message: bytes, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
-        image_file = order["image_file"]
-        if image_file and self.rooted:
-            image_file = f"/images/{Path(image_file).name}"
-        shown = "/mnt/input" if image_file and self.private else image_file
+        order = json.loads(message)
+        image_file = order["image_file"] and f"{self.plan.images}/{order['image_file']}"
         child: _Child | None = None
         try:
             child = self._unpark() or self._spawn(image_file, early=False)
             self.children[child.pidfd] = (order["fork"], child.pid, child.slot)
             if child.ruleset >= 0 and image_file:
                 self._allow(child.ruleset, image_file)
-            job = {"scratch": self._scratch(child.slot), "image_path": order["image_path"], "image_file": shown,
-                   "image_format": order["image_format"], "seed": order["seed"]}  # fmt: skip
             more = [child.ruleset] if child.ruleset >= 0 else []
-            socket.send_fds(child.channel, [json.dumps(job).encode()], [*descriptors, *more])
+            socket.send_fds(child.channel, [message], [*descriptors, *more])
         except OSError as error:
             self._send({"exited": order["fork"], "failed": str(error)})
         else:
-            self._send({"forked": order["fork"]}, [os.dup(child.pidfd)])
+            self._send({"forked": order["fork"]}, [child.pidfd])
         finally:
             for fd in descriptors:
                 os.close(fd)
