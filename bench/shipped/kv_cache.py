@@ -9,17 +9,20 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    yield {
-        "op": "write_kv",
-        "kernel": "_write_kernel",
-        "what": "bf16, 4 heads of 128",
-        "types": "k_ptr:*bf16 v_ptr:*bf16 k_cache_ptr:*bf16 v_cache_ptr:*bf16 slot_ptr:*i64 k_stride:i64 v_stride:i64",
-        "constants": {"WIDTH": 512, "BLOCK": 512},
-        "options": {"num_warps": 4},
-        "aligned": "k_stride v_stride",
-        "instructions": (WIDE_LOAD,),
-        "spot": True,
-    }
+    for dtype in ("bf16", "fp32"):
+        yield {
+            "op": "write_kv",
+            "kernel": "_write_kernel",
+            "what": f"{dtype}, 4 heads of 128",
+            "types": " ".join(f"{name}_ptr:*{dtype}" for name in ("k", "v", "k_cache", "v_cache"))
+            + " slot_ptr:*i64 k_stride:i32 v_stride:i32",
+            "constants": {"WIDTH": 512, "BLOCK": 512},
+            "options": {"num_warps": 4},
+            "aligned": "k_stride v_stride",
+            "instructions": (WIDE_LOAD,),
+            "spot": dtype == "bf16",
+            "rare": dtype == "fp32",
+        }
     for dtype, bias in (("bf16", True), ("bf16", False), ("fp32", True)):
         pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
         yield {
@@ -27,7 +30,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "kernel": "_mrope_kernel",
             "what": f"{dtype}, 28/4 heads of 128{', bias' * bias}",
             "types": " ".join(f"{name}_ptr:*{dtype}" for name in pointers.split())
-            + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i64 head_stride:i64",
+            + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i32 head_stride:i32",
             "constants": {"QUERIES": 28, "KEYS": 4, "HALF": 64} | ({} if bias else {"bias_ptr": None}),
             "options": kv_cache.launch_config(36, 64),
             "aligned": "stride head_stride",
