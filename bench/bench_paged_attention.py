@@ -3,8 +3,8 @@
     pytest bench/bench_paged_attention.py
 
 Contenders: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU flash-attn
-and FlashInfer. Bytes counted: every key and value in context read once (those of a shared prefix once for its group),
-queries read and outputs written; flops: the products that causality leaves.
+2 and 3 and FlashInfer. Bytes counted: every key and value in context read once (those of a shared prefix once for its
+group), queries read and outputs written; flops: the products that causality leaves.
 """
 
 from collections.abc import Callable
@@ -162,15 +162,25 @@ def with_flashinfer(case: Problem) -> Callable[[], Tensor]:
     return partial(wrapper.run, q, (k_cache, v_cache))
 
 
+def with_flash_attn_3(case: Problem) -> Callable[[], Tensor]:
+    """The package of the Hopper kernels."""
+    from flash_attn_interface import flash_attn_with_kvcache
+
+    q, k_cache, v_cache, tables, lengths, cu = case.args
+    more = {"cu_seqlens_q": cu, "max_seqlen_q": case.shape.new, "softmax_scale": case.more["scale"], "causal": True}
+    return partial(flash_attn_with_kvcache, q, k_cache, v_cache, cache_seqlens=lengths, page_table=tables, **more)
+
+
 RUNS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "torch": with_torch,
     "torch.compile": compiled,
     "reference": lambda case: partial(paged_attention_ref, *case.args, **case.more),
     "ours": ours,  # on a CPU in C++
     "flash-attn": lambda case: partial(flash_paged_attention, *case.args, **case.more),
+    "flash-attn 3": with_flash_attn_3,
     "flashinfer": with_flashinfer,
 }
-PEERS = {"flash-attn": "flash_attn", "flashinfer": "flashinfer"}
+PEERS = {"flash-attn": "flash_attn", "flash-attn 3": "flash_attn_interface", "flashinfer": "flashinfer"}
 
 
 def names_for(shape: Shape) -> list[str]:

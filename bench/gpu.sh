@@ -1,28 +1,85 @@
 #!/usr/bin/env bash
 # The whole GPU job in one call, on a machine that has CUDA, torch and pytest but perhaps no network:
-#     OUT=some/folder bash bench/gpu.sh
-# Builds the extension in place, runs the GPU tests and the kernel benchmarks, and leaves gpu.txt (what the machine is),
-# tests.txt, bench.json and bench.txt in $OUT. Exits with the tests' status, so that a failed benchmark hides nothing.
+#     OUT=some/folder PACKAGES=folder/of/peers bash bench/gpu.sh
+# Stages: what the machine is, build in place, GPU tests, compute-sanitizer, ceilings, kernel benchmarks, their table.
+# Each has its own limit and all together LIMIT seconds, so that one that hangs costs no other; later stages get what
+# is left. In $OUT: <stage>.txt each, bench-<op>.json, table.txt, <device>.json (for bench/baselines) and summary.txt.
+# PACKAGES may hold pure-Python packages that the machine lacks (pip install --no-deps --target "$PACKAGES"
+# liger-kernel cut-cross-entropy pytest-benchmark ...). Exits with 1 when a test or the sanitizer has failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-build/gpu}
-mkdir -p "$OUT"
-unset TRITON_INTERPRET
+OUT=$(mkdir -p "${OUT:-build/gpu}" && cd "${OUT:-build/gpu}" && pwd)
+LIMIT=${LIMIT:-570}
 PYTHON=${PYTHON:-python3}
+export PYTHONPATH="${PACKAGES:-}${PACKAGES:+:}$PWD${PYTHONPATH:+:$PYTHONPATH}"
+unset TRITON_INTERPRET
+failed=0
+rm -f "$OUT"/bench-*.json
+: > "$OUT/summary.txt"
 
-{ nvidia-smi; "$PYTHON" -c "import torch, triton; print(torch.__version__, torch.version.cuda, triton.__version__)"; } \
-    > "$OUT/gpu.txt" 2>&1
-"$PYTHON" setup.py -q build_ext --inplace > "$OUT/build.txt" 2>&1 || { tail -20 "$OUT/build.txt"; exit 1; }
+say() { echo "$1" | tee -a "$OUT/summary.txt"; }
 
-"$PYTHON" -m pytest tests/kernels -m gpu -q --durations=10 2>&1 | tee "$OUT/tests.txt"
-status=${PIPESTATUS[0]}
+# stage NAME LIMIT COMMAND...: runs it, at most so many seconds and no longer than is left; output to NAME.txt.
+stage() {
+    local name=$1 limit=$2 left=$((LIMIT - SECONDS)) started=$SECONDS status
+    shift 2
+    ((limit < left)) || limit=$left
+    if ((limit < 5)); then
+        say "$name: not run, the time is up"
+        return 125
+    fi
+    timeout --kill-after=5 "$limit" "$@" > "$OUT/$name.txt" 2>&1
+    status=$?
+    case $status in
+        0) say "$name: ok, $((SECONDS - started)) s" ;;
+        124 | 137) say "$name: stopped after $limit s" ;;
+        *) say "$name: failed with status $status, $((SECONDS - started)) s" ;;
+    esac
+    return "$status"
+}
 
+stage machine 30 bash -c "nvidia-smi; '$PYTHON' -c 'import torch, triton; print(torch.__version__, torch.version.cuda, triton.__version__)'"
+stage build 90 "$PYTHON" setup.py -q build_ext --inplace || { tail -20 "$OUT/build.txt"; exit 1; }
+
+# Compiling takes most of the time, on one core a process: the files run side by side. Warnings of other versions than
+# those that the tests were written with are shown and are no failures.
+pids=()
+for file in tests/kernels/test_gpu*.py; do
+    stage "$(basename "$file" .py)" 210 "$PYTHON" -m pytest "$file" -m gpu -q -W default --durations=5 &
+    pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+tail -n 3 "$OUT"/test_gpu*.txt
+
+# Without torch's cache every allocation is the driver's own, and an access just outside of it is seen.
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -1)
+sanitize() {
+    local tool=$1 limit=$2
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 \
+        "$PYTHON" bench/every_kernel.py bfloat16
+    local status=$?
+    if ((status != 0)) && grep -qi "not supported\|unable to\|failed to initialize\|no kernel" "$OUT/$tool.txt"; then
+        say "$tool: not available on this device: $(grep -i "not supported\|unable to\|failed to initialize" "$OUT/$tool.txt" | head -1)"
+    elif ((status != 0 && status != 124 && status != 125 && status != 137)); then
+        failed=1
+    fi
+}
+if [[ -n $sanitizer ]]; then sanitize memcheck 75; else say "memcheck: not available, there is no compute-sanitizer"; fi
+
+stage ceilings 30 "$PYTHON" bench/harness.py
+cat "$OUT/ceilings.txt"
 if "$PYTHON" -c "import pytest_benchmark" 2> /dev/null; then
-    benches=$(for op in kernels/*.py; do ls "bench/bench_$(basename "$op")" 2> /dev/null; done)
+    # What is most worth knowing first. A file is a process: its ceilings are its own, and a hang is its own too.
+    for op in grpo_loss linear_logprob sample paged_attention rmsnorm swiglu kv_cache mrope; do
+        stage "bench-$op" 100 "$PYTHON" -m pytest "bench/bench_$op.py" -q -W default --benchmark-only \
+            --benchmark-columns=median,rounds --benchmark-json="$OUT/bench-$op.json"
+    done
+    results=$(find "$OUT" -name "bench-*.json" -size +0 | sort)
     # shellcheck disable=SC2086
-    "$PYTHON" -m pytest $benches -q \
-        --benchmark-only --benchmark-json="$OUT/bench.json" 2>&1 | tee "$OUT/bench.txt"
+    [[ -z $results ]] || "$PYTHON" bench/run.py --print $results --baseline "$OUT" | tee "$OUT/table.txt"
 else
-    echo "pytest-benchmark is not installed: no benchmarks were run" | tee "$OUT/bench.txt"
+    say "benchmarks: not run, pytest-benchmark is not installed"
 fi
-exit "$status"
+if [[ -n $sanitizer ]] && ((LIMIT - SECONDS > 60)); then sanitize racecheck 120; fi
+cat "$OUT/summary.txt"
+exit "$failed"

@@ -271,3 +271,9 @@ def _sustained(run: Run, seconds: float) -> float:
             run()
             times.append(time.perf_counter() - at)
     return statistics.median(times[len(times) // 2 :])
+
+
+if __name__ == "__main__":
+    print(f"copy {copy_bytes_per_s() / 1e9:.0f} GB/s")
+    for dtype in (torch.bfloat16, torch.float32):
+        print(f"matmul {str(dtype)[6:]} {matmul_flops_per_s(dtype) / 1e12:.4g} TFLOP/s")

@@ -403,7 +403,7 @@ def _launch_config(kernel: str, group: int, dim: int, itemsize: int) -> dict[str
     rows = {"prefill": 128, "prefix": 64, "decode": 16}[kernel]
     keys, warps, stages = 64, 8 if kernel == "prefill" else 4, 3
     if itemsize == 4 and dim_padded >= 64:
-        rows, keys, warps, stages = min(rows, 32), 16, 8, 2
+        rows, keys, warps, stages = min(rows, 32), 16, 16 if kernel == "prefix" else 8, 2
     elif dim_padded > 128:
         rows, keys, warps, stages = min(rows, 64), 32, 8, 2
     return {

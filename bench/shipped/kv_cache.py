@@ -15,7 +15,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "kernel": "_mrope_kernel",
             "what": f"{dtype}, 28/4 heads of 128{', bias' * bias}",
             "types": " ".join(f"{name}_ptr:*{dtype}" for name in pointers.split())
-            + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i64 head_stride:i64",
+            + " cos_ptr:*fp32 sin_ptr:*fp32 slot_ptr:*i64 stride:i32 head_stride:i32",
             "constants": {"QUERIES": 28, "KEYS": 4, "HALF": 64} | ({} if bias else {"bias_ptr": None}),
             "options": kv_cache.launch_config(36, 64),
             "aligned": "stride head_stride",

@@ -15,11 +15,12 @@ def configurations() -> Iterator[dict[str, Any]]:
         ("16 + 16 heads of 80", "bf16", 32, 40, 1),
         ("16 + 16 heads of 80, backward", "bf16", 32, 40, -1),
         ("28 + 4 heads of 128", "fp32", 32, 64, 1),
+        ("28 + 4 heads of 128, backward", "fp32", 32, 64, -1),
     ):
         yield {
             "kernel": "_turn_kernel",
             "what": f"{dtype}, {what}",
-            "types": f"heads_ptr:*{dtype} cos_ptr:*fp32 sin_ptr:*fp32 out_ptr:*{dtype} stride:i64 head_stride:i64",
+            "types": f"heads_ptr:*{dtype} cos_ptr:*fp32 sin_ptr:*fp32 out_ptr:*{dtype} stride:i32 head_stride:i32",
             "constants": {"SIGN": sign, "NUM_HEADS": heads, "HALF": half},
             "options": mrope.launch_config(heads, half),
             "aligned": "stride head_stride",

@@ -9,7 +9,7 @@ from typing import Any
 from thyme.kernels import paged_attention
 
 CACHES = "q_ptr:*{0} k_ptr:*{0} v_ptr:*{0} tables_ptr:*i32"
-STRIDES = "q_stride:i64 q_head_stride:i64 block_stride:i64 slot_stride:i64 kv_head_stride:i64 table_stride:i64"
+STRIDES = "q_stride:i32 q_head_stride:i32 block_stride:i32 slot_stride:i32 kv_head_stride:i32 table_stride:i32"
 ALIGNED = "q_stride q_head_stride block_stride slot_stride kv_head_stride"
 PARTIAL = "partial_ptr:*fp32 stats_ptr:*fp32"
 SPLIT = {"SPLIT": paged_attention.SPLIT}
@@ -22,6 +22,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     for dtype, itemsize, group, dim, block_size, shared in (
         ("bf16", 2, 7, 128, 16, False),
         ("bf16", 2, 7, 128, 16, True),
+        ("fp32", 4, 7, 128, 16, False),
         ("fp32", 4, 7, 128, 16, True),
         ("fp16", 2, 8, 64, 256, False),
         ("bf16", 2, 2, 256, 16, True),
@@ -51,14 +52,16 @@ def configurations() -> Iterator[dict[str, Any]]:
             "instructions": WGMMA if itemsize == 2 else RING,
             "rare": dim == 256 or dtype == "fp32",
         }
-    yield {
-        "kernel": "_merge_kernel",
-        "what": "bf16, heads of 128",
-        "types": f"context_ptr:*i32 cu_ptr:*i32 {PARTIAL} out_ptr:*bf16 num_splits:i32",
-        "constants": {"DIM": 128, **SPLIT},
-        "options": {"DIM_PADDED": 128, "SPLITS": 16, "num_warps": 4},
-        "instructions": (r"ld\.global\S*\.v[24]",),
-    }
+    for dtype in ("bf16", "fp32"):
+        yield {
+            "kernel": "_merge_kernel",
+            "what": f"{dtype}, heads of 128",
+            "types": f"context_ptr:*i32 cu_ptr:*i32 {PARTIAL} out_ptr:*{dtype} num_splits:i32",
+            "constants": {"DIM": 128, **SPLIT},
+            "options": {"DIM_PADDED": 128, "SPLITS": 16, "num_warps": 4},
+            "instructions": (r"ld\.global\S*\.v[24]",),
+            "rare": dtype == "fp32",
+        }
     for dtype, itemsize, group, dim in (("bf16", 2, 7, 128), ("fp32", 4, 7, 128), ("bf16", 2, 2, 256)):
         yield {
             "kernel": "_attention_kernel",

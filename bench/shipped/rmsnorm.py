@@ -1,6 +1,6 @@
 """What is compiled of kernels/rmsnorm.py: the rows of Qwen2.5-VL-7B, the heads of Qwen3, the widest row.
 
-Rare: what of the widest row and of the heads differs from those by a pointer that is there or not.
+Rare: float32 rows, and what of the widest and of the heads differs by a pointer that is there or not.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,17 @@ from thyme.kernels import rmsnorm
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
+SHAPES = (("bf16", 3584, 1), ("bf16", 128, 28), ("fp32", 3584, 1), ("fp32", rmsnorm._MAX_WIDTH, 1))
+
+
 def configurations() -> Iterator[dict[str, Any]]:
-    widest = ("fp32", rmsnorm._MAX_WIDTH, 1)
-    for dtype, width, heads in (("bf16", 3584, 1), ("bf16", 128, 28), widest):
+    for dtype, width, heads in SHAPES:
         common = {"options": rmsnorm._launch_config(width), "aligned": "stride head_stride"}
         constants = {"HEADS": heads, "WIDTH": width}
         what = f"{dtype}, {f'{heads} heads of ' * (heads > 1)}{width}"
         for adds, keeps in product((False, True), (False, True)):
             types = (
-                f"x_ptr:*{dtype} weight_ptr:*{dtype} out_ptr:*{dtype} stride:i64 head_stride:i64 num_rows:i32 eps:fp32"
+                f"x_ptr:*{dtype} weight_ptr:*{dtype} out_ptr:*{dtype} stride:i32 head_stride:i32 num_rows:i32 eps:fp32"
             )
             types += f" residual_ptr:*{dtype} total_ptr:*{dtype}" * adds + " rstd_ptr:*fp32" * keeps
             absent = ("residual_ptr", "total_ptr") * (not adds) + ("rstd_ptr",) * (not keeps)
@@ -31,8 +33,8 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": types,
                 "constants": constants | dict.fromkeys(absent),
                 "instructions": (r"rsqrt\.approx", WIDE_LOAD, WIDE_STORE),
-                "spot": keeps and width == 3584,
-                "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and keeps)),
+                "spot": keeps and (dtype, width) == ("bf16", 3584),
+                "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and keeps and width > 3584)),
                 **common,
             }
         for adds in (False, True):
@@ -41,11 +43,11 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "kernel": "_backward_kernel",
                 "what": what,
                 "types": f"x_ptr:*{dtype} rstd_ptr:*fp32 weight_ptr:*{dtype} grad_ptr:*{dtype} grad_x_ptr:*{dtype} "
-                f"partial_ptr:*fp32 stride:i64 head_stride:i64 num_rows:i32 rows_a_program:i32"
+                f"partial_ptr:*fp32 stride:i32 head_stride:i32 num_rows:i32 rows_a_program:i32"
                 + f" grad_total_ptr:*{dtype}"
                 * adds,
                 "constants": constants | ({} if adds else {"grad_total_ptr": None}),
                 "instructions": (WIDE_LOAD, WIDE_STORE),
-                "rare": (adds and heads > 1) or (dtype == "fp32" and not adds),
+                "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and width > 3584)),
                 **common,
             }

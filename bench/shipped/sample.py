@@ -34,7 +34,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             yield {
                 "kernel": "_stats_kernel",
                 "what": what,
-                "types": f"{row} argmax_ptr:*i32{' histogram_ptr:*i16' * truncates} stride:i64 {SIZES}",
+                "types": f"{row} argmax_ptr:*i32{' histogram_ptr:*i16' * truncates} stride:i32 {SIZES}",
                 "constants": {"HAS_BANNED": True, "BINS": bins * truncates}
                 | ({} if truncates else {"histogram_ptr": None}),
                 "instructions": (r"ex2\.approx", *wide, *[r"atom\.shared"] * (truncates and bins > 1)),
@@ -44,7 +44,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             yield {
                 "kernel": "_draw_kernel",
                 "what": what,
-                "types": f"{row} {DRAWN} {f'{LIMITS} {CUT.format(dtype)}' * truncates} {FIGURES} stride:i64 {SIZES}",
+                "types": f"{row} {DRAWN} {f'{LIMITS} {CUT.format(dtype)}' * truncates} {FIGURES} stride:i32 {SIZES}",
                 "constants": {"HAS_BANNED": True, "BINS": bins * truncates, "SHIFT": 16 if dtype == "bf16" else 0}
                 | blocks
                 | dict.fromkeys(absent),
@@ -54,7 +54,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         yield {
             "kernel": "_truncate_kernel",
             "what": f"{dtype}, {vocab} ids, banned ids",
-            "types": f"{row} {LIMITS} bounds_ptr:*i32 {CUT.format(dtype)} stride:i64 {SIZES}",
+            "types": f"{row} {LIMITS} bounds_ptr:*i32 {CUT.format(dtype)} stride:i32 {SIZES}",
             "constants": {"HAS_BANNED": True, "BINS": bins, **blocks},
             "instructions": wide,
             **common,
@@ -66,5 +66,6 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
                 "constants": {"BINS": bins, "ROWS": tile["ROWS"], **blocks},
                 "options": {"num_warps": 8},
+                "aligned": aligned,
                 "rare": rare,
             }

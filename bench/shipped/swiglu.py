@@ -15,7 +15,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     backward = ("_backward_kernel", "gate up grad grad_gate grad_up")
     backward += ("gate_stride up_stride grad_gate_stride grad_up_stride",)
     for dtype, (kernel, pointers, strides) in product(("bf16", "fp32"), (forward, backward)):
-        types = [*(f"{name}_ptr:*{dtype}" for name in pointers.split()), *(f"{name}:i64" for name in strides.split())]
+        types = [*(f"{name}_ptr:*{dtype}" for name in pointers.split()), *(f"{name}:i32" for name in strides.split())]
         yield {
             "kernel": kernel,
             "what": f"{dtype}, {WIDTH}",

@@ -19,7 +19,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         yield {
             "kernel": "_forward_kernel",
             "what": what,
-            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i64 num_rows:i32 vocab_size:i32",
+            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i32 num_rows:i32 vocab_size:i32",
             "constants": flags | absent,
             "options": tile,
             "aligned": "stride vocab_size",
@@ -30,7 +30,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "kernel": "_backward_kernel",
             "what": what + ", entropy" * full,
             "types": f"{pointers} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * full} dlogits_ptr:*{dtype} "
-            "stride:i64 dstride:i64 num_rows:i32 vocab_size:i32 num_columns:i32",
+            "stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
             "constants": flags | absent | {"HAS_H": full} | ({} if full else {"h_ptr": None}),
             "options": tile,
             "aligned": "stride dstride vocab_size num_columns",

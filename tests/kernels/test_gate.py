@@ -100,39 +100,21 @@ def test_the_gate_refuses_to_gate_the_interpreter() -> None:
     assert "TRITON_INTERPRET=1 is set" in done.stderr
 
 
+def test_what_the_7b_model_launches_is_what_is_compiled() -> None:
+    done = child("bench/launches.py")
+    assert done.returncode == 0, "\n".join(line for line in done.stdout.splitlines() if "NOT" in line) + done.stderr
+
+
 # Launches each kernel's Python side on CPU tensors with a recorder in the kernel's place, and asks Triton's own binder
-# for the key under which it would look the compiled kernel up.
+# for what it would look the compiled kernel up under.
 KEYS = """
-import json
-
+import json, sys
+sys.path.insert(0, "bench")
+import launches
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import make_backend
-from triton.runtime.jit import create_function_from_signature
-
 from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs
 
-backend = make_backend(GPUTarget("cuda", 90, 32))
-
-class Recorder:
-    def __init__(self, kernel):
-        self.binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-        self.keys = set()
-
-    def __getitem__(self, grid):
-        def launch(*args, **options):
-            _, specialization, rest = self.binder(*args, **options)
-            self.keys.add(str(specialization) + str(rest))
-        return launch
-
-recorders = {}
-for module in (kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs):
-    for name, kernel in list(vars(module).items()):
-        if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
-            recorders[f"{module.__name__.rpartition('.')[2]}.{name}"] = recorder = Recorder(kernel)
-            setattr(module, name, recorder)
-
+recorders = launches.record()
 for n in (1, 2, 3, 16, 17, 64, 1000):
     for clip, kl, tau in ((0.1, 0.5, 1.0), (0.3, 0.1, 0.7)):
         logits = torch.randn(n, 320, requires_grad=True)
@@ -142,7 +124,6 @@ for n in (1, 2, 3, 16, 17, 64, 1000):
             logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config
         )
         out.backward()
-sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
 for n in (1, 2, 16, 33):
     for top_k in (1, 16, 50):
         index = torch.arange(n)
@@ -176,7 +157,7 @@ for n in (1, 2, 16, 17, 300, 5000):
         mrope.mrope_triton(heads, cos, sin)
         k_cache, v_cache = torch.zeros(2, 400, 16, 1, 16)
         kv_cache.mrope_write_kv_triton(heads, cos, sin, k_cache, v_cache, slots)
-print(json.dumps({name: len(recorder.keys) for name, recorder in recorders.items() if recorder.keys}))
+print(json.dumps({name: len(recorder.launches) for name, recorder in recorders.items() if recorder.launches}))
 """
 
 

@@ -1,7 +1,9 @@
-"""What only a GPU can show: compiled kernels in every dtype at real sizes, bits that repeat, no wait, no recompile."""
+"""What only a GPU can show: compiled kernels in every dtype at real sizes, bits that repeat, also from a graph and in
+poisoned memory, offsets beyond 32 bits, no wait, no recompile."""
 
 from typing import Any
 
+import every_kernel
 import pytest
 import torch
 from torch import Tensor
@@ -121,6 +123,60 @@ def test_paged_attention(
     exact = paged_attention_ref(q.cpu().double(), *caches.cpu().double(), tables, lengths, cu, scale=dim**-0.5)
     atol, rtol = tolerances["attention", dtype]
     torch.testing.assert_close(out.cpu().double(), exact, atol=atol, rtol=rtol)
+
+
+EVERY = pytest.mark.parametrize("op", every_kernel.OPS)
+
+
+@DTYPES
+@EVERY
+def test_a_graph_replays_the_eager_bits(op: str, dtype: torch.dtype) -> None:
+    call = every_kernel.call(op, "cuda", dtype)
+    eager = call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for x in captured:
+        x.fill_(123)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+    assert all(x.isfinite().all() for x in eager)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Dd]eterministic:UserWarning")
+@DTYPES
+@EVERY
+def test_what_memory_held_does_not_matter(op: str, dtype: torch.dtype, poisoned: Any) -> None:
+    call = every_kernel.call(op, "cuda", dtype)
+    plain = call()
+    with poisoned():
+        again = call()
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """The last rows of 2.2e9 logits are worth what they are worth alone."""
+    num_rows, vocab, last = 14_500, 152_064, slice(-3, None)
+    logits = torch.zeros(num_rows, vocab, dtype=torch.bfloat16, device="cuda")
+    assert logits.numel() > 2**31
+    logits[last] = (3 * torch.randn(3, vocab, device="cuda")).to(logits.dtype)
+    index = torch.arange(num_rows, device="cuda")
+    more = {"seed": index, "position": index, "top_p": 0.9}
+    drawn = sample(logits, torch.ones(num_rows, device="cuda"), **more)
+    more |= {"seed": index[last], "position": index[last]}
+    alone = sample(logits[last], torch.ones(3, device="cuda"), **more)
+    assert all(torch.equal(a[last], b) for a, b in zip(drawn, alone, strict=True))
+    weights = (index >= num_rows - 3).float()
+    losses, grads = [], []
+    for at in (slice(None), last):
+        z = logits[at].detach().requires_grad_()
+        loss, _ = grpo_loss(z, index[at] % vocab, weights[at], weights[at])
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append(z.grad[last])
+    torch.testing.assert_close(*losses)  # sums of more and of fewer zeros
+    assert torch.equal(*grads)
 
 
 def test_nothing_waits_for_the_device(no_sync: None) -> None:

@@ -75,7 +75,7 @@ def test_against_float64(
     assert torch.equal(out, paged_attention(**args, max_query_len=max(queries)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("group", "prefix"), [(2, 64), (8, 64), (16, 70), (16, 31)])
 def test_shared_prefix(group: int, prefix: int, dtype: torch.dtype, tolerances: dict) -> None:
     """Prefixes of 1,024 tokens, of 1,120, and of less than one split."""
@@ -152,7 +152,7 @@ def test_nothing_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_graph_replays_the_same_bits() -> None:
+def test_a_graph_replays_with_other_lengths() -> None:
     """Captured once, replayed with other lengths in the same tensors."""
     args = problem([1] * 4, [600, 1300, 40, 2100], 28, 4, 128, 16, torch.bfloat16)
     paged_attention(**args, max_query_len=1)

@@ -54,6 +54,17 @@ def test_linear_logprob(
 
 
 @BACKWARDS
+def test_linear_logprob_of_the_7b_head(backward: Backward, tolerances: dict) -> None:
+    args = problem(300, 3_584, 152_064, torch.bfloat16)
+    got = call(args, backward=backward)
+    expected = call(args | {name: args[name].double() for name in ("hidden", "weight")}, run=linear_logprob_ref)
+    for name, a, b in zip(("logprob", "entropy"), got, expected, strict=False):
+        torch.testing.assert_close(a.double(), b, atol=max(tolerances[name, torch.bfloat16][0], 5e-5), rtol=1e-5)
+    for a, b in zip(got[2:], expected[2:], strict=True):
+        assert (a.double() - b).norm() <= 4e-3 * b.norm()
+
+
+@BACKWARDS
 def test_bits_repeat_and_do_not_know_the_batch(backward: Backward) -> None:
     args = problem(300, 896, 5_000, torch.bfloat16)
     first, second = call(args, backward=backward), call(args, backward=backward)
