@@ -78,7 +78,7 @@ class SharedPrefix:
             raise ValueError(f"block_tables, context_lens, query_lens must have a row for each sequence, got {rows}")
         complete = np.where(query_lens == 1, (context_lens - 1) // block_size, 0)
         most = np.minimum(complete[:-1], complete[1:])
-        column = triton.cdiv(SPLIT, block_size) - 1  # the first split's last block, enough where nothing is shared
+        column = triton.cdiv(SPLIT, block_size) - 1  # of the first split's last block: enough where nothing is shared
         at_end = block_tables[:, column : column + 1]
         if not (at_end[:-1] == at_end[1:])[most > column].any():
             return None

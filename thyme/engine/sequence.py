@@ -143,8 +143,20 @@ class Completion:
     """What was found, its positions counted from the round's first token."""
 
 
+_TOKEN = np.dtype(
+    {
+        "names": ["token_ids", "positions", "records", "weight_versions", "kinds"],
+        "formats": [np.int32, (np.int32, 3), (np.float32, 4), np.int32, np.uint8],
+    },
+    align=True,
+)
+
+
 class SequenceTable:
-    """One row per live sequence. Fields are public: Scheduler, Batch and StopChecker work on whole columns."""
+    """One row per live sequence. Fields are public: Scheduler, Batch and StopChecker work on whole columns.
+
+    What is known of one token lies together, in one cache line or two: a step writes and reads a token of every row.
+    """
 
     def __init__(self, num_rows: int, max_context: int, block_size: int) -> None:
         self.max_context = max_context
@@ -152,13 +164,7 @@ class SequenceTable:
         self.max_blocks = -(-max_context // block_size)
         self.sequences: list[Sequence | None] = []
         self._free: list[int] = []
-        # Per token.
-        self.token_ids = np.empty((0, max_context), dtype=np.int32)
-        self.kinds = np.empty((0, max_context), dtype=np.uint8)
-        self.positions = np.empty((0, 3, max_context), dtype=np.int32)
-        self.records = np.empty((0, 4, max_context), dtype=np.float32)
-        """logprob, logprob_raw, entropy, temperature."""
-        self.weight_versions = np.empty((0, max_context), dtype=np.int32)
+        self._tokens = np.empty((0, max_context), dtype=_TOKEN)
         # Blocks.
         self.block_tables = np.empty((0, self.max_blocks), dtype=np.int32)
         self.num_blocks = np.empty(0, dtype=np.int64)
@@ -293,7 +299,7 @@ class SequenceTable:
         old = len(self.sequences)
         lengths = self.num_tokens[:old].tolist()
         for name, array in vars(self).items():
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray) or array.base is not None:  # columns of _tokens
                 continue
             grown = np.empty((num_rows, *array.shape[1:]), dtype=array.dtype)
             if array.ndim > 1 and array.shape[-1] == self.max_context:
@@ -302,5 +308,19 @@ class SequenceTable:
             else:
                 grown[:old] = array
             setattr(self, name, grown)
+        self._name_columns()
         self.sequences += [None] * (num_rows - old)
         self._free += reversed(range(old, num_rows))
+
+    def _name_columns(self) -> None:
+        tokens = self._tokens
+        self.token_ids: NDArray[np.int32] = tokens["token_ids"]
+        """[R, C]."""
+        self.kinds: NDArray[np.uint8] = tokens["kinds"]
+        """[R, C] TokenKind."""
+        self.positions: NDArray[np.int32] = tokens["positions"].transpose(0, 2, 1)
+        """[R, 3, C]."""
+        self.records: NDArray[np.float32] = tokens["records"].transpose(0, 2, 1)
+        """[R, 4, C] logprob, logprob_raw, entropy, temperature."""
+        self.weight_versions: NDArray[np.int32] = tokens["weight_versions"]
+        """[R, C]."""

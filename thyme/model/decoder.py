@@ -19,7 +19,7 @@ from thyme.model.rope import inverse_frequencies
 class SelfAttention(nn.Module):
     """Projections around the attention argument. Rows of `qkv`: N D query, K D key, K D value.
 
-    Its bias is added by the product, which does that for nothing and before rounding; the attention needs none.
+    Its bias is added by the product, for nothing and before rounding: mrope_write_kv's own `bias` is left out.
     """
 
     def __init__(self, config: TextConfig, layer: int) -> None:
