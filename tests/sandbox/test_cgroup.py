@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.host import check_crop, eventually
+from tests.sandbox.host import check_crop, children_of, eventually
 from thyme.sandbox import Layer, Sandbox, SandboxConfig, SandboxSession, Status, cgroup
 
 ROOT = Path(__file__).parents[2]
@@ -107,18 +107,36 @@ def test_no_group_is_left() -> None:
     assert not any(folder.exists() for folder in folders)
 
 
-def test_the_group_of_a_killed_client_goes_with_the_next_start() -> None:
+def start_and_kill_a_client(off: str = "", *, server_too: bool = False) -> list[Path]:
+    """The groups of a client that was killed in the middle of a snippet, once no process of it is left."""
     code = (
-        "import time\nfrom thyme.sandbox import Sandbox, SandboxConfig\n"
-        "s = Sandbox(SandboxConfig(workers=1, memory_mib=256))\n"
-        "print(*s._client.group._folders.values(), s._client.server.process.pid, flush=True); time.sleep(60)"
+        "import threading, time\nfrom thyme.sandbox import Sandbox, SandboxConfig\n"
+        f"s = Sandbox(SandboxConfig(workers=1, memory_mib=256), _off=frozenset({off.split()}))\n"
+        "threading.Thread(target=s.run, args=('while True: pass',), daemon=True).start()\n"
+        "while not s._client.running: time.sleep(.01)\n"
+        "print(*s._client.group.folders, s._client.server.process.pid, flush=True); time.sleep(60)"
     )
     client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     with client:
         *names, server = client.stdout.readline().split()
-        folders = [Path(name) for name in names]
+        family = children_of(client.pid)
+        if server_too:
+            os.kill(int(server), 9)
         client.kill()
-    assert eventually(lambda: not Path(f"/proc/{server}").exists())
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    return [Path(name) for name in names]
+
+
+@pytest.mark.parametrize("off", ["", "namespaces"], ids=["full", "plain"])
+def test_the_group_of_a_killed_client_goes_with_it(off: str) -> None:
+    with Sandbox(SMALL) as sandbox:
+        given = is_given(sandbox)
+    folders = start_and_kill_a_client(off)
+    assert bool(folders) == given and not any(folder.exists() for folder in folders)
+
+
+def test_killed_together_with_its_fork_server_the_next_start_sweeps() -> None:
+    folders = start_and_kill_a_client(server_too=True)
 
     def swept() -> bool:
         with Sandbox(SMALL):  # a group is swept once the last process in it is gone

@@ -83,6 +83,37 @@ def test_printing_before_a_timeout_is_kept(hasty: Sandbox) -> None:
     assert result.error is not None and "0.5 s" in result.error.message
 
 
+def test_what_a_timeout_burned_is_reported(hasty: Sandbox) -> None:
+    busy, asleep = hasty.run("while True: pass"), hasty.run("import time; time.sleep(9)")
+    assert busy.status is asleep.status is Status.TIMEOUT
+    assert busy.cpu_s > 5 * asleep.cpu_s, (busy, asleep)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for i in range(1000): open(f'{i}', 'w').close()",
+        "for i in range(1000): open(f'{i}', 'wb').write(bytes(8 << 20))",
+        "open('big', 'wb').write(bytes(17 << 20))",
+    ],
+    ids=["files", "space", "one file"],
+)
+def test_a_full_scratch_is_a_limit_and_says_which(sandbox: Sandbox, code: str) -> None:
+    result = sandbox.run("print('before')\n" + code)
+    assert result.status is Status.OUTPUT_LIMIT and result.stdout == "before\n", result
+    assert result.error is not None
+    if sandbox.isolation == "full":
+        assert (result.error.type, result.error.line) == ("OSError", 2)
+        assert result.error.message.endswith("(at most 32 MiB in all, 16 MiB a file, 256 files and folders)")
+
+
+@pytest.mark.parametrize("code", ["import urllib.request as r; r.urlopen('http://example.com')",
+                                  "import socket; socket.getaddrinfo('example.com', 80)"])  # fmt: skip
+def test_who_asks_for_the_network_is_told(sandbox: Sandbox, code: str) -> None:
+    error = sandbox.run(code).error
+    assert error is not None and "no network" in error.message, error
+
+
 def test_long_text_is_cut_with_a_marker(sandbox: Sandbox) -> None:
     result = sandbox.run("print('x' * 1_000_000)")
     assert result.status is Status.OK

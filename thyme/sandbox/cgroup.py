@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +38,13 @@ class Group:
         if not self._problem:
             self._try(self._make)
 
+    @property
+    def folders(self) -> list[Path]:
+        return list(dict.fromkeys(self._folders.values()))
+
     def add(self, pid: int) -> None:
         """Moves a process in; what it forks is born there. It must not have forked yet."""
-        for folder in dict.fromkeys(self._folders.values()):
+        for folder in self.folders:
             self._try(partial((folder / "cgroup.procs").write_text, str(pid)))
 
     def bound(self) -> None:
@@ -55,10 +59,7 @@ class Group:
 
     def remove(self) -> None:
         """Takes the groups away as soon as the processes in them, which were killed, are gone."""
-        until = time.monotonic() + _END_S
-        for folder in dict.fromkeys(self._folders.values()):
-            while not _removed(folder) and time.monotonic() < until:
-                time.sleep(0.005)
+        _remove(self.folders)
         self._folders.clear()
 
     def _try(self, step: Callable[[], object]) -> None:
@@ -92,6 +93,14 @@ class Group:
                 (memory / "memory.memsw.limit_in_bytes").write_text(str(self.limit))
             else:
                 (memory / "memory.swap.max").write_text("0")
+
+
+def leave(folders: Sequence[Path]) -> None:
+    """Takes this process, the last one in, back to the groups above, and the groups at `folders` away."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            (folder.parent / "cgroup.procs").write_text("0")
+    _remove(folders)
 
 
 def budget_mib(config: SandboxConfig) -> int:
@@ -147,11 +156,19 @@ def _words(file: Path) -> list[str]:
 
 
 def _sweep(home: Path) -> None:
-    """Removes groups whose client was killed. One with processes in it stays: they are about to end."""
+    """Removes groups whose client was killed together with its fork-server. One with processes in it stays: they are
+    about to end."""
     for folder in home.iterdir():
         match = _NAME.fullmatch(folder.name)
         if match and not Path(f"/proc/{match[1]}").exists():
             _removed(folder)
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    until = time.monotonic() + _END_S
+    for folder in folders:
+        while not _removed(folder) and time.monotonic() < until:
+            time.sleep(0.005)
 
 
 def _removed(folder: Path) -> bool:

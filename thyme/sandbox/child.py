@@ -12,6 +12,7 @@ import __future__
 import ast
 import builtins
 import contextlib
+import errno
 import functools
 import importlib
 import io
@@ -366,7 +367,8 @@ class Session:
         except MemoryError as problem:
             return "memory", ("MemoryError", self._memory_message(_text_of(problem)), _line_of(problem, filename))
         except BaseException as problem:
-            return "error", (_name_of(problem), self._explain(problem), _line_of(problem, filename))
+            status = "output_limit" if _is_full(problem) else "error"
+            return status, (_name_of(problem), self._explain(problem), _line_of(problem, filename))
         finally:
             with contextlib.suppress(BaseException):  # a snippet may leave anything in sys.stdout
                 sys.stdout.flush()
@@ -392,7 +394,16 @@ class Session:
             if is_left_out(problem.name):
                 return f"{problem.name!r} is not in the sandbox (available: {available}, most of the standard library)"
             return f"{message} (available: {available} and the standard library)"
-        if isinstance(problem, PermissionError):
+        if _is_full(problem):
+            file_mib = resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> 20
+            return (
+                f"{message} (at most {self.config.scratch_mib} MiB in all, {file_mib} MiB a file, "
+                f"{self.config.max_files} files and folders)"
+            )
+        cause = getattr(problem, "reason", problem) if isinstance(problem, OSError) else problem  # of a URLError
+        if isinstance(cause, socket.gaierror):
+            return f"{message} (there is no network)"
+        if isinstance(cause, PermissionError):
             return f"{message} (allowed: reading {self.map.image_path!r}, writing below {paths.HOME!r}; no network)"
         if isinstance(problem, RuntimeError) and "start new thread" in message:
             return f"{message} (threads and processes are not available)"
@@ -515,6 +526,11 @@ def _is_docstring(tree: ast.Module) -> bool:
         and isinstance(last.value, ast.Constant)
         and isinstance(last.value.value, str)
     )
+
+
+def _is_full(problem: BaseException) -> bool:
+    """Whether the scratch had no room for what was to be written."""
+    return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EFBIG)
 
 
 def _is_module_like(value: Any) -> bool:

@@ -279,8 +279,9 @@ class Client:
     def end(self, child: ChildProcess, status: Status, error: SnippetError) -> None:
         """A snippet that did not come back by itself: its process goes, what it printed stays."""
         if child.round is not None:
+            cpu_s = child.cpu_time()
             child.kill()
-            self._finish(child.round, status, stdout=child.printed(), error=error)
+            self._finish(child.round, status, stdout=child.printed(), error=error, cpu_s=cpu_s)
         self.discard(child)
 
     def came_back(self, child: ChildProcess, result: SandboxResult) -> None:
@@ -312,10 +313,12 @@ class Client:
             child.round = None
             self.running -= 1
 
-    def _finish(self, round_: Round, status: Status, *, stdout: str = "", error: SnippetError | None = None) -> None:
+    def _finish(
+        self, round_: Round, status: Status, *, stdout: str = "", error: SnippetError | None = None, cpu_s: float = 0.0
+    ) -> None:
         wall = time.monotonic() - round_.started if round_.started is not None else 0.0
         result = SandboxResult(status=status, stdout=stdout, error=error, wall_s=wall, isolation=self.isolation,
-                               restarted=round_.restarted)  # fmt: skip
+                               restarted=round_.restarted, cpu_s=cpu_s)  # fmt: skip
         self.done.append((round_.future, result))
 
     def _refuse(self, round_: Round, reason: str) -> None:

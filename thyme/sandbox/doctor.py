@@ -59,7 +59,8 @@ def run_file(path: str | os.PathLike[str], image: str | os.PathLike[str] | None 
         result.status.name,
         f"{result.wall_s:.3f} of {config.timeout_s:g} s",
         f"{result.cpu_s:.3f} s",
-        f"{result.peak_mib:.0f} MiB (limit {config.memory_mib} MiB more than the warm interpreter)",
+        f"{f'{result.peak_mib:.0f} MiB' if result.peak_mib else 'not known'} "
+        f"(limit {config.memory_mib} MiB more than the warm interpreter)",
         result.isolation,
     )
     console.print(table)

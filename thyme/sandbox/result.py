@@ -67,9 +67,10 @@ class SandboxResult:
     restarted: bool = False
     """True where the session had lost its variables before this snippet (time-out, crash, idle limit)."""
     cpu_s: float = 0.0
-    """CPU seconds the session has used so far."""
+    """CPU seconds the session has used so far; 0 where its process is gone and did not say."""
     peak_mib: float = 0.0
-    """Peak resident memory of the session's process in MiB, the warm interpreter included."""
+    """Peak resident memory of the session's process in MiB, the warm interpreter included; 0 where it did not come to
+    say."""
 
 
 class Layer(NamedTuple):

@@ -23,9 +23,7 @@ from thyme.sandbox.result import Layer, SandboxUnavailable
 _log = logging.getLogger("thyme.sandbox")
 _BOOT = "import sys; sys.path += sys.argv[2:]; from thyme.sandbox.zygote import main; main(int(sys.argv[1]))"
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
-                "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC", "MPLBACKEND": "Agg",
-                "LD_BIND_NOW": "1"}  # fmt: skip
-# LD_BIND_NOW: symbols are looked up once, at the start, and not by each child that is the first to call one.
+                "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC", "MPLBACKEND": "Agg"}  # fmt: skip
 _START_S = 60.0
 """A fork-server that has not reported by then is given up (cold disks are slow)."""
 _MESSAGE_BYTES = 64 * 1024
@@ -73,7 +71,7 @@ class ForkServer:
             )  # fmt: skip
             theirs.close()  # so that its end is seen
             group.add(self.process.pid)  # it forks nothing before it is told how
-            self.control.send(setup_message(config, run_dir, off))
+            self.control.send(setup_message(config, run_dir, off, group.folders))
             self.control.settimeout(_START_S)
             try:
                 message, descriptors, _, _ = socket.recv_fds(self.control, _MESSAGE_BYTES, 1)

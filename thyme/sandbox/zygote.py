@@ -27,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,45 +55,58 @@ def main(control_fd: int) -> None:
     jail.set_name("thyme-zygote")
     with contextlib.suppress(OSError):  # children are the first to go when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
-    run_dir, client = Path(setup["run_dir"]), os.getppid()
+    leftovers = _Leftovers(os.getppid(), Path(setup["run_dir"]), [Path(name) for name in setup["groups"]])
     off = frozenset(setup["off"])
     isolated = setup["config"]["isolation"] == "auto"
     layers = _enter_namespaces(off) if isolated else []
     if any(layer.name == "pid namespace" and layer.ok for layer in layers):
         inner = os.fork()
         if inner:
-            _stand_by(control, inner, client, run_dir)
+            _stand_by(control, inner, leftovers)
         jail.die_with_parent()
     if isolated and "namespaces" not in off:
-        # Last, and not for the process that stands by: pivot_root moves everybody in the mount namespace.
-        layers.append(_enter("mount", off))
+        # Last, and not for the process that stands by: it could not leave its control group any more, and pivot_root
+        # moves everybody in the mount namespace.
+        layers += [_enter(name, off) for name in ("cgroup", "mount")]
     zygote = Zygote(control, setup, layers)
     try:
         zygote.loop()
     finally:
         if not any(layer.name == "pid namespace" and layer.ok for layer in layers):
-            _clean_up(client, run_dir)
+            leftovers.clean_up()
         os._exit(0)
 
 
-def _stand_by(control: socket.socket, inner: int, client: int, run_dir: Path) -> None:
+def _stand_by(control: socket.socket, inner: int, leftovers: _Leftovers) -> None:
     """What stays outside the pid namespace: waits for the zygote and tidies up after a client that was killed."""
     control.close()
     _, status = os.waitpid(inner, 0)
-    _clean_up(client, run_dir)
+    leftovers.clean_up()
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _clean_up(client: int, run_dir: Path) -> None:
-    """A client that lives cleans up itself (and may be about to start the next zygote)."""
-    if os.getppid() != client:
-        import shutil  # at the top it would load its compressors before `preload` can leave them out
+class _Leftovers(NamedTuple):
+    """What a client that was killed leaves on the machine."""
+
+    client: int
+    run_dir: Path
+    groups: list[Path]
+
+    def clean_up(self) -> None:
+        """A client that lives cleans up itself (and may be about to start the next zygote)."""
+        if os.getppid() == self.client:
+            return
+        # At the top these would load what `preload` leaves out: compressors, libuuid.
+        import shutil
+
+        from thyme.sandbox import cgroup
 
         with contextlib.suppress(OSError):
-            for slot in (run_dir / "slots").iterdir():
+            for slot in (self.run_dir / "slots").iterdir():
                 for _ in wipe(str(slot)):
                     pass
-        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        cgroup.leave(self.groups)
 
 
 def _enter_namespaces(off: frozenset[str]) -> list[Layer]:
@@ -107,7 +120,7 @@ def _enter_namespaces(off: frozenset[str]) -> list[Layer]:
         except OSError as error:
             return [Layer("namespaces", False, False, f"{error}; allow unprivileged user namespaces to have them")]
         layers.append(Layer("user namespace", True, False, "keeps the caller's id"))
-    return [*layers, *(_enter(name, off) for name in ("pid", "net", "ipc", "uts", "cgroup"))]
+    return [*layers, *(_enter(name, off) for name in ("pid", "net", "ipc", "uts"))]
 
 
 def _enter(name: str, off: frozenset[str]) -> Layer:
@@ -512,9 +525,11 @@ class Zygote:
             self._wipe_a_little()
 
 
-def setup_message(config: SandboxConfig, run_dir: Path, off: frozenset[str]) -> bytes:
-    """The first message to a zygote."""
-    return json.dumps({"config": asdict(config), "run_dir": str(run_dir), "off": sorted(off)}).encode()
+def setup_message(config: SandboxConfig, run_dir: Path, off: frozenset[str], groups: Sequence[Path]) -> bytes:
+    """The first message to a zygote, which was put into the control groups at `groups`."""
+    return json.dumps(
+        {"config": asdict(config), "run_dir": str(run_dir), "off": sorted(off), "groups": [str(g) for g in groups]}
+    ).encode()
 
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
