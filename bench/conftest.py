@@ -1,6 +1,7 @@
 """The fixture of the kernel benchmarks, and what every benchmark shares: machine and versions, warnings as warnings."""
 
 import platform
+import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +24,11 @@ def replay_clock() -> float:
     """Moves by the next recorded duration at each call of what is timed: pytest-benchmark times one test after another,
     contenders are timed side by side before that, and it keeps the result."""
     return _replayed[0]
+
+
+def pytest_configure() -> None:
+    # `timeout` sends it: an interrupted run still writes what it has measured.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

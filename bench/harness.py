@@ -42,10 +42,11 @@ class Group:
     dtype: torch.dtype
     """In which the matmul ceiling is measured."""
     names: list[str]
+    """Of the contenders."""
     build: Callable[[str], Run]
     """What a contender of that name calls, its own packages imported only now."""
     training: bool = False
-    """Whether the calls build and free an autograd graph, which is not captured."""
+    """Whether the calls build and free an autograd graph; such calls are not captured."""
 
 
 @dataclass
@@ -127,8 +128,10 @@ def measure(group: Group) -> Measured:
             gc.collect()
             if GPU:
                 torch.cuda.empty_cache()
+    if GPU and not group.training:
+        runs = {name: _replayed(run) for name, run in runs.items()}
     with _no_garbage_collection():
-        (_time_on_gpu if GPU else _time_on_cpu)(runs, timings, group.training)
+        (_time_on_gpu if GPU else _time_on_cpu)(runs, timings)
     return Measured(group, timings)
 
 
@@ -160,7 +163,7 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _time_on_cpu(runs: dict[str, Run], timings: dict[str, Timing], _training: bool) -> None:
+def _time_on_cpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
     started = time.perf_counter()
     for run in runs.values():
         run()
@@ -172,8 +175,7 @@ def _time_on_cpu(runs: dict[str, Run], timings: dict[str, Timing], _training: bo
             timings[name].cpu.append(time.process_time() - cpu)
 
 
-def _time_on_gpu(runs: dict[str, Run], timings: dict[str, Timing], training: bool) -> None:
-    runs = {name: run if training else _replayed(run) for name, run in runs.items()}
+def _time_on_gpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
     ahead = {name: _host_seconds(run) for name, run in runs.items()}
     started = time.perf_counter()
     for run in runs.values():

@@ -10,7 +10,6 @@ quantity. Nothing fails on a time.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -33,21 +32,16 @@ COLUMNS = (
 )
 
 
-def stamp(machine: dict[str, Any]) -> str:
+def stamp(run: dict[str, Any]) -> str:
     """Machine, versions and commit: what every figure below is to be read with."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
+    machine = run["machine_info"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['device']} ({cpu}); {packages}; commit {commit()}"
+    return f"{machine['device']} ({machine['cpu'].get('brand_raw', 'unknown')}); {packages}; commit {commit(run)}"
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def commit(run: dict[str, Any]) -> str:
+    found = run["commit_info"]
+    return found["id"][:7] + "-dirty" * bool(found["dirty"])
 
 
 def table(results: list[Row]) -> list[str]:
@@ -86,9 +80,9 @@ def other_lines(rows: list[Row]) -> list[str]:
     return lines
 
 
-def baseline(results: list[Row], machine: dict[str, Any]) -> dict[str, Any]:
+def baseline(results: list[Row], run: dict[str, Any]) -> dict[str, Any]:
     """What is worth keeping in the repository: a figure per contender, and what it was measured on."""
-    kept: dict[str, Any] = {"device": machine["device"], "versions": machine["versions"], "commit": commit()}
+    kept: dict[str, Any] = {key: run["machine_info"][key] for key in ("device", "versions")} | {"commit": commit(run)}
     kept |= {"command": "make gpu", "groups": {}}
     keys = {key for _, key, _ in COLUMNS} | {"goal", "met"}
     for row in results:
@@ -119,13 +113,12 @@ def main() -> int:
     found = [json.loads(path.read_text()) for path in options.print or [OUT]]
     results = [row for one in found for row in one["benchmarks"]]
     results.sort(key=lambda row: "of_ceiling" not in row["extra_info"])
-    machine = found[0]["machine_info"]
-    print(stamp(machine))
+    print(stamp(found[0]))
     print("\n".join(table(results)))
     if options.baseline is not None:
         options.baseline.mkdir(parents=True, exist_ok=True)
-        path = options.baseline / f"{machine['device'].replace(' ', '-')}.json"
-        path.write_text(json.dumps(baseline(results, machine), indent=1) + "\n")
+        path = options.baseline / f"{found[0]['machine_info']['device'].replace(' ', '-')}.json"
+        path.write_text(json.dumps(baseline(results, found[0]), indent=1) + "\n")
     return 0
 
 
