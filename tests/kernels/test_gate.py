@@ -100,7 +100,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs
+from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, sample_blocks, swiglu
+from thyme.kernels import token_logprobs
 
 backend = make_backend(GPUTarget("cuda", 90, 32))
 
@@ -116,7 +117,7 @@ class Recorder:
         return launch
 
 recorders = {}
-for module in (kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs):
+for module in (kv_cache, mrope, paged_attention, rmsnorm, sample_blocks, swiglu, token_logprobs):
     for name, kernel in list(vars(module).items()):
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
             recorders[f"{module.__name__.rpartition('.')[2]}.{name}"] = recorder = Recorder(kernel)
@@ -174,7 +175,7 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample", "swiglu", "token_logprobs"}
+    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without

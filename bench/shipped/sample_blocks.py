@@ -1,9 +1,9 @@
-"""What is compiled of kernels/sample.py: Qwen2.5-VL's vocabulary, with truncation and without."""
+"""What is compiled of kernels/sample_blocks.py: Qwen2.5-VL's vocabulary, with truncation and without."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from thyme.kernels import sample
+from thyme.kernels import sample_blocks
 
 VOCAB = 152_064
 WIDE_LOAD = r"ld\.global\S*\.v[24]"
@@ -16,14 +16,14 @@ FIGURES = "logprob_ptr:*fp32 logprob_raw_ptr:*fp32 entropy_ptr:*fp32 kept_mass_p
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    tile = sample._launch_config(VOCAB)
+    tile = sample_blocks._launch_config(VOCAB)
     blocks = {"BLOCKS": 64}
     common = {"aligned": "stride vocab_size", "options": tile}
     yield {
         "kernel": "_stats_kernel",
         "what": "bf16, banned ids, truncation",
         "types": f"{ROW.format('bf16')} argmax_ptr:*i32 histogram_ptr:*i16 stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS},
+        "constants": {"HAS_BANNED": True, "BINS": sample_blocks._BINS},
         "instructions": (r"ex2\.approx", WIDE_LOAD, r"atom\.shared"),
         "spot": True,
         **common,
@@ -49,14 +49,14 @@ def configurations() -> Iterator[dict[str, Any]]:
         "kernel": "_bounds_kernel",
         "what": "any logits",
         "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
-        "constants": {"BINS": sample._BINS, "ROWS": 1, **blocks},
+        "constants": {"BINS": sample_blocks._BINS, "ROWS": 1, **blocks},
         "options": {"num_warps": tile["num_warps"]},
     }
     yield {
         "kernel": "_truncate_kernel",
         "what": "bf16, banned ids",
         "types": f"{ROW.format('bf16')} {LIMITS} bounds_ptr:*i32 {CUT.format('bf16')} stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS, **blocks},
+        "constants": {"HAS_BANNED": True, "BINS": sample_blocks._BINS, **blocks},
         "instructions": (WIDE_LOAD,),
         **common,
     }
@@ -64,6 +64,6 @@ def configurations() -> Iterator[dict[str, Any]]:
         "kernel": "_draw_kernel",
         "what": "fp32, banned ids, truncation",
         "types": f"{ROW.format('fp32')} {DRAWN} {LIMITS} {CUT.format('fp32')} {FIGURES} stride:i64 {SIZES}",
-        "constants": {"HAS_BANNED": True, "BINS": sample._BINS, "SHIFT": 0, **blocks},
+        "constants": {"HAS_BANNED": True, "BINS": sample_blocks._BINS, "SHIFT": 0, **blocks},
         **common,
     }
