@@ -135,14 +135,13 @@ def _sample_rows(
     tau = temperature.clamp_min(MIN_TEMPERATURE).masked_fill_(greedy, 0.0)
     stats = ROW_PASS[backend].softmax(z, tau, banned, p=p)
     kept_mass = torch.ones_like(stats[0])
-    if limits is None:
-        torch.cumsum(p, -1, dtype=torch.float64, out=cdf)
-    else:
+    torch.cumsum(p, -1, dtype=torch.float64, out=cdf)
+    if limits is not None:
         counted = z if banned is None else z.index_fill(-1, banned, -torch.inf)
-        kept = _kept(counted, p, *limits)
+        kept, total = _kept(counted, p, *limits), cdf[:, -1].clone()
         torch.cumsum(p.masked_fill_(~kept, 0.0), -1, dtype=torch.float64, out=cdf)
         truncated = ~(kept | (counted == -torch.inf)).all(-1) & ~greedy
-        kept_mass = torch.where(truncated, cdf[:, -1].clamp_max(1.0).to(p.dtype), kept_mass)
+        kept_mass = torch.where(truncated, (cdf[:, -1] / total).to(p.dtype), kept_mass)
     token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
     token.clamp_max_(z.shape[1] - 1)  # past the end: a row that will be refused
     logprob, logprob_raw = logprobs(z, token, tau, stats)

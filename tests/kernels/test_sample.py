@@ -540,6 +540,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"temperature": torch.tensor([1.0, -0.5, 1.0])}, r"temperature must be in \[0.0, .* got -0.5"),
     "nan": ({"temperature": torch.tensor([1.0, torch.nan, 1.0])}, "temperature must be .* got nan"),
     "infinite": ({"temperature": torch.tensor([1.0, torch.inf, 1.0])}, "temperature must be .* got inf"),
+    "no columns": ({"logits": torch.zeros(3, 0)}, r"vocab_size must be in \[1, 0\] \(the columns of logits\), got 0"),
     "vocab_size": ({"vocab_size": 9}, r"vocab_size must be in \[1, 8\].* got 9"),
     "banned": ({"banned_ids": (1, 8)}, r"banned_ids must be in \[0, 7\], got 8"),
     "banned tensor": ({"banned_ids": torch.tensor([-1])}, r"banned_ids must be in \[0, 7\], got -1"),
