@@ -30,11 +30,12 @@ from thyme.kernels import (
     paged_attention,
     rmsnorm,
     sample,
+    sample_blocks,
     swiglu,
     token_logprobs,
 )
 
-MODULES = (kv_cache, linear_tiles, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs)
+MODULES = (kv_cache, linear_tiles, mrope, paged_attention, rmsnorm, sample_blocks, swiglu, token_logprobs)
 
 
 class Recorder:

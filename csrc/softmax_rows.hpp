@@ -1,8 +1,8 @@
 // Rows of logits, float32 on the CPU: softmax statistics and probabilities, and the gradient from (logprob, entropy).
 //
 // Each row is copied into memory of whole vectors, -inf where an id does not count, so that no loop knows of banned ids, padding
-// or a last, incomplete vector. What a row yields depends on the row alone, bit for bit, not on how many there are or on the
-// number of threads. Sums are float32 over 512 ids and float64 over these.
+// or a last, incomplete vector. What a row yields depends on the row and the processor's instruction set, bit for bit, not on how
+// many rows there are or on the number of threads. Sums are float32 over 512 ids and float64 over these.
 #pragma once
 
 #include <cstdint>

@@ -117,7 +117,7 @@ def _backward_cpu(
 # --- the differentiable function, and the op ------------------------------------------------------------------------
 
 
-class _LinearRowPass(torch.autograd.Function):
+class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None,
@@ -164,7 +164,7 @@ def _linear_logprob(
         hidden, targets = hidden[counted], targets[counted]
         tau = None if tau is None else tau[counted]
     tau = None if tau is None else tau.contiguous()
-    logprob, entropy = _LinearRowPass.apply(
+    logprob, entropy = _LinearLogprob.apply(
         hidden.contiguous(), weight, targets.contiguous(), tau, banned, vocab_size, backward == "exp_tiles",
         workspace_bytes, backend,
     )  # fmt: skip

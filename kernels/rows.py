@@ -218,8 +218,7 @@ def logprobs(z: Tensor, ids: Tensor, tau: Tensor | None, stats: Tensor) -> tuple
 
 def check_vocab_size(vocab_size: int | None, num_columns: int) -> int:
     """The number of leading columns that are real ids; None means all of them."""
-    if vocab_size is None:
-        return num_columns
+    vocab_size = num_columns if vocab_size is None else vocab_size
     if not 0 < vocab_size <= num_columns:
         raise ValueError(f"vocab_size must be in [1, {num_columns}] (the columns of logits), got {vocab_size}")
     return vocab_size

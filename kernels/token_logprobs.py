@@ -167,7 +167,7 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
-class _RowPass(torch.autograd.Function):
+class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, tau: Tensor | None, mask: Tensor | None, banned: Tensor | None,
@@ -214,7 +214,7 @@ def _token_logprobs(
     if backend == "triton":
         check_rows_contiguous("logits", logits)
         targets, tau = targets.contiguous(), None if tau is None else tau.contiguous()
-    return _RowPass.apply(logits, targets, tau, mask, banned, vocab_size, backend)
+    return _TokenLogprobs.apply(logits, targets, tau, mask, banned, vocab_size, backend)
 
 
 def token_logprobs_ref(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from thyme.kernels import linear_tiles, sample, token_logprobs
+from thyme.kernels import linear_tiles, sample_blocks, token_logprobs
 from thyme.kernels.checks import check_range, values_visible
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.linear_logprob import linear_logprob_triton
@@ -28,7 +28,7 @@ class Unlaunched:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: list[ModuleType] = [linear_tiles, sample, token_logprobs]
+    modules: list[ModuleType] = [linear_tiles, sample_blocks, token_logprobs]
     for module in modules:
         for name in vars(module).copy():
             if name.endswith("_kernel"):

@@ -165,7 +165,7 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample", "swiglu", "token_logprobs"}
+    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thyme.kernels import sample as module
+from thyme.kernels import sample as sample_module
+from thyme.kernels import sample_blocks
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref, grpo_loss_triton
 from thyme.kernels.sample import SampleOutput, sample, sample_ref, sample_triton, uniform
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
@@ -116,7 +117,7 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """tile(rows, block): what a program takes; a program costs the interpreter the same, however many rows it has."""
 
     def tile(rows: int, block: int) -> None:
-        monkeypatch.setattr(module, "_launch_config", lambda _: {"ROWS": rows, "BLOCK": block, "num_warps": 8})
+        monkeypatch.setattr(sample_blocks, "_launch_config", lambda _: {"ROWS": rows, "BLOCK": block, "num_warps": 8})
 
     return tile
 
@@ -226,7 +227,7 @@ def test_the_candidates_are_few(monkeypatch: pytest.MonkeyPatch, tile: Callable[
     """Of rows as a model makes them: all ids of top_k and their bin, for top_p two bins; none for min_p."""
     tile(1, 1024)
     counted = []
-    launch = module._draw_kernel
+    launch = sample_blocks._draw_kernel
 
     class Spy:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
@@ -236,7 +237,7 @@ def test_the_candidates_are_few(monkeypatch: pytest.MonkeyPatch, tile: Callable[
 
             return run
 
-    monkeypatch.setattr(module, "_draw_kernel", Spy())
+    monkeypatch.setattr(sample_blocks, "_draw_kernel", Spy())
     logits = (torch.randn(1, 5000) * 3).bfloat16()
     args = (logits, torch.ones(1), torch.arange(1), torch.arange(1))
     for limits, most in (({"top_k": 50}, 70), ({"top_p": 0.9}, 200), ({"min_p": 0.1}, 0)):
@@ -338,7 +339,7 @@ def test_inverse_cdf_steps(run: Run) -> None:
 @triton.jit
 def _uniform_of(seed_ptr, position_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.arange(0, BLOCK)
-    tl.store(out_ptr + at, module._uniform_kernel(tl.load(seed_ptr + at), tl.load(position_ptr + at)))
+    tl.store(out_ptr + at, sample_blocks._uniform_kernel(tl.load(seed_ptr + at), tl.load(position_ptr + at)))
 
 
 def test_uniform_is_the_same_bits_in_triton() -> None:
@@ -418,7 +419,7 @@ def test_the_reference_takes_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     more = {"top_p": torch.linspace(0.2, 1.0, 11), "vocab_size": 290, "banned_ids": (5, 77)}
     whole = call(sample_ref, args, **more)
     for at_once in (1, 290 * 2, 290 * 5):  # one row, two with one left over, five with one left over
-        monkeypatch.setattr(module, "_CPU_ELEMENTS", at_once)
+        monkeypatch.setattr(sample_module, "_CPU_ELEMENTS", at_once)
         for figure, again in zip(whole, call(sample_ref, args, **more), strict=True):
             assert torch.equal(figure, again)
 
@@ -539,6 +540,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"temperature": torch.tensor([1.0, -0.5, 1.0])}, r"temperature must be in \[0.0, .* got -0.5"),
     "nan": ({"temperature": torch.tensor([1.0, torch.nan, 1.0])}, "temperature must be .* got nan"),
     "infinite": ({"temperature": torch.tensor([1.0, torch.inf, 1.0])}, "temperature must be .* got inf"),
+    "no columns": ({"logits": torch.zeros(3, 0)}, r"vocab_size must be in \[1, 0\] \(the columns of logits\), got 0"),
     "vocab_size": ({"vocab_size": 9}, r"vocab_size must be in \[1, 8\].* got 9"),
     "banned": ({"banned_ids": (1, 8)}, r"banned_ids must be in \[0, 7\], got 8"),
     "banned tensor": ({"banned_ids": torch.tensor([-1])}, r"banned_ids must be in \[0, 7\], got -1"),

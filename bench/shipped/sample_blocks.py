@@ -1,4 +1,4 @@
-"""What is compiled of kernels/sample.py: Qwen2.5-VL's vocabulary in bfloat16, with truncation and without.
+"""What is compiled of kernels/sample_blocks.py: Qwen2.5-VL's vocabulary in bfloat16, with truncation and without.
 
 Rare: float32, and a vocabulary so small that a program takes several rows.
 """
@@ -6,7 +6,7 @@ Rare: float32, and a vocabulary so small that a program takes several rows.
 from collections.abc import Iterator
 from typing import Any
 
-from thyme.kernels import sample
+from thyme.kernels import sample_blocks
 
 VOCAB, SMALL_VOCAB = 152_064, 163
 WIDE_LOAD = r"ld\.global\S*\.v[24]"
@@ -20,10 +20,10 @@ FIGURES = "logprob_ptr:*fp32 logprob_raw_ptr:*fp32 entropy_ptr:*fp32 kept_mass_p
 
 def configurations() -> Iterator[dict[str, Any]]:
     for dtype, vocab in (("bf16", VOCAB), ("fp32", VOCAB), ("bf16", SMALL_VOCAB)):
-        tile = sample._launch_config(vocab)
+        tile = sample_blocks._launch_config(vocab)
         row = ROW.format(dtype)
         blocks = {"BLOCKS": 1 if tile["ROWS"] > 1 else 64}
-        bins = sample._BINS if vocab == VOCAB else 1
+        bins = sample_blocks._BINS if vocab == VOCAB else 1
         rare = (dtype, vocab) != ("bf16", VOCAB)
         aligned = "stride vocab_size" if vocab == VOCAB else ""
         common = {"aligned": aligned, "options": tile, "rare": rare}
