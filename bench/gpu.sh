@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="${PACKAGES:-}${PACKAGES:+:}$PWD${PYTHONPATH:+:$PYTHONPATH}"
 unset TRITON_INTERPRET
 failed=0
-rm -f "$OUT"/bench-*.json
+rm -f "$OUT"/bench-*
 : > "$OUT/summary.txt"
 
 say() { echo "$1" | tee -a "$OUT/summary.txt"; }

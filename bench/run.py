@@ -41,7 +41,7 @@ def stamp(run: dict[str, Any]) -> str:
 
 def commit(run: dict[str, Any]) -> str:
     found = run["commit_info"]
-    return found["id"][:7] + "-dirty" * bool(found["dirty"])
+    return found["id"][:12] + "-dirty" * bool(found["dirty"])
 
 
 def table(results: list[Row]) -> list[str]:

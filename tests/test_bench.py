@@ -119,12 +119,14 @@ def test_the_table_and_the_figures_worth_keeping(
     machine = {"device": "NVIDIA H200", "versions": {"torch": "2.11.0"}, "cpu": {"brand_raw": "a CPU"}}
     path = tmp_path / "bench.json"
     path.write_text(
-        json.dumps({"benchmarks": rows, "machine_info": machine, "commit_info": {"id": "0123456789", "dirty": True}})
+        json.dumps(
+            {"benchmarks": rows, "machine_info": machine, "commit_info": {"id": "0123456789abcdef", "dirty": True}}
+        )
     )
     monkeypatch.setattr("sys.argv", ["run.py", "--print", str(path), "--baseline", str(tmp_path)])
     assert run.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "NVIDIA H200 (a CPU); torch 2.11.0; commit 0123456-dirty"
+    assert lines[0] == "NVIDIA H200 (a CPU); torch 2.11.0; commit 0123456789ab-dirty"
     at = lines.index("t")
     assert lines.index("engine") > at
     assert lines[at + 1] == "  a perfect kernel: copy 8 ms"
