@@ -26,7 +26,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         bins = sample_blocks._BINS if vocab == VOCAB else 1
         rare = (dtype, vocab) != ("bf16", VOCAB)
         aligned = "stride vocab_size" if vocab == VOCAB else ""
-        common = {"aligned": aligned, "options": tile, "rare": rare}
+        common = {"op": "sample", "aligned": aligned, "options": tile, "rare": rare}
         wide = (WIDE_LOAD,) if vocab == VOCAB else ()
         for truncates in (False, True):
             what = f"{dtype}, {vocab} ids, banned ids{', truncation' * truncates}"
@@ -61,6 +61,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         }
         if dtype == "bf16":
             yield {
+                "op": "sample",
                 "kernel": "_bounds_kernel",
                 "what": f"{vocab} ids",
                 "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
