@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, picture
+from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, picture, server_of
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, Status
 
 ROOT = Path(__file__).parents[2]
@@ -389,18 +389,11 @@ def test_neighbours_of_a_hang_are_served(sandbox: Sandbox, image: Image.Image) -
 # --- the fork-server -------------------------------------------------------------------------------------------------
 
 
-def _server_pid(sandbox: Sandbox) -> int:
-    """The fork-server proper: the only child of the process that waits for it, or that process itself."""
-    outer = sandbox._client.server.process.pid
-    inner = children_of(outer)
-    return min(inner) if inner else outer
-
-
 def test_killed_server_is_replaced(image: Image.Image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         with sandbox.session(image) as session:
             session.run("x = 1")
-            os.kill(_server_pid(sandbox), signal.SIGKILL)
+            os.kill(server_of(sandbox), signal.SIGKILL)
             assert eventually(lambda: sandbox._client.restarts == 1)
             result = session.run("print('x' in globals())")
             assert (result.stdout, result.restarted) == ("False\n", True)
@@ -409,7 +402,7 @@ def test_killed_server_is_replaced(image: Image.Image) -> None:
 
 def test_killed_server_while_code_runs(image: Image.Image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
-        threading.Timer(0.3, lambda: os.kill(_server_pid(sandbox), signal.SIGKILL)).start()
+        threading.Timer(0.3, lambda: os.kill(server_of(sandbox), signal.SIGKILL)).start()
         result = sandbox.run("import time; time.sleep(8)")
         assert result.status is Status.CRASHED
         check_crop(sandbox, image)
@@ -419,7 +412,7 @@ def test_stopped_server_is_replaced(image: Image.Image, monkeypatch: pytest.Monk
     monkeypatch.setattr("thyme.sandbox.client._FORK_S", 0.5)
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         sandbox.run("1")
-        os.kill(_server_pid(sandbox), signal.SIGSTOP)
+        os.kill(server_of(sandbox), signal.SIGSTOP)
         assert sandbox.run("print(1)").stdout == "1\n"  # queued again, nothing lost
         assert sandbox._client.restarts == 1
         check_crop(sandbox, image)
