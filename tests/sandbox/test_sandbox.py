@@ -89,6 +89,18 @@ def test_what_a_timeout_burned_is_reported(hasty: Sandbox) -> None:
     assert busy.cpu_s > 5 * asleep.cpu_s, (busy, asleep)
 
 
+def test_cpu_time_is_limited_over_the_session(sandbox: Sandbox) -> None:
+    """Twenty rounds' worth; lowered here from inside, to see it reached."""
+    with sandbox.session() as session:
+        seen = session.run("import resource\nprint(resource.getrlimit(resource.RLIMIT_CPU))")
+        assert seen.stdout == "(420, 421)\n", seen
+        spent = session.run("resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass")
+        assert spent.status is Status.TIMEOUT and spent.error is not None, spent
+        assert spent.error.message == "the session used up its CPU time"
+        after = session.run("print(1)")
+        assert (after.status, after.restarted) == (Status.OK, True)
+
+
 @pytest.mark.parametrize(
     "code",
     [
