@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -371,14 +372,17 @@ def test_cancelled_await_kills_the_snippet(sandbox: Sandbox, image: Image.Image)
     async def scenario() -> None:
         with sandbox.session(image) as session:
             await session.arun("x = 1")
-            pid = session._child.pidfd
+            child = session._child
+            assert eventually(lambda: child.pidfd is not None)  # may come after the child's first result
+            process = os.dup(child.pidfd)
             task = asyncio.ensure_future(session.arun("while True: pass"))
             await asyncio.sleep(0.1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert session._child is None
-            assert pid is not None
+            assert select.select([process], [], [], 10)[0], "the process has not ended"
+            os.close(process)
             after = await session.arun("print('x' in globals())")
             assert (after.stdout, after.restarted) == ("False\n", True)
 
