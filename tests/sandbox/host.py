@@ -53,6 +53,19 @@ def snippets_of(pid: int) -> set[int]:
     return found
 
 
+def server_of(sandbox: Sandbox) -> int:
+    """The process that forks: in a pid namespace, the only child of the one that waits for it outside."""
+    outer = sandbox._client.server.process.pid
+    if not any(layer.name == "pid namespace" and layer.ok for layer in sandbox.layers()):
+        return outer
+    return int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
+
+
+def resident_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
 def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.sandbox.attacks import ATTACKS, Attack
-from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors, snippets_of
+from tests.sandbox.host import (
+    Host,
+    check_crop,
+    children_of,
+    eventually,
+    open_descriptors,
+    resident_kib,
+    server_of,
+    snippets_of,
+)
 from thyme.sandbox import Sandbox
 
 _IDS = [f"{a.category}: {a.name}" for a in ATTACKS]
@@ -17,7 +27,8 @@ _IDS = [f"{a.category}: {a.name}" for a in ATTACKS]
 def assault(sandbox: Sandbox, attack: Attack, host: Host, image, *, crop: bool = True) -> None:
     """Runs one attack and checks, from the host's side, that nothing came of it."""
     host_before, image_before = host.facts(), image.tobytes()
-    descriptors = open_descriptors()
+    forks = server_of(sandbox)
+    descriptors, threads, memory = open_descriptors(), threading.active_count(), resident_kib(forks)
     code = host.fill(attack.code)
     result = sandbox.run(code, image, "/data/photo.jpg")
     assert result.status.name in attack.expected_under(result.isolation), result
@@ -31,7 +42,8 @@ def assault(sandbox: Sandbox, attack: Attack, host: Host, image, *, crop: bool =
     assert image.tobytes() == image_before
     server = {sandbox._client.server.process.pid}
     assert eventually(lambda: len(snippets_of(os.getpid()) & (server | children_of(next(iter(server))))) <= 2)
-    assert eventually(lambda: open_descriptors() <= descriptors)
+    assert eventually(lambda: open_descriptors() <= descriptors and threading.active_count() <= threads)
+    assert resident_kib(forks) < memory + 4096
     if crop:
         check_crop(sandbox, image)
 

@@ -17,19 +17,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors
+from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, server_of
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, Status
 
 ROOT = Path(__file__).parents[2]
 CONFIG = SandboxConfig(workers=2, memory_mib=256, timeout_s=1.0)
 ANSWERED = (Status.OK, Status.REFUSED, Status.CRASHED)
-
-
-def server_of(sandbox: Sandbox) -> int:
-    """The process that forks: the only child of the one that waits for it, or that itself."""
-    outer = sandbox._client.server.process.pid
-    below = [int(pid) for pid in Path(f"/proc/{outer}/task/{outer}/children").read_text().split()]
-    return below[0] if below else outer
 
 
 @contextmanager
@@ -173,7 +166,7 @@ def test_a_server_killed_again_and_again(image: Image.Image) -> None:
             while not over.wait(0.5):
                 try:
                     os.kill(server_of(sandbox), signal.SIGKILL)
-                except (OSError, AttributeError):  # it is being replaced
+                except (OSError, ValueError, AttributeError):  # it is being replaced
                     continue
 
         killer = threading.Thread(target=kill)

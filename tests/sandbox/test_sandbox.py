@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, picture
+from tests.sandbox.host import check_crop, children_of, eventually, open_descriptors, picture, server_of
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, Status
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,18 @@ def test_what_a_timeout_burned_is_reported(hasty: Sandbox) -> None:
     busy, asleep = hasty.run("while True: pass"), hasty.run("import time; time.sleep(9)")
     assert busy.status is asleep.status is Status.TIMEOUT
     assert busy.cpu_s > 5 * asleep.cpu_s, (busy, asleep)
+
+
+def test_cpu_time_is_limited_over_the_session(sandbox: Sandbox) -> None:
+    """Twenty rounds' worth; lowered here from inside, to see it reached."""
+    with sandbox.session() as session:
+        seen = session.run("import resource\nprint(resource.getrlimit(resource.RLIMIT_CPU))")
+        assert seen.stdout == "(420, 421)\n", seen
+        spent = session.run("resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass")
+        assert spent.status is Status.TIMEOUT and spent.error is not None, spent
+        assert spent.error.message == "the session used up its CPU time"
+        after = session.run("print(1)")
+        assert (after.status, after.restarted) == (Status.OK, True)
 
 
 @pytest.mark.parametrize(
@@ -359,14 +372,17 @@ def test_cancelled_await_kills_the_snippet(sandbox: Sandbox, image: Image.Image)
     async def scenario() -> None:
         with sandbox.session(image) as session:
             await session.arun("x = 1")
-            pid = session._child.pidfd
+            child = session._child
+            assert eventually(lambda: child.pidfd is not None)  # may come after the child's first result
+            process = os.dup(child.pidfd)
             task = asyncio.ensure_future(session.arun("while True: pass"))
             await asyncio.sleep(0.1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert session._child is None
-            assert pid is not None
+            assert select.select([process], [], [], 10)[0], "the process has not ended"
+            os.close(process)
             after = await session.arun("print('x' in globals())")
             assert (after.stdout, after.restarted) == ("False\n", True)
 
@@ -389,18 +405,11 @@ def test_neighbours_of_a_hang_are_served(sandbox: Sandbox, image: Image.Image) -
 # --- the fork-server -------------------------------------------------------------------------------------------------
 
 
-def _server_pid(sandbox: Sandbox) -> int:
-    """The fork-server proper: the only child of the process that waits for it, or that process itself."""
-    outer = sandbox._client.server.process.pid
-    inner = children_of(outer)
-    return min(inner) if inner else outer
-
-
 def test_killed_server_is_replaced(image: Image.Image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         with sandbox.session(image) as session:
             session.run("x = 1")
-            os.kill(_server_pid(sandbox), signal.SIGKILL)
+            os.kill(server_of(sandbox), signal.SIGKILL)
             assert eventually(lambda: sandbox._client.restarts == 1)
             result = session.run("print('x' in globals())")
             assert (result.stdout, result.restarted) == ("False\n", True)
@@ -409,7 +418,7 @@ def test_killed_server_is_replaced(image: Image.Image) -> None:
 
 def test_killed_server_while_code_runs(image: Image.Image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
-        threading.Timer(0.3, lambda: os.kill(_server_pid(sandbox), signal.SIGKILL)).start()
+        threading.Timer(0.3, lambda: os.kill(server_of(sandbox), signal.SIGKILL)).start()
         result = sandbox.run("import time; time.sleep(8)")
         assert result.status is Status.CRASHED
         check_crop(sandbox, image)
@@ -419,7 +428,7 @@ def test_stopped_server_is_replaced(image: Image.Image, monkeypatch: pytest.Monk
     monkeypatch.setattr("thyme.sandbox.client._FORK_S", 0.5)
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         sandbox.run("1")
-        os.kill(_server_pid(sandbox), signal.SIGSTOP)
+        os.kill(server_of(sandbox), signal.SIGSTOP)
         assert sandbox.run("print(1)").stdout == "1\n"  # queued again, nothing lost
         assert sandbox._client.restarts == 1
         check_crop(sandbox, image)

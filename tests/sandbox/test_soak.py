@@ -6,13 +6,20 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.host import Host, check_crop, children_of, eventually, open_descriptors, snippets_of
+from tests.sandbox.host import (
+    Host,
+    check_crop,
+    eventually,
+    open_descriptors,
+    resident_kib,
+    server_of,
+    snippets_of,
+)
 from thyme.sandbox import Sandbox, SandboxConfig, Status
 
 pytestmark = pytest.mark.soak
@@ -23,20 +30,14 @@ _QUICK = [
 ]
 
 
-def _resident_kib(pid: int) -> int:
-    return int(
-        next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS")).split()[1]
-    )
-
-
 def test_five_thousand_snippets(host: Host, image) -> None:
     """5,000 snippets, a tenth of them attacks, 32 callers: nothing wrong, nothing grown, nobody left."""
     pixels = np.asarray(image)
     before = host.facts()
     with Sandbox(SandboxConfig(workers=4, memory_mib=512, timeout_s=30.0)) as sandbox:
         check_crop(sandbox, image)
-        server = min(children_of(sandbox._client.server.process.pid) or {sandbox._client.server.process.pid})
-        descriptors, threads, memory = open_descriptors(), threading.active_count(), _resident_kib(server)
+        server = server_of(sandbox)
+        descriptors, threads, memory = open_descriptors(), threading.active_count(), resident_kib(server)
 
         def one(number: int) -> str:
             draw = random.Random(number)
@@ -61,7 +62,7 @@ def test_five_thousand_snippets(host: Host, image) -> None:
         assert eventually(lambda: not sandbox._client.children)
         assert eventually(lambda: open_descriptors() <= descriptors)
         assert eventually(lambda: threading.active_count() <= threads)
-        assert _resident_kib(server) < memory + 8192
+        assert resident_kib(server) < memory + 8192
         assert eventually(lambda: len(snippets_of(sandbox._client.server.process.pid)) <= 1)
         left = sandbox.run("import os\nprint(sum(len(f) for _, _, f in os.walk('/mnt/data')))")
         assert left.stdout == "0\n"

@@ -21,7 +21,7 @@ from tests.sandbox.host import check_crop, children_of, eventually, picture, sni
 from thyme.sandbox import Sandbox, SandboxConfig, Status, child
 
 
-def server_of(sandbox: Sandbox) -> int:
+def started_by(sandbox: Sandbox) -> int:
     return sandbox._client.server.process.pid
 
 
@@ -35,7 +35,7 @@ def facts(pid: int) -> dict[str, str]:
 
 def parked(sandbox: Sandbox) -> list[int]:
     """Ids of children that have got ready and sleep."""
-    waiting = children_of(server_of(sandbox)) - snippets_of(server_of(sandbox))
+    waiting = children_of(started_by(sandbox)) - snippets_of(started_by(sandbox))
     return [pid for pid in waiting if facts(pid).get("State", "").startswith("S")]
 
 
@@ -61,7 +61,7 @@ def test_the_parked_child_serves_the_next_session_and_no_other(own: Sandbox) -> 
     first = the_parked(own)
     with own.session() as session:
         inside = session.run("import os; x = 1; print(os.getpid())").stdout
-        assert first in snippets_of(server_of(own))
+        assert first in snippets_of(started_by(own))
         assert session.run("print(os.getpid(), x)").stdout == f"{inside.strip()} 1\n"
         second = the_parked(own)
         assert second != first
@@ -147,7 +147,7 @@ def test_from_inside_it_looks_like_one_forked_for_its_order(own: Sandbox, unpark
     image, ready = picture(30, 20), the_parked(own)
     with own.session(image, "photo.png", seed=seed) as session:
         early = session.run(_EVERYTHING)
-        assert ready in snippets_of(server_of(own))
+        assert ready in snippets_of(started_by(own))
     on_demand = unparked.run(_EVERYTHING, image, "photo.png", seed=seed)
     assert early.status is Status.OK, early
     # The limit of the address space is relative to what the fork-server maps.
@@ -158,7 +158,7 @@ def test_from_inside_it_looks_like_one_forked_for_its_order(own: Sandbox, unpark
 
 def test_off_means_off(unparked: Sandbox) -> None:
     assert unparked.run("print(1)").stdout == "1\n"
-    assert not eventually(lambda: children_of(server_of(unparked)) - snippets_of(server_of(unparked)), 0.3)
+    assert not eventually(lambda: children_of(started_by(unparked)) - snippets_of(started_by(unparked)), 0.3)
 
 
 @pytest.mark.parametrize("mode", ["full", "plain"])
@@ -172,14 +172,14 @@ def test_without_it_the_next_snippet_is_served(mode: str, image) -> None:
         check_crop(sandbox, image)
         assert the_parked(sandbox) != ready  # but again after an order
         assert sandbox._client.restarts == 0
-        family = children_of(server_of(sandbox))
+        family = children_of(started_by(sandbox))
     assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
 
 
 @pytest.mark.parametrize("off", [frozenset(), frozenset({"namespaces"})], ids=["full", "plain"])
 def test_it_ends_with_the_fork_server(off: frozenset[str], image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
-        ready, outer = the_parked(sandbox), server_of(sandbox)
+        ready, outer = the_parked(sandbox), started_by(sandbox)
         servers = [pid for pid in (outer, *snippets_of(outer)) if facts(pid)["Name"] == "thyme-zygote"]
         os.kill(max(servers), signal.SIGKILL)  # the one that forks: the other waits for it
         assert eventually(lambda: not Path(f"/proc/{ready}").exists())
@@ -195,7 +195,7 @@ def test_a_killed_fork_server_leaves_no_files_to_the_next() -> None:
             for session in (one, other):
                 assert session.run("open('/mnt/data/left', 'w').close()").status is Status.OK
             the_parked(sandbox)
-            os.kill(server_of(sandbox), signal.SIGKILL)
+            os.kill(started_by(sandbox), signal.SIGKILL)
             assert eventually(lambda: sandbox._client.restarts == 1)
             with sandbox.session() as third:
                 seen = [s.run("print(sorted(os.listdir('/mnt/data')), os.listdir('.'))") for s in (one, other, third)]

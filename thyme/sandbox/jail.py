@@ -21,7 +21,7 @@ from thyme.sandbox import syscalls
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_void_p] * 5)  # numbers and addresses alike
-_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 4)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 # These three have one number on every processor.
@@ -72,7 +72,7 @@ def _syscall(what: str, number: int, a: _Argument = None, b: _Argument = None, c
     return _check(_libc.syscall(number, a, b, c, d, None), what)
 
 
-def _prctl(what: str, option: int, value: int = 0, more: int = 0) -> None:
+def _prctl(what: str, option: int, value: int | bytes = 0, more: int = 0) -> None:
     _check(_libc.prctl(option, value, more, 0, 0), what)
 
 
@@ -178,8 +178,7 @@ def die_with_parent() -> None:
 
 def set_name(name: str) -> None:
     """What `ps` and `top` show of the calling process: at most 15 characters."""
-    text = ctypes.create_string_buffer(name.encode())
-    _prctl("name", _PR_SET_NAME, ctypes.addressof(text))
+    _prctl("name", _PR_SET_NAME, name.encode())
 
 
 def not_dumpable() -> None:
