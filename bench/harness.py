@@ -112,8 +112,8 @@ def absent(**packages: str) -> dict[str, str]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile for one shape and as if it were the first: left to itself it compiles the second for all sizes, which
-    is slower, and gives up after the eighth."""
+    """torch.compile for one shape, as if it were the first: left to itself it compiles the second one for all sizes,
+    which is slower, and gives up after the eighth."""
     torch.compiler.reset()
     return torch.compile(function, dynamic=False)
 
