@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref
@@ -99,7 +99,7 @@ def liger_loss(case: Problem) -> Callable[[], Tensor]:
 
 LOSSES: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "torch": partial(torch_loss, plain),
-    "torch.compile": lambda case: torch_loss(torch.compile(plain), case),
+    "torch.compile": lambda case: torch_loss(compiled(plain), case),
     "reference": partial(our_loss, grpo_loss_ref),
     "ours": partial(our_loss, grpo_loss),
     "liger": liger_loss,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group
+from harness import DEVICE, GPU, Group, compiled
 from torch import Tensor
 
 from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref
@@ -92,7 +92,7 @@ def fused_group(shape: Shape) -> Group:
     args = caches(tokens, keys, dim, dtype)
 
     def build(name: str) -> Callable[[], None]:
-        run = torch.compile(FUSED[name]) if name == "torch.compile" else FUSED[name]
+        run = compiled(FUSED[name]) if name == "torch.compile" else FUSED[name]
         return partial(_call, run, qkv, *tables, *args, bias=bias)
 
     return Group(

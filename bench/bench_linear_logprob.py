@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
@@ -153,7 +153,7 @@ def liger_loss(case: Problem) -> Callable[[], Tensor]:
 Make = Callable[[Problem], Callable[[], Tensor]]
 LOGPROBS: dict[str, Make] = {
     "torch": partial(torch_logprobs, plain),
-    "torch.compile": lambda case: torch_logprobs(torch.compile(plain), case),
+    "torch.compile": lambda case: torch_logprobs(compiled(plain), case),
     "ours, recompute": partial(our_logprobs, "recompute"),
     "ours, exp tiles": partial(our_logprobs, "exp_tiles"),
     "liger": liger_logprobs,
@@ -162,7 +162,7 @@ LOGPROBS: dict[str, Make] = {
 }
 LOSSES: dict[str, Make] = {
     "torch": partial(torch_loss, plain_loss),
-    "torch.compile": lambda case: torch_loss(torch.compile(plain_loss), case),
+    "torch.compile": lambda case: torch_loss(compiled(plain_loss), case),
     "ours, recompute": partial(our_loss, "recompute"),
     "ours, exp tiles": partial(our_loss, "exp_tiles"),
     "liger": liger_loss,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.mrope import mrope, mrope_ref, mrope_tables
@@ -39,7 +39,7 @@ def call(
     frequencies = 1e6 ** -(torch.arange(half, device=heads.device) / half)
     if name != "liger":
         tables = mrope_tables(positions, frequencies, sections)
-        run = torch.compile(plain) if name == "torch.compile" else OPS.get(name, plain)
+        run = compiled(plain) if name == "torch.compile" else OPS.get(name, plain)
         return [heads], lambda x: run(x, *tables)
     from liger_kernel.ops.qwen2vl_mrope import LigerQwen2VLMRopeFunction
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.attention_backend import flash_paged_attention
@@ -125,8 +125,8 @@ def with_torch(case: Problem) -> Callable[[], Tensor]:
     return partial(gathered, *case.args, scale=case.more["scale"], visible=None if visible.all() else visible)
 
 
-def compiled(case: Problem) -> Callable[[], Tensor]:
-    return partial(torch.compile(paged_attention_ref), *case.args, **case.more)
+def with_torch_compile(case: Problem) -> Callable[[], Tensor]:
+    return partial(compiled(paged_attention_ref), *case.args, **case.more)
 
 
 def ours(case: Problem) -> Callable[[], Tensor]:
@@ -173,7 +173,7 @@ def with_flash_attn_3(case: Problem) -> Callable[[], Tensor]:
 
 RUNS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "torch": with_torch,
-    "torch.compile": compiled,
+    "torch.compile": with_torch_compile,
     "reference": lambda case: partial(paged_attention_ref, *case.args, **case.more),
     "ours": ours,  # on a CPU in C++
     "flash-attn": lambda case: partial(flash_paged_attention, *case.args, **case.more),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.rmsnorm import add_rmsnorm, add_rmsnorm_ref, rmsnorm, rmsnorm_ref
@@ -69,7 +69,7 @@ def flashinfer_add() -> Run:
 
 ALONE: dict[str, Callable[[], Run]] = {
     "torch": lambda: plain,
-    "torch.compile": lambda: torch.compile(plain),
+    "torch.compile": lambda: compiled(plain),
     "reference": lambda: lambda x, weight: rmsnorm_ref(x, weight, EPS),
     "ours": lambda: lambda x, weight: rmsnorm(x, weight, EPS),  # on a CPU the reference
     "liger": liger,
@@ -78,7 +78,7 @@ ALONE: dict[str, Callable[[], Run]] = {
 }
 ADDED: dict[str, Callable[[], Run]] = {
     "torch": lambda: plain_add,
-    "torch.compile": lambda: torch.compile(plain_add),
+    "torch.compile": lambda: compiled(plain_add),
     "reference": lambda: lambda *tensors: add_rmsnorm_ref(*tensors, EPS),
     "ours": lambda: lambda *tensors: add_rmsnorm(*tensors, EPS),
     "liger": liger_add,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.sample import sample, sample_ref
@@ -60,7 +60,7 @@ def call(name: str, kind: str, logits: Tensor, temperature: Tensor, limits: dict
         draw = getattr(flashinfer.sampling, FLASHINFER[kind])
         return lambda: draw(flashinfer.sampling.softmax(logits, temperature=temperature), *limits.values())
     if name.startswith("torch"):
-        run = torch.compile(plain) if name == "torch.compile" else plain
+        run = compiled(plain) if name == "torch.compile" else plain
         return lambda: run(logits, temperature, **limits)
     index = torch.arange(len(logits), device=logits.device)
     ours = sample if name == "ours" else sample_ref
@@ -98,8 +98,8 @@ def cases() -> list[Any]:
 
 def names_for(shape: Shape, kind: str) -> list[str]:
     """torch.compile where it takes least of the time: each kind and size is compiled anew."""
-    compiled = ["torch.compile"] * (not GPU or shape[0] == 256 or not kind)
-    return contenders("torch", *compiled, "reference", "ours", **PEERS)
+    worthwhile = ["torch.compile"] * (not GPU or shape[0] == 256 or not kind)
+    return contenders("torch", *worthwhile, "reference", "ours", **PEERS)
 
 
 @pytest.mark.parametrize(("shape", "kind", "contender"), cases())

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.swiglu import swiglu, swiglu_ref
@@ -41,7 +41,7 @@ def flashinfer() -> Callable[..., Tensor]:
 
 RUNS: dict[str, Callable[[], Callable[..., Tensor]]] = {
     "torch": lambda: plain,
-    "torch.compile": lambda: torch.compile(plain),
+    "torch.compile": lambda: compiled(plain),
     "reference": lambda: swiglu_ref,
     "ours": lambda: swiglu,  # on a CPU the reference
     "liger": liger,

@@ -111,6 +111,13 @@ def absent(**packages: str) -> dict[str, str]:
     return reasons
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile for one shape, as if it were the first: left to itself it compiles the second one for all sizes,
+    which is slower, and gives up after the eighth."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)
+
+
 def measure(group: Group) -> Measured:
     """Times every contender. One of ours that fails raises; a peer that fails, or whoever runs out of the GPU's memory,
     has the reason in its place."""

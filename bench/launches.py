@@ -6,6 +6,7 @@ A launch is described by what Triton compiles for: each argument's type, whether
 warps and stages. What bench/shipped lists is written by hand: this exits with 1 when a launch is not among it.
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -30,12 +31,9 @@ from thyme.kernels import (
     paged_attention,
     rmsnorm,
     sample,
-    sample_blocks,
     swiglu,
     token_logprobs,
 )
-
-MODULES = (kv_cache, linear_tiles, mrope, paged_attention, rmsnorm, sample_blocks, swiglu, token_logprobs)
 
 
 class Recorder:
@@ -82,10 +80,10 @@ def compiled(configuration: gate.Configuration) -> str:
 def record() -> dict[str, Recorder]:
     """Puts a recorder in place of every kernel that is launched, for the rest of the process; by module.kernel."""
     recorders = {}
-    for module in MODULES:
-        name = module.__name__.rpartition(".")[2]
-        for kernel in gate.launched(name):
-            recorders[f"{name}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
+    for path in sorted((gate.ROOT / "kernels").glob("*.py")):
+        module = importlib.import_module(f"thyme.kernels.{path.stem}")
+        for kernel in gate.launched(path.stem):
+            recorders[f"{path.stem}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
             setattr(module, kernel, recorder)
     sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
     linear_tiles._has_tma = lambda hidden: hidden.dtype != torch.float32

@@ -3,8 +3,11 @@ compute what ours do, called as they are when timed."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bench_grpo_loss
@@ -55,6 +58,67 @@ def test_a_peer_that_cannot_run_is_a_line_and_ours_is_an_error() -> None:
     assert measured.timings["ours"].failed is None
     with pytest.raises(ImportError):
         harness.measure(group(lambda name: build("peer"), "ours"))
+
+
+class Event:
+    """A CUDA event of a device that counts its calls: each takes a millisecond."""
+
+    calls = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.calls
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return float(end.at - self.at)
+
+
+@pytest.mark.usefixtures("_ceilings")
+@pytest.mark.parametrize("training", [False, True])
+def test_on_a_gpu_calls_are_captured_where_they_can_be(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync_mode, eager = ["default"], Counter()
+
+    @contextmanager
+    def capture(graph: SimpleNamespace) -> Iterator[None]:
+        before = Event.calls
+        yield
+        graph.replay = lambda: setattr(Event, "calls", Event.calls + 1)
+        assert Event.calls == before + 1
+
+    def build(name: str) -> harness.Run:
+        def call() -> None:
+            Event.calls += 1
+            eager[name] += 1
+            if name == "ours, waits" and sync_mode[-1] == "error":
+                raise RuntimeError("called a synchronizing CUDA operation")
+            if name == "torch, large":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return call
+
+    fakes = {
+        "Event": Event, "CUDAGraph": SimpleNamespace, "graph": capture, "synchronize": lambda: None,
+        "set_sync_debug_mode": sync_mode.append, "memory_allocated": lambda: 0, "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 3 << 20, "empty_cache": lambda: None,
+        "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(harness, "GPU", True)
+    monkeypatch.setattr(harness, "_sweep", lambda seconds: None)
+    names = ("ours", "ours, waits", "torch, large")
+    measured = harness.measure(group(build, *names, training=training))
+    assert measured.timings["torch, large"].failed == "OutOfMemoryError: CUDA out of memory"
+    info = measured.info("ours")
+    assert info["ms"] == info["warm_ms"] == 1
+    assert info["peak_mib"] == 3
+    assert eager["ours, waits"] > info["rounds"]
+    assert (eager["ours"] > info["rounds"]) == training
 
 
 @pytest.mark.usefixtures("_ceilings")
