@@ -28,13 +28,12 @@ INLINE float exponential(float x) {
     const float shifted = x * 1.44269504f + kRound;
     const float whole = shifted - kRound;
     const float part = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts, the first of 9 bits
-    // Taylor series on [-ln 2 / 2, ln 2 / 2]: the first term left out is 5e-9.
-    float y = 1.0f / 5040.0f;
-    y = y * part + 1.0f / 720.0f;
-    y = y * part + 1.0f / 120.0f;
-    y = y * part + 1.0f / 24.0f;
-    y = y * part + 1.0f / 6.0f;
-    y = y * part + 0.5f;
+    // 1 + r + r^2 q(r), q of degree 4 fitted to the relative error on [-ln 2 / 2, ln 2 / 2], which is 3e-9.
+    float y = 1.38146e-3f;
+    y = y * part + 8.36872e-3f;
+    y = y * part + 4.166839e-2f;
+    y = y * part + 1.6666521e-1f;
+    y = y * part + 4.9999993e-1f;
     y = y * part + 1.0f;
     y = y * part + 1.0f;
     uint32_t exponent;
