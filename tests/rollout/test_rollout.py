@@ -90,7 +90,6 @@ class Engine:
         self.params: list[Any] = []
         self.fail_at_step: BaseException | None = None
         self.num_steps = 0
-        self.aborted = threading.Event()
         self.processor = Processor()
 
     def stats(self) -> dict[str, int]:
@@ -145,7 +144,6 @@ class Engine:
 
     def abort(self, s: Sequence) -> None:
         s.state = "gone"
-        self.aborted.set()
 
 
 class Session:
@@ -466,18 +464,25 @@ def test_an_exception_leaves_nothing_behind(error: BaseException) -> None:
     assert [session.killed for session in it.sandbox.sessions] == [True] and nothing_leaked(it)
 
 
-def test_a_session_that_opens_too_late_is_closed_unused() -> None:
+def test_a_session_that_opens_too_late_is_closed_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is being left while a session is still being opened."""
     it = loop(lambda i, r: SOME_CODE if i == 0 else ("z" * 99, "eos", None))
     it.engine.fail_at_step, it.engine.num_steps = RuntimeError("out of memory"), -8
-    opened = it.sandbox.session
+    opened, join = it.sandbox.session, threading.Thread.join
+    opening, left = threading.Event(), threading.Event()
 
     def late(*args: Any, **kwargs: Any) -> Session:
-        assert it.engine.aborted.wait(20)
-        threading.Event().wait(0.1)  # by now the run waits for its executor
+        opening.set()
+        assert left.wait(20)
         return opened(*args, **kwargs)
 
+    def leave(thread: threading.Thread) -> None:  # the executor waits for its thread: it has told it to stop
+        assert opening.wait(20)
+        left.set()
+        join(thread)
+
     it.sandbox.session = late
+    monkeypatch.setattr(threading.Thread, "join", leave)
     with pytest.raises(RuntimeError):
         it.run([question()], 2)
     [session] = it.sandbox.sessions
