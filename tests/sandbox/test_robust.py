@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -78,6 +79,20 @@ def test_out_of_descriptors_at_the_start(tmp_path: Path, monkeypatch: pytest.Mon
         assert open_descriptors() == before
         assert eventually(lambda: children_of(os.getpid()) <= processes)
         assert not list(tmp_path.iterdir())
+
+
+def test_who_answers_can_be_killed(image: Image.Image) -> None:
+    """Also where the answer is read first: a fork-server that is stopped may not be needed for it any more."""
+    with Sandbox(CONFIG) as sandbox, sandbox.session(image) as session:
+        with sandbox._client.lock:  # the reader waits, and this thread is the reader
+            round_ = sandbox._client.submit(session, "print(1)")
+            child = session._child
+            assert child is not None
+            assert select.select([child.socket], [], [], 5.0)[0]
+            sandbox._client.reader._on_child(child)
+            assert child.round is None
+            assert child.pidfd is not None
+        assert round_.future.result(5.0).stdout == "1\n"
 
 
 def test_a_stopped_server_is_not_needed_by_what_runs(image: Image.Image) -> None:

@@ -141,6 +141,12 @@ class Reader:
                 child.round.deadline = time.monotonic() + self.client.config.timeout_s
 
     def _on_child(self, child: ChildProcess) -> None:
+        if child.pidfd is None:
+            # Its birth was told before it got its order, but this event may be older: of a descriptor since closed,
+            # whose number it has.
+            self._on_control()
+            if self.client.children.get(child.id) is not child:
+                return
         try:
             frame = child.socket.recv(FRAME_BYTES)
         except BlockingIOError:

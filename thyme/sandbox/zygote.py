@@ -403,11 +403,11 @@ class Zygote:
             if child.ruleset >= 0 and image_file:
                 self._allow(child.ruleset, image_file)
             more = [child.ruleset] if child.ruleset >= 0 else []
+            # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
+            self._send({"forked": order["fork"]}, [child.pidfd])
             socket.send_fds(child.channel, [message], [*descriptors, *more])
         except OSError as error:
             self._send({"exited": order["fork"], "failed": str(error)})
-        else:
-            self._send({"forked": order["fork"]}, [child.pidfd])
         finally:
             for fd in descriptors:
                 os.close(fd)
