@@ -466,10 +466,15 @@ def test_an_exception_leaves_nothing_behind(error: BaseException) -> None:
 
 def test_a_session_that_opens_too_late_is_closed_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is being left while a session is still being opened."""
-    it = loop(lambda i, r: SOME_CODE if i == 0 else ("z" * 99, "eos", None))
+    opening, left = threading.Event(), threading.Event()
+
+    def script(index: int, round_index: int) -> tuple[str, str, str | None]:
+        assert it.engine.num_steps < 2 or opening.wait(20)
+        return SOME_CODE if index == 0 else ("z" * 99, "eos", None)
+
+    it = loop(script)
     it.engine.fail_at_step, it.engine.num_steps = RuntimeError("out of memory"), -8
     opened, join = it.sandbox.session, threading.Thread.join
-    opening, left = threading.Event(), threading.Event()
 
     def late(*args: Any, **kwargs: Any) -> Session:
         opening.set()
@@ -477,7 +482,6 @@ def test_a_session_that_opens_too_late_is_closed_unused(monkeypatch: pytest.Monk
         return opened(*args, **kwargs)
 
     def leave(thread: threading.Thread) -> None:  # the executor waits for its thread: it has told it to stop
-        assert opening.wait(20)
         left.set()
         join(thread)
 

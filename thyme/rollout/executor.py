@@ -38,7 +38,7 @@ class Executor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._leave)
         self._thread.join()
 
     def run(self, rollout: int, question: Question, seed: int, code: str) -> Future[tuple[SandboxResult, Output]]:
@@ -69,19 +69,22 @@ class Executor:
         if session := self._sessions.pop(rollout, None):
             session.close()
 
+    def _leave(self) -> None:
+        # At once, and not in a task: whatever is about to go on is to find itself cancelled.
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.stop()
+
     def _serve(self) -> None:
         try:
             self._loop.run_forever()
-            self._loop.run_until_complete(_cancel_the_others())
+            self._loop.run_until_complete(_all_others())
         finally:
             for session in self._sessions.values():
                 session.close()
             self._loop.close()
 
 
-async def _cancel_the_others() -> None:
-    """Cancels every task of this loop but the one that does, and waits for their ends."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _all_others() -> None:
+    """Waits for the ends of all tasks of this loop but the one that waits."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
