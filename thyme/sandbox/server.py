@@ -111,6 +111,10 @@ class ForkServer:
 
     def stop(self) -> None:
         """Ends it, and with it every child. Twice is fine."""
+        from thyme.sandbox.zygote import GOODBYE
+
+        with contextlib.suppress(OSError):
+            self.control.send(GOODBYE)
         with contextlib.suppress(OSError):  # close alone would not wake the other end
             self.control.shutdown(socket.SHUT_RDWR)
         self.control.close()

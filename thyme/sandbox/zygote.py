@@ -8,8 +8,8 @@ When it has nothing to do it forks the next child ahead of its order: forking, j
 hundred pages cost more than most snippets. Such a child is parked until an order comes, and serves that one session.
 
 Messages on the control socket (SOCK_SEQPACKET, JSON): the first configures, then {"fork": id, ...} with four
-descriptors (stdout, session socket, pixels, code). Answers: {"hello": ...}, {"forked": id} with a pidfd, and
-{"exited": id, ...}.
+descriptors (stdout, session socket, pixels, code), and last GOODBYE from a client that tidies up itself. Answers:
+{"hello": ...}, {"forked": id} with a pidfd, and {"exited": id, ...}.
 """
 
 # Paths here are the snippet's strings, or descriptors.
@@ -39,11 +39,14 @@ from thyme.sandbox.result import Layer
 from thyme.sandbox.scratch import usage, wipe
 
 MESSAGE_BYTES = 64 * 1024
+GOODBYE = b"{}"
 UID_BASE = 1_900_000_000
 POLL_S = 0.02
 SESSION_CPU_ROUNDS = 20
 _OPEN_FILES = 64
 _FILE_MIB = 16
+_ORPHANED = 3
+"""Exit status of a fork-server whose client ended without a goodbye."""
 _DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 
 
@@ -69,20 +72,21 @@ def main(control_fd: int) -> None:
         # moves everybody in the mount namespace.
         layers += [_enter(name, off) for name in ("cgroup", "mount")]
     zygote = Zygote(control, setup, layers)
+    orphaned = False
     try:
-        zygote.loop()
+        orphaned = zygote.loop()
     finally:
         if not any(layer.name == "pid namespace" and layer.ok for layer in layers):
-            leftovers.clean_up()
-        os._exit(0)
+            leftovers.clean_up(orphaned)
+        os._exit(_ORPHANED if orphaned else 0)
 
 
 def _stand_by(control: socket.socket, inner: int, leftovers: _Leftovers) -> None:
     """What stays outside the pid namespace: waits for the zygote and tidies up after a client that was killed."""
     control.close()
-    _, status = os.waitpid(inner, 0)
-    leftovers.clean_up()
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    code = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
+    leftovers.clean_up(code == _ORPHANED)
+    os._exit(code & 0xFF)
 
 
 class _Leftovers(NamedTuple):
@@ -92,9 +96,10 @@ class _Leftovers(NamedTuple):
     run_dir: Path
     groups: list[Path]
 
-    def clean_up(self) -> None:
-        """A client that lives cleans up itself (and may be about to start the next zygote)."""
-        if os.getppid() == self.client:
+    def clean_up(self, orphaned: bool) -> None:
+        """A client that lives cleans up itself (and may be about to start the next zygote). One that was killed hangs
+        up before it is gone, so its process tells only where the zygote did not hear it."""
+        if not orphaned and os.getppid() == self.client:
             return
         # At the top these would load what `preload` leaves out: compressors, libuuid.
         import shutil
@@ -353,13 +358,20 @@ class Zygote:
 
     def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         data = json.dumps(message).encode()
-        if descriptors:
-            socket.send_fds(self.control, [data], descriptors)
-        else:
-            self.control.send(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: its end of file is next
+            if descriptors:
+                socket.send_fds(self.control, [data], descriptors)
+            else:
+                self.control.send(data)
 
-    def loop(self) -> None:
-        """Serves until the client hangs up."""
+    def _receive(self) -> tuple[bytes, list[int]]:
+        try:
+            return socket.recv_fds(self.control, MESSAGE_BYTES, 4)[:2]
+        except ConnectionResetError:  # it ended without having read all that it was told
+            return b"", []
+
+    def loop(self) -> bool:
+        """Serves until the client hangs up; whether it did so without a goodbye."""
         self.poll.register(self.control, select.POLLIN)
         own = os.getpid()
         while os.getpid() == own:
@@ -371,16 +383,17 @@ class Zygote:
                 self._bury(self.parked)
                 self.parked = None
             if self.control.fileno() in ready:  # last: a new child may get the number of a descriptor closed above
-                message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 4)
-                if not message:
+                message, descriptors = self._receive()
+                if message in (b"", GOODBYE):
                     self._kill_all()
-                    return
+                    return not message
                 self._serve(message, descriptors)
             if self.children and not self.rooted:
                 self._watch_scratch()
             self._wipe_a_little()
             if not events and self._wants_to_park():
                 self._park()
+        return False
 
     def _wants_to_park(self) -> bool:
         # With private mounts the image must be known before the fork.
