@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BINS = 256  # 1/8 wide each: what lies 32 and more below the largest logit is in the last one
+_LEAST_BLOCKS = 64  # to which those of a row are padded, where there is more than one; see `_running_sum`
 _LOW_ZERO_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # of each as a float32
 
 
@@ -423,7 +424,7 @@ def draw_blocks(
     config = _launch_config(vocab_size)
     num_blocks = triton.cdiv(vocab_size, config["BLOCK"])
     grid = triton.cdiv(rows, config["ROWS"])
-    blocks = 1 if config["ROWS"] > 1 else max(64, triton.next_power_of_2(num_blocks))
+    blocks = 1 if config["ROWS"] > 1 else max(_LEAST_BLOCKS, triton.next_power_of_2(num_blocks))
     bins = 0 if cuts is None else _BINS if num_blocks > 1 else 1
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
