@@ -15,6 +15,7 @@ perfect kernel would take, of what this one takes; `binding` names the larger te
 
 import gc
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 
+# torch.compile's worker processes would start up beside what is timed first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 Run = Callable[[], object]
