@@ -373,7 +373,7 @@ def test_cancelled_await_kills_the_snippet(sandbox: Sandbox, image: Image.Image)
         with sandbox.session(image) as session:
             await session.arun("x = 1")
             child = session._child
-            assert eventually(lambda: child.pidfd is not None)  # may come after the child's first result
+            assert child.pidfd is not None
             process = os.dup(child.pidfd)
             task = asyncio.ensure_future(session.arun("while True: pass"))
             await asyncio.sleep(0.1)
