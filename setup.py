@@ -45,28 +45,31 @@ def link_kernels() -> None:
         raise SystemExit(f"setup.py: {files} is missing: unpack the whole archive, or check the repository out again")
     if link.is_symlink() and link.exists() and link.samefile(files):
         return
-    if link.is_symlink() or not link.exists():
-        found = "a link to somewhere else" if link.is_symlink() else "missing"
+    if link.is_symlink():
+        found = f"a link to {link.readlink()}"
+    elif not link.exists():
+        found = "missing"
     elif link.is_file() and link.read_bytes().strip() in (b"../kernels", b""):
         found = "the text of a link"
-    elif link.is_dir() and (changed := _differences(link, files)) == []:
+    elif link.is_dir() and not _differences(link, files):
         found = "a copy"
     else:
-        what = f"a folder that differs from {files} in {', '.join(changed)}" if link.is_dir() else "a file of its own"
-        raise SystemExit(f"setup.py: {link} is {what}: keep what you need in kernels/, remove thyme/kernels, run again")
-    new = link.with_name(".kernels-link")
+        what = f"differs from {files} in {', '.join(_differences(link, files))}" if link.is_dir() else "is no link"
+        raise SystemExit(f"setup.py: {link} {what}: move what you need to kernels/, remove thyme/kernels, run again")
+    new = link.with_name(".kernels-new")
+    new.unlink(missing_ok=True)
     try:
-        new.unlink(missing_ok=True)
         new.symlink_to("../kernels")
+        now = "it is a link to ../kernels again"
     except OSError as error:
-        raise SystemExit(
-            f"setup.py: {link} is {found}, and no link can be made there ({error}): "
-            "unpack into a file system that has symbolic links"
-        ) from None
+        shutil.copytree(files, new)
+        now = f"it is a copy of kernels/ now, as no link can be made here: {error}"
     if link.is_dir() and not link.is_symlink():
         shutil.rmtree(link)
+    else:
+        link.unlink(missing_ok=True)
     new.replace(link)
-    print(f"setup.py: thyme/kernels was {found}; it is a link to ../kernels again")
+    print(f"setup.py: thyme/kernels was {found}; {now}")
 
 
 def _differences(one: Path, other: Path) -> list[str]:
