@@ -227,6 +227,9 @@ def _doctor(args: list[str]) -> None:
 
 
 def _subverb(verb: str, functions: dict[str, Callable[..., Any]], args: list[str]) -> None:
+    if args and args[0] in {"-h", "--help"}:
+        print(f"usage: thyme {verb} {' | '.join(functions)} [arguments]        (thyme {verb} ... --help tells more)")
+        raise SystemExit(0)
     if not args or args[0] not in functions:
         raise UsageError(f"thyme {verb} needs one of: {', '.join(functions)}")
     _call(functions[args[0]], f"{verb} {args[0]}", args[1:])
