@@ -1,4 +1,4 @@
-"""README's map is the territory."""
+"""README's map is the territory, links lead somewhere, and a table of figures says what it was measured with."""
 
 import re
 import subprocess
@@ -31,8 +31,9 @@ def test_every_path_in_the_tree_exists_and_every_source_is_in_it() -> None:
     for path in named:
         assert path in files or path in folders, f"README's tree names {path}, which does not exist"
     covered = {n for n in named if n in folders and n not in {"thyme", "kernels", "csrc", "bench", "."}}
-    for f in files:
-        if f.startswith(("thyme/", "kernels/", "csrc/")) and not f.endswith("__init__.py") and f != "thyme/kernels":
+    for f in files:  # an __init__.py or a py.typed goes with its folder
+        marker = f.endswith(("__init__.py", "/py.typed")) or f == "thyme/kernels"
+        if f.startswith(("thyme/", "kernels/", "csrc/")) and not marker:
             assert f in named or any(f.startswith(c + "/") for c in covered), f"README's tree does not name {f}"
 
 
@@ -41,6 +42,27 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     named = set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test", "soak", "bench"} <= named
     assert named <= targets
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [ROOT / name for name in tracked() if name.endswith(".md")]
+    assert len(documents) >= 3
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
+
+
+def test_figures_say_what_they_were_measured_with() -> None:
+    sections = (ROOT / "docs" / "performance.md").read_text().split("\n## ")[1:]
+    assert sections
+    for section in sections:
+        rows = re.findall(r"^\| (\w+) \| (.+) \|$", section, re.MULTILINE)
+        frame = {name: value for name, value in rows if name in {"machine", "versions", "commit", "command", "figures"}}
+        title = section.splitlines()[0]
+        assert len(frame) == 5, f"docs/performance.md, {title}: the frame has only {sorted(frame)}"
+        assert re.fullmatch("[0-9a-f]{7,40}", frame["commit"]) and "torch" in frame["versions"], title
+        assert re.search(r"medians? of \d+", frame["figures"]), f"{title}: how many measurements?"
 
 
 def test_no_path_of_a_machine_is_tracked() -> None:
