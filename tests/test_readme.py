@@ -3,6 +3,9 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parent.parent
 DESCRIPTION = 37  # the column at which the tree says what a path is
@@ -37,11 +40,28 @@ def test_every_path_in_the_tree_exists_and_every_source_is_in_it() -> None:
             assert f in named or any(f.startswith(c + "/") for c in covered), f"README's tree does not name {f}"
 
 
+def make_targets() -> set[str]:
+    return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
 def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = make_targets()
     named = set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test", "soak", "bench"} <= named
     assert named <= targets
+
+
+def test_hook_and_workflow_run_what_the_makefile_has() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"].split() for repository in hooks for hook in repository["hooks"]]
+    assert [repository["repo"] for repository in hooks] == ["local"] and entries == [["make", "lint"]]
+
+    workflow: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    steps = [step["run"].split() for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    matrix = workflow["jobs"]["make"]["strategy"]["matrix"]
+    assert matrix["command"] == ["test", "demo"], "README's two commands"
+    made = {word for step in steps if step[0] == "make" for word in step[1:2]} - {"${{"} | set(matrix["command"])
+    assert made == {"test", "demo", "soak"} <= make_targets()
 
 
 def test_links_between_documents_lead_somewhere() -> None:
