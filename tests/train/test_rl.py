@@ -23,7 +23,7 @@ from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import RlConfig, SftConfig
 from thyme.train.metrics import Metrics
-from thyme.train.objective import Vocabulary, trained_logprobs
+from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
@@ -98,7 +98,7 @@ def test_training_computes_the_log_probs_that_the_engine_recorded(
     groups = make_loop(taught, sandbox).run(asked, seed=1)
     samples = [rollout_sample(processor, rollout, 1.0) for group in groups for rollout in group]
     packs = [samples, *([sample] for sample in samples)]
-    vocabulary = Vocabulary.of(processor)
+    vocabulary = AllowedIds.of(processor)
     for packed in packs:
         (batch,) = pack(packed, image_token_id=processor.image_token_id)
         assert batch.rollout_logprobs is not None and batch.temperatures is not None

@@ -1,4 +1,4 @@
-"""Every verb as a user runs it, on a checkpoint of the demo and on a Hugging Face folder; and who says how it is run."""
+"""Every verb as a user runs it, on a checkpoint of the demo and on a Hugging Face folder; and whose word counts."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,10 @@ SMALL = (
 )
 ARGUMENTS = {
     "base": ("--base.steps", "1", "--base.max-steps", "1", "--base.batch-size", "2", "--base.gate-captions", "16"),
-    "sft": ("--sft.steps", "1", "--sft.batch-size", "2", "--sft.save-steps", "1", "--anneal.steps", "1", "--anneal.batch-size", "3"),
+    "sft": (
+        *("--sft.steps", "1", "--sft.batch-size", "2", "--sft.save-steps", "1"),
+        *("--anneal.steps", "1", "--anneal.batch-size", "3"),
+    ),
     "rl": (*SMALL, "--rl.steps", "1", "--rl.batch-size", "2"),
     "rollout": (*SMALL, "--count", "2"),
     "eval": (*SMALL, "--eval.num-questions", "3"),
