@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from thyme.data.tiny import tiny_config, tiny_processor
+from thyme.toy.model import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig
 from thyme.model import build
 from thyme.rewards import combine, formatting, result
