@@ -12,10 +12,10 @@ import sys
 import torch
 from PIL import Image
 
-from thyme.toy.model import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.model import Model, Processor, build, load
 from thyme.rollout import Question, build_prompt
+from thyme.toy.model import tiny_config, tiny_processor
 
 QUESTION = "What digit is on the red sign?"
 

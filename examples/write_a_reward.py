@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from thyme.toy.model import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig
 from thyme.model import build
 from thyme.rewards import combine, formatting, result
 from thyme.rollout import Question, Rollout, RolloutConfig, RolloutLoop
 from thyme.sandbox import Sandbox, SandboxConfig
+from thyme.toy.model import tiny_config, tiny_processor
 from thyme.train.advantages import group_advantages
 
 PER_TOKEN = 0.002

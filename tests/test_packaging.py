@@ -3,6 +3,7 @@ environment that has never seen the checkout."""
 
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("csrc/", "docs/", "examples/", "kernels/", "thyme/")
@@ -37,6 +39,11 @@ def run_setup(checkout: Path, *, code: str = "") -> subprocess.CompletedProcess[
     """`python setup.py --version`, after `code`."""
     start = f"import runpy, sys\n{code}\nsys.argv = ['setup.py', '--version']\nrunpy.run_path('setup.py')"
     return subprocess.run([sys.executable, "-c", start], cwd=checkout, capture_output=True, text=True, check=False)
+
+
+def plain_environment() -> dict[str, str]:
+    """Ours without what was told to this Python: a PYTHONPATH to the checkout, say, which pip takes for installed."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "TRITON"))}
 
 
 def build_sdist(checkout: Path) -> Path:
@@ -157,13 +164,12 @@ class Installed(NamedTuple):
     """A folder to run in, far from the checkout."""
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a program of the environment; what the caller's Python was told does not reach it."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "TRITON"))}
+        """Runs a program of the environment."""
         program, *arguments = command
         return subprocess.run(
             [str(self.home / "bin" / program), *arguments],
             cwd=self.work,
-            env={**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+            env={**plain_environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
             capture_output=True,
             text=True,
             check=False,
@@ -184,13 +190,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     shutil.rmtree(folder / "checkout" / "csrc")  # the wheel comes from the archive alone
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, sdist]
-    done = subprocess.run(build, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(build, cwd=folder, env=plain_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
     home, work = folder / "environment", folder / "work"
     venv.create(home, with_pip=False, symlinks=True)
     install = [*pip, "--python", home / "bin" / "python", "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, cwd=folder, check=True)
+    subprocess.run(install, cwd=folder, env=plain_environment(), check=True)
     own = next((home / "lib").glob("python*")) / "site-packages"
     (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
     work.mkdir()
@@ -232,34 +238,39 @@ def test_everything_is_imported_from_the_wheel_and_an_op_runs(installed: Install
 
 @pytest.mark.soak
 def test_every_verb_explains_itself(installed: Installed) -> None:
-    verbs = installed.python("from thyme.cli import VERBS; print(*VERBS)").split()
+    verbs = json.loads(installed.python("import json; from thyme.cli import VERBS; print(json.dumps(list(VERBS)))"))
     shown = installed.run("thyme", "--help")
     assert shown.returncode == 0 and len(verbs) >= 10
     for verb in verbs:
-        assert verb in shown.stdout, f"thyme --help does not name {verb}"
-        done = installed.run("thyme", verb, "--help")
-        assert done.returncode == 0 and "usage: thyme" in done.stdout and not done.stderr, (verb, done)
+        assert set(verb.split()) <= set(re.findall(r"\w+", shown.stdout)), f"thyme --help does not name {verb}"
+        done = installed.run("thyme", *verb.split(), "--help")
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: thyme {verb}") and not done.stderr, (verb, done)
     version = installed.run("thyme", "--version")
     assert version.stdout.strip() in installed.wheel.name
 
 
 @pytest.mark.soak
-def test_the_stages_run_for_one_step_each(installed: Installed) -> None:
-    """`thyme demo` takes minutes; these are its stages, from random weights to an evaluation."""
-    sft, rl = "runs/sft/checkpoints/sft", "runs/rl/checkpoints/rl"
-    short = "--rollout.max-tokens 48 --rollout.prompt-style short"
+def test_the_demo_runs_for_one_step_a_stage_and_its_model_is_used(installed: Installed) -> None:
+    steps = "--base.steps 1 --base.max-steps 1 --sft.steps 1 --anneal.steps 1 --rl.steps 1"
+    sizes = (
+        "--base.batch-size 4 --base.gate-captions 40 --sft.batch-size 2 --anneal.batch-size 3 --rl.batch-size 2 "
+        "--rollout.group-size 2 --rollout.max-tokens 48 --rollout.max-tokens-per-round 24 --eval.num-questions 6"
+    )
+    model = "runs/demo/checkpoints/rl"
+    Image.new("RGB", (252, 252), "firebrick").save(installed.work / "sign.png")
     for command in (
-        "sft --name sft --sft.steps 1 --sft.batch-size 2 --anneal.steps 1 --anneal.batch-size 3",
-        f"rl --name rl --model {sft} --rl.steps 1 --rl.batch-size 2 --rollout.group-size 2 {short}",
-        f"eval --name eval --model {rl} --eval.num-questions 4 {short}",
+        ["demo", *steps.split(), *sizes.split()],
+        ["eval", "--name", "eval", "--model", model, *sizes.split()[-8:]],
+        ["ask", model, "sign.png", "What digit is it?"],
     ):
-        done = installed.run("thyme", *command.split(), "--threads", "1")
+        done = installed.run("thyme", *command)
         assert done.returncode == 0 and "Traceback" not in done.stderr, (command, done.stdout, done.stderr)
-    (row,) = (installed.work / "runs" / "rl" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(row)["step"] is not None
+    run = installed.work / "runs" / "demo"
+    stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"base", "sft", "anneal", "rl"} <= set(stages) and stages.count("rl") == 1
+    assert json.loads((run / "summary.json").read_text()) and (run / "curve.png").stat().st_size > 0
     assert json.loads((installed.work / "runs" / "eval" / "eval.json").read_text())
-    for checkpoint in (sft, rl):
-        assert (installed.work / checkpoint / "model.safetensors").stat().st_size > 1 << 20
+    assert (installed.work / model / "model.safetensors").stat().st_size > 1 << 20
 
 
 @pytest.mark.soak
