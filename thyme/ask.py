@@ -70,7 +70,7 @@ def ask(
     with Sandbox(SandboxConfig(workers=1)) as sandbox:
         loop = _load(folder, sandbox, max_tokens)
         printer = _Printer(console, ImageStore(images_dir))
-        for event in loop.stream(asked, temperature=temperature, seed=seed):
+        for event in loop.stream(asked, loop.config.sampling(temperature=temperature, seed=seed)):
             printer.show(event)
     assert printer.rollout is not None
     return printer.rollout

@@ -162,7 +162,9 @@ def rollout(config: RunConfig) -> None:
     folder = run_dir(config)
     model, processor = open_model(config)
     with open_loop(config, model, processor) as loop:
-        groups = loop.run(question_stream(config.data)(0, config.rl.batch_size), seed=config.seed)
+        groups = loop.run(
+            question_stream(config.data)(0, config.rl.batch_size), config.rollout.sampling(seed=config.seed)
+        )
     rollouts = [r for group in groups for r in group]
     path = folder / "rollouts" / "step_0.jsonl"
     write_rollouts(path, rollouts, rewards=[asdict(judge(r)) for r in rollouts])
@@ -174,14 +176,13 @@ def evaluation(config: RunConfig) -> EvalResult:
     folder = run_dir(config)
     model, processor = open_model(config)
     with open_loop(config, model, processor) as loop:
-        result = evaluate(
-            loop,
-            heldout_questions(config),
-            samples=config.eval.samples,
+        sampling = config.rollout.sampling(
+            n=config.eval.samples,
             temperature=config.eval.temperature,
             code_temperature=config.eval.code_temperature,
             seed=config.eval.seed,
         )
+        result = evaluate(loop, heldout_questions(config), sampling)
     (folder / "eval.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
     for name, summary in [*result.scenarios.items(), ("all", result.overall)]:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"

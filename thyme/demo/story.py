@@ -197,7 +197,7 @@ def train_policy(config: RunConfig, model: Model, processor: Processor, folder: 
 def evaluate_heldout(config: RunConfig, model: Model, processor: Processor, console: Console) -> EvalResult:
     """Greedy, one rollout a question."""
     with open_loop(config, model, processor) as loop:
-        result = evaluate(loop, heldout_questions(config), seed=config.eval.seed)
+        result = evaluate(loop, heldout_questions(config), config.rollout.sampling(seed=config.eval.seed).greedy())
     console.print(f"    accuracy {percent(result.overall)} %, code in {result.overall.code_share:.0%} of the rollouts")
     return result
 
