@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from thyme.evals.run import evaluate
+from thyme.evals.evaluation import evaluate
 from thyme.evals.scoring import Summary, chance
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.sampling import Sampling

@@ -63,7 +63,16 @@ def render(
     max_chars: int,
     timeout_s: float,
 ) -> Output:
-    """The span appended after a code block."""
+    """The span appended after a code block: its images if it has any, else the text of `content`.
+
+    Args:
+        result: what the sandbox returned.
+        processor: tokenizes the text and preprocesses the images.
+        image_path, compat, max_chars, timeout_s: as in `content`.
+
+    Raises:
+        ValueError: an image the processor can't resize.
+    """
     start, end = processor.encode(OPEN), processor.encode(CLOSE)
     # The released sandbox throws the images of a snippet away that fails after saving them.
     shown = () if compat == "released" and result.status is not Status.OK else result.images

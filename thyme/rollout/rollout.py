@@ -3,7 +3,7 @@
 A group of sequences is added to the engine per question. A round ends at `</code>`: the sequence is held with its KV
 cache, its code runs in the rollout's sandbox session (thyme/rollout/executor.py), and the other sequences go on
 decoding. When the result is there, `<sandbox_output>...</sandbox_output>` is appended and only those tokens are
-prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/run.py.
+prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/scheduler.py.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,8 +14,8 @@ from thyme.engine import Engine
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
-from thyme.rollout.run import Run, RunTiming
 from thyme.rollout.sampling import Sampling
+from thyme.rollout.scheduler import Run, RunTiming
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 
