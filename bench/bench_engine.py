@@ -22,11 +22,11 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCausalLM
 
-from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.engine.sequence import Sampled
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.model import Model, ModelConfig, TextConfig, build, save
+from thyme.toy.model import tiny_config, tiny_processor
 
 THREADS = 2
 ROUNDS = 3

@@ -12,12 +12,14 @@ from rich.console import Console
 
 import thyme.demo.compare as compare
 import thyme.demo.story as story
-from thyme.config import RunConfig
 from thyme.demo.curve import Line, draw_curve
 from thyme.demo.rivals import RivalResult
 from thyme.demo.show import scenario_table
 from thyme.demo.summary import Story
+from thyme.demo.verb import Config, default_recipe, settled
 from thyme.evals import EvalResult, NoCodeControl, Summary, wilson
+from thyme.options import parse
+from thyme.verbs.recipe import Recipe
 
 
 def summary(right: int, n: int, code_share: float, code_ok: float | None) -> Summary:
@@ -38,7 +40,7 @@ def result(crop: int, code_share: float, code_ok: float | None) -> EvalResult:
 def told() -> Story:
     forbidden = summary(9, 100, 0.0, None)
     return Story(
-        config=RunConfig(name="demo"),
+        config=Recipe(name="demo"),
         base={"gate/ground": 0.99, "gate/one": 0.85},
         anneal={},
         before=result(10, 0.0, None),
@@ -117,33 +119,36 @@ def test_the_fragile_start_ends_when_greedy_code_works(monkeypatch: pytest.Monke
     ended = [replace(result(0, 0.0, None), overall=summary(1, 2, *check)) for check in checks]
     monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext())
     monkeypatch.setattr(compare, "evaluate", lambda *_, **__: ended.pop(0))
-    found = compare.WorkingCode(story.demo_config(0, "glyphs", 1, "compare"), None, None)  # type: ignore[arg-type]
-    told: list[dict[str, float]] = []
-    on_step = found.after(told.append)
-    steps = next(step for step in range(1, 100) if on_step({"loss": 0.0}))
-    assert steps == len(told) == 70
-    assert found.told() == "70 steps: code in 20% of the rollouts with ATS, of it runs 97%"
+    found = compare.WorkingCode(recipe("--compare"), None)  # type: ignore[arg-type]
+    steps = next(step for step in range(1, 100) if found({"loss": 0.0}))
+    assert steps == 70
+    assert found.in_words() == "70 steps: code in 20% of the rollouts with ATS, of it runs 97%"
+
+
+def recipe(*args: str) -> Recipe:
+    """What `thyme demo` with these arguments runs."""
+    return settled(parse(Config, list(args), recipes=Recipe, default_recipe=default_recipe(list(args))))
+
+
+def test_the_seed_goes_wherever_something_is_drawn() -> None:
+    assert (recipe("--seed", "3").seed, recipe("--seed", "3").toy.seed) == (3, 3)
+    assert recipe("--seed", "3", "--toy.seed", "4").toy.seed == 4
+    assert recipe("--material", "digits").toy.material == "digits"
+    assert recipe("--compare").name == "compare" != recipe().name
+
+
+SHORT = (
+    *("--base.steps", "3", "--base.max-steps", "3", "--sft.steps", "2", "--anneal.steps", "1", "--rl.steps", "2"),
+    *("--rl.batch-size", "2", "--eval.num-questions", "12", "--seed", "3"),
+)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("which", ["demo", "compare"])
 def test_the_whole_story_in_a_few_steps(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(seed: int, material: str, threads: int, recipe: str = "demo") -> RunConfig:
-        config = full(seed, material, threads, recipe)
-        return replace(
-            config,
-            base=replace(config.base, steps=3, max_steps=3),
-            sft=replace(config.sft, steps=2),
-            anneal=replace(config.anneal, steps=1),
-            rl=replace(config.rl, steps=2, batch_size=2),
-            eval=replace(config.eval, num_questions=12),
-        )
-
-    full = story.demo_config
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(story, "demo_config", short)
-    monkeypatch.setattr(compare, "demo_config", short)
-    figures = (story.run_demo if which == "demo" else compare.run_compare)(seed=3)
+    tell, more = (story.run_demo, ()) if which == "demo" else (compare.run_compare, ("--compare",))
+    figures = tell(recipe(*more, *SHORT))
     folder = tmp_path / "runs" / which
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(figures))
     stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

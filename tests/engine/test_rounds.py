@@ -57,7 +57,7 @@ def test_append_goes_on_like_full_recompute(
 def test_one_image_id_is_expanded(make_engine: Any) -> None:
     from PIL import Image
 
-    from thyme.data.tiny import tiny_config, tiny_processor
+    from thyme.toy.model import tiny_config, tiny_processor
 
     processor = tiny_processor()
     engine = make_engine(build(tiny_config(), processor))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyme.data.tiny import tiny_processor
 from thyme.model.processor import Processor
 from thyme.rollout.records import ImageStore, read_rollouts, write_rollouts
 from thyme.rollout.trajectory import COLUMNS
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
+from thyme.toy.model import tiny_processor
 
 
 @pytest.fixture(scope="module")

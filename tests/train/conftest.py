@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.model import ImageInputs, Model, Processor, build
+from thyme.toy.model import tiny_config, tiny_processor
 
 
 @pytest.fixture(scope="session")

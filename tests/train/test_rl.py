@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from thyme.data.synthetic import questions, sft_rows
-from thyme.data.tiny import tiny_config
+from thyme.data.streams import endless
 from thyme.engine import Engine, EngineConfig
 from thyme.engine.tags import TokenKind
 from thyme.model import Model, Processor, build
@@ -20,14 +19,15 @@ from thyme.rewards import Reward
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
+from thyme.toy.model import tiny_config
+from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import RlConfig, SftConfig
 from thyme.train.metrics import Metrics
-from thyme.train.objective import Vocabulary, trained_logprobs
+from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 from thyme.train.sft import train_sft
-from thyme.train.streams import endless
 
 ROLLOUT = RolloutConfig(prompt_style="short", group_size=2, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
@@ -44,14 +44,14 @@ def taught(processor: Processor) -> Model:
     """Knows by heart one product, computed by code."""
     model = build(tiny_config(), processor, seed=0)
     config = SftConfig(steps=30, batch_size=1, optimizer="adamw", learning_rate=3e-3)
-    train_sft(model, processor, endless(sft_rows(0, 1, {"arithmetic": 1.0})), config)
+    train_sft(model, processor, endless(demonstrations(0, 1, {"arithmetic": 1.0})), config)
     return model
 
 
 @pytest.fixture(scope="module")
 def asked() -> list[Question]:
     """The product it knows and a picture it does not."""
-    return [sft_rows(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
+    return [demonstrations(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
 
 
 def by_index(rollout: Rollout) -> Reward:
@@ -98,7 +98,7 @@ def test_training_computes_the_log_probs_that_the_engine_recorded(
     groups = make_loop(taught, sandbox).run(asked, ROLLOUT.sampling(seed=1))
     samples = [rollout_sample(processor, rollout, 1.0) for group in groups for rollout in group]
     packs = [samples, *([sample] for sample in samples)]
-    vocabulary = Vocabulary.of(processor)
+    vocabulary = AllowedIds.of(processor)
     for packed in packs:
         (batch,) = pack(packed, image_token_id=processor.image_token_id)
         assert batch.rollout_logprobs is not None and batch.temperatures is not None

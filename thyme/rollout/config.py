@@ -1,16 +1,12 @@
 """Limits, prompt style and sampling of rollouts. Standard library only."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from thyme.rollout.prompts import PromptStyle
 from thyme.rollout.sampling import Sampling
 
 Compat = Literal["none", "released"]
-
-PROMPT_STYLE_FILE = "thyme.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,26 +81,3 @@ class RolloutConfig:
     def biases_logprobs(self) -> bool:
         """Whether tokens are drawn from something else than the policy whose log-probs are recorded."""
         return not (self.top_k is self.top_p is self.min_p is None and self.repetition_penalty == 1.0)
-
-
-def read_prompt_style(folder: Path) -> PromptStyle:
-    """The prompt style a checkpoint was trained with: `thyme.json` beside the weights says; without one, "thyme".
-
-    Raises:
-        ValueError: the file is there but unreadable or names no known style.
-    """
-    path = folder / PROMPT_STYLE_FILE
-    if not path.is_file():
-        return "thyme"
-    try:
-        style = json.loads(path.read_text())["prompt_style"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f'{path}: expected {{"prompt_style": "thyme" or "short"}} ({error})') from None
-    if style not in get_args(PromptStyle):
-        raise ValueError(f"{path}: prompt_style {style!r} must be one of {', '.join(get_args(PromptStyle))}")
-    return style
-
-
-def write_prompt_style(folder: Path, style: PromptStyle) -> None:
-    """Writes `thyme.json`, so that whoever loads the checkpoint prompts it as it was trained."""
-    (folder / PROMPT_STYLE_FILE).write_text(json.dumps({"prompt_style": style}) + "\n")

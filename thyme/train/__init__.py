@@ -13,9 +13,7 @@ _HOME = {
     "pack": "packing",
     "build_optimizer": "optim",
     "MetricsLog": "metrics",
-    "train_base": "base",
     "train_sft": "sft",
-    "train_anneal": "sft",
     "train_rl": "rl",
 }
 

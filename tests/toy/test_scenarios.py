@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyme.data import glyphs
-from thyme.data.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, DataConfig, Mix
-from thyme.data.pictures import SIDE, ZOOM_SIDE, Painter
-from thyme.data.synthetic import captions, demonstration, questions, sft_rows
-from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.rollout.prompts import build_prompt, extract_answer, extract_code
+from thyme.toy import glyphs
+from thyme.toy.captions import captions
+from thyme.toy.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, Mix, ToyConfig
+from thyme.toy.model import tiny_config, tiny_processor
+from thyme.toy.pictures import SIDE, ZOOM_SIDE, Painter
+from thyme.toy.scenarios import demonstration, demonstrations, questions
 
 CODED = tuple(name for name in SCENARIOS if name != "direct")
 EVEN = dict.fromkeys(SCENARIOS, 1.0)
@@ -33,7 +34,7 @@ def _digest(seed: int, split: str = "train") -> str:
     hasher = hashlib.sha256()
     for caption in captions(seed, 12, split=split):  # type: ignore[arg-type]
         hasher.update(caption.image.tobytes() + f"{caption.prompt}{caption.text}".encode())
-    for row in sft_rows(seed, 12, EVEN, no_code=0.3, box_noise=0.3, split=split):  # type: ignore[arg-type]
+    for row in demonstrations(seed, 12, EVEN, no_code=0.3, box_noise=0.3, split=split):  # type: ignore[arg-type]
         for image in row.images:
             hasher.update(image.tobytes())
         hasher.update(f"{row.prompt}{row.response}".encode())
@@ -62,7 +63,7 @@ def test_a_seed_gives_the_same_bits_here_and_in_another_process() -> None:
 def test_an_item_depends_on_its_index_only() -> None:
     many = questions(0, 9, EVEN)
     assert [q.id for q in questions(0, 4, EVEN, start=5)] == [q.id for q in many[5:]]
-    rows, tail = sft_rows(0, 9, EVEN, box_noise=0.5), sft_rows(0, 4, EVEN, box_noise=0.5, start=5)
+    rows, tail = demonstrations(0, 9, EVEN, box_noise=0.5), demonstrations(0, 4, EVEN, box_noise=0.5, start=5)
     assert [row.response for row in tail] == [row.response for row in rows[5:]]
     assert captions(0, 1, start=3)[0].image.tobytes() == captions(0, 4)[3].image.tobytes()
 
@@ -107,7 +108,7 @@ def test_other_materials_draw_every_scenario(material: Any) -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_rows_are_well_formed(scenario: str) -> None:
-    for row in sft_rows(1, 20, {scenario: 1.0}, box_noise=0.2):
+    for row in demonstrations(1, 20, {scenario: 1.0}, box_noise=0.2):
         assert row.scenario == row.question.scenario == scenario
         assert (row.prompt + row.response).count("<image>") == len(row.images)
         assert re.fullmatch(r"<think>.*</think>\n<answer>\d+</answer>", row.response, re.DOTALL)
@@ -118,14 +119,14 @@ def test_rows_are_well_formed(scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", ["crop", "zoom"])
 def test_what_the_code_cuts_was_said_before(scenario: str) -> None:
-    for row in sft_rows(2, 20, {scenario: 1.0}, box_noise=0.5):
+    for row in demonstrations(2, 20, {scenario: 1.0}, box_noise=0.5):
         said = re.findall(r"column (\d), row (\d)\.<code>", row.response)
         assert said == re.findall(r"x, y = (\d)\*s, (\d)\*s", row.response)
         assert len(said) == {"crop": 1, "zoom": 2}[scenario]
 
 
 def test_box_noise_moves_one_cell_by_one_step() -> None:
-    clean, noisy = (sft_rows(2, 30, {"zoom": 0.5, "crop": 0.5}, box_noise=noise) for noise in (0.0, 1.0))
+    clean, noisy = (demonstrations(2, 30, {"zoom": 0.5, "crop": 0.5}, box_noise=noise) for noise in (0.0, 1.0))
     for a, b in zip(clean, noisy, strict=True):
         cells = [np.array(re.findall(r"column (\d), row (\d)", row.response), int) for row in (a, b)]
         assert np.abs(cells[0] - cells[1]).sum() == 1
@@ -133,13 +134,13 @@ def test_box_noise_moves_one_cell_by_one_step() -> None:
 
 
 def test_box_noise_is_a_share_of_the_rows() -> None:
-    clean, noisy = (sft_rows(0, 200, {"crop": 1.0}, box_noise=noise) for noise in (0.0, 0.1))
+    clean, noisy = (demonstrations(0, 200, {"crop": 1.0}, box_noise=noise) for noise in (0.0, 0.1))
     moved = [a.response != b.response for a, b in zip(clean, noisy, strict=True)]
     assert 0.05 < np.mean(moved) < 0.17
 
 
 def test_no_code_makes_a_share_answer_at_once() -> None:
-    rows = sft_rows(0, 200, {"crop": 0.5, "rotate": 0.5}, no_code=0.65)
+    rows = demonstrations(0, 200, {"crop": 0.5, "rotate": 0.5}, no_code=0.65)
     crops = [row for row in rows if row.scenario == "crop"]
     at_once = [row for row in crops if "<code>" not in row.response]
     assert 0.55 < len(at_once) / len(crops) < 0.75
@@ -148,7 +149,7 @@ def test_no_code_makes_a_share_answer_at_once() -> None:
 
 
 def test_a_random_answer_is_right_by_luck_only() -> None:
-    rows = sft_rows(0, 200, {"crop": 1.0}, no_code=1.0, no_code_answer="random")
+    rows = demonstrations(0, 200, {"crop": 1.0}, no_code=1.0, no_code_answer="random")
     right = np.mean([extract_answer(row.response) == row.question.solution for row in rows])
     assert all("<code>" not in row.response for row in rows)
     assert 0.05 < right < 0.16
@@ -182,14 +183,14 @@ def test_the_box_holds_the_sign_and_its_digit_is_tiny(scenario: str, inner: floa
 
 
 def test_low_contrast_is_three_neighboring_levels() -> None:
-    row = sft_rows(0, 1, {"contrast": 1.0})[0]
+    row = demonstrations(0, 1, {"contrast": 1.0})[0]
     before, after = (np.unique(np.asarray(image)).tolist() for image in row.images)
     assert before[0] == 100 and before[-1] == 103
     assert after[0] == 0 and after[-1] == 255
 
 
 def test_rotation_undoes_the_turn() -> None:
-    for row in sft_rows(0, 20, {"rotate": 1.0}):
+    for row in demonstrations(0, 20, {"rotate": 1.0}):
         foot = np.asarray(row.images[1])[-6:]
         assert (foot == 255).all() and not (np.asarray(row.images[0])[-6:] == 255).all()
 
@@ -207,7 +208,7 @@ LENGTHS = {
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_token_lengths(scenario: str, processor: Any) -> None:
-    for row in sft_rows(0, 10, {scenario: 1.0}):
+    for row in demonstrations(0, 10, {scenario: 1.0}):
         text = processor.chat(row.prompt) + row.response.replace("<image>", processor.IMAGE_TEXT) + "<|im_end|>"
         images = [processor.preprocess(image) for image in row.images]
         ids = processor.expand(processor.encode(text), images)
@@ -283,9 +284,9 @@ def test_a_bad_config_is_named() -> None:
     with pytest.raises(ValueError, match="all shares are 0"):
         CaptionMix(ocr=0, one=0, ground=0, ground4=0, tiny=0)
     with pytest.raises(ValueError, match=r"no_code_scenarios: 'cropp'"):
-        DataConfig(no_code_scenarios=("cropp",))
-    with pytest.raises(ValueError, match=r"DataConfig\.box_noise"):
-        DataConfig(box_noise=1.5)
+        ToyConfig(no_code_scenarios=("cropp",))
+    with pytest.raises(ValueError, match=r"ToyConfig\.box_noise"):
+        ToyConfig(box_noise=1.5)
     with pytest.raises(ValueError, match="seed"):
         questions(-1, 1)
 
@@ -313,7 +314,7 @@ def sandbox() -> Iterator[Any]:
 
 @pytest.mark.parametrize("scenario", CODED)
 def test_the_sandbox_returns_what_the_demonstration_shows(scenario: str, sandbox: Any) -> None:
-    for row in sft_rows(5, 2, {scenario: 1.0}):
+    for row in demonstrations(5, 2, {scenario: 1.0}):
         session = sandbox.session(row.question.image, row.question.image_path or None)
         results = [session.run(code) for code in _blocks(row)]
         session.close()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from thyme.data.synthetic import Caption
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.toy.captions import Caption
 from thyme.train.objective import trained_logits
 from thyme.train.packing import Sample, pack
 from thyme.train.tokenization import supervised_sample

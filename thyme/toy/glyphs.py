@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from thyme.data.config import Material, Split
+from thyme.toy.config import Material, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from thyme.ask import _model_folder, _Printer, ask, open_image
-from thyme.rollout.config import read_prompt_style, write_prompt_style
+from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
 from thyme.rollout.records import ImageStore
 from thyme.sandbox import Fix, SandboxResult, Status
+from thyme.verbs.ask import Config, _Printer, answer, open_image
+from thyme.verbs.folders import model_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -72,27 +73,29 @@ def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path: Path, monkeyp
 
 def test_an_empty_question_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="question is empty"):
-        ask(tmp_path / "nowhere", tmp_path / "nothing.png", " \n")
+        answer(Config(model="nowhere", image="nothing.png", question=" \n"), Console())
 
 
 def test_a_folder_or_a_training_checkpoint_is_a_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        _model_folder(tmp_path / "nowhere")
+        model_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.json is missing"):
-        _model_folder(tmp_path)
+        model_folder(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    assert _model_folder(tmp_path) == _model_folder(tmp_path / "model") == tmp_path / "model"
+    assert model_folder(tmp_path) == model_folder(tmp_path / "model") == tmp_path / "model"
 
 
-def test_the_folder_says_how_it_is_prompted(tmp_path: Path) -> None:
-    assert read_prompt_style(tmp_path) == "thyme"
-    write_prompt_style(tmp_path, "short")
-    assert read_prompt_style(tmp_path) == "short"
-    for content in ("{", "[]", "{}", '{"prompt_style": "long"}'):
+def test_the_folder_says_how_it_is_run(tmp_path: Path) -> None:
+    assert read_dialect(tmp_path) is None
+    write_dialect(tmp_path, Dialect(prompt_style="short", compat="released"))
+    assert read_dialect(tmp_path) == Dialect(prompt_style="short", compat="released")
+    (tmp_path / "thyme.json").write_text('{"prompt_style": "short"}')  # as earlier versions wrote it
+    assert read_dialect(tmp_path) == Dialect(prompt_style="short")
+    for content in ("{", "[]", '{"style": "short"}', '{"prompt_style": "long"}', '{"compat": "some"}'):
         (tmp_path / "thyme.json").write_text(content)
         with pytest.raises(ValueError, match=r"thyme\.json"):
-            read_prompt_style(tmp_path)
+            read_dialect(tmp_path)
 
 
 def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:

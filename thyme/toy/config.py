@@ -1,10 +1,12 @@
-"""What synthetic data a run is made of; standard library only."""
+"""What the toy world is made of, and its base stage. Standard library only."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
+
+from thyme.train.config import StageConfig, require
 
 Material = Literal["glyphs", "digits", "photos"]
 Split = Literal["train", "heldout"]
@@ -72,8 +74,8 @@ class CaptionMix(_Shares):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """The data of a run. What is held out shares no seed, glyph or photograph with training."""
+class ToyConfig:
+    """The toy world's data. What is held out shares no seed, glyph or photograph with training."""
 
     seed: int = 0
     """First key of every random draw."""
@@ -97,7 +99,37 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("no_code", "box_noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"DataConfig.{name} must lie in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"ToyConfig.{name} must lie in [0, 1], got {getattr(self, name)}")
         for scenario in self.no_code_scenarios:
             if scenario not in SCENARIOS:
-                raise ValueError(f"DataConfig.no_code_scenarios: {scenario!r} is not one of {', '.join(SCENARIOS)}")
+                raise ValueError(f"ToyConfig.no_code_scenarios: {scenario!r} is not one of {', '.join(SCENARIOS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseStageConfig(StageConfig):
+    """Stage 0, standing in for pre-training: captions of pictures. Sizes are those of the 1.7 M parameter toy."""
+
+    steps: int = 280
+    batch_size: int = 48
+    learning_rate: float = 1.8e-3
+    muon_learning_rate: float = 0.018
+    warmup_steps: int = 20
+    decay_share: float = 0.35
+    gate_steps: int = 30
+    """The gates are checked every so many steps."""
+    gate_captions: int = 256
+    """Held-out captions, a quarter of each kind."""
+    gate_ground: float = 0.95
+    """Digits of the columns and rows of single signs that must be right, as a share."""
+    gate_one: float = 0.9
+    """Single digits that must be read right, as a share."""
+    max_steps: int = 560
+    """While a gate is missed, training goes on for up to so many steps in all."""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        for name in ("gate_steps", "gate_captions"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("gate_ground", "gate_one"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        require(self, "max_steps", self.max_steps >= self.steps, f"at least steps ({self.steps})")

@@ -1,11 +1,14 @@
-"""`thyme ask`: one question about one image, with thoughts, code, sandbox output and answer printed as they come.
+"""Answer one question about a picture, showing thoughts, code, sandbox output and answer as they come.
 
 What the user got wrong is a ValueError or FileNotFoundError whose message says what, where and what to do; the command
-line prints that one line. Images that code made are kept, named by content, in `runs/ask/images/`.
+line prints that one line. Pictures that code made are kept, named by content, in `runs/ask/images/`.
 """
+
+from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,63 +17,79 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.syntax import Syntax
 
+from thyme.config import POSITIONAL
+from thyme.engine.config import EngineConfig
+from thyme.rollout.config import RolloutConfig
+from thyme.sandbox.config import SandboxConfig
+from thyme.verbs.config import LoopConfig, RunConfig
+from thyme.verbs.folders import RUNS, model_folder
+
 if TYPE_CHECKING:
     from thyme.rollout.events import Event
     from thyme.rollout.records import ImageStore
-    from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Rollout
-    from thyme.sandbox import Sandbox, SandboxResult
+    from thyme.sandbox import SandboxResult
 
-IMAGES = Path("runs/ask/images")
 MAX_CONTEXT = 32768
 """Tokens the cache is sized for, images included; models that are meant for fewer get fewer."""
 
 
-def ask(
-    model: str | Path,
-    image: str | Path,
-    question: str,
-    *,
-    temperature: float = 0.0,
-    max_tokens: int = 2048,
-    seed: int = 0,
-    images_dir: Path = IMAGES,
-    console: Console | None = None,
-) -> "Rollout":
-    """Answers one question, printing what happens as it happens.
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """One question."""
 
-    Args:
-        model: a Hugging Face Qwen2.5-VL folder or a checkpoint of this project; the prompt style is the folder's.
-        image: the picture, in any format pillow reads; turned upright by its EXIF tag, alpha laid on white.
-        question: the question.
-        temperature: of the text; code is always greedy.
-        max_tokens: tokens the model may draw in all.
-        seed: of the sampler.
-        images_dir: where images made by code are kept.
-        console: where to print; default standard output.
+    name: str = "ask"
+    model: str = field(metadata=POSITIONAL)
+    """A Hugging Face Qwen2.5-VL folder, or a checkpoint of ours (runs/demo/checkpoints/rl)."""
+    image: str = field(metadata=POSITIONAL)
+    """The picture, in any format pillow reads; turned upright by its EXIF tag, alpha laid on white."""
+    question: str = field(metadata=POSITIONAL)
+    """The question."""
+    temperature: float = 0.0
+    """Of the text; code is always greedy."""
+    max_tokens: int = 2048
+    """Tokens the model may draw in all."""
+    sandbox: SandboxConfig = field(default_factory=lambda: SandboxConfig(workers=1))
 
-    Returns:
-        The finished rollout.
+
+def run(config: Config) -> None:
+    """Answers on the terminal."""
+    answer(config, Console(soft_wrap=True, highlight=False))
+
+
+def answer(config: Config, console: Console) -> Rollout:
+    """Answers one question, printing what happens as it happens; returns the finished rollout.
 
     Raises:
         ValueError: empty question, broken image, a folder that is no vision model.
         FileNotFoundError: no such image or folder.
     """
-    if not question.strip():
+    if not config.question.strip():
         raise ValueError("the question is empty: ask something about the image")
-    picture = open_image(Path(image))
-    folder = _model_folder(Path(model))
+    picture = open_image(Path(config.image))
+    model_folder(Path(config.model))
 
     from thyme.rollout.records import ImageStore
     from thyme.rollout.types import Question
-    from thyme.sandbox import Sandbox, SandboxConfig
+    from thyme.verbs.opening import open_loop, open_model
 
-    console = console or Console(soft_wrap=True, highlight=False)
-    asked = Question(id="ask", image=picture, image_path=str(image), question=question, solution="")
-    with Sandbox(SandboxConfig(workers=1)) as sandbox:
-        loop = _load(folder, sandbox, max_tokens)
-        printer = _Printer(console, ImageStore(images_dir))
-        for event in loop.stream(asked, loop.config.sampling(temperature=temperature, seed=seed)):
+    opened = open_model(config)
+    text = opened.model.config.text
+    if opened.model.config.vision is None:
+        raise ValueError(
+            f"model {config.model}: it can't see: give a Qwen2.5-VL folder or a checkpoint of this project"
+        )
+    asked = Question(id="ask", image=picture, image_path=config.image, question=config.question, solution="")
+    context = min(MAX_CONTEXT, text.max_position_embeddings)
+    loop_config = LoopConfig(
+        model=config.model,
+        engine=EngineConfig(max_sequences=1, max_context=context, quiet=True),
+        sandbox=config.sandbox,
+        rollout=RolloutConfig(max_tokens=config.max_tokens, max_tokens_per_round=config.max_tokens),
+    )
+    printer = _Printer(console, ImageStore(RUNS / config.name / "images"))
+    with open_loop(loop_config, opened) as loop:
+        for event in loop.stream(asked, loop.config.sampling(temperature=config.temperature, seed=config.seed)):
             printer.show(event)
     assert printer.rollout is not None
     return printer.rollout
@@ -98,51 +117,17 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"image {path}: can't be read ({error}): give an intact picture") from None
 
 
-def _model_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"model {path}: no such folder: give a Hugging Face Qwen2.5-VL folder, or run `thyme demo` and give "
-            "runs/demo/checkpoints/rl"
-        )
-    inner = path / "model"  # where training checkpoints keep it
-    for folder in (path, inner):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ValueError(f"model {path}: no model folder: config.json is missing (weights and tokenizer belong beside it)")
-
-
-def _load(folder: Path, sandbox: "Sandbox", max_tokens: int) -> "RolloutLoop":
-    import torch
-
-    from thyme.engine import Engine, EngineConfig
-    from thyme.model import load
-    from thyme.rollout.config import RolloutConfig, read_prompt_style
-    from thyme.rollout.rollout import RolloutLoop
-
-    style = read_prompt_style(folder)
-    on_gpu = torch.cuda.is_available()
-    model, processor = load(
-        folder, device="cuda" if on_gpu else "cpu", dtype=torch.bfloat16 if on_gpu else torch.float32
-    )
-    if model.config.vision is None or processor is None:
-        raise ValueError(f"model {folder}: it can't see: give a Qwen2.5-VL folder or a checkpoint of this project")
-    context = min(MAX_CONTEXT, model.config.text.max_position_embeddings)
-    engine = Engine(model, EngineConfig(max_sequences=1, max_context=context, quiet=True), processor=processor)
-    config = RolloutConfig(prompt_style=style, max_tokens=max_tokens, max_tokens_per_round=max_tokens)
-    return RolloutLoop(engine, sandbox, processor, config)
-
-
 class _Printer:
     """Events to the terminal."""
 
-    def __init__(self, console: Console, store: "ImageStore") -> None:
+    def __init__(self, console: Console, store: ImageStore) -> None:
         self.console = console
         self.store = store
         self.rollout: Rollout | None = None
         self._started = time.perf_counter()
         self._at_line_start = True
 
-    def show(self, event: "Event") -> None:
+    def show(self, event: Event) -> None:
         from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, TextPiece
 
         match event:
@@ -163,7 +148,7 @@ class _Printer:
                 self._show_end(rollout)
                 self.rollout = rollout
 
-    def _show_result(self, result: "SandboxResult", output_text: str) -> None:
+    def _show_result(self, result: SandboxResult, output_text: str) -> None:
         self._print(f"[sandbox: {result.status.value}, {result.wall_s * 1e3:.0f} ms]", "dim")
         for fix in result.fixes:
             self._print(f"  repaired {fix}", "yellow")
@@ -174,7 +159,7 @@ class _Printer:
             inner = output_text.removeprefix("<sandbox_output>").removesuffix("</sandbox_output>")
             self._print(inner, "cyan")
 
-    def _show_end(self, rollout: "Rollout") -> None:
+    def _show_end(self, rollout: Rollout) -> None:
         if rollout.answer is None:
             self._print(f"No answer: {rollout.status.value.replace('_', ' ')}.", "bold red")
         counts = f"{rollout.num_sampled} tokens, {len(rollout.turns)} rounds, {rollout.num_code} code blocks"

@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from thyme.data.config import VIEW, Material, Split
-from thyme.data.glyphs import glyph, photograph
+from thyme.toy.config import VIEW, Material, Split
+from thyme.toy.glyphs import glyph, photograph
 
 SIDE = 6 * VIEW
 """Side of a picture with a small sign, in pixels: a sixth of it fills the view."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thyme.data.config import VIEW
-from thyme.data.tokenizer import toy_tokenizer
 from thyme.model.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
+from thyme.toy.config import VIEW
+from thyme.toy.tokenizer import toy_tokenizer
 
 if TYPE_CHECKING:
     from thyme.model.processor import Processor

@@ -5,17 +5,17 @@ be read off the picture do, in minutes, given Muon and a flat rate with a decay 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
-from thyme.data.synthetic import Caption
+from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
-from thyme.train.config import BaseStageConfig
-from thyme.train.gates import CaptionGate, caption_sample
-from thyme.train.metrics import Metrics, OnStep
+from thyme.toy.captions import Caption
+from thyme.toy.config import BaseStageConfig
+from thyme.toy.gates import CaptionGate, caption_sample
+from thyme.train.metrics import Metrics
 from thyme.train.optim import build_optimizer, rate_share
-from thyme.train.stage import Stage
-from thyme.train.streams import Stream
+from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 
 
@@ -26,16 +26,17 @@ def train_base(
     config: BaseStageConfig,
     *,
     heldout: Sequence[Caption],
-    run_dir: Path | None = None,
-    resume_from: Path | None = None,
-    on_step: OnStep | None = None,
+    **options: Unpack[StageOptions],
 ) -> list[Metrics]:
     """Trains `model` in place until the gates are met after the last decay, or `config.max_steps` are done.
 
     Args:
+        model: the model to train.
+        processor: its tokenizer and picture processor.
         captions: the stream; each is seen once.
+        config: steps, rates and gates.
         heldout: captions for the gates, none of them in the stream; some of kind "ground" and some of kind "one".
-        run_dir, resume_from, on_step: see `thyme.train.stage.Stage`.
+        options: see `thyme.train.stage.StageOptions`.
 
     Returns:
         The metrics of every step; those with a gate check have `gate/<kind>` in [0, 1].
@@ -48,20 +49,18 @@ def train_base(
         raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
     optimizer = build_optimizer(model, config)
     gate = CaptionGate(processor, heldout)
-    stage = Stage(
-        "base", model, processor, optimizer, config,
-        memory={"end": config.steps}, run_dir=run_dir, resume_from=resume_from, on_step=on_step,
-    )  # fmt: skip
-    with stage:
+    with Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage:
         while stage.step < stage.memory["end"] and not stage.stopped:
             batch = captions(stage.step * config.batch_size, config.batch_size)
             metrics = supervised_step(
-                model, processor, optimizer,
+                model,
+                processor,
+                optimizer,
                 [caption_sample(processor, caption) for caption in batch],
                 rate=_rate(config, stage.step),
                 max_tokens=config.max_tokens_per_micro_batch,
                 fused_head=config.fused_head,
-            )  # fmt: skip
+            )
             is_last = stage.step + 1 == stage.memory["end"]
             if is_last or (stage.step + 1) % config.gate_steps == 0:
                 metrics |= {f"gate/{kind}": accuracy for kind, accuracy in gate(model).items()}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thyme.data.tokenizer import CODE_LEXEMES, SPECIAL_TOKENS, TAGS, TEXT_LEXEMES, toy_tokenizer
+from thyme.toy.tokenizer import CODE_LEXEMES, SPECIAL_TOKENS, TAGS, TEXT_LEXEMES, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 ASCII = "".join(map(chr, range(32, 127))) + "\n\t"

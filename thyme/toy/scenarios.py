@@ -1,4 +1,4 @@
-"""The six synthetic scenarios: captions for the base stage, demonstrations for SFT, questions for RL and evaluation.
+"""The six synthetic scenarios: demonstrations for SFT, questions for RL and evaluation.
 
 Item i of a seed depends on (kind, seed, i, split) only: the same call gives the same pixels, a longer one extends it,
 and no draw is shared between kinds or splits. A demonstration says what it read off the picture (the cell, the angle)
@@ -7,47 +7,16 @@ in text before its code uses it: under adaptive temperature code is greedy, so o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from thyme.data.config import CAPTION_KINDS, SCENARIOS, VIEW, CaptionMix, Material, Mix, Split
-from thyme.data.pictures import COLORS, LARGE_SIGN_SIDE, SIDE, ZOOM_SIDE, Painter
-from thyme.rollout.types import Question
-
-__all__ = ["CAPTION_KINDS", "SCENARIOS", "Caption", "SftRow", "captions", "demonstration", "questions", "sft_rows"]
-
-Shares = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Caption:
-    """A picture at the size of the view, a request, and the text to learn."""
-
-    image: Image.Image
-    prompt: str
-    """The user turn; `<image>` stands for the picture."""
-    text: str
-    """The assistant turn, without an end token."""
-    kind: str
-    """One of CAPTION_KINDS."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SftRow:
-    """One demonstration. `<image>` occurs in prompt and response exactly once per image, in order."""
-
-    images: list[Image.Image]
-    """The question's picture, if any, then what each code block made."""
-    prompt: str
-    """The user turn in the short style: `<image>` and the bare question."""
-    response: str
-    """The assistant turn, up to `</answer>`."""
-    scenario: str
-    question: Question
+from thyme.data.rows import Demonstration, Question
+from thyme.toy.config import SCENARIOS, Material, Mix, Split
+from thyme.toy.draws import DEMONSTRATIONS, QUESTIONS, ROWS, Shares, chooser, draw_cell, draw_color, generator
+from thyme.toy.pictures import LARGE_SIGN_SIDE, SIDE, ZOOM_SIDE, Painter
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +26,8 @@ class _Step:
     output: Image.Image | str
 
 
-# The first key of every draw, so that no two kinds of data share one.
-_CAPTIONS, _ROWS, _QUESTIONS, _DEMONSTRATIONS = range(4)
-
 _OPEN = "image = Image.open(image_path)\n"
 _SHOW = 'image.save("out.png")\nprint("out.png")\n'
-
-
-def captions(
-    seed: int,
-    n: int,
-    material: Material = "glyphs",
-    *,
-    mix: CaptionMix | Shares | None = None,
-    split: Split = "train",
-    start: int = 0,
-) -> list[Caption]:
-    """Captions `start` to `start + n` of a seed, for the stage that stands in for pre-training.
-
-    They use the wording of the demonstrations: a base trained on other words forgets what it saw.
-    """
-    draw = _chooser(CaptionMix() if mix is None else mix, CAPTION_KINDS)
-    out = []
-    for index in range(start, start + n):
-        rng = _generator(_CAPTIONS, seed, index, split)
-        kind = draw(rng)
-        out.append(_caption(kind, Painter(rng, material, split)))
-    return out
 
 
 def questions(
@@ -96,10 +40,10 @@ def questions(
     start: int = 0,
 ) -> list[Question]:
     """Questions `start` to `start + n` of a seed. Held-out ones share no draw, glyph or photograph with training."""
-    return _questions(_QUESTIONS, seed, n, mix, split, material, start)
+    return _questions(QUESTIONS, seed, n, mix, split, material, start)
 
 
-def sft_rows(
+def demonstrations(
     seed: int,
     n: int,
     mix: Mix | Shares | None = None,
@@ -111,7 +55,7 @@ def sft_rows(
     box_noise: float = 0.0,
     split: Split = "train",
     start: int = 0,
-) -> list[SftRow]:
+) -> list[Demonstration]:
     """Demonstrations `start` to `start + n` of a seed.
 
     Args:
@@ -121,8 +65,8 @@ def sft_rows(
             true answer.
     """
     out = []
-    for offset, question in enumerate(_questions(_ROWS, seed, n, mix, split, material, start)):
-        rng = _generator(_DEMONSTRATIONS, seed, start + offset, split)
+    for offset, question in enumerate(_questions(ROWS, seed, n, mix, split, material, start)):
+        rng = generator(DEMONSTRATIONS, seed, start + offset, split)
         # Every draw is made for every row, so that one option does not move the others.
         at_once, slips = rng.random() < no_code, rng.random() < box_noise
         guess = _guess(question, rng)
@@ -140,7 +84,7 @@ def demonstration(
     answer: str | None = None,
     with_code: bool = True,
     slip: np.random.Generator | None = None,
-) -> SftRow:
+) -> Demonstration:
     """How a teacher answers a synthetic question.
 
     The produced images are made in process by the very calls the code makes, which is what the sandbox returns.
@@ -161,70 +105,18 @@ def demonstration(
     what = "product" if question.scenario == "arithmetic" else "digit"
     text += f"The {what} is {answer}.</think>\n<answer>{answer}</answer>"
     prompt = ("" if question.image is None else "<image>") + question.question
-    return SftRow(images, prompt, text, question.scenario, question)
-
-
-def _generator(kind: int, seed: int, index: int, split: Split) -> np.random.Generator:
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    return np.random.default_rng((kind, split == "heldout", seed, index))
-
-
-def _chooser(mix: Mix | CaptionMix | Shares, names: tuple[str, ...]) -> Callable[[np.random.Generator], str]:
-    shares = dict(mix) if isinstance(mix, Mapping) else mix.as_dict()
-    for name in shares:
-        if name not in names:
-            raise ValueError(f"mix: {name!r} is not one of {', '.join(names)}")
-    weights = np.array([shares.get(name, 0.0) for name in names])
-    if not weights.sum() > 0 or weights.min() < 0:
-        raise ValueError(f"mix: shares must be >= 0 and not all 0, got {shares}")
-    edges = np.cumsum(weights / weights.sum())
-    edges[-1] = 1.0
-    return lambda rng: names[int(np.searchsorted(edges, rng.random(), side="right"))]
-
-
-def _caption(kind: str, painter: Painter) -> Caption:
-    rng = painter.rng
-    if kind == "ocr":
-        digits = rng.integers(10, size=9).tolist()
-        text = f"The digits are {''.join(map(str, digits))}."
-        return Caption(painter.nine_digits(digits), "<image>Read the digits.", text, kind)
-    if kind == "one":
-        color, digit = _color(rng), int(rng.integers(10))
-        # The looks a digit has when a demonstration concludes: direct, cropped, turned upright, stretched.
-        look = rng.random()
-        if look < 0.2:
-            picture = painter.large_sign(VIEW, color, digit)
-        elif look < 0.6:
-            side = (SIDE // 6, ZOOM_SIDE // 18)[int(rng.integers(2))]
-            picture = painter.close_up(side, color, digit)
-        elif look < 0.8:
-            picture = painter.large_sign(VIEW, color, digit, bar=True)
-        else:
-            color, picture = "gray", painter.gray_sign(VIEW, digit, (85, 255, 0))
-        return Caption(picture, f"<image>What digit is on the {color} sign?", f"The digit is {digit}.", kind)
-    if kind == "tiny":
-        color, coarse = _color(rng), _cell(rng, 3)
-        picture = painter.tiny_sign(VIEW, color, int(rng.integers(10)), coarse, _cell(rng, 6))
-        return Caption(picture, f"<image>Where is the {color} sign?", _said_cell(color, "tiny", *coarse), kind)
-    count = 4 if kind == "ground4" else 1
-    names = list(COLORS) if count == 4 else [_color(rng)]
-    drawn = rng.choice(36, size=count, replace=False).tolist()
-    signs = [(name, int(rng.integers(10)), (cell % 6, cell // 6)) for name, cell in zip(names, drawn, strict=True)]
-    prompt = "Where are the signs?" if count == 4 else f"Where is the {names[0]} sign?"
-    text = "\n".join(_said_cell(color, "small", *cell) for color, _, cell in signs)
-    return Caption(painter.small_signs(VIEW, signs), f"<image>{prompt}", text, kind)
+    return Demonstration(images, prompt, text, question.scenario, question)
 
 
 def _questions(
     kind: int, seed: int, n: int, mix: Mix | Shares | None, split: Split, material: Material, start: int
 ) -> list[Question]:
-    draw = _chooser(Mix() if mix is None else mix, SCENARIOS)
+    draw = chooser(Mix() if mix is None else mix, SCENARIOS)
     out = []
     for index in range(start, start + n):
-        rng = _generator(kind, seed, index, split)
+        rng = generator(kind, seed, index, split)
         scenario = draw(rng)
-        name = f"{scenario}-{split}-{seed}-{'dq'[kind == _QUESTIONS]}{index}"
+        name = f"{scenario}-{split}-{seed}-{'dq'[kind == QUESTIONS]}{index}"
         out.append(_question(scenario, name, Painter(rng, material, split)))
     return out
 
@@ -242,16 +134,16 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
             scenario=scenario,
             meta={"factors": [a, b]},
         )
-    color, digit = _color(rng), int(rng.integers(10))
+    color, digit = draw_color(rng), int(rng.integers(10))
     meta: dict[str, Any] = {}
     if scenario == "direct":
         picture = painter.large_sign(LARGE_SIGN_SIDE, color, digit)
     elif scenario == "crop":
-        column, row = _cell(rng, 6)
+        column, row = draw_cell(rng, 6)
         picture = painter.small_signs(SIDE, [(color, digit, (column, row))])
         meta = {"cells": [[column, row]], "box": _box(0, 0, SIDE, 6, column, row)}
     elif scenario == "zoom":
-        coarse, fine = _cell(rng, 3), _cell(rng, 6)
+        coarse, fine = draw_cell(rng, 3), draw_cell(rng, 6)
         picture = painter.tiny_sign(ZOOM_SIDE, color, digit, coarse, fine)
         left, top, right, _ = _box(0, 0, picture.width, 3, *coarse)
         meta = {"cells": [list(coarse), list(fine)], "box": _box(left, top, right - left, 6, *fine)}
@@ -302,11 +194,12 @@ def _steps(question: Question, slip: np.random.Generator | None) -> list[_Step]:
         )
         left, top, right, bottom = _box(0, 0, image.width, parts, column, row)
         image = image.crop((left, top, right, bottom))
-        steps.append(_Step(_said_cell(meta["color"], size, column, row), code, image))
+        steps.append(_Step(said_cell(meta["color"], size, column, row), code, image))
     return steps
 
 
-def _said_cell(color: str, size: str, column: int, row: int) -> str:
+def said_cell(color: str, size: str, column: int, row: int) -> str:
+    """How a place is said, in demonstrations and captions alike."""
     return f"The {color} sign is {size}: column {column}, row {row}."
 
 
@@ -325,12 +218,3 @@ def _neighbor(cell: tuple[int, int], parts: int, rng: np.random.Generator) -> tu
 
 def _guess(question: Question, rng: np.random.Generator) -> str:
     return "".join(map(str, rng.integers(10, size=len(question.solution))))
-
-
-def _cell(rng: np.random.Generator, parts: int) -> tuple[int, int]:
-    column, row = rng.integers(parts, size=2).tolist()
-    return column, row
-
-
-def _color(rng: np.random.Generator) -> str:
-    return list(COLORS)[int(rng.integers(len(COLORS)))]
