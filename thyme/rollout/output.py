@@ -14,7 +14,8 @@ from thyme.rollout.config import Compat
 from thyme.sandbox import SandboxResult, Status
 
 if TYPE_CHECKING:
-    from thyme.model.processor import ImageInputs, Processor
+    from thyme.model.image_processor import ImageInputs
+    from thyme.model.processor import Processor
 
 OPEN, CLOSE, IMAGE = "<sandbox_output>", "</sandbox_output>", "<image>"
 NO_OUTPUT = "No output captured."
