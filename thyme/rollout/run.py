@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from thyme.engine import Completion, Engine, Prompt, SamplingParams
+from thyme.engine import Completion, Engine, Prompt
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
 from thyme.model.processor import Processor
@@ -25,6 +25,7 @@ from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, Text
 from thyme.rollout.executor import Executor
 from thyme.rollout.output import Output
 from thyme.rollout.prompts import build_prompt, extract_answer, extract_code
+from thyme.rollout.sampling import Sampling
 from thyme.rollout.trajectory import Trajectory
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Sandbox, SandboxResult
@@ -85,11 +86,10 @@ class _Flight:
 
 
 class Run:
-    """Drives `n` rollouts of each question to their ends.
+    """Drives the rollouts of each question to their ends.
 
     Args:
-        params: sampling parameters of every round; n and seed are set per question.
-        max_rounds: code blocks each rollout may run.
+        sampling: how many there are and how they are drawn.
         streaming: also yield the text as it is decoded.
     """
 
@@ -100,24 +100,19 @@ class Run:
         processor: Processor,
         config: RolloutConfig,
         questions: Sequence[Question],
+        sampling: Sampling,
         *,
-        n: int,
-        params: SamplingParams,
-        seed: int,
-        max_rounds: int,
         streaming: bool,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n: {n} rollouts per question, must be at least 1")
         self.engine, self.processor, self.config = engine, processor, config
-        self.params = params
-        self.max_rounds = max_rounds
+        self.params = sampling.engine_params(processor, min(config.max_tokens_per_round, config.max_tokens))
+        self.max_rounds = config.max_rounds if sampling.allow_code else 0
         self.streaming = streaming
         self.deterministic = engine.config.deterministic
         # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
         sessions = sandbox.config.max_sessions
         self.limit = min(config.max_in_flight or sessions, sessions)
-        self.waiting = deque(_pieces(questions, n, min(self.limit, engine.config.max_sequences), seed))
+        self.waiting = deque(_pieces(questions, sampling, min(self.limit, engine.config.max_sequences)))
         self.flights: dict[int, _Flight] = {}
         self.outstanding: deque[_Flight] = deque()  # in the order their code ended
         self.executor = Executor(sandbox, processor, config)
@@ -312,15 +307,15 @@ class Run:
                 yield TextPiece(shown)
 
 
-def _pieces(questions: Sequence[Question], n: int, largest: int, seed: int) -> Iterator[_Piece]:
+def _pieces(questions: Sequence[Question], sampling: Sampling, largest: int) -> Iterator[_Piece]:
     seen: Counter[str] = Counter()
     for group, question in enumerate(questions):
         # From the id, not the place in the batch; a question asked twice gets other draws the second time.
-        name = f"{seed}/{question.id}/{seen[question.id]}"
+        name = f"{sampling.seed}/{question.id}/{seen[question.id]}"
         seen[question.id] += 1
         base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        for first in range(0, n, largest):
-            yield _Piece(question, group, first, min(largest, n - first), base + first)
+        for first in range(0, sampling.n, largest):
+            yield _Piece(question, group, first, min(largest, sampling.n - first), base + first)
 
 
 def _text(turns: Sequence[Turn]) -> str:
