@@ -5,6 +5,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from thyme.demo.summary import Story
 from thyme.demo.verb import Config, default_recipe, settled
 from thyme.evals import EvalResult, NoCodeControl, Summary, wilson
 from thyme.options import parse
+from thyme.rollout import RolloutConfig
 from thyme.verbs.recipe import Recipe
 
 
@@ -117,7 +119,7 @@ def test_a_verdict_follows_from_the_figures() -> None:
 def test_the_fragile_start_ends_when_greedy_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = iter([(0.05, 1.0), (0.3, 0.6), (0.0, None), (0.2, 0.97)])
     ended = [replace(result(0, 0.0, None), overall=summary(1, 2, *check)) for check in checks]
-    monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext())
+    monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext(SimpleNamespace(config=RolloutConfig())))
     monkeypatch.setattr(compare, "evaluate", lambda *_, **__: ended.pop(0))
     found = compare.WorkingCode(recipe("--compare"), None)  # type: ignore[arg-type]
     steps = next(step for step in range(1, 100) if found({"loss": 0.0}))

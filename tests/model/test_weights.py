@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from thyme.model import ImageConfig, Model, ModelConfig, Processor, build, load, load_model, save
+from thyme.model import ImageConfig, Model, Processor, build, load, load_model, save
+from thyme.model.hf import model_config_from_hf, model_config_to_hf
 from thyme.model.weights import hub_tensors
 
 
@@ -152,7 +153,7 @@ def test_tied_head_may_be_stored_but_must_agree(text_model: Callable[[str], Any]
 
 
 def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
-    config = ModelConfig.from_hf(
+    config = model_config_from_hf(
         dict(model_type="llama", vocab_size=9, hidden_size=8, intermediate_size=8)
         | dict(num_hidden_layers=1, num_attention_heads=2)
     )
@@ -173,7 +174,7 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["write", "rename"])
 def test_a_failed_save_leaves_the_old_checkpoint(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ModelConfig.from_hf(
+    config = model_config_from_hf(
         dict(model_type="llama", vocab_size=9, hidden_size=8, intermediate_size=8)
         | dict(num_hidden_layers=1, num_attention_heads=2)
     )
@@ -264,7 +265,7 @@ def test_parts_that_do_not_go_together(copy: Path, byte_level_tokenizer: PreTrai
         load(copy)
     with pytest.raises(ValueError, match="patch_size"):
         build(config, Processor(byte_level_tokenizer, ImageConfig(patch_size=16)))
-    small = ModelConfig.from_hf(config.to_hf() | {"vocab_size": 300})
+    small = model_config_from_hf(model_config_to_hf(config) | {"vocab_size": 300})
     with pytest.raises(ValueError, match="embedding only 300 rows"):
         build(small, Processor(byte_level_tokenizer, ImageConfig()))
     (copy / "preprocessor_config.json").unlink()

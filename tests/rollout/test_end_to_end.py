@@ -80,7 +80,7 @@ def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> Ro
 
 @pytest.fixture(scope="module")
 def greedy(model: Model, sandbox: Sandbox, rows: list[Demonstration]) -> list[Rollout]:
-    groups = make_loop(model, sandbox).run([row.question for row in rows], 1, temperature=0.0)
+    groups = make_loop(model, sandbox).run([row.question for row in rows], CONFIG.sampling(n=1, temperature=0.0))
     return [group[0] for group in groups]
 
 
@@ -121,7 +121,9 @@ def test_recorded_logprobs_are_those_of_one_full_forward_pass(
     """Over rounds, appended images and shared prompts: the engine's record against the trainer's own computation."""
     processor = model.processor
     assert processor is not None and processor.image_token_id is not None
-    [group, _] = make_loop(model, sandbox).run([row.question for row in rows], 3, temperature=1.0, seed=1)
+    [group, _] = make_loop(model, sandbox).run(
+        [row.question for row in rows], CONFIG.sampling(n=3, temperature=1.0, seed=1)
+    )
     banned = [*processor.never_sampled_ids, *range(processor.vocab_size, model.config.text.vocab_size)]
     for rollout in group:
         ids = torch.from_numpy(rollout.token_ids)
@@ -152,9 +154,12 @@ def test_recorded_logprobs_are_those_of_one_full_forward_pass(
 def test_a_deterministic_run_repeats_bit_for_bit(model: Model, sandbox: Sandbox, rows: list[Demonstration]) -> None:
     questions = [row.question for row in rows]
     first, second = (
-        make_loop(model, sandbox, deterministic=True).run(questions, 3, temperature=1.0, seed=5) for _ in range(2)
+        make_loop(model, sandbox, deterministic=True).run(questions, CONFIG.sampling(n=3, temperature=1.0, seed=5))
+        for _ in range(2)
     )
-    alone = make_loop(model, sandbox, deterministic=True).run(questions[:1], 3, temperature=1.0, seed=5)
+    alone = make_loop(model, sandbox, deterministic=True).run(
+        questions[:1], CONFIG.sampling(n=3, temperature=1.0, seed=5)
+    )
     for a, b in zip([*first[0], *first[1], *first[0]], [*second[0], *second[1], *alone[0]], strict=True):
         for name in ("token_ids", "logprobs", "logprobs_raw", "entropies", "kinds", "rounds"):
             assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
@@ -198,10 +203,10 @@ def test_an_interrupt_leaves_engine_and_sandbox_usable(
 
     loop.engine.step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        loop.run([row.question for row in rows], 3)
+        loop.run([row.question for row in rows], CONFIG.sampling(n=3))
     assert loop.engine.stats()["blocks_used"] == 0 and not loop.engine.has_unfinished()
     assert not [t for t in threading.enumerate() if t.name.startswith("thyme-rollout")]
-    [[rollout]] = loop.run([rows[0].question], 1, temperature=0.0)
+    [[rollout]] = loop.run([rows[0].question], CONFIG.sampling(n=1, temperature=0.0))
     assert rollout.answer == rows[0].question.solution
 
 

@@ -95,7 +95,7 @@ def test_training_computes_the_log_probs_that_the_engine_recorded(
     taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], tolerances: dict
 ) -> None:
     """Bit for bit, in one packed batch and in one each, over the head's logits and fused with it."""
-    groups = make_loop(taught, sandbox).run(asked, seed=1)
+    groups = make_loop(taught, sandbox).run(asked, ROLLOUT.sampling(seed=1))
     samples = [rollout_sample(processor, rollout, 1.0) for group in groups for rollout in group]
     packs = [samples, *([sample] for sample in samples)]
     vocabulary = AllowedIds.of(processor)

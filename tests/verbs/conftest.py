@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from thyme.model import ImageConfig
+from thyme.model.hf import image_config_to_hf
 from thyme.verbs.config import RunConfig
 from thyme.verbs.opening import open_model, save_model
 
@@ -68,5 +69,5 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     pictures = ImageConfig(min_pixels=56 * 56, max_pixels=84 * 84)
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures.to_hf()))
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_config_to_hf(pictures)))
     return folder

@@ -101,7 +101,8 @@ class WorkingCode:
         if self._steps < self.FIRST or self._steps % self.EVERY:
             return False
         with open_loop(self._config, self._opened) as loop:
-            self._seen = evaluate(loop, self._asked, samples=self.SAMPLES, temperature=1.0).overall
+            sampling = loop.config.sampling(n=self.SAMPLES, temperature=1.0, code_temperature=0.0)
+            self._seen = evaluate(loop, self._asked, sampling).overall
         return self._seen.code_share >= self.CODE_SHARE and (self._seen.code_ok or 0.0) >= self.CODE_OK
 
     def in_words(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyme.engine.sequence import Sequence, SequenceTable
-from thyme.model.processor import ImageInputs
+from thyme.model.image_processor import ImageInputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from thyme.kernels.attention_backend import attention_backend, reads_shared_pref
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
+from thyme.model.image_processor import ImageInputs
 from thyme.model.model import Model
-from thyme.model.processor import ImageInputs
 
 _MIN_ROWS = 16
 

@@ -9,8 +9,9 @@ import torch
 from thyme.engine.model_runner import Ban
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.sequence import Tokens
+from thyme.model.image_processor import ImageInputs
 from thyme.model.model import Model
-from thyme.model.processor import ImageInputs, Processor
+from thyme.model.processor import Processor
 from thyme.model.rope import mrope_positions
 
 AnyPrompt = Prompt | str | Sequence[int]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thyme.engine.params import SamplingParams
 from thyme.engine.tags import TokenKind
-from thyme.model.processor import ImageInputs
+from thyme.model.image_processor import ImageInputs
 from thyme.repetition import RepetitionHit
 
 

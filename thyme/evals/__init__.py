@@ -7,8 +7,8 @@ from typing import Any
 
 _HOME = {
     "EvalConfig": "config",
-    "EvalResult": "run",
-    "evaluate": "run",
+    "EvalResult": "evaluation",
+    "evaluate": "evaluation",
     "NoCodeControl": "controls",
     "no_code_control": "controls",
     "Summary": "scoring",

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thyme.model.attention import Attention, PackedAttention, packed_attention
     from thyme.model.config import ImageConfig, ModelConfig, RopeScaling, TextConfig, VisionConfig
+    from thyme.model.image_processor import ImageInputs
     from thyme.model.model import Model, build
-    from thyme.model.processor import ImageInputs, Processor
+    from thyme.model.processor import Processor
     from thyme.model.rope import mrope_positions
     from thyme.model.weights import load, load_model, save
 
@@ -22,7 +23,7 @@ _HOME = {
     "VisionConfig": "config",
     "Model": "model",
     "build": "model",
-    "ImageInputs": "processor",
+    "ImageInputs": "image_processor",
     "Processor": "processor",
     "mrope_positions": "rope",
     "load": "weights",

@@ -18,6 +18,7 @@ _HOME = {
     "Turn": "types",
     "RolloutConfig": "config",
     "RolloutLoop": "rollout",
+    "Sampling": "sampling",
     "read_rollouts": "records",
     "write_rollouts": "records",
 }

@@ -1,9 +1,10 @@
 """Limits, prompt style and sampling of rollouts. Standard library only."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from thyme.rollout.prompts import PromptStyle
+from thyme.rollout.sampling import Sampling
 
 Compat = Literal["none", "released"]
 
@@ -55,14 +56,26 @@ class RolloutConfig:
         for name in ("max_rounds", "max_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        for name in ("temperature", "code_temperature"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")
+        self.sampling()  # checks the temperatures
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise ValueError(f"max_in_flight: {self.max_in_flight} must be at least 1, or absent")
         for name, allowed in (("prompt_style", get_args(PromptStyle)), ("compat", get_args(Compat))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}")
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """How this config draws rollouts: `group_size` per question, seed 0. `changes` replace fields of `Sampling`."""
+        drawn = {
+            "n": self.group_size,
+            "temperature": self.temperature,
+            "code_temperature": self.code_temperature,
+            "adaptive": self.adaptive,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return Sampling(**drawn | changes)
 
     @property
     def biases_logprobs(self) -> bool:

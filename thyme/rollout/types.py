@@ -18,7 +18,7 @@ from thyme.engine.tags import TokenKind
 if TYPE_CHECKING:
     from PIL import Image
 
-    from thyme.model.processor import ImageInputs
+    from thyme.model.image_processor import ImageInputs
     from thyme.sandbox import SandboxResult
 
 

@@ -83,7 +83,7 @@ def train_rl(
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
                 batch = questions(stage.step * config.batch_size, config.batch_size)
-                groups = loop.run(batch, seed=seed * 1_000_003 + stage.step)
+                groups = loop.run(batch, loop.config.sampling(seed=seed * 1_000_003 + stage.step))
                 laps.end("rollout")
                 version = loop.engine.weight_version
                 rewards = [[score(rollout) for rollout in group] for group in groups]

@@ -89,7 +89,7 @@ def answer(config: Config, console: Console) -> Rollout:
     )
     printer = _Printer(console, ImageStore(RUNS / config.name / "images"))
     with open_loop(loop_config, opened) as loop:
-        for event in loop.stream(asked, temperature=config.temperature, seed=config.seed):
+        for event in loop.stream(asked, loop.config.sampling(temperature=config.temperature, seed=config.seed)):
             printer.show(event)
     assert printer.rollout is not None
     return printer.rollout

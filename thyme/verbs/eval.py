@@ -43,14 +43,13 @@ def measure(config: Config, opened: Opened) -> EvalResult:
     from thyme.verbs.opening import open_loop
 
     with open_loop(config, opened) as loop:
-        return evaluate(
-            loop,
-            heldout_questions(config),
-            samples=config.eval.samples,
+        sampling = loop.config.sampling(
+            n=config.eval.samples,
             temperature=config.eval.temperature,
             code_temperature=config.eval.code_temperature,
             seed=config.eval.seed,
         )
+        return evaluate(loop, heldout_questions(config), sampling)
 
 
 def heldout_questions(config: Config) -> list[Question]:

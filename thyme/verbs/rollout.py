@@ -30,7 +30,7 @@ def run(config: Config) -> None:
 
     folder, opened = run_dir(config), open_model(config)
     with open_loop(config, opened) as loop:
-        groups = loop.run(question_stream(config.toy)(0, config.count), seed=config.seed)
+        groups = loop.run(question_stream(config.toy)(0, config.count), loop.config.sampling(seed=config.seed))
     rollouts = [rollout for group in groups for rollout in group]
     path = folder / "rollouts" / "step_0.jsonl"
     write_rollouts(path, rollouts, rewards=[asdict(reward(rollout)) for rollout in rollouts])

@@ -7,6 +7,7 @@ from typing import Any
 
 from thyme.evals.scoring import Summary, summarize
 from thyme.rollout.rollout import RolloutLoop
+from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout
 
 
@@ -37,41 +38,31 @@ class EvalResult:
         }
 
 
-def evaluate(
-    loop: RolloutLoop,
-    questions: Sequence[Question],
-    *,
-    samples: int = 1,
-    temperature: float = 0.0,
-    code_temperature: float = 0.0,
-    seed: int = 0,
-    allow_code: bool = True,
-) -> EvalResult:
-    """Accuracy with 95 % intervals, overall and by scenario. Greedy by default.
+def evaluate(loop: RolloutLoop, questions: Sequence[Question], sampling: Sampling | None = None) -> EvalResult:
+    """Accuracy with 95 % intervals, overall and by scenario.
 
     Args:
-        samples: rollouts per question; more than one makes sense at a temperature above 0.
-        temperature, code_temperature: of text and of code.
-        seed: of the sampler.
-        allow_code: False forbids code (see `RolloutLoop.run`).
+        loop: runs the rollouts.
+        questions: at least one.
+        sampling: how the answers are drawn; None: one rollout per question, greedy. With several per question,
+            accuracy is their mean, which makes sense at a temperature above 0.
 
     Raises:
         ValueError: no questions.
     """
     if not questions:
         raise ValueError("evaluate: no questions")
+    sampling = sampling or loop.config.sampling().greedy()
     started = time.perf_counter()
-    groups = loop.run(
-        questions, samples, temperature=temperature, code_temperature=code_temperature, seed=seed, allow_code=allow_code
-    )
+    groups = loop.run(questions, sampling)
     by_scenario: dict[str, list[list[Rollout]]] = {}
     for question, group in zip(questions, groups, strict=True):
         by_scenario.setdefault(question.scenario, []).append(group)
     return EvalResult(
         overall=summarize(groups),
         scenarios={name: summarize(part) for name, part in by_scenario.items()},
-        temperature=temperature,
-        code_temperature=code_temperature,
+        temperature=sampling.temperature,
+        code_temperature=sampling.code_temperature,
         wall_s=time.perf_counter() - started,
         rollouts=groups,
     )
