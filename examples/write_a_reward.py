@@ -43,7 +43,7 @@ def main() -> None:
         loop = RolloutLoop(
             Engine(model, EngineConfig(max_context=1024), processor=processor), sandbox, processor, config
         )
-        (group,) = loop.run([question], seed=0)
+        (group,) = loop.run([question])
     rewards = reward(group)
     advantages = group_advantages(torch.tensor([rewards]))[0].tolist()
     for rollout, value, advantage in zip(group, rewards, advantages, strict=True):

@@ -77,6 +77,16 @@ def test_links_between_documents_lead_somewhere() -> None:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
 
 
+def test_files_that_the_guides_name_exist() -> None:
+    files = tracked()
+    folders = {f"{parent}/" for f in files for parent in Path(f).parents}
+    for guide in ("CONTRIBUTING.md", "SECURITY.md"):
+        named = set(re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", (ROOT / guide).read_text()))
+        assert len(named) >= (20 if guide == "CONTRIBUTING.md" else 1)
+        for path in named:
+            assert path in files | folders, f"{guide} names {path}, which does not exist"
+
+
 def test_figures_say_what_they_were_measured_with() -> None:
     sections = (ROOT / "docs" / "performance.md").read_text().split("\n## ")[1:]
     assert sections
