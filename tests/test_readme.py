@@ -2,10 +2,14 @@
 
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from thyme.cli import VERBS
+from thyme.options import keys
 
 ROOT = Path(__file__).parent.parent
 DESCRIPTION = 37  # the column at which the tree says what a path is
@@ -102,3 +106,25 @@ def test_no_path_of_a_machine_is_tracked() -> None:
         if path.suffix in {".png", ".jpg"} or path.is_symlink() or not path.exists():
             continue
         assert not pattern.search(path.read_text()), name
+
+
+def test_the_walks_name_files_that_exist_in_the_order_of_the_story() -> None:
+    text = (ROOT / "README.md").read_text()
+    walk = text.split("## A request's life")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:thyme|kernels)/[\w/]+(?:\.py|/))`", walk)
+    assert len(named) >= 20
+    for name in named:
+        assert (ROOT / name).exists(), f"README's walk names {name}, which does not exist"
+    numbers = [int(n) for n in re.findall(r"^(\d+)\. ", walk, re.MULTILINE)]
+    assert numbers == list(range(1, 13))
+
+
+def test_the_verbs_of_the_readme_are_verbs_and_the_verbs_are_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^(?:\.venv/bin/)?thyme (\w+(?: (?:synth|check|run)\b)?)", text, re.MULTILINE)
+    assert commands and set(commands) <= set(VERBS)
+    for option in re.findall(r"^thyme .*?--([\w.-]+)", text, re.MULTILINE):
+        assert any(option.replace("-", "_") in HELP_KEYS[verb] for verb in VERBS), option
+
+
+HELP_KEYS = {verb: {key for key, _ in keys(import_module(module).Config)} for verb, module in VERBS.items()}
