@@ -34,8 +34,11 @@ def result(crop: int, code_share: float, code_ok: float | None) -> EvalResult:
     return EvalResult(
         overall=summary(crop + 100, 200, code_share / 2, code_ok),
         scenarios={"direct": summary(100, 100, 0.0, None), "crop": summary(crop, 100, code_share, code_ok)},
-        temperature=0.0, code_temperature=0.0, wall_s=1.0, rollouts=[],
-    )  # fmt: skip
+        temperature=0.0,
+        code_temperature=0.0,
+        wall_s=1.0,
+        rollouts=[],
+    )
 
 
 @pytest.fixture
@@ -50,8 +53,11 @@ def told() -> Story:
         full=RivalResult(result=result(90, 1.0, 1.0), extra_steps=50, extra_cpu_s=30.0),
         control=NoCodeControl(overall=forbidden, scenarios={"crop": forbidden}, chance={"crop": 0.1}),
         history=[{"step": 0, "reward/result/mean": 0.5, "rollout/code_share": 0.2}] * 3,
-        cold_start_cpu_s=90.0, rl_cpu_s=45.0, wall_s=500.0, cpu_s=600.0,
-    )  # fmt: skip
+        cold_start_cpu_s=90.0,
+        rl_cpu_s=45.0,
+        wall_s=500.0,
+        cpu_s=600.0,
+    )
 
 
 def test_the_summary_says_what_was_measured(told: Story) -> None:
@@ -65,9 +71,13 @@ def test_the_summary_says_what_was_measured(told: Story) -> None:
     assert figures["no_code_control"]["scenarios"]["crop"]["chance"] == 0.1
     met = {name: gate["met"] for name, gate in figures["gates"].items()}
     assert met == {
-        "base_locate": True, "base_read": False, "anneal_arithmetic": True, "accuracy_gain": True, "code_ok_rl": True,
+        "base_locate": True,
+        "base_read": False,
+        "anneal_arithmetic": True,
+        "accuracy_gain": True,
+        "code_ok_rl": True,
         "wall_s": False,
-    }  # fmt: skip
+    }
     assert told.gate_lines().count("MISSED") == 2
     assert "crop 0% -> 100%" in told.in_words()
 

@@ -35,8 +35,11 @@ def test_the_longest_lexeme_wins() -> None:
     assert _pieces("The digit is 7.") == ["The digit is ", "7", "."]
     assert _pieces("The digital") == ["The ", *"digital"]
     assert _pieces("ImageOps.autocontrast(Image.open(image_path)") == [
-        "ImageOps.autocontrast(", "Image.open(", "image_path", ")"
-    ]  # fmt: skip
+        "ImageOps.autocontrast(",
+        "Image.open(",
+        "image_path",
+        ")",
+    ]
 
 
 def test_numbers_are_cut_into_digits() -> None:

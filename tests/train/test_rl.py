@@ -123,9 +123,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     def train(resume_from: Path | None) -> tuple[Model, list[Metrics]]:
         model = copy.deepcopy(taught)  # the reference is the model it started from, resumed or not
         history = train_rl(
-            model, processor, make_loop(model, sandbox), endless(asked), config,
-            score=by_index, run_dir=tmp_path, resume_from=resume_from,
-        )  # fmt: skip
+            model,
+            processor,
+            make_loop(model, sandbox),
+            endless(asked),
+            config,
+            score=by_index,
+            run_dir=tmp_path,
+            resume_from=resume_from,
+        )
         return model, history
 
     whole, expected = train(None)
@@ -170,16 +176,25 @@ def hand_rollout(
     warm = np.asarray([0.0, 0.0, *temperatures], dtype=np.float32)
     greedy = sampled & (warm == 0)
     fields: dict[str, object] = dict(
-        question=questions(0, 1, {"arithmetic": 1.0})[0], group=0, index=0, seed=0,
-        token_ids=np.arange(5, 7 + n), kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
-        rounds=np.zeros(2 + n, dtype=np.int16), sampled=sampled, temperatures=warm,
+        question=questions(0, 1, {"arithmetic": 1.0})[0],
+        group=0,
+        index=0,
+        seed=0,
+        token_ids=np.arange(5, 7 + n),
+        kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
+        rounds=np.zeros(2 + n, dtype=np.int16),
+        sampled=sampled,
+        temperatures=warm,
         logprobs=np.where(sampled & ~greedy, -0.5, 0.0).astype(np.float32),
         logprobs_raw=np.where(sampled, -0.75, 0.0).astype(np.float32),
-        entropies=np.zeros(2 + n, dtype=np.float32), weight_versions=np.where(sampled, 0, -1).astype(np.int32),
-        images=[], turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="",
-                               num_images=0)],
-        text="x", answer=None, status=RolloutStatus.ANSWERED,
-    )  # fmt: skip
+        entropies=np.zeros(2 + n, dtype=np.float32),
+        weight_versions=np.where(sampled, 0, -1).astype(np.int32),
+        images=[],
+        turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="", num_images=0)],
+        text="x",
+        answer=None,
+        status=RolloutStatus.ANSWERED,
+    )
     return Rollout(**(fields | values))  # type: ignore[arg-type]
 
 

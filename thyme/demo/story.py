@@ -118,20 +118,23 @@ def run_demo(config: Recipe) -> dict[str, Any]:
         wall_s=clock.wall_s,
         cpu_s=clock.cpu_s,
     )
-    summary = story.to_json()
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    tell(story, folder, console)
+    return story.to_json()
+
+
+def tell(story: Story, folder: Path, console: Console) -> None:
+    """Writes summary.json, curve.png and the rollouts of both evaluations, and prints what they come to."""
+    (folder / "summary.json").write_text(json.dumps(story.to_json(), indent=2) + "\n")
     draw_story(folder / "curve.png", story)
-    for name, result in (("eval_sft", before), ("eval_rl", after)):
+    for name, result in (("eval_sft", story.before), ("eval_rl", story.after)):
         rollouts = [r for group in result.rollouts for r in group]
         write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(rl.reward(r)) for r in rollouts])
-
-    columns = {"cold start": before, "GRPO-ATS": after, "SFT, all code": full.result}
-    console.print(scenario_table(columns, forbidden))
+    columns = {"cold start": story.before, "GRPO-ATS": story.after, "SFT, all code": story.full.result}
+    console.print(scenario_table(columns, story.control))
     console.print(story.in_words())
-    show_traces(console, before, after, ("crop", "zoom", "rotate"))
+    show_traces(console, story.before, story.after, ("crop", "zoom", "rotate"))
     console.print(story.gate_lines())
     console.print(NEXT.format(folder=folder))
-    return summary
 
 
 @contextmanager

@@ -63,14 +63,7 @@ def train_rl(
     Raises:
         ValueError: the loop's engine runs another module.
     """
-    if loop.engine.model is not model:
-        raise ValueError("the rollout loop's engine holds another model: train the one it runs")
-    if loop.config.biases_logprobs:
-        warnings.warn(
-            "rollout.top_k, top_p, min_p or repetition_penalty is on: rollouts are not drawn from the policy whose "
-            "log-probs the loss uses, so its gradient is biased; turn them off for RL",
-            stacklevel=2,
-        )
+    _check(loop, model)
     reference = frozen_copy(model) if config.kl_coef > 0 else None
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     with frozen_vision(model, config.freeze_vision):
@@ -85,33 +78,36 @@ def train_rl(
                 batch = questions(stage.step * config.batch_size, config.batch_size)
                 groups = loop.run(batch, loop.config.sampling(seed=seed * 1_000_003 + stage.step))
                 laps.end("rollout")
-                version = loop.engine.weight_version
+                sampled = rollout_metrics(
+                    groups, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
+                )
                 rewards = [[score(rollout) for rollout in group] for group in groups]
                 laps.end("reward")
                 totals = torch.tensor([[reward.total for reward in group] for group in rewards])
                 samples = policy_samples(processor, groups, totals, config)
-                metrics = policy_step(
-                    model,
-                    processor,
-                    optimizer,
-                    samples,
-                    config,
-                    reference=reference,
-                    rate=rate_share(config, stage.step, config.steps),
-                    same_bits=same_bits,
+                rate = rate_share(config, stage.step, config.steps)
+                updated = policy_step(
+                    model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
                 )
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
-                stage.end_step(
-                    rollout_metrics(groups, rollout_s=laps.seconds["rollout"], weight_version=version)
-                    | reward_metrics(rewards)
-                    | metrics
-                    | laps.metrics()
-                )
+                stage.end_step(sampled | reward_metrics(rewards) | updated | laps.metrics())
     return stage.history
+
+
+def _check(loop: RolloutLoop, model: Model) -> None:
+    """Raises where the loop cannot train the model; warns where what it samples is biased."""
+    if loop.engine.model is not model:
+        raise ValueError("the rollout loop's engine holds another model: train the one it runs")
+    if loop.config.biases_logprobs:
+        warnings.warn(
+            "rollout.top_k, top_p, min_p or repetition_penalty is on: rollouts are not drawn from the policy whose "
+            "log-probs the loss uses, so its gradient is biased; turn them off for RL",
+            stacklevel=3,
+        )
 
 
 def policy_samples(
