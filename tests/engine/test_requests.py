@@ -82,7 +82,7 @@ def test_requests_are_checked(
 ) -> None:
     engine = make_engine(text_model, num_blocks=10)
     for _ in range(2):  # a refusal is not remembered as served
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=f"^add: .*{match}"):
             engine.add(prompt, SamplingParams(**params))
     assert not engine.has_unfinished()
 
@@ -144,11 +144,11 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
     expected = engine.generate([[3, 4, 5]], PARAMS)[0].token_ids
     calls: list[int] = []
 
-    def break_down(hidden: torch.Tensor) -> torch.Tensor:
+    def break_down(hidden: torch.Tensor, **options: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return Model.logits(text_model, hidden)
+        return Model.logits(text_model, hidden, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(text_model, "logits", break_down)

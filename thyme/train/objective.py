@@ -19,13 +19,11 @@ from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
-from thyme.model.model import Model
+from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
 from thyme.train.packing import Sample, TrainBatch
-
-_MIN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +103,7 @@ def trained_logits(model: Model, batch: TrainBatch) -> Tensor:
 
 
 def _logits(model: Model, hidden: Tensor) -> Tensor:
-    """BLAS gives other bits for a few rows, so there are never less."""
-    padding = max(0, _MIN_ROWS - len(hidden))
-    return model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, padding)))[: len(hidden)]
+    return model.logits(hidden, min_rows=MIN_ROWS)
 
 
 def trained_logprobs(
