@@ -8,6 +8,10 @@ With z = hidden weight^T, x = z - max(z) over the ids that count, and tau the to
 
 Rows of mask False are taken out before the matmul, so the cost is that of the rows that count.
 
+Equal bits, always on one machine: in Triton a row has the same whatever rows are beside it. On a CPU its logits come
+from a matrix product of torch, of 16 rows at least, whose bits for a row were never seen to depend on the others with
+the instructions that MKL itself chooses; with those of MKL_CBWR=COMPATIBLE they do.
+
 The forward keeps a few numbers a row. The backward goes by chunks of rows: dz of a chunk in the operands' dtype, then
 two matmuls, dL / dweight summed in float32 over the chunks. It has dz from one of two places:
 

@@ -16,7 +16,8 @@ with a SharedPrefix the keys and values of the prefix once for as many sequences
 In Triton a sequence with one new token is decoded: its context is cut into splits of SPLIT keys, one program each
 (Flash-Decoding, Dao et al. 2023), merged in ascending order. A sequence with more is prefilled by tiles of queries.
 Which of the two depends on the sequence alone, and so do tiles and splits: it has the same bits in any batch, as long
-as no SharedPrefix has it computed with others.
+as no SharedPrefix has it computed with others. The C++ for CPUs keeps the same promise for any chunks and any number of
+threads. Each on one machine: between processors, or GPUs, sums are rounded in other orders.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -7,7 +7,8 @@ With x = z - max(z) over the ids that count and tau the row's temperature,
 
 where g = dL / dlogprob and h = dL / dentropy. Sampler and losses take their figures from here, so the log-prob that a
 rollout records and the one that training computes from the same logits have the same bits. What a row gives does not
-depend on how many rows there are, bit for bit. In C++ (csrc/softmax_rows.hpp) a row is read once each way.
+depend on how many rows there are, bit for bit. Both hold on one machine: another processor has other instructions, and
+torch and the C++ here (csrc/softmax_rows.hpp, which reads a row once each way) sum in the order that suits them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
