@@ -433,9 +433,13 @@ def test_nothing_recompiles_for_another_length(recorders: dict[str, Recorder], b
         for tau in (1.0, 0.7):
             hidden = torch.randn(num_rows, 16, requires_grad=True)
             logprob, _ = linear_logprob_triton(
-                hidden, weight, torch.zeros(num_rows, dtype=torch.int64), temperature=torch.full((num_rows,), tau),
-                backward=backward, workspace_bytes=1 << 30,
-            )  # fmt: skip
+                hidden,
+                weight,
+                torch.zeros(num_rows, dtype=torch.int64),
+                temperature=torch.full((num_rows,), tau),
+                backward=backward,
+                workspace_bytes=1 << 30,
+            )
             logprob.sum().backward()
     assert {name: len(recorder.keys) for name, recorder in recorders.items()} == {
         "_forward_kernel": 1,

@@ -51,9 +51,14 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, tables: Tensor, context: Tensor, cu:
 
 
 def problem(
-    queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int, block_size: int,
+    queries: list[int],
+    contexts: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Sequences in blocks in random order; what no sequence uses is NaN, block 0 among it, where a masked read of a
     table may lead; table entries past a context are nonsense."""
     needed = [-(-context // block_size) for context in contexts]
@@ -245,9 +250,16 @@ GROUPS = {
 @pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
 @ALL
 def test_shared_prefix(
-    run: Run, queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int,
-    tolerances: dict, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    run: Run,
+    queries: list[int],
+    contexts: list[int],
+    groups: list[int],
+    prefix: list[int],
+    heads: int,
+    kv_heads: int,
+    tolerances: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     args = problem(queries, contexts, heads, kv_heads, 16, 16)
     shared = share(args, groups, prefix)
     expected = call(oracle, args)
@@ -283,9 +295,14 @@ def exact_within_tiles(args: dict[str, Any], keys: int) -> None:
 
 @pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
 def test_a_shared_prefix_changes_no_step_of_the_sum(
-    queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int,
+    queries: list[int],
+    contexts: list[int],
+    groups: list[int],
+    prefix: list[int],
+    heads: int,
+    kv_heads: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The same tiles of keys, in the same order. The interpreter multiplies a tile of more rows by other instructions
     too, so the sums inside a tile are exact here. A split has four tiles, so that their order counts."""
     launch_config = attention_module._launch_config
@@ -335,8 +352,10 @@ def test_groups_found_are_those_of_a_loop(data: st.DataObject, block_size: int) 
         if splits == 0 or splits < max(beside, default=0):
             starts.append(row + 1)
     ends = [*starts[1:], num_seqs]
-    expected = [min((common[row][0] for row in range(start, end - 1)), default=0)
-                for start, end in zip(starts, ends, strict=True)]  # fmt: skip
+    expected = [
+        min((common[row][0] for row in range(start, end - 1)), default=0)
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
     found = SharedPrefix.find(tables, contexts, counts, block_size, torch.device("cpu"))
     if not any(splits for _, splits in common):
