@@ -41,7 +41,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("THYME_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
