@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thyme.cli import RECIPE_VERBS, VERBS
+from thyme.cli import RECIPE_VERBS, VERBS, main
 from thyme.config import from_dict, keys_of, load_recipe, part_of, shipped_recipes, to_toml
 from thyme.help import help_text
 from thyme.options import keys, parse
@@ -185,3 +185,15 @@ def test_every_setting_explains_itself_and_help_fits_two_screens(monkeypatch: py
 
 def test_the_keys_of_a_table() -> None:
     assert list(keys_of({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == ["a", "b.c", "b.d.e"]
+
+
+def test_the_first_word_of_two_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, seconds in (("data", "synth | check"), ("sandbox", "run")):
+        with pytest.raises(SystemExit) as ended:
+            main([word, "--help"])
+        assert ended.value.code == 0
+        assert f"thyme {word} {seconds}" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            main([word])
+        assert ended.value.code == 2
+        assert f"thyme {word} needs one of" in capsys.readouterr().err

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+import thyme
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("csrc/", "docs/", "examples/", "kernels/", "thyme/")
 """Folders that a source distribution holds whole."""
@@ -151,6 +153,11 @@ def test_the_source_distribution_is_whole_and_holds_each_file_once(tmp_path: Pat
     assert not {name for name in files if name.startswith(("thyme/kernels", "tests/", "build/"))}
     assert not {name for name in files if name.endswith((".so", ".pyc"))}
     assert not {name for name, member in members.items() if member.issym() or member.islnk()}
+
+
+def test_the_version_has_an_entry_in_the_changelog() -> None:
+    titles = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert titles[0] == "Unreleased" and thyme.__version__ in titles
 
 
 # The wheel, in an environment of its own.

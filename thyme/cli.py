@@ -38,6 +38,8 @@ VERBS = {
 RECIPE_VERBS = {"demo", "base", "sft", "rl", "rollout", "eval"}
 """Verbs that take a recipe before their settings."""
 
+HELP_FLAGS = {"-h", "--help", "--help-all"}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; exits with 2 and one line on a user's error."""
@@ -70,6 +72,9 @@ def _verb(args: list[str]) -> tuple[str, list[str]]:
         if verb in VERBS:
             return verb, args[words:]
     seconds = [verb.split()[1] for verb in VERBS if verb.startswith(f"{args[0]} ")]
+    if seconds and args[1:2] and args[1] in HELP_FLAGS:
+        print(f"usage: thyme {args[0]} {' | '.join(seconds)}        (thyme {args[0]} {seconds[0]} --help tells more)")
+        raise SystemExit(0)
     if seconds:
         raise ValueError(f"thyme {args[0]} needs one of: {', '.join(seconds)}")
     from thyme.config import nearest
@@ -88,7 +93,7 @@ def _run(verb: str, args: list[str]) -> int:
     takes_recipe = verb in RECIPE_VERBS
     recipes = import_module("thyme.verbs.recipe").Recipe if takes_recipe else None
     default_recipe = module.default_recipe(args) if hasattr(module, "default_recipe") else None
-    if {"-h", "--help", "--help-all"} & set(args):
+    if HELP_FLAGS & set(args):
         needs_more = any(f.metadata.get("positional") for f in settings(module.Config))
         defaults = None if needs_more else parse(module.Config, [], recipes=recipes, default_recipe=default_recipe)
         summary, everything = (module.__doc__ or "").partition("\n\n")[0], "--help-all" in args

@@ -1,8 +1,8 @@
 """Runs model-written Python where it can do no harm, and repairs what is trivially wrong with it.
 
-Processes: the trainer holds a `Sandbox` (pool.py, client.py), which starts one fork-server with warm imports (server.py
-outside, zygote.py inside); each session is a forked, jailed child (process.py outside, child.py and jail.py inside).
-Never imports torch.
+Processes: the trainer holds a `Sandbox` (pool.py, client.py), which starts one fork-server with warm imports
+(zygote_handle.py outside, zygote.py inside); each session is a forked, jailed child (child_handle.py outside, child.py
+and interpreter.py inside). Never imports torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Results from what a child sent, every field checked, or from how it ended. Nothing is believed beyond the snippet."""
+"""A result, made of what a child sent, every field checked, or of how it ended: never believed beyond its snippet."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ import os
 import signal
 from typing import Any
 
+from thyme.sandbox.child_handle import ChildHandle, read_all
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.process import ChildProcess, Round, read_all
 from thyme.sandbox.result import Fix, SandboxResult, SnippetError, Status
 
 _STATUS = {"ok": Status.OK, "error": Status.ERROR, "memory": Status.MEMORY, "output_limit": Status.OUTPUT_LIMIT}
 
 
 def read_result(
-    frame: bytes, child: ChildProcess, round_: Round, *, config: SandboxConfig, isolation: str, wall_s: float
+    frame: bytes, child: ChildHandle, *, config: SandboxConfig, isolation: str, wall_s: float, restarted: bool
 ) -> SandboxResult:
     """The result a child sent. Pixels are copied by read, never mapped.
+
+    Args:
+        frame: the message that came from its socket.
+        child: where its printed text and its pixels lie.
+        config: the limits that everything it claims is held against.
+        isolation: what isolates it, by SandboxResult's names.
+        wall_s: seconds it took, measured on this side.
+        restarted: whether the session had lost its variables before.
+
+    Returns:
+        The result, every field within the limits.
 
     Raises:
         ValueError, TypeError, KeyError, RecursionError: it sent nonsense.
@@ -47,10 +58,17 @@ def read_result(
         images.append(Image.frombytes("RGB", (width, height), read_all(child.pixels, size, offset)))
         offset += size
     return SandboxResult(
-        status=status, stdout=read_all(child.stdout, length, 0).decode("utf-8", "replace"), error=error,
-        images=tuple(images), fixes=fixes, wall_s=wall_s, isolation=isolation, restarted=round_.restarted,
-        cpu_s=_number(data["cpu_s"]), peak_mib=_number(data["peak_mib"]),
-    )  # fmt: skip
+        status=status,
+        stdout=read_all(child.stdout, length, 0).decode("utf-8", "replace"),
+        error=error,
+        images=tuple(images),
+        fixes=fixes,
+        wall_s=wall_s,
+        isolation=isolation,
+        restarted=restarted,
+        cpu_s=_number(data["cpu_s"]),
+        peak_mib=_number(data["peak_mib"]),
+    )
 
 
 def how_it_ended(exited: dict[str, Any], config: SandboxConfig) -> tuple[Status, SnippetError]:

@@ -1,4 +1,4 @@
-"""`compat="released"`: the rewriting that the published Thyme sandbox does before it runs code.
+"""`compat="released"`: rewrites code as the published Thyme sandbox does before it runs it.
 
 Released checkpoints were trained on its outcome: crops of at least 64 pixels, eight decimals in f-strings. It changes
 what correct programs mean, which is why it is off by default. As there, only a tuple of four plain numbers is a box
@@ -20,8 +20,8 @@ from thyme.sandbox.result import Fix
 
 MIN_CROP = 64
 _CORNERS = {"x1", "y1", "x2", "y2", "left", "top", "right", "bottom"}
-_BOXES = {"crop_box", "bbox", "box", "coordinates", "coords", "crop_coords", "left_crop_coords", "right_crop_coords",
-          "top_crop_coords", "bottom_crop_coords"}  # fmt: skip
+_BOXES = {"crop_box", "bbox", "box", "coordinates", "coords"}
+_BOXES |= {"crop_coords", "left_crop_coords", "right_crop_coords", "top_crop_coords", "bottom_crop_coords"}
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tiff", ".webp")
 _OPENCV = {"cv", "cv3", "cv4", "CV"}
 _DECIMALS = re.compile(r":\.\df\}")

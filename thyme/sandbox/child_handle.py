@@ -1,4 +1,4 @@
-"""One session's process and one snippet on its way to it, as the trusted side holds them."""
+"""The process of a session as the trusted side holds it: sockets, shared memory, a pidfd, its CPU clock."""
 
 from __future__ import annotations
 
@@ -8,52 +8,32 @@ import os
 import signal
 import socket
 import time
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from thyme.sandbox import cgroup
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.result import SandboxResult
-
-if TYPE_CHECKING:
-    from thyme.sandbox.pool import SandboxSession
 
 FRAME_BYTES = 64 * 1024
+"""The longest answer that is read."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-class Round:
-    """One snippet on its way."""
+class ChildHandle:
+    """A socket to the process of one session and three pieces of memory shared with it, sealed against resizing.
 
-    def __init__(self, session: SandboxSession, code: bytes) -> None:
-        self.session = session
-        self.code = code
-        self.future: Future[SandboxResult] = Future()
-        self.started: float | None = None
-        """When it was handed over, with the order to fork where the session has no process."""
-        self.deadline: float | None = None
-        self.restarted = False
-        self.tries = 0
-
-
-class ChildProcess:
-    """The process of a session: a socket to it and three pieces of memory shared with it, sealed against resizing.
-
-    It exists from the order to fork; `pidfd` is known once the fork-server says so.
+    The handle is made before the fork-server is asked for the process; `pidfd` is None until the process is there.
     """
 
-    def __init__(self, session: SandboxSession, number: int, config: SandboxConfig) -> None:
-        self.session = session
+    def __init__(self, number: int, config: SandboxConfig) -> None:
         self.id = str(number)
         self.max_stdout_bytes = config.max_stdout_bytes
         self.pidfd: int | None = None
-        self.used = False
-        """Whether something may have been printed: fresh memory is zero."""
-        self.round: Round | None = None
         self.idle_since = 0.0
-        self.cpu_mark = 0.0
+        """When it answered last, by the monotonic clock."""
+        self.idle_cpu_s = 0.0
+        """CPU seconds it had used by then."""
         self._clock: int | None = None
+        self._used = False  # whether something may have been printed: fresh memory is zero
         self.stdout = self.pixels = self.code = -1
         self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -66,6 +46,7 @@ class ChildProcess:
         self.socket.setblocking(False)
 
     def close(self) -> None:
+        """Closes every descriptor. Does not end the process."""
         self.socket.close()
         self.far_end.close()
         for fd in (self.stdout, self.pixels, self.code, self.pidfd):
@@ -75,25 +56,31 @@ class ChildProcess:
         self.pidfd = None
 
     def kill(self) -> None:
+        """Sends SIGKILL, where the process is there."""
         if self.pidfd is not None:
             kill_process(self.pidfd)
 
-    def is_born(self, pidfd: int) -> None:
+    def attach(self, pidfd: int) -> None:
+        """Takes over the pidfd of the process that was forked."""
         self.pidfd = pidfd
         with contextlib.suppress(OSError):  # no descriptor left: what it burns while idle goes unseen
             if pid := pid_of(pidfd):
                 self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of another process
                 cgroup.expose(pid)
 
-    def hand_over(self, round_: Round) -> None:
-        """Gives it the next snippet."""
-        if self.used:
+    def send(self, code: bytes) -> None:
+        """Hands over a snippet to run."""
+        if self._used:
             os.pwrite(self.stdout, bytes(self.max_stdout_bytes), 0)
-        self.used = True
-        os.pwrite(self.code, round_.code, 0)
+        self._used = True
+        os.pwrite(self.code, code, 0)
         with contextlib.suppress(OSError):  # where it died while idle the event follows
-            self.socket.send(str(len(round_.code)).encode())
-        self.round = round_
+            self.socket.send(str(len(code)).encode())
+
+    def rest(self) -> None:
+        """Notes that it answered and has nothing to do from now on."""
+        self.idle_since = time.monotonic()
+        self.idle_cpu_s = self.cpu_time()
 
     def cpu_time(self) -> float:
         """CPU seconds used so far; 0 where it is not known."""
@@ -105,11 +92,12 @@ class ChildProcess:
             return 0.0
 
     def printed(self) -> str:
-        """What it printed in this round, where it did not come to say how much."""
+        """What the last snippet printed, where the process did not come to say how much."""
         return read_all(self.stdout, self.max_stdout_bytes, 0).rstrip(b"\0").decode("utf-8", "replace")
 
 
 def kill_process(pidfd: int) -> None:
+    """Sends SIGKILL to a process that may have ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 

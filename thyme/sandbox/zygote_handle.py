@@ -1,4 +1,4 @@
-"""The fork-server (zygote.py) from outside: started by exec, spoken to over one socket, ended by closing it."""
+"""The fork-server (zygote.py) as the trusted side holds it: started by exec, spoken to over one socket."""
 
 from __future__ import annotations
 
@@ -16,21 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from thyme.sandbox.cgroup import Group, spare
+from thyme.sandbox.child_handle import kill_process, pid_of
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.process import kill_process, pid_of
+from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
 from thyme.sandbox.result import Layer, SandboxUnavailable
 
 _log = logging.getLogger("thyme.sandbox")
 _BOOT = "import sys; sys.path += sys.argv[2:]; from thyme.sandbox.zygote import main; main(int(sys.argv[1]))"
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
-                "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC", "MPLBACKEND": "Agg"}  # fmt: skip
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "MPLBACKEND": "Agg",
+}
 _START_S = 60.0
 """A fork-server that has not reported by then is given up (cold disks are slow)."""
-_MESSAGE_BYTES = 64 * 1024
 
 
-class ForkServer:
+class ZygoteHandle:
     """A running fork-server and what it found the machine to offer.
+
+    Args:
+        config: the sandbox's limits.
+        run_dir: the client's folder; see run_folder.py.
+        off: layers that are switched off, so that tests can show that each of them is needed.
+        group: the control groups that bound the fork-server with all its children.
 
     Raises:
         SandboxUnavailable: it does not start, or the layers that isolation needs are missing.
@@ -58,23 +72,26 @@ class ForkServer:
     def _start(
         self, theirs: socket.socket, config: SandboxConfig, run_dir: Path, off: frozenset[str], group: Group
     ) -> dict[str, Any]:
-        from thyme.sandbox.zygote import setup_message
-
         environment = dict(_ENVIRONMENT)
         if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         with theirs, os.fdopen(os.memfd_create("errors", os.MFD_CLOEXEC), "w+b") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(theirs.fileno()), *_import_roots(config.preload)],
-                env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
             theirs.close()  # so that its end is seen
             group.add(self.process.pid)  # it forks nothing before it is told how
-            self.control.send(setup_message(config, run_dir, off, group.folders))
+            self.control.send(Setup(config=config, run_dir=run_dir, off=off, groups=tuple(group.folders)).encode())
             self.control.settimeout(_START_S)
             try:
-                message, descriptors, _, _ = socket.recv_fds(self.control, _MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 1)
             except OSError as error:
                 raise SandboxUnavailable(f"the fork-server did not start: {error}") from error
             if not message or not descriptors:
@@ -87,14 +104,23 @@ class ForkServer:
         hello: dict[str, Any] = json.loads(message)
         return hello
 
-    def fork(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Asks for a child. BlockingIOError where the socket is full, another OSError where the server has ended."""
-        socket.send_fds(self.control, [json.dumps(order).encode()], descriptors, socket.MSG_DONTWAIT)
+    def fork(self, order: Order, descriptors: Sequence[int]) -> None:
+        """Asks for a child, which gets `descriptors`. Never blocks.
+
+        Raises:
+            BlockingIOError: the socket is full.
+            OSError: the server has ended.
+        """
+        socket.send_fds(self.control, [order.encode()], descriptors, socket.MSG_DONTWAIT)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message with its descriptors, None where there is none yet. EOFError where the server has ended."""
+        """The next message with its descriptors; None where there is none yet.
+
+        Raises:
+            EOFError: the server has ended.
+        """
         try:
-            message, descriptors, _, _ = socket.recv_fds(self.control, _MESSAGE_BYTES, 1)
+            message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 1)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -111,8 +137,6 @@ class ForkServer:
 
     def stop(self) -> None:
         """Ends it, and with it every child. Twice is fine."""
-        from thyme.sandbox.zygote import GOODBYE
-
         with contextlib.suppress(OSError):
             self.control.send(GOODBYE)
         with contextlib.suppress(OSError):  # close alone would not wake the other end
@@ -145,7 +169,11 @@ def _import_roots(preload: tuple[str, ...]) -> list[str]:
 
 
 def _judge(layers: tuple[Layer, ...], config: SandboxConfig, off: frozenset[str]) -> str:
-    """The name of what isolates, or SandboxUnavailable."""
+    """The name of what isolates.
+
+    Raises:
+        SandboxUnavailable: a layer is missing without which nothing does.
+    """
     if config.isolation == "none":
         return "none"
     holds = {layer.name for layer in layers if layer.ok}
