@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from thyme.model.processor import Processor
-from thyme.rollout.records import ImageStore, read_rollouts, write_rollouts
+from thyme.rollout.image_folder import ImageFolder
+from thyme.rollout.records import read_rollouts, write_rollouts
 from thyme.rollout.trajectory import COLUMNS
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
@@ -108,13 +109,13 @@ def test_an_image_is_stored_once_beside_the_rollouts(processor: Processor, tmp_p
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
 def test_the_store_keeps_mode_and_pixels(mode: str, tmp_path: Path) -> None:
     image = Image.radial_gradient("L").convert(mode)
-    name = ImageStore(tmp_path).add(image)
-    assert same(ImageStore(tmp_path).get(name), image) or mode == "P"
-    assert ImageStore(tmp_path).get(name).convert("RGB").tobytes() == image.convert("RGB").tobytes()
+    name = ImageFolder(tmp_path).add(image)
+    assert same(ImageFolder(tmp_path).get(name), image) or mode == "P"
+    assert ImageFolder(tmp_path).get(name).convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
 def test_equal_pixels_under_other_shapes_palettes_or_modes_are_other_images(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path)
+    store = ImageFolder(tmp_path)
     gray = Image.new("L", (6, 4), 7)
     palette = gray.copy()
     palette.putpalette(list(range(255, -1, -1)) * 3)
