@@ -16,9 +16,15 @@ PARAMS = SamplingParams(max_tokens=150, temperature=1.0, seed=0, stop_at_tags=Fa
 @pytest.fixture(scope="module")
 def model(fragments: Any) -> Model:
     text = TextConfig(
-        vocab_size=fragments.vocab_size, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=fragments.vocab_size,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        initializer_range=0.2,
+    )
     return build(ModelConfig(model_type="qwen2", text=text), seed=5)
 
 

@@ -49,17 +49,27 @@ def test_bits_do_not_depend_on_the_schedule(
 # The widths are those of the toy and of models up to 1 B: BLAS chooses its paths by shape.
 @pytest.mark.parametrize(
     ("hidden", "intermediate", "heads", "vocab"),
-    [(48, 80, 4, 64), (128, 384, 4, 160), pytest.param(512, 1408, 8, 4096, marks=pytest.mark.soak),
-     pytest.param(896, 4864, 14, 8192, marks=pytest.mark.soak)],
-)  # fmt: skip
+    [
+        (48, 80, 4, 64),
+        (128, 384, 4, 160),
+        pytest.param(512, 1408, 8, 4096, marks=pytest.mark.soak),
+        pytest.param(896, 4864, 14, 8192, marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bits_do_not_depend_on_the_number_of_rows(
     make_engine: Any, hidden: int, intermediate: int, heads: int, vocab: int, threads: int
 ) -> None:
     text = TextConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=2,
-        num_attention_heads=heads, num_key_value_heads=2, head_dim=hidden // heads, initializer_range=0.05,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        head_dim=hidden // heads,
+        initializer_range=0.05,
+    )
     model = build(ModelConfig(model_type="qwen2", text=text), seed=1)
     draw = np.random.default_rng(0)
     cases = [draw.integers(0, vocab, n).tolist() for n in (1, 2, 9, 31, 64)]

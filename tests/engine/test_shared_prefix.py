@@ -50,9 +50,16 @@ class PrefixKernel:
 def model() -> Model:
     """Two query heads and one of keys: the interpreter takes its time for each."""
     text = TextConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=12, max_position_embeddings=512, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
     return build(ModelConfig(model_type="qwen2", text=text), seed=3)
 
 

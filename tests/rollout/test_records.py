@@ -38,24 +38,40 @@ def rollout(processor: Processor, index: int = 0, image: Image.Image | None = No
         scale = 10.0 ** rng.integers(-9, 4, count) if dtype is np.float32 else 10.0
         columns[name] = (rng.uniform(0, 2, count) * scale).astype(dtype)
     done = SandboxResult(
-        status=Status.OK, stdout="caf\u00e9 \u56fe\n", images=(crop,), fixes=(Fix("import", 2, "added import math"),),
-        wall_s=0.1, isolation="full",
-    )  # fmt: skip
+        status=Status.OK,
+        stdout="caf\u00e9 \u56fe\n",
+        images=(crop,),
+        fixes=(Fix("import", 2, "added import math"),),
+        wall_s=0.1,
+        isolation="full",
+    )
     failed = SandboxResult(status=Status.ERROR, error=SnippetError("ValueError", "no", None), restarted=True)
     return Rollout(
         question=Question(
-            id="q1", image=image, image_path="a.png", question="what?", solution="7", scenario="crop",
+            id="q1",
+            image=image,
+            image_path="a.png",
+            question="what?",
+            solution="7",
+            scenario="crop",
             meta={"box": [1, 2, 3, 4]},
         ),
-        group=3, index=index, seed=2**55 + index, **columns,
+        group=3,
+        index=index,
+        seed=2**55 + index,
+        **columns,
         images=[processor.preprocess(image), processor.preprocess(crop)],
         turns=[
             Turn(text="a<code>x</code>", code="x", result=done, output_text="<sandbox_output>..", num_images=1),
             Turn(text="b<code></code>", code="", result=failed, output_text="", num_images=0),
             Turn(text="c", code=None, result=None, output_text="", num_images=0),
         ],
-        text="abc", answer=None, status=RolloutStatus.MAX_IMAGES, wall_s=1.25, sandbox_s=0.1,
-    )  # fmt: skip
+        text="abc",
+        answer=None,
+        status=RolloutStatus.MAX_IMAGES,
+        wall_s=1.25,
+        sandbox_s=0.1,
+    )
 
 
 def same(a: Any, b: Any) -> bool:

@@ -147,7 +147,8 @@ class VisionTower(nn.Module):
         """pixel_values [P, patch_dim] of the images one after another -> features [M, out_hidden_size], in order.
 
         Raises:
-            ValueError: a grid of several frames or with sides that can't be merged, or pixel_values that do not fit the grids.
+            ValueError: a grid of several frames or with sides that can't be merged, or pixel_values that do not fit
+                the grids.
         """
         config = self.config
         merge = config.spatial_merge_size
