@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests import tiny
 from thyme.engine import Engine, Prompt, SamplingParams
-from thyme.model import ImageInputs, Model, ModelConfig, TextConfig, build
+from thyme.model import ImageInputs, Model, ModelConfig, build
 
 NEW = 24
 GREEDY = SamplingParams(
@@ -220,19 +221,7 @@ def test_other_families_write_the_keys_they_are_trained_with(
     deterministic: bool,
 ) -> None:
     """Norms of heads come before the rotation, which is in the engine's attention; few rows are padded."""
-    text = TextConfig(
-        vocab_size=64,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        **switches,
-    )
-    model = build(ModelConfig(model_type=family, text=text), seed=6)
+    model = build(ModelConfig(model_type=family, text=tiny.text_config(**switches)), seed=6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):

@@ -15,12 +15,6 @@ from thyme.rollout.records import read_rollouts, write_rollouts
 from thyme.rollout.trajectory import COLUMNS
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
-from thyme.toy.model import tiny_processor
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return tiny_processor()
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
