@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import tiny
 from thyme.engine import Engine, EngineConfig, Prompt, SamplingParams
-from thyme.model import Model, ModelConfig, TextConfig, build, load_model, save
+from thyme.model import Model, ModelConfig, build, load_model, save
 
 PARAMS = SamplingParams(max_tokens=6, seed=1, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -159,10 +160,7 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
 
 
 def test_stream_yields_what_generate_returns(text_model: Model, make_engine: Any, fragments: Any) -> None:
-    text = TextConfig(
-        vocab_size=fragments.vocab_size, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, initializer_range=0.2,
-    )  # fmt: skip
+    text = tiny.text_config(vocab_size=fragments.vocab_size, max_position_embeddings=32768, initializer_range=0.2)
     model = build(ModelConfig(model_type="qwen2", text=text), seed=5)
     engine = make_engine(model, processor=fragments)
     params = SamplingParams(max_tokens=30, seed=1, n=3)

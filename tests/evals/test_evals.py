@@ -27,11 +27,25 @@ def rollout(asked: Question, answer: str | None, codes: Sequence[Status] = (), i
     ]
     status = RolloutStatus.EOS_WITHOUT_ANSWER if answer is None else RolloutStatus.ANSWERED
     return Rollout(
-        question=asked, group=0, index=index, seed=0, token_ids=none, kinds=none, rounds=none, sampled=none,
-        temperatures=none, logprobs=none, logprobs_raw=none, entropies=none, weight_versions=none, images=[],
-        turns=[*turns, Turn(text="", code=None, result=None, output_text="", num_images=0)], text="", answer=answer,
+        question=asked,
+        group=0,
+        index=index,
+        seed=0,
+        token_ids=none,
+        kinds=none,
+        rounds=none,
+        sampled=none,
+        temperatures=none,
+        logprobs=none,
+        logprobs_raw=none,
+        entropies=none,
+        weight_versions=none,
+        images=[],
+        turns=[*turns, Turn(text="", code=None, result=None, output_text="", num_images=0)],
+        text="",
+        answer=answer,
         status=status,
-    )  # fmt: skip
+    )
 
 
 class Loop:

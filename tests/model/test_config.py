@@ -82,8 +82,8 @@ def test_tying_may_be_said_in_the_nested_part_only() -> None:
     assert model_config_from_hf(nested).text.tie_word_embeddings
 
 
-def test_what_we_write_reads_back_and_means_the_same_to_transformers(text_model: Callable[[str], Any]) -> None:
-    sources = [HUB] + [text_model(f).config.to_dict() for f in ("qwen2", "qwen3", "llama-biased", "llama3")]
+def test_what_we_write_reads_back_and_means_the_same_to_transformers(hf_text_model: Callable[[str], Any]) -> None:
+    sources = [HUB] + [hf_text_model(f).config.to_dict() for f in ("qwen2", "qwen3", "llama-biased", "llama3")]
     for source in sources:
         config = model_config_from_hf(source)
         written = model_config_to_hf(config)

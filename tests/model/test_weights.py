@@ -26,7 +26,7 @@ def same(a: Model, b: Model) -> bool:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """What transformers writes for a vision model, and its tokenizer beside it."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    request.getfixturevalue("vision_model")(vocab_size=400).save_pretrained(folder)
+    request.getfixturevalue("hf_vision_model")(vocab_size=400).save_pretrained(folder)
     tokenizer = request.getfixturevalue("byte_level_tokenizer")
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 3136, "max_pixels": 50176}))
@@ -85,9 +85,9 @@ def test_transformers_reads_our_folder(checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama-biased", "llama3"])
 def test_text_models_both_directions(
-    family: str, text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path
+    family: str, hf_text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path
 ) -> None:
-    text_model(family).save_pretrained(tmp_path / "theirs")
+    hf_text_model(family).save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs")
     save(model, None, tmp_path / "ours")
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
@@ -143,8 +143,8 @@ def test_half_precision_on_disk_and_in_memory(stored: torch.dtype, checkpoint: P
     assert json.loads((copy.parent / "half/config.json").read_text())["torch_dtype"] == str(stored).split(".")[1]
 
 
-def test_tied_head_may_be_stored_but_must_agree(text_model: Callable[[str], Any], tmp_path: Path) -> None:
-    text_model("qwen2").save_pretrained(tmp_path)
+def test_tied_head_may_be_stored_but_must_agree(hf_text_model: Callable[[str], Any], tmp_path: Path) -> None:
+    hf_text_model("qwen2").save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert load_model(tmp_path).lm_head is None
     edit_weights(tmp_path, lambda t: t["lm_head.weight"].mul_(2))

@@ -6,7 +6,6 @@ first one's variables, and a product that only code is trusted with.
 
 import io
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts, write_rollo
 from thyme.rollout.dialect import Dialect, write_dialect
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.types import Question, Rollout, RolloutStatus
-from thyme.sandbox import Sandbox, SandboxConfig, Status
+from thyme.sandbox import Sandbox, Status
 from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
 from thyme.train.packing import pack
@@ -64,12 +63,6 @@ def model(rows: list[Demonstration]) -> Model:
         torch.nn.functional.cross_entropy(model.logits(hidden[batch.rows]), batch.targets).backward()
         optimizer.step()
     return model
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig(workers=2)) as sandbox:
-        yield sandbox
 
 
 def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> RolloutLoop:

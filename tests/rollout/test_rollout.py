@@ -128,9 +128,17 @@ class Engine:
         kinds = [TokenKind.END if i == IM_END else TokenKind.TEXT for i in drawn]
         numbers = np.arange(len(drawn), dtype=np.float32) + 1
         return SimpleNamespace(
-            sequence=s, token_ids=drawn, kinds=kinds, finish_reason=finish, stop_reason=stop, weight_version=5,
-            logprobs=-numbers, logprobs_raw=-2 * numbers, entropies=numbers, temperatures=0 * numbers + 1,
-        )  # fmt: skip
+            sequence=s,
+            token_ids=drawn,
+            kinds=kinds,
+            finish_reason=finish,
+            stop_reason=stop,
+            weight_version=5,
+            logprobs=-numbers,
+            logprobs_raw=-2 * numbers,
+            entropies=numbers,
+            temperatures=0 * numbers + 1,
+        )
 
     def append(self, s: Sequence, ids: Any, images: Any = (), max_tokens: int | None = None) -> None:
         assert s.state == "held" and (max_tokens is None or max_tokens > 0)
@@ -522,8 +530,11 @@ def test_the_stream_tells_what_happens_in_order() -> None:
     it = loop([("Look < here.<code>c</code>", "stop", "</code>"), ("So <answer>7</answer>", "stop", "</answer>")])
     seen = list(stream(it))
     assert [type(e).__name__ for e in seen if not isinstance(e, events.TextPiece)] == [
-        "CodeBlock", "CodeResult", "Answer", "End",
-    ]  # fmt: skip
+        "CodeBlock",
+        "CodeResult",
+        "Answer",
+        "End",
+    ]
     text = [e.text for e in seen if isinstance(e, events.TextPiece)]
     assert "".join(text) == "Look < here.So " and len(text) > 10, "as decoded, tags and their content apart"
     code, answer = (e for e in seen if isinstance(e, events.CodeBlock | events.Answer))

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,6 @@ from thyme.toy.scenarios import demonstration, demonstrations, questions
 
 CODED = tuple(name for name in SCENARIOS if name != "direct")
 EVEN = dict.fromkeys(SCENARIOS, 1.0)
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return tiny_processor()
 
 
 def _digest(seed: int, split: str = "train") -> str:
@@ -302,14 +296,6 @@ def test_the_toy_has_as_many_parameters_as_it_says() -> None:
 def _blocks(row: Any) -> list[str]:
     codes = [extract_code(block) for block in re.findall(r"<code>.*?</code>", row.response, re.DOTALL)]
     return [code for code in codes if code is not None]
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Any]:
-    from thyme.sandbox import Sandbox, SandboxConfig
-
-    with Sandbox(SandboxConfig(workers=1)) as running:
-        yield running
 
 
 @pytest.mark.parametrize("scenario", CODED)

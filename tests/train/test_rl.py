@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from thyme.model import Model, Processor, build
 from thyme.rewards import Reward
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
-from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
+from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import RlConfig, SftConfig
@@ -31,12 +31,6 @@ from thyme.train.sft import train_sft
 
 ROLLOUT = RolloutConfig(prompt_style="short", group_size=2, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig(workers=2)) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tests.tiny import SPECIALS
 from thyme.model import ImageConfig
 from thyme.model.hf import image_config_to_hf
 from thyme.verbs.config import RunConfig
 from thyme.verbs.opening import open_model, save_model
-
-SPECIALS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|box_start|>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -26,17 +21,10 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub_folder(tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: PreTrainedTokenizerFast) -> Path:
     """What transformers writes of a Qwen2.5-VL of two thin layers, with a byte-level tokenizer; says no dialect."""
     folder = tmp_path_factory.mktemp("hub") / "Qwen2.5-VL-tiny"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["the sign is small: crop the image and read it"], trainer)
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = byte_level_tokenizer
     ids = {token: fast.convert_tokens_to_ids(token) for token in SPECIALS}
     config = Qwen2_5_VLConfig(
         text_config=dict(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
-from thyme.rollout.records import ImageStore
+from thyme.rollout.image_folder import ImageFolder
 from thyme.sandbox import Fix, SandboxResult, Status
 from thyme.verbs.ask import Config, _Printer, answer, open_image
 from thyme.verbs.folders import model_folder
@@ -100,7 +100,7 @@ def test_the_folder_says_how_it_is_run(tmp_path: Path) -> None:
 
 def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
-    printer = _Printer(Console(file=out, width=200), ImageStore(tmp_path))
+    printer = _Printer(Console(file=out, width=200), ImageFolder(tmp_path))
     printer.show(TextPiece("[bold]a\x1b[31m\x07\n"))
     printer.show(CodeBlock("x = '\x1b[2J'"))
     fixed = SandboxResult(

@@ -128,9 +128,6 @@ class Batch:
             groups = [[row, *forks.get(row, ())] for row in samples.tolist()]
             logits = np.repeat(logits, [len(group) for group in groups])
             samples = np.array([row for group in groups for row in group], dtype=np.int64)
-        truncation = None
-        if table.truncates[samples].any():
-            truncation = Truncation(table.top_k[samples], table.top_p[samples], table.min_p[samples])
         return cls(
             rows=rows,
             counts=counts,
@@ -149,7 +146,7 @@ class Batch:
             seeds=table.seeds[samples],
             sample_positions=table.num_tokens[samples],
             bans=table.ban[samples],
-            truncation=truncation,
+            truncation=_truncation(table, samples),
             penalties=[_penalty(table, i, int(samples[i])) for i in np.flatnonzero(table.penalizes[samples])],
             started=started,
         )
@@ -173,6 +170,12 @@ def _image_slices(
             if begin < end:
                 slices.append(ImageSlice(image, begin - start, end - begin, int(tokens[i]) + begin - low))
     return slices
+
+
+def _truncation(table: SequenceTable, samples: NDArray[np.int64]) -> Truncation | None:
+    if not table.truncates[samples].any():
+        return None
+    return Truncation(table.top_k[samples], table.top_p[samples], table.min_p[samples])
 
 
 def _penalty(table: SequenceTable, sample: int, row: int) -> Penalty:

@@ -71,6 +71,11 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
     The rule of Qwen2-VL's image processor.
 
+    Args:
+        height, width: of the picture, in pixels.
+        factor: side of a merged patch, in pixels.
+        min_pixels, max_pixels: limits of the area.
+
     Raises:
         ValueError: a side of 0, or one side more than 200 times the other.
     """

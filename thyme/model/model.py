@@ -46,10 +46,12 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.decoder.embed_tokens.weight.dtype
 
     def encode_images(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -136,6 +138,12 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Model:
     """A model with random weights.
+
+    Args:
+        config: its shape.
+        processor: its tokenizer and pictures; becomes `model.processor`.
+        seed: the same seed gives the same weights.
+        device, dtype: of the weights.
 
     Raises:
         ValueError: the processor's vocabulary or image id does not go with the config.

@@ -99,7 +99,16 @@ def load_model(
     *,
     config: ModelConfig | None = None,
 ) -> Model:
-    """The model alone, without a tokenizer; `config` overrides config.json. Raises as `load`."""
+    """The model alone, without a tokenizer.
+
+    Args:
+        folder: with *.safetensors and, unless `config` is given, config.json.
+        device, dtype: as in `load`.
+        config: used in place of config.json.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
     folder = Path(folder)
     model = empty(config or read_config(folder), device, dtype)
     try:

@@ -26,7 +26,7 @@ from thyme.verbs.folders import RUNS, model_folder
 
 if TYPE_CHECKING:
     from thyme.rollout.events import Event
-    from thyme.rollout.records import ImageStore
+    from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Rollout
     from thyme.sandbox import SandboxResult
 
@@ -69,7 +69,7 @@ def answer(config: Config, console: Console) -> Rollout:
     picture = open_image(Path(config.image))
     model_folder(Path(config.model))
 
-    from thyme.rollout.records import ImageStore
+    from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Question
     from thyme.verbs.opening import open_loop, open_model
 
@@ -87,7 +87,7 @@ def answer(config: Config, console: Console) -> Rollout:
         sandbox=config.sandbox,
         rollout=RolloutConfig(max_tokens=config.max_tokens, max_tokens_per_round=config.max_tokens),
     )
-    printer = _Printer(console, ImageStore(RUNS / config.name / "images"))
+    printer = _Printer(console, ImageFolder(RUNS / config.name / "images"))
     with open_loop(loop_config, opened) as loop:
         for event in loop.stream(asked, loop.config.sampling(temperature=config.temperature, seed=config.seed)):
             printer.show(event)
@@ -120,7 +120,7 @@ def open_image(path: Path) -> Image.Image:
 class _Printer:
     """Events to the terminal."""
 
-    def __init__(self, console: Console, store: ImageStore) -> None:
+    def __init__(self, console: Console, store: ImageFolder) -> None:
         self.console = console
         self.store = store
         self.rollout: Rollout | None = None
