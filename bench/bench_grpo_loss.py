@@ -69,9 +69,14 @@ def torch_loss(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor
 
 def our_loss(op: Callable[..., tuple[Tensor, object]], case: Problem) -> Callable[[], Tensor]:
     return lambda: op(
-        case.logits, case.targets, case.advantages, case.weights,
-        old_logprobs=case.old, ref_logprobs=case.ref, temperature=case.tau,
-    )[0]  # fmt: skip
+        case.logits,
+        case.targets,
+        case.advantages,
+        case.weights,
+        old_logprobs=case.old,
+        ref_logprobs=case.ref,
+        temperature=case.tau,
+    )[0]
 
 
 def liger_loss(case: Problem) -> Callable[[], Tensor]:
@@ -85,9 +90,12 @@ def liger_loss(case: Problem) -> Callable[[], Tensor]:
     logits = case.logits.new_zeros(NUM_SEQS, length + 1, vocab)
     logits[:, :-1] = case.logits.detach().view(NUM_SEQS, length, vocab)
     arguments = (
-        batched(case.old), batched(case.ref), batched(case.targets), batched(case.advantages)[:, 0].contiguous(),
+        batched(case.old),
+        batched(case.ref),
+        batched(case.targets),
+        batched(case.advantages)[:, 0].contiguous(),
         batched(case.weights != 0).int(),
-    )  # fmt: skip
+    )
 
     def loss() -> Tensor:
         leaf = logits.detach().requires_grad_()

@@ -77,9 +77,15 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor) -> Tenso
 
 
 def plain_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor, advantages: Tensor, weights: Tensor, old: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    tau: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old: Tensor,
     ref: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     logprob = plain(hidden, weight, targets, tau)
     ratio = (logprob - old).exp()
     policy = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)

@@ -104,9 +104,16 @@ def problem(shape: Shape) -> Problem:
 
 
 def gathered(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, context: Tensor, cu: Tensor, *, scale: float,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tables: Tensor,
+    context: Tensor,
+    cu: Tensor,
+    *,
+    scale: float,
     visible: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What torch can do at its best; visible [B, 1, new, longest] is made beforehand, None where all is."""
     num_seqs, (heads, dim) = len(context), q.shape[1:]
     k, v = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))

@@ -26,10 +26,23 @@ from thyme.kernels.token_logprobs import token_logprobs_triton
 
 Call = Callable[[], list[Tensor]]
 OPS = (
-    "sample", "sample, truncated", "sample, toy vocabulary", "grpo_loss", "token_logprobs", "linear_logprob",
-    "linear_logprob, exp tiles", "linear_grpo_loss, entropy", "paged_attention, decode", "paged_attention, mixed",
-    "paged_attention, shared prefix", "mrope_write_kv", "mrope", "rmsnorm", "add_rmsnorm", "swiglu",
-)  # fmt: skip
+    "sample",
+    "sample, truncated",
+    "sample, toy vocabulary",
+    "grpo_loss",
+    "token_logprobs",
+    "linear_logprob",
+    "linear_logprob, exp tiles",
+    "linear_grpo_loss, entropy",
+    "paged_attention, decode",
+    "paged_attention, mixed",
+    "paged_attention, shared prefix",
+    "mrope_write_kv",
+    "mrope",
+    "rmsnorm",
+    "add_rmsnorm",
+    "swiglu",
+)
 EPS = 1e-6
 
 
@@ -38,9 +51,14 @@ def call(op: str, device: torch.device | str, dtype: torch.dtype) -> Call:
     random = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
     name, _, form = op.partition(", ")
     make = {
-        "sample": _sample, "grpo_loss": _loss, "token_logprobs": _loss, "linear_logprob": _linear,
-        "linear_grpo_loss": _linear, "paged_attention": _attention, "mrope_write_kv": _write,
-    }.get(name, _small)  # fmt: skip
+        "sample": _sample,
+        "grpo_loss": _loss,
+        "token_logprobs": _loss,
+        "linear_logprob": _linear,
+        "linear_grpo_loss": _linear,
+        "paged_attention": _attention,
+        "mrope_write_kv": _write,
+    }.get(name, _small)
     return make(name, form, random, dtype)
 
 

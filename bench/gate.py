@@ -72,10 +72,19 @@ def launched(module: str) -> set[str]:
 
 
 def _configuration(
-    module: str, *, kernel: str, what: str, types: str, constants: dict[str, Any], options: dict[str, int],
-    op: str | None = None, aligned: str = "", instructions: tuple[str, ...] = (), spot: bool = False,
+    module: str,
+    *,
+    kernel: str,
+    what: str,
+    types: str,
+    constants: dict[str, Any],
+    options: dict[str, int],
+    op: str | None = None,
+    aligned: str = "",
+    instructions: tuple[str, ...] = (),
+    spot: bool = False,
     rare: bool = False,
-) -> Configuration:  # fmt: skip
+) -> Configuration:
     """`options` is what the op's launch configuration says: warps and stages, and tile sizes, which are constants."""
     return Configuration(
         module=module,

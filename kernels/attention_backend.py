@@ -79,22 +79,36 @@ def _flash_obstacle(
 
 
 def flash_paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    *, scale: float, max_query_len: int | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    max_query_len: int | None = None,
+) -> Tensor:
     """`paged_attention` by flash-attn, which checks the arguments; without max_query_len its grid is as large as if one
     sequence had all new tokens."""
     flash = importlib.import_module("flash_attn")
     num_tokens, num_seqs = len(q), len(context_lens)
     if max_query_len == 1 and num_tokens == num_seqs:
         decoded: Tensor = flash.flash_attn_with_kvcache(
-            q[:, None], k_cache, v_cache,
-            cache_seqlens=context_lens, block_table=block_tables, softmax_scale=scale, causal=True,
-        )  # fmt: skip
+            q[:, None],
+            k_cache,
+            v_cache,
+            cache_seqlens=context_lens,
+            block_table=block_tables,
+            softmax_scale=scale,
+            causal=True,
+        )
         return decoded[:, 0]
     cu_seqlens_k = torch.nn.functional.pad(context_lens.cumsum(0, dtype=torch.int32), (1, 0))
     out: Tensor = flash.flash_attn_varlen_func(
-        q, k_cache, v_cache,
+        q,
+        k_cache,
+        v_cache,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
         max_seqlen_q=num_tokens if max_query_len is None else max_query_len,
@@ -102,5 +116,5 @@ def flash_paged_attention(
         softmax_scale=scale,
         causal=True,
         block_table=block_tables,
-    )  # fmt: skip
+    )
     return out

@@ -24,9 +24,16 @@ from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, tok
 
 
 def _grpo_loss(
-    row_pass: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, targets: Tensor, advantages: Tensor,
-    weights: Tensor, *, vocab_size: int | None, banned_ids: BannedIds, **tokens: Any,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    row_pass: Callable[..., tuple[Tensor, Tensor]],
+    logits: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+    **tokens: Any,
+) -> tuple[Tensor, GrpoMetrics]:
     check_tensor("logits", logits, (None, None))
     check_tensor("weights", weights, (len(logits),), FLOATS_AND_DOUBLE, logits.device)
     rows = partial(
@@ -36,39 +43,91 @@ def _grpo_loss(
 
 
 def grpo_loss_ref(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *, old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None, temperature: Tensor | None = None,
-    cu_seqlens: Tensor | None = None, segments: Tensor | None = None, vocab_size: int | None = None,
-    banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` in torch: the definition."""
     return _grpo_loss(
-        token_logprobs_ref, logits, targets, advantages, weights, old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature,
-        cu_seqlens=cu_seqlens, segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config,
-    )  # fmt: skip
+        token_logprobs_ref,
+        logits,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+    )
 
 
 def grpo_loss_triton(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *, old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None, temperature: Tensor | None = None,
-    cu_seqlens: Tensor | None = None, segments: Tensor | None = None, vocab_size: int | None = None,
-    banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` with the row pass and its backward in Triton; logits of float32, bfloat16 or float16."""
     return _grpo_loss(
-        token_logprobs_triton, logits, targets, advantages, weights, old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature,
-        cu_seqlens=cu_seqlens, segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config,
-    )  # fmt: skip
+        token_logprobs_triton,
+        logits,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+    )
 
 
 def grpo_loss(
-    logits: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *, old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None, temperature: Tensor | None = None,
-    cu_seqlens: Tensor | None = None, segments: Tensor | None = None, vocab_size: int | None = None,
-    banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of packed tokens, differentiable in the logits; Triton on a GPU, C++ or torch on a CPU.
 
     Args:
@@ -95,7 +154,18 @@ def grpo_loss(
             THYME_VALIDATE=1, also a wrong value.
     """
     return _grpo_loss(
-        token_logprobs, logits, targets, advantages, weights, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens, segments=segments,
-        vocab_size=vocab_size, banned_ids=banned_ids, config=config,
-    )  # fmt: skip
+        token_logprobs,
+        logits,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+    )

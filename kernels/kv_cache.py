@@ -23,9 +23,15 @@ from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turned
 
 
 def mrope_write_kv_ref(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-    *, bias: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
     """`mrope_write_kv` in torch: the definition, and the CPU path."""
     queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, FLOATS_AND_DOUBLE)
     if bias is not None:
@@ -42,9 +48,22 @@ def mrope_write_kv_ref(
 
 @triton.jit
 def _mrope_kernel(
-    qkv_ptr, bias_ptr, cos_ptr, sin_ptr, slot_ptr, q_ptr, k_cache_ptr, v_cache_ptr, stride, head_stride,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    qkv_ptr,
+    bias_ptr,
+    cos_ptr,
+    sin_ptr,
+    slot_ptr,
+    q_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    stride,
+    head_stride,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program for HEADS heads of one token: queries first, then keys, then values."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -80,9 +99,15 @@ def _mrope_kernel(
 
 
 def mrope_write_kv_triton(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-    *, bias: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
     """`mrope_write_kv` in Triton; float32, bfloat16 or float16, tables of float32."""
     queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, FLOATS)
     num_tokens, num_heads, dim = qkv.shape
@@ -91,17 +116,34 @@ def mrope_write_kv_triton(
         qkv = qkv if qkv.stride(2) == 1 else qkv.contiguous()
         config = launch_config(num_heads, dim // 2)
         _mrope_kernel[(num_tokens, triton.cdiv(num_heads, config["HEADS"]))](
-            qkv, None if bias is None else bias.contiguous(), cos.contiguous(), sin.contiguous(),
-            slot_mapping.contiguous(), q, k_cache, v_cache, qkv.stride(0), qkv.stride(1),
-            QUERIES=queries, KEYS=keys, HALF=dim // 2, **config,
-        )  # fmt: skip
+            qkv,
+            None if bias is None else bias.contiguous(),
+            cos.contiguous(),
+            sin.contiguous(),
+            slot_mapping.contiguous(),
+            q,
+            k_cache,
+            v_cache,
+            qkv.stride(0),
+            qkv.stride(1),
+            QUERIES=queries,
+            KEYS=keys,
+            HALF=dim // 2,
+            **config,
+        )
     return q
 
 
 def _check(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-    bias: Tensor | None, dtypes: tuple[torch.dtype, ...],
-) -> tuple[int, int]:  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    bias: Tensor | None,
+    dtypes: tuple[torch.dtype, ...],
+) -> tuple[int, int]:
     """(query heads, key heads)."""
     if torch.is_grad_enabled() and qkv.requires_grad:
         raise ValueError("qkv requires a gradient, and mrope_write_kv has none: call it under torch.no_grad()")
@@ -124,9 +166,15 @@ def _check(
 
 
 def mrope_write_kv(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-    *, bias: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Turns the queries and keys of T tokens and writes keys and values into their slots, in place; Triton on a GPU,
     torch on a CPU.
 

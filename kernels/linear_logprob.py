@@ -8,6 +8,10 @@ With z = hidden weight^T, x = z - max(z) over the ids that count, and tau the to
 
 Rows of mask False are taken out before the matmul, so the cost is that of the rows that count.
 
+Equal bits, always on one machine: in Triton a row has the same whatever rows are beside it. On a CPU its logits come
+from a matrix product of torch, of 16 rows at least, whose bits for a row were never seen to depend on the others with
+the instructions that MKL itself chooses; with those of MKL_CBWR=COMPATIBLE they do.
+
 The forward keeps a few numbers a row. The backward goes by chunks of rows: dz of a chunk in the operands' dtype, then
 two matmuls, dL / dweight summed in float32 over the chunks. It has dz from one of two places:
 
@@ -90,9 +94,15 @@ def _forward_cpu(rows: HeadRows, backend: Backend) -> tuple[Tensor, Tensor | Non
 
 
 def _backward_cpu(
-    rows: HeadRows, stats: Tensor, kept: Tensor | None, g: Tensor, h: Tensor | None, needs: tuple[bool, bool],
-    *, backend: Backend,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    rows: HeadRows,
+    stats: Tensor,
+    kept: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    needs: tuple[bool, bool],
+    *,
+    backend: Backend,
+) -> tuple[Tensor | None, Tensor | None]:
     plan = _plan(rows)
     dhidden = plan.z.new_empty(rows.hidden.shape) if needs[0] else None
     dweight = plan.z.new_zeros(rows.weight.shape) if needs[1] else None
@@ -120,9 +130,17 @@ def _backward_cpu(
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None,
-        vocab_size: int, keep: bool, workspace_bytes: int, backend: Backend,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        tau: Tensor | None,
+        banned: Tensor | None,
+        vocab_size: int,
+        keep: bool,
+        workspace_bytes: int,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
         keep = keep and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         rows = HeadRows(hidden, weight, targets, tau, banned, vocab_size, keep, workspace_bytes)
         stats, ctx.kept = forward_tiles(rows) if backend == "triton" else _forward_cpu(rows, backend)
@@ -146,9 +164,17 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def _linear_logprob(
-    backend: Backend, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor | None,
-    mask: Tensor | None, vocab_size: int | None, banned_ids: BannedIds, backward: Backward, workspace_bytes: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    backend: Backend,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: Tensor | None,
+    mask: Tensor | None,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+    backward: Backward,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor]:
     check_tensor("hidden", hidden, (None, None), FLOATS if backend == "triton" else FLOATS_AND_DOUBLE)
     check_tensor("weight", weight, (None, hidden.shape[1]), (hidden.dtype,), hidden.device)
     if backward not in get_args(Backward):
@@ -165,19 +191,33 @@ def _linear_logprob(
         tau = None if tau is None else tau[counted]
     tau = None if tau is None else tau.contiguous()
     logprob, entropy = _LinearLogprob.apply(
-        hidden.contiguous(), weight, targets.contiguous(), tau, banned, vocab_size, backward == "exp_tiles",
-        workspace_bytes, backend,
-    )  # fmt: skip
+        hidden.contiguous(),
+        weight,
+        targets.contiguous(),
+        tau,
+        banned,
+        vocab_size,
+        backward == "exp_tiles",
+        workspace_bytes,
+        backend,
+    )
     if counted is not None:
         logprob, entropy = (x.new_zeros(num_rows).index_copy(0, counted, x) for x in (logprob, entropy))
     return logprob, entropy
 
 
 def linear_logprob_ref(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, backward: Backward = "recompute",
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    backward: Backward = "recompute",
     workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`linear_logprob` in torch, a chunk of rows at a time: the definition."""
     return _linear_logprob(
         "ref", hidden, weight, targets, temperature, mask, vocab_size, banned_ids, backward, workspace_bytes
@@ -185,10 +225,17 @@ def linear_logprob_ref(
 
 
 def linear_logprob_triton(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, backward: Backward = "recompute",
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    backward: Backward = "recompute",
     workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`linear_logprob` in Triton; float32, bfloat16 or float16."""
     return _linear_logprob(
         "triton", hidden, weight, targets, temperature, mask, vocab_size, banned_ids, backward, workspace_bytes
@@ -196,10 +243,17 @@ def linear_logprob_triton(
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, backward: Backward = "recompute",
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    backward: Backward = "recompute",
     workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each row under softmax(hidden weight^T), differentiable in both.
 
     Args:
@@ -226,60 +280,138 @@ def linear_logprob(
 
 
 def _linear_grpo_loss(
-    row_pass: Callable[..., tuple[Tensor, Tensor]], hidden: Tensor, weight: Tensor, targets: Tensor,
-    advantages: Tensor, weights: Tensor, *, vocab_size: int | None, banned_ids: BannedIds, backward: Backward,
-    workspace_bytes: int, **tokens: Any,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    row_pass: Callable[..., tuple[Tensor, Tensor]],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+    backward: Backward,
+    workspace_bytes: int,
+    **tokens: Any,
+) -> tuple[Tensor, GrpoMetrics]:
     check_tensor("hidden", hidden, (None, None))
     check_tensor("weights", weights, (len(hidden),), FLOATS_AND_DOUBLE, hidden.device)
     if tokens["config"] is not None and tokens["config"].entropy_coef and backward == "exp_tiles":
         backward = "recompute"  # its gradient would have the tiles thrown away
     rows = partial(
-        row_pass, hidden, weight, targets, temperature=tokens["temperature"], vocab_size=vocab_size,
-        banned_ids=banned_ids, backward=backward, workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+        row_pass,
+        hidden,
+        weight,
+        targets,
+        temperature=tokens["temperature"],
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        backward=backward,
+        workspace_bytes=workspace_bytes,
+    )
     return weighted_policy_loss(lambda mask: rows(mask=mask), weights, advantages, **tokens)
 
 
 def linear_grpo_loss_ref(
-    hidden: Tensor, weight: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *,
-    old_logprobs: Tensor | None = None, ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None,
-    temperature: Tensor | None = None, cu_seqlens: Tensor | None = None, segments: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-    backward: Backward = "recompute", workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+    backward: Backward = "recompute",
+    workspace_bytes: int = _WORKSPACE_BYTES,
+) -> tuple[Tensor, GrpoMetrics]:
     """`linear_grpo_loss` in torch, a chunk of rows at a time: the definition."""
     return _linear_grpo_loss(
-        linear_logprob_ref, hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens,
-        segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config, backward=backward,
+        linear_logprob_ref,
+        hidden,
+        weight,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+        backward=backward,
         workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+    )
 
 
 def linear_grpo_loss_triton(
-    hidden: Tensor, weight: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *,
-    old_logprobs: Tensor | None = None, ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None,
-    temperature: Tensor | None = None, cu_seqlens: Tensor | None = None, segments: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-    backward: Backward = "recompute", workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+    backward: Backward = "recompute",
+    workspace_bytes: int = _WORKSPACE_BYTES,
+) -> tuple[Tensor, GrpoMetrics]:
     """`linear_grpo_loss` with the head and the row pass in Triton; float32, bfloat16 or float16."""
     return _linear_grpo_loss(
-        linear_logprob_triton, hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens,
-        segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config, backward=backward,
+        linear_logprob_triton,
+        hidden,
+        weight,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+        backward=backward,
         workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+    )
 
 
 def linear_grpo_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, advantages: Tensor, weights: Tensor, *,
-    old_logprobs: Tensor | None = None, ref_logprobs: Tensor | None = None, rollout_logprobs: Tensor | None = None,
-    temperature: Tensor | None = None, cu_seqlens: Tensor | None = None, segments: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, config: GrpoLossConfig | None = None,
-    backward: Backward = "recompute", workspace_bytes: int = _WORKSPACE_BYTES,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    temperature: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    config: GrpoLossConfig | None = None,
+    backward: Backward = "recompute",
+    workspace_bytes: int = _WORKSPACE_BYTES,
+) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` of the logits hidden weight^T, which are never stored in full; differentiable in both.
 
     Args:
@@ -293,8 +425,21 @@ def linear_grpo_loss(
         ValueError: as in `linear_logprob` and `grpo_loss`.
     """
     return _linear_grpo_loss(
-        linear_logprob, hidden, weight, targets, advantages, weights, old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs, temperature=temperature, cu_seqlens=cu_seqlens,
-        segments=segments, vocab_size=vocab_size, banned_ids=banned_ids, config=config, backward=backward,
+        linear_logprob,
+        hidden,
+        weight,
+        targets,
+        advantages,
+        weights,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        rollout_logprobs=rollout_logprobs,
+        temperature=temperature,
+        cu_seqlens=cu_seqlens,
+        segments=segments,
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
+        config=config,
+        backward=backward,
         workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+    )

@@ -65,9 +65,20 @@ def _place(num_rows, num_columns, ROWS: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def _logits_tile(
-    hidden, weight, bias_ptr, first_row, first_word, num_rows, vocab_size, num_features,
-    TMA: tl.constexpr, SPECIALIZE: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, FEATURES: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    bias_ptr,
+    first_row,
+    first_word,
+    num_rows,
+    vocab_size,
+    num_features,
+    TMA: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
     """[ROWS, WORDS] logits in float32, -inf where an id does not count: bias is 0 or -inf, padded to whole splits."""
     z = tl.zeros([ROWS, WORDS], tl.float32)
     if TMA:
@@ -89,11 +100,28 @@ def _logits_tile(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    hidden, weight, targets_ptr, tau_ptr, bias_ptr, partials_ptr, kept_ptr, kept_max_ptr,
-    num_rows, vocab_size, num_features, kept_width,
-    HAS_TAU: tl.constexpr, KEEP: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr, SPLIT: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, FEATURES: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets_ptr,
+    tau_ptr,
+    bias_ptr,
+    partials_ptr,
+    kept_ptr,
+    kept_max_ptr,
+    num_rows,
+    vocab_size,
+    num_features,
+    kept_width,
+    HAS_TAU: tl.constexpr,
+    KEEP: tl.constexpr,
+    TMA: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
     """partials [5, splits, n]: largest, sum e^x, sum x e^x, sum e^(x / tau), the target's logit or -inf."""
     num_splits = tl.cdiv(vocab_size, SPLIT)
     first_row, split = _place(num_rows, num_splits, ROWS, GROUP)
@@ -107,9 +135,20 @@ def _forward_kernel(
     z_target = tl.full([ROWS], -float("inf"), tl.float32)
     for first_word in range(split * SPLIT, tl.minimum(split * SPLIT + SPLIT, vocab_size), WORDS):
         z = _logits_tile(
-            hidden, weight, bias_ptr, first_row, first_word, num_rows, vocab_size, num_features,
-            TMA, SPECIALIZE, ROWS, WORDS, FEATURES,
-        )  # fmt: skip
+            hidden,
+            weight,
+            bias_ptr,
+            first_row,
+            first_word,
+            num_rows,
+            vocab_size,
+            num_features,
+            TMA,
+            SPECIALIZE,
+            ROWS,
+            WORDS,
+            FEATURES,
+        )
         # Row vectors are loaded again for each tile: held through the matmul they would spill.
         target = tl.load(targets_ptr + row, mask=alive, other=-1).to(tl.int32) - first_word
         hit = tl.arange(0, WORDS)[None, :] == target[:, None]
@@ -141,9 +180,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _merge_kernel(
-    partials_ptr, tau_ptr, stats_ptr, num_rows, num_splits, HAS_TAU: tl.constexpr, ROWS: tl.constexpr
-):  # fmt: skip
+def _merge_kernel(partials_ptr, tau_ptr, stats_ptr, num_rows, num_splits, HAS_TAU: tl.constexpr, ROWS: tl.constexpr):
     """stats [5, n]: logprob, largest, log sum e^(x / tau), log sum e^x, entropy; the splits in their order."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = row < num_rows
@@ -188,20 +225,48 @@ def _merge_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _dlogits_kernel(
-    hidden, weight, targets_ptr, tau_ptr, bias_ptr, stats_ptr, g_ptr, h_ptr, dz_ptr,
-    num_rows, vocab_size, num_features, dz_width,
-    HAS_TAU: tl.constexpr, HAS_H: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, FEATURES: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets_ptr,
+    tau_ptr,
+    bias_ptr,
+    stats_ptr,
+    g_ptr,
+    h_ptr,
+    dz_ptr,
+    num_rows,
+    vocab_size,
+    num_features,
+    dz_width,
+    HAS_TAU: tl.constexpr,
+    HAS_H: tl.constexpr,
+    TMA: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
     """One tile of z again, turned into dz; dz has whole tiles, 0 past vocab_size."""
     first_row, tile = _place(num_rows, dz_width // WORDS, ROWS, GROUP)
     first_word = tile * WORDS
     row = first_row + tl.arange(0, ROWS)
     alive = row < num_rows
     z = _logits_tile(
-        hidden, weight, bias_ptr, first_row, first_word, num_rows, vocab_size, num_features,
-        TMA, SPECIALIZE, ROWS, WORDS, FEATURES,
-    )  # fmt: skip
+        hidden,
+        weight,
+        bias_ptr,
+        first_row,
+        first_word,
+        num_rows,
+        vocab_size,
+        num_features,
+        TMA,
+        SPECIALIZE,
+        ROWS,
+        WORDS,
+        FEATURES,
+    )
     x = z - tl.load(stats_ptr + num_rows + row, mask=alive, other=0.0)[:, None]
     log_total = tl.load(stats_ptr + 2 * num_rows + row, mask=alive, other=0.0)
     target = tl.load(targets_ptr + row, mask=alive, other=-1).to(tl.int32) - first_word
@@ -228,9 +293,18 @@ def _dlogits_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _scale_kernel(
-    kept_ptr, kept_max_ptr, targets_ptr, tau_ptr, stats_ptr, g_ptr, num_rows, kept_width,
-    HAS_TAU: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    kept_ptr,
+    kept_max_ptr,
+    targets_ptr,
+    tau_ptr,
+    stats_ptr,
+    g_ptr,
+    num_rows,
+    kept_width,
+    HAS_TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """exp tiles to dz, in place. The target's own p is the exact one: at a sure token 1 - p would be all rounding."""
     row = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -339,11 +413,22 @@ def _stats(rows: HeadRows, plan: _TritonPlan, at: slice, kept: _Kept | None) -> 
     stats = plan.bias.new_empty(5, num_rows)
     tau = rows_at(rows.tau, at)
     _forward_kernel[(triton.cdiv(num_rows, config["ROWS"]) * num_splits,)](
-        *_operands(rows, at, config), rows.targets[at], tau, plan.bias, partials,
-        None if kept is None else kept.tiles, None if kept is None else kept.largest,
-        num_rows, rows.vocab_size, num_features, plan.width,
-        HAS_TAU=tau is not None, KEEP=kept is not None, SPLIT=_SPLIT, **config,
-    )  # fmt: skip
+        *_operands(rows, at, config),
+        rows.targets[at],
+        tau,
+        plan.bias,
+        partials,
+        None if kept is None else kept.tiles,
+        None if kept is None else kept.largest,
+        num_rows,
+        rows.vocab_size,
+        num_features,
+        plan.width,
+        HAS_TAU=tau is not None,
+        KEEP=kept is not None,
+        SPLIT=_SPLIT,
+        **config,
+    )
     _merge_kernel[(triton.cdiv(num_rows, 128),)](
         partials, tau, stats, num_rows, num_splits, HAS_TAU=tau is not None, ROWS=128, num_warps=4
     )
@@ -381,25 +466,54 @@ def backward_tiles(
 
 
 def _dlogits(
-    rows: HeadRows, plan: _TritonPlan, at: slice, dz: Tensor,
-    targets: Tensor, tau: Tensor | None, stats: Tensor, g: Tensor, h: Tensor | None,
-) -> None:  # fmt: skip
+    rows: HeadRows,
+    plan: _TritonPlan,
+    at: slice,
+    dz: Tensor,
+    targets: Tensor,
+    tau: Tensor | None,
+    stats: Tensor,
+    g: Tensor,
+    h: Tensor | None,
+) -> None:
     num_rows = at.stop - at.start
     config = _launch_config("dlogits" if h is None else "entropy", plan.tma)
     _dlogits_kernel[(triton.cdiv(num_rows, config["ROWS"]) * (plan.width // config["WORDS"]),)](
-        *_operands(rows, at, config), targets, tau, plan.bias, stats, g, h, dz,
-        num_rows, rows.vocab_size, rows.hidden.shape[1], plan.width,
-        HAS_TAU=tau is not None, HAS_H=h is not None, **config,
-    )  # fmt: skip
+        *_operands(rows, at, config),
+        targets,
+        tau,
+        plan.bias,
+        stats,
+        g,
+        h,
+        dz,
+        num_rows,
+        rows.vocab_size,
+        rows.hidden.shape[1],
+        plan.width,
+        HAS_TAU=tau is not None,
+        HAS_H=h is not None,
+        **config,
+    )
 
 
 def _dlogits_from_tiles(
     kept: _Kept, plan: _TritonPlan, targets: Tensor, tau: Tensor | None, stats: Tensor, g: Tensor
 ) -> None:
     _scale_kernel[(len(targets), triton.cdiv(plan.width, 2048))](
-        kept.tiles, kept.largest, targets, tau, stats, g, len(targets), plan.width,
-        HAS_TAU=tau is not None, WORDS=_launch_config("keep", plan.tma)["WORDS"], BLOCK=2048, num_warps=8,
-    )  # fmt: skip
+        kept.tiles,
+        kept.largest,
+        targets,
+        tau,
+        stats,
+        g,
+        len(targets),
+        plan.width,
+        HAS_TAU=tau is not None,
+        WORDS=_launch_config("keep", plan.tma)["WORDS"],
+        BLOCK=2048,
+        num_warps=8,
+    )
 
 
 class _WeightGradient:

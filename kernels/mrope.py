@@ -85,9 +85,18 @@ def turned(a, b, cos, sin):
 
 @triton.jit
 def _turn_kernel(
-    heads_ptr, cos_ptr, sin_ptr, out_ptr, stride, head_stride,
-    SIGN: tl.constexpr, NUM_HEADS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    heads_ptr,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    stride,
+    head_stride,
+    SIGN: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program for HEADS heads of one token."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -118,9 +127,17 @@ def _turn_triton(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
         heads = heads if heads.stride(2) == 1 else heads.contiguous()
         config = launch_config(num_heads, dim // 2)
         _turn_kernel[(num_tokens, triton.cdiv(num_heads, config["HEADS"]))](
-            heads, cos.contiguous(), sin.contiguous(), out, heads.stride(0), heads.stride(1),
-            SIGN=sign, NUM_HEADS=num_heads, HALF=dim // 2, **config,
-        )  # fmt: skip
+            heads,
+            cos.contiguous(),
+            sin.contiguous(),
+            out,
+            heads.stride(0),
+            heads.stride(1),
+            SIGN=sign,
+            NUM_HEADS=num_heads,
+            HALF=dim // 2,
+            **config,
+        )
     return out
 
 

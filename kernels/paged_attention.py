@@ -16,7 +16,8 @@ with a SharedPrefix the keys and values of the prefix once for as many sequences
 In Triton a sequence with one new token is decoded: its context is cut into splits of SPLIT keys, one program each
 (Flash-Decoding, Dao et al. 2023), merged in ascending order. A sequence with more is prefilled by tiles of queries.
 Which of the two depends on the sequence alone, and so do tiles and splits: it has the same bits in any batch, as long
-as no SharedPrefix has it computed with others.
+as no SharedPrefix has it computed with others. The C++ for CPUs keeps the same promise for any chunks and any number of
+threads. Each on one machine: between processors, or GPUs, sums are rounded in other orders.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -57,9 +58,13 @@ class SharedPrefix:
 
     @classmethod
     def find(
-        cls, block_tables: NDArray[np.int32], context_lens: NDArray[np.int32], query_lens: NDArray[np.int64],
-        block_size: int, device: torch.device,
-    ) -> "SharedPrefix | None":  # fmt: skip
+        cls,
+        block_tables: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        query_lens: NDArray[np.int64],
+        block_size: int,
+        device: torch.device,
+    ) -> "SharedPrefix | None":
         """The groups of a batch, told by its block tables; None where nothing can be read together.
 
         Neighbours that decode and have a whole split in common are of one group, unless one of the two has more splits
@@ -99,9 +104,17 @@ class SharedPrefix:
 
 
 def paged_attention_ref(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    *, scale: float, max_query_len: int | None = None, shared: SharedPrefix | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    max_query_len: int | None = None,
+    shared: SharedPrefix | None = None,
+) -> Tensor:
     """`paged_attention` in torch: the definition. Sequences with equally many queries are computed together."""
     _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, FLOATS_AND_DOUBLE, scale, max_query_len)
     _check_values(q, k_cache, block_tables, context_lens, cu_seqlens_q, max_query_len)
@@ -121,7 +134,7 @@ def paged_attention_ref(
 
 def _attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """q [B, L, Nq, D], the last L tokens of each sequence."""
     num_seqs, length, _, dim = q.shape
     block_size, num_kv = k_cache.shape[1:3]
@@ -145,19 +158,33 @@ def _attend(
 
 
 def paged_attention_native(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    *, scale: float, max_query_len: int | None = None, shared: SharedPrefix | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    max_query_len: int | None = None,
+    shared: SharedPrefix | None = None,
+) -> Tensor:
     """`paged_attention` in C++ (csrc/paged_attention.hpp): float32 on a CPU, nothing gathered, on torch's threads."""
     _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, (torch.float32,), scale, max_query_len)
     _check_shared(k_cache, block_tables, context_lens, cu_seqlens_q, shared)
     out = torch.empty(q.shape)
     if len(q) > 0:
         _native.paged_attention_f32(
-            q.detach().numpy(), k_cache.detach().numpy(), v_cache.detach().numpy(), block_tables.contiguous().numpy(),
-            context_lens.contiguous().numpy(), cu_seqlens_q.contiguous().numpy(), scale, out.numpy(),
+            q.detach().numpy(),
+            k_cache.detach().numpy(),
+            v_cache.detach().numpy(),
+            block_tables.contiguous().numpy(),
+            context_lens.contiguous().numpy(),
+            cu_seqlens_q.contiguous().numpy(),
+            scale,
+            out.numpy(),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
     return out
 
 
@@ -181,9 +208,24 @@ def _run_of(starts_ptr, num_runs, tile, PER_TILE: tl.constexpr):
 
 @triton.jit
 def _absorb(
-    q, largest, total, acc, k_ptr, v_ptr, table, start, end, position, scale_log2e, block_stride, slot_stride,
-    BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    q,
+    largest,
+    total,
+    acc,
+    k_ptr,
+    v_ptr,
+    table,
+    start,
+    end,
+    position,
+    scale_log2e,
+    block_stride,
+    slot_stride,
+    BLOCK_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """The running softmax of the rows of q, with the KEYS keys from `start` on. Unless MASKED, every row sees all."""
     key = start + tl.arange(0, KEYS)
     dim = tl.arange(0, acc.shape[1])
@@ -209,11 +251,28 @@ def _absorb(
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])  # they change from step to step
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, context_ptr, cu_ptr, out_ptr, scale_log2e,
-    num_seqs, q_stride, q_head_stride, block_stride, slot_stride, kv_head_stride, table_stride,
-    BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    tables_ptr,
+    context_ptr,
+    cu_ptr,
+    out_ptr,
+    scale_log2e,
+    num_seqs,
+    q_stride,
+    q_head_stride,
+    block_stride,
+    slot_stride,
+    kv_head_stride,
+    table_stride,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """Prefill: one program per kv head and tile of queries of one sequence; a row is one query head of one query."""
     QUERIES: tl.constexpr = ROWS // GROUP
     tile = tl.program_id(0)
@@ -245,25 +304,76 @@ def _attention_kernel(
     end = tl.minimum(context, context - num_queries + start_query + QUERIES)
     for start in range(0, seen_by_all, KEYS):
         largest, total, acc = _absorb(
-            q, largest, total, acc, k_ptr, v_ptr, table, start, end, position, scale_log2e, block_stride, slot_stride,
-            BLOCK_SIZE, DIM, KEYS, False,
-        )  # fmt: skip
+            q,
+            largest,
+            total,
+            acc,
+            k_ptr,
+            v_ptr,
+            table,
+            start,
+            end,
+            position,
+            scale_log2e,
+            block_stride,
+            slot_stride,
+            BLOCK_SIZE,
+            DIM,
+            KEYS,
+            False,
+        )
     for start in range(seen_by_all, end, KEYS):
         largest, total, acc = _absorb(
-            q, largest, total, acc, k_ptr, v_ptr, table, start, end, position, scale_log2e, block_stride, slot_stride,
-            BLOCK_SIZE, DIM, KEYS, True,
-        )  # fmt: skip
+            q,
+            largest,
+            total,
+            acc,
+            k_ptr,
+            v_ptr,
+            table,
+            start,
+            end,
+            position,
+            scale_log2e,
+            block_stride,
+            slot_stride,
+            BLOCK_SIZE,
+            DIM,
+            KEYS,
+            True,
+        )
     out_row = ((first + query).to(tl.int64) * tl.num_programs(1) * GROUP + head) * DIM
     tl.store(out_ptr + out_row[:, None] + dim[None, :], (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, context_ptr, cu_ptr, shared_ptr, out_ptr, partial_ptr, stats_ptr, scale_log2e,
-    q_stride, q_head_stride, block_stride, slot_stride, kv_head_stride, table_stride,
-    BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr, HAS_SHARED: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    tables_ptr,
+    context_ptr,
+    cu_ptr,
+    shared_ptr,
+    out_ptr,
+    partial_ptr,
+    stats_ptr,
+    scale_log2e,
+    q_stride,
+    q_head_stride,
+    block_stride,
+    slot_stride,
+    kv_head_stride,
+    table_stride,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
+):
     """One program per kv head, split and sequence of one new token; a row is one query head. shared: where a sequence's
     own splits begin. The only split of a short context is the result, others go to `_merge_kernel`."""
     kv_head = tl.program_id(0)
@@ -294,9 +404,24 @@ def _decode_kernel(
     position = tl.full([ROWS], 0, tl.int32) + (end - 1)
     for start in range(split * SPLIT, end, KEYS):
         largest, total, acc = _absorb(
-            q, largest, total, acc, k_ptr, v_ptr, table, start, end, position, scale_log2e, block_stride, slot_stride,
-            BLOCK_SIZE, DIM, KEYS, True,
-        )  # fmt: skip
+            q,
+            largest,
+            total,
+            acc,
+            k_ptr,
+            v_ptr,
+            table,
+            start,
+            end,
+            position,
+            scale_log2e,
+            block_stride,
+            slot_stride,
+            BLOCK_SIZE,
+            DIM,
+            KEYS,
+            True,
+        )
     num_heads = tl.num_programs(0) * GROUP
     if context <= SPLIT:
         out = out_ptr + (tl.cast(token, tl.int64) * num_heads + head)[:, None] * DIM + dim[None, :]
@@ -310,11 +435,32 @@ def _decode_kernel(
 
 @triton.jit(do_not_specialize=["num_groups", "table_stride"])
 def _prefix_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, cu_ptr, groups_ptr, prefix_ptr, shared_ptr, partial_ptr, stats_ptr, scale_log2e,
-    num_groups, q_stride, q_head_stride, block_stride, slot_stride, kv_head_stride, table_stride,
-    BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    tables_ptr,
+    cu_ptr,
+    groups_ptr,
+    prefix_ptr,
+    shared_ptr,
+    partial_ptr,
+    stats_ptr,
+    scale_log2e,
+    num_groups,
+    q_stride,
+    q_head_stride,
+    block_stride,
+    slot_stride,
+    kv_head_stride,
+    table_stride,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     """`_decode_kernel` for the splits that lie in a shared prefix: one program per kv head, split and tile of the
     sequences of one group; a row is one query head of one sequence. Fills in `shared` for that kernel."""
     SEQUENCES: tl.constexpr = ROWS // GROUP
@@ -352,9 +498,24 @@ def _prefix_kernel(
     table = tables_ptr + tl.cast(begin, tl.int64) * table_stride
     for start in range(split * SPLIT, (split + 1) * SPLIT, KEYS):
         largest, total, acc = _absorb(
-            q, largest, total, acc, k_ptr, v_ptr, table, start, 0, row, scale_log2e, block_stride, slot_stride,
-            BLOCK_SIZE, DIM, KEYS, False,
-        )  # fmt: skip
+            q,
+            largest,
+            total,
+            acc,
+            k_ptr,
+            v_ptr,
+            table,
+            start,
+            0,
+            row,
+            scale_log2e,
+            block_stride,
+            slot_stride,
+            BLOCK_SIZE,
+            DIM,
+            KEYS,
+            False,
+        )
     place = (sequence.to(tl.int64) * tl.num_programs(1) + split) * tl.num_programs(0) * GROUP + head
     tl.store(partial_ptr + place[:, None] * DIM + dim[None, :], acc, mask=ok)
     tl.store(stats_ptr + place * 2, largest, mask=decodes)
@@ -363,9 +524,17 @@ def _prefix_kernel(
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _merge_kernel(
-    context_ptr, cu_ptr, partial_ptr, stats_ptr, out_ptr, num_splits,
-    DIM: tl.constexpr, DIM_PADDED: tl.constexpr, SPLITS: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
+    context_ptr,
+    cu_ptr,
+    partial_ptr,
+    stats_ptr,
+    out_ptr,
+    num_splits,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     """One program per query head and decoded sequence: weighs the results of its splits by their log-sum-exp."""
     head = tl.program_id(0)
     sequence = tl.program_id(1)
@@ -416,9 +585,17 @@ def _launch_config(kernel: str, group: int, dim: int, itemsize: int) -> dict[str
 
 
 def paged_attention_triton(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    *, scale: float, max_query_len: int | None = None, shared: SharedPrefix | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    max_query_len: int | None = None,
+    shared: SharedPrefix | None = None,
+) -> Tensor:
     """`paged_attention` in Triton; float32, bfloat16 or float16. Decode takes 4 (D + 2) Nq bytes of scratch for every
     sequence and SPLIT keys of block_tables, unless that is one."""
     _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, FLOATS, scale, max_query_len)
@@ -439,9 +616,19 @@ def paged_attention_triton(
     if max_query_len != 1:
         config = _launch_config("prefill", group, dim, q.itemsize)
         _attention_kernel[(num_tokens // (config["ROWS"] // group) + num_seqs, num_kv)](
-            q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, out, scale_log2e, num_seqs, *strides,
-            **constants, **config,
-        )  # fmt: skip
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            context_lens,
+            cu_seqlens_q,
+            out,
+            scale_log2e,
+            num_seqs,
+            *strides,
+            **constants,
+            **config,
+        )
 
     num_splits = max(1, triton.cdiv(block_tables.shape[1] * block_size, SPLIT))
     scratch = (num_seqs, num_splits, num_heads) if num_splits > 1 else (1, 1, 1)
@@ -452,25 +639,69 @@ def paged_attention_triton(
         own = torch.empty(num_seqs, dtype=torch.int32, device=q.device)
         config = _launch_config("prefix", group, dim, q.itemsize)
         _prefix_kernel[(num_kv, num_splits, num_seqs // (config["ROWS"] // group) + len(prefix))](
-            q, k_cache, v_cache, block_tables, cu_seqlens_q, groups, prefix, own, partial, stats, scale_log2e,
-            len(prefix), *strides, **constants, **config, SPLIT=SPLIT,
-        )  # fmt: skip
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            cu_seqlens_q,
+            groups,
+            prefix,
+            own,
+            partial,
+            stats,
+            scale_log2e,
+            len(prefix),
+            *strides,
+            **constants,
+            **config,
+            SPLIT=SPLIT,
+        )
     _decode_kernel[(num_kv, num_splits, num_seqs)](
-        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, own, out, partial, stats, scale_log2e, *strides,
-        **constants, **_launch_config("decode", group, dim, q.itemsize), SPLIT=SPLIT, HAS_SHARED=own is not None,
-    )  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        block_tables,
+        context_lens,
+        cu_seqlens_q,
+        own,
+        out,
+        partial,
+        stats,
+        scale_log2e,
+        *strides,
+        **constants,
+        **_launch_config("decode", group, dim, q.itemsize),
+        SPLIT=SPLIT,
+        HAS_SHARED=own is not None,
+    )
     if num_splits > 1:
         _merge_kernel[(num_heads, num_seqs)](
-            context_lens, cu_seqlens_q, partial, stats, out, num_splits,
-            DIM=dim, DIM_PADDED=max(16, triton.next_power_of_2(dim)), SPLITS=16, SPLIT=SPLIT, num_warps=4,
-        )  # fmt: skip
+            context_lens,
+            cu_seqlens_q,
+            partial,
+            stats,
+            out,
+            num_splits,
+            DIM=dim,
+            DIM_PADDED=max(16, triton.next_power_of_2(dim)),
+            SPLITS=16,
+            SPLIT=SPLIT,
+            num_warps=4,
+        )
     return out
 
 
 def _check(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    dtypes: tuple[torch.dtype, ...], scale: float, max_query_len: int | None,
-) -> None:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    scale: float,
+    max_query_len: int | None,
+) -> None:
     check_tensor("q", q, (None, None, None), dtypes)
     check_tensor("k_cache", k_cache, (None, None, None, q.shape[2]), (q.dtype,), q.device)
     check_tensor("v_cache", v_cache, tuple(k_cache.shape), (q.dtype,), q.device)
@@ -492,9 +723,13 @@ def _check(
 
 
 def _check_values(
-    q: Tensor, k_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
     max_query_len: int | None,
-) -> None:  # fmt: skip
+) -> None:
     if not values_visible(q) or len(context_lens) == 0:
         return
     lengths = cu_seqlens_q.diff()
@@ -553,9 +788,17 @@ def _check_shared(
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    *, scale: float, max_query_len: int | None = None, shared: SharedPrefix | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    *,
+    scale: float,
+    max_query_len: int | None = None,
+    shared: SharedPrefix | None = None,
+) -> Tensor:
     """Causal attention of the new tokens of B sequences over their paged contexts; their k and v are in there already.
 
     Triton on a GPU; on a CPU the C++ kernel for float32 and torch for the rest.
@@ -587,6 +830,13 @@ def paged_attention(
     else:
         run = paged_attention_ref
     return run(
-        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q,
-        scale=scale, max_query_len=max_query_len, shared=shared,
-    )  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        block_tables,
+        context_lens,
+        cu_seqlens_q,
+        scale=scale,
+        max_query_len=max_query_len,
+        shared=shared,
+    )

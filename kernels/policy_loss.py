@@ -230,13 +230,26 @@ def _metrics(
 
 
 def _check_tokens(
-    logprob: Tensor, advantages: Tensor, weights: Tensor, old: Tensor | None, ref: Tensor | None,
-    rollout: Tensor | None, temperature: Tensor | None, cu_seqlens: Tensor | None, segments: Tensor | None,
+    logprob: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    rollout: Tensor | None,
+    temperature: Tensor | None,
+    cu_seqlens: Tensor | None,
+    segments: Tensor | None,
     config: GrpoLossConfig,
-) -> None:  # fmt: skip
+) -> None:
     size, device = (len(logprob),), logprob.device
-    floats = {"advantages": advantages, "weights": weights, "old_logprobs": old, "ref_logprobs": ref,
-              "rollout_logprobs": rollout, "temperature": temperature}  # fmt: skip
+    floats = {
+        "advantages": advantages,
+        "weights": weights,
+        "old_logprobs": old,
+        "ref_logprobs": ref,
+        "rollout_logprobs": rollout,
+        "temperature": temperature,
+    }
     for name, tensor in floats.items():
         if tensor is not None:
             check_tensor(name, tensor, size, FLOATS_AND_DOUBLE, device)
@@ -266,9 +279,12 @@ def _check_tokens(
 
 
 def weighted_policy_loss(
-    row_pass: Callable[[Tensor | None], tuple[Tensor, Tensor]], weights: Tensor, advantages: Tensor,
-    config: GrpoLossConfig | None, **tokens: Any,
-) -> tuple[Tensor, GrpoMetrics]:  # fmt: skip
+    row_pass: Callable[[Tensor | None], tuple[Tensor, Tensor]],
+    weights: Tensor,
+    advantages: Tensor,
+    config: GrpoLossConfig | None,
+    **tokens: Any,
+) -> tuple[Tensor, GrpoMetrics]:
     """`policy_loss` of what row_pass(mask) returns, mask [N] or None (all) being the tokens that count: the frame of
     both ops."""
     check_tensor("weights", weights, (None,), FLOATS_AND_DOUBLE)

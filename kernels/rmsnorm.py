@@ -52,9 +52,21 @@ def _backward_ref(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, rstd_ptr, stride, head_stride, num_rows, eps,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    out_ptr,
+    total_ptr,
+    rstd_ptr,
+    stride,
+    head_stride,
+    num_rows,
+    eps,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program for ROWS rows, each read once. Row i of x starts at i // HEADS * stride + i % HEADS * head_stride."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
@@ -75,9 +87,22 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "rows_a_program"])
 def _backward_kernel(
-    x_ptr, rstd_ptr, weight_ptr, grad_ptr, grad_total_ptr, grad_x_ptr, partial_ptr, stride, head_stride,
-    num_rows, rows_a_program, HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    rstd_ptr,
+    weight_ptr,
+    grad_ptr,
+    grad_total_ptr,
+    grad_x_ptr,
+    partial_ptr,
+    stride,
+    head_stride,
+    num_rows,
+    rows_a_program,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program for a strip of rows, ROWS at a time; its part of dw stays in registers to the end."""
     column = tl.arange(0, BLOCK)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
@@ -134,9 +159,20 @@ def _forward_triton(
     if num_rows > 0:
         x, heads, stride, head_stride = _rows(x)
         _forward_kernel[(triton.cdiv(num_rows, config["ROWS"]),)](
-            x, None if residual is None else residual.contiguous(), weight.contiguous(), out, total, rstd,
-            stride, head_stride, num_rows, eps, HEADS=heads, WIDTH=width, **config,
-        )  # fmt: skip
+            x,
+            None if residual is None else residual.contiguous(),
+            weight.contiguous(),
+            out,
+            total,
+            rstd,
+            stride,
+            head_stride,
+            num_rows,
+            eps,
+            HEADS=heads,
+            WIDTH=width,
+            **config,
+        )
     return out, total, rstd
 
 
@@ -153,9 +189,21 @@ def _backward_triton(
     if num_rows > 0:
         x, heads, stride, head_stride = _rows(x)
         _backward_kernel[(strips,)](
-            x, rstd, weight.contiguous(), grad.contiguous(), None if grad_total is None else grad_total.contiguous(),
-            grad_x, partial, stride, head_stride, num_rows, strip, HEADS=heads, WIDTH=width, **config,
-        )  # fmt: skip
+            x,
+            rstd,
+            weight.contiguous(),
+            grad.contiguous(),
+            None if grad_total is None else grad_total.contiguous(),
+            grad_x,
+            partial,
+            stride,
+            head_stride,
+            num_rows,
+            strip,
+            HEADS=heads,
+            WIDTH=width,
+            **config,
+        )
     return grad_x, None if partial is None else partial.sum(0).to(weight.dtype)
 
 

@@ -7,7 +7,8 @@ With x = z - max(z) over the ids that count and tau the row's temperature,
 
 where g = dL / dlogprob and h = dL / dentropy. Sampler and losses take their figures from here, so the log-prob that a
 rollout records and the one that training computes from the same logits have the same bits. What a row gives does not
-depend on how many rows there are, bit for bit. In C++ (csrc/softmax_rows.hpp) a row is read once each way.
+depend on how many rows there are, bit for bit. Both hold on one machine: another processor has other instructions, and
+torch and the C++ here (csrc/softmax_rows.hpp, which reads a row once each way) sum in the order that suits them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +43,15 @@ class RowArguments(NamedTuple):
 
 
 def check_row_arguments(
-    num_rows: int, num_columns: int, device: torch.device, targets: Tensor, temperature: Tensor | None,
-    mask: Tensor | None, vocab_size: int | None, banned_ids: BannedIds,
-) -> RowArguments:  # fmt: skip
+    num_rows: int,
+    num_columns: int,
+    device: torch.device,
+    targets: Tensor,
+    temperature: Tensor | None,
+    mask: Tensor | None,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+) -> RowArguments:
     """Raises ValueError for a wrong shape, dtype or device, and where values are visible for a wrong value."""
     check_tensor("targets", targets, (num_rows,), (torch.int64,), device)
     vocab_size = check_vocab_size(vocab_size, num_columns)
@@ -111,9 +118,15 @@ def _softmax(
 
 
 def _gradient(
-    z: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None, stats: Tensor, g: Tensor, h: Tensor | None,
+    z: Tensor,
+    targets: Tensor,
+    tau: Tensor | None,
+    banned: Tensor | None,
+    stats: Tensor,
+    g: Tensor,
+    h: Tensor | None,
     dz: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Fills dz [n, columns >= V] with the gradient with respect to z, 0 from V on.
 
     Args:
@@ -170,21 +183,39 @@ def _softmax_native(
     stats = torch.empty(4, len(z))
     if len(z) > 0:
         _native.softmax_rows_f32(
-            _array(_dense(z)), _array(tau, torch.float32), _array(banned), _array(mask), _array(stats), _array(p),
+            _array(_dense(z)),
+            _array(tau, torch.float32),
+            _array(banned),
+            _array(mask),
+            _array(stats),
+            _array(p),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
     return stats
 
 
 def _gradient_native(
-    z: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None, stats: Tensor, g: Tensor, h: Tensor | None,
+    z: Tensor,
+    targets: Tensor,
+    tau: Tensor | None,
+    banned: Tensor | None,
+    stats: Tensor,
+    g: Tensor,
+    h: Tensor | None,
     dz: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     if len(z) > 0:
         _native.softmax_rows_gradient_f32(
-            _array(_dense(z)), _array(targets), _array(tau, torch.float32), _array(banned), _array(stats.contiguous()),
-            _array(g, torch.float32), _array(h, torch.float32), _array(dz), torch.get_num_threads(),
-        )  # fmt: skip
+            _array(_dense(z)),
+            _array(targets),
+            _array(tau, torch.float32),
+            _array(banned),
+            _array(stats.contiguous()),
+            _array(g, torch.float32),
+            _array(h, torch.float32),
+            _array(dz),
+            torch.get_num_threads(),
+        )
 
 
 def _dense(z: Tensor) -> Tensor:

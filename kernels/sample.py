@@ -93,19 +93,33 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
 
 
 def sample_ref(
-    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
-    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = False,
-) -> SampleOutput:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    *,
+    seed: Tensor,
+    position: Tensor,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    bitwise_logprobs: bool = False,
+) -> SampleOutput:
     """`sample` in torch: the definition."""
     return _sample_cpu("ref", logits, temperature, seed, position, (top_k, top_p, min_p), vocab_size, banned_ids)
 
 
 @torch.no_grad()
 def _sample_cpu(
-    backend: Backend, logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor, cuts: tuple[Any, Any, Any],
-    vocab_size: int | None, banned_ids: BannedIds,
-) -> SampleOutput:  # fmt: skip
+    backend: Backend,
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    cuts: tuple[Any, Any, Any],
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+) -> SampleOutput:
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS_AND_DOUBLE)
     limits = _limits(*cuts, logits)
     u = uniform(seed, position)
@@ -127,9 +141,15 @@ def _sample_cpu(
 
 
 def _sample_rows(
-    backend: Backend, z: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor, limits: Limits | None,
-    p: Tensor, cdf: Tensor,
-) -> SampleOutput:  # fmt: skip
+    backend: Backend,
+    z: Tensor,
+    banned: Tensor | None,
+    temperature: Tensor,
+    u: Tensor,
+    limits: Limits | None,
+    p: Tensor,
+    cdf: Tensor,
+) -> SampleOutput:
     """The last two are memory to work in."""
     greedy = temperature == 0
     tau = temperature.clamp_min(MIN_TEMPERATURE).masked_fill_(greedy, 0.0)
@@ -203,9 +223,14 @@ def _limits(
 
 
 def _check(
-    logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor,
-    vocab_size: int | None, banned_ids: BannedIds, dtypes: tuple[torch.dtype, ...],
-) -> tuple[int, Tensor | None]:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+    dtypes: tuple[torch.dtype, ...],
+) -> tuple[int, Tensor | None]:
     check_tensor("logits", logits, (None, None), dtypes)
     rows, device = logits.shape[0], logits.device
     check_tensor("temperature", temperature, (rows,), FLOATS_AND_DOUBLE, device)
@@ -223,10 +248,18 @@ def _raise_not_finite(entropy: Tensor) -> None:
 
 @torch.no_grad()
 def sample_triton(
-    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
-    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = False,
-) -> SampleOutput:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    *,
+    seed: Tensor,
+    position: Tensor,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    bitwise_logprobs: bool = False,
+) -> SampleOutput:
     """`sample` in Triton: two launches, four with truncation; logits of float32, bfloat16 or float16."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS)
     check_rows_contiguous("logits", logits)
@@ -247,10 +280,18 @@ def sample_triton(
 
 
 def sample(
-    logits: Tensor, temperature: Tensor, *, seed: Tensor, position: Tensor,
-    top_k: int | Tensor | None = None, top_p: float | Tensor | None = None, min_p: float | Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None, bitwise_logprobs: bool = False,
-) -> SampleOutput:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    *,
+    seed: Tensor,
+    position: Tensor,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    bitwise_logprobs: bool = False,
+) -> SampleOutput:
     """One token per row, at the row's own temperature; Triton on a GPU, C++ or torch on a CPU.
 
     Row i depends on its own logits, temperature, seed and position (and limits) only, so a sequence draws the same
@@ -278,8 +319,16 @@ def sample(
     """
     if logits.is_cuda:
         return sample_triton(
-            logits, temperature, seed=seed, position=position, top_k=top_k, top_p=top_p, min_p=min_p,
-            vocab_size=vocab_size, banned_ids=banned_ids, bitwise_logprobs=bitwise_logprobs,
-        )  # fmt: skip
+            logits,
+            temperature,
+            seed=seed,
+            position=position,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            vocab_size=vocab_size,
+            banned_ids=banned_ids,
+            bitwise_logprobs=bitwise_logprobs,
+        )
     cuts = (top_k, top_p, min_p)
     return _sample_cpu(fastest(logits), logits, temperature, seed, position, cuts, vocab_size, banned_ids)

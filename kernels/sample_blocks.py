@@ -79,10 +79,21 @@ def _bin(z):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _stats_kernel(
-    logits_ptr, temperature_ptr, banned_ptr, partial_ptr, argmax_ptr, histogram_ptr,
-    stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    temperature_ptr,
+    banned_ptr,
+    partial_ptr,
+    argmax_ptr,
+    histogram_ptr,
+    stride,
+    num_rows,
+    vocab_size,
+    num_blocks,
+    HAS_BANNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """Of each block, x = z - m: partial[4, B, num_blocks] = largest m, sum e^x, sum x e^x, sum e^(x / tau); argmax.
 
     And histogram[B, num_blocks, BINS], how many ids lie how many bins below m's; the last entry is for all the others.
@@ -134,9 +145,18 @@ def _combine(partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _bounds_kernel(
-    temperature_ptr, partial_ptr, histogram_ptr, limits_ptr, bounds_ptr, num_rows, vocab_size, num_blocks,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
-):  # fmt: skip
+    temperature_ptr,
+    partial_ptr,
+    histogram_ptr,
+    limits_ptr,
+    bounds_ptr,
+    num_rows,
+    vocab_size,
+    num_blocks,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """bounds[2, B]: the first and the last bin, counted down from the row's largest, that a cut may fall into.
 
     Reads no logits. top_k has to look at all its ids, for the mass that top_p is relative to. For top_p alone the
@@ -183,10 +203,25 @@ def _bounds_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _truncate_kernel(
-    logits_ptr, temperature_ptr, banned_ptr, partial_ptr, limits_ptr, bounds_ptr,
-    candidates_ptr, num_candidates_ptr, sure_ptr, stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    temperature_ptr,
+    banned_ptr,
+    partial_ptr,
+    limits_ptr,
+    bounds_ptr,
+    candidates_ptr,
+    num_candidates_ptr,
+    sure_ptr,
+    stride,
+    num_rows,
+    vocab_size,
+    num_blocks,
+    HAS_BANNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """Of each block of a truncated row: its candidates, the logits between the bounds, packed to the block's front,
     in ascending id; and sure[2, B, num_blocks], the mass above the bounds, of all ids and of those that pass min_p.
     """
@@ -245,9 +280,20 @@ def _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK: tl.c
 
 @triton.jit
 def _cut(
-    low, high, goal, sure, candidates_ptr, number, row, vocab_size, largest, inverse_tau,
-    BY_MASS: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+    low,
+    high,
+    goal,
+    sure,
+    candidates_ptr,
+    number,
+    row,
+    vocab_size,
+    largest,
+    inverse_tau,
+    BY_MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     """The smallest key in (low, high] over which lies less than `goal`, then the ids and the mass that lie over it.
 
     By bisection: exact, in as many sweeps over the candidates as high - low has bits. Over `high` are the sure ids.
@@ -276,9 +322,24 @@ def _cut(
 
 @triton.jit
 def _keep(
-    top_k, top_p, min_p, total, candidates_ptr, num_candidates_ptr, sure_ptr, row, row_ok, num_rows, num_blocks,
-    vocab_size, largest, inverse_tau, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+    top_k,
+    top_p,
+    min_p,
+    total,
+    candidates_ptr,
+    num_candidates_ptr,
+    sure_ptr,
+    row,
+    row_ok,
+    num_rows,
+    num_blocks,
+    vocab_size,
+    largest,
+    inverse_tau,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     """Per row the key over which all ids are kept; per block how many of that key are, the lowest ids first, and the
     mass of what is kept, after min_p.
     """
@@ -301,18 +362,40 @@ def _keep(
 
     by_k = row_ok & (top_k > 0)
     key_k, over_count, over_mass = _cut(
-        tl.where(by_k, low - 1, high), high, top_k, sure, candidates_ptr, number, row, vocab_size, largest, inverse_tau,
-        False, BLOCK, SHIFT,
-    )  # fmt: skip
+        tl.where(by_k, low - 1, high),
+        high,
+        top_k,
+        sure,
+        candidates_ptr,
+        number,
+        row,
+        vocab_size,
+        largest,
+        inverse_tau,
+        False,
+        BLOCK,
+        SHIFT,
+    )
     num_ties = tl.minimum(top_k, tl.sum(number, 1)) - over_count  # top_k may be more than there are
     single = tl.exp((_logit(key_k, SHIFT) - largest) * inverse_tau).to(tl.float64)
     goal = top_p * tl.where(by_k, over_mass + num_ties * single, total)
 
     by_p = row_ok & (top_p < 1.0)
     key_p, _over_count, over_mass = _cut(
-        tl.where(by_p, tl.where(by_k, key_k, low) - 1, high), high, goal, sure, candidates_ptr, number, row, vocab_size,
-        largest, inverse_tau, True, BLOCK, SHIFT,
-    )  # fmt: skip
+        tl.where(by_p, tl.where(by_k, key_k, low) - 1, high),
+        high,
+        goal,
+        sure,
+        candidates_ptr,
+        number,
+        row,
+        vocab_size,
+        largest,
+        inverse_tau,
+        True,
+        BLOCK,
+        SHIFT,
+    )
     single = tl.exp((_logit(key_p, SHIFT) - largest) * inverse_tau).to(tl.float64)
     needed = tl.ceil((goal - over_mass) / tl.maximum(single, 1e-300))
     needed = tl.where(by_p, tl.minimum(tl.maximum(needed, 1.0), 2147483647.0), 0.0).to(tl.int32)
@@ -344,12 +427,33 @@ def _first_above(cdf, e, column, target):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _draw_kernel(
-    logits_ptr, temperature_ptr, seed_ptr, position_ptr, banned_ptr, partial_ptr, argmax_ptr, limits_ptr,
-    candidates_ptr, num_candidates_ptr, sure_ptr, token_ptr, logprob_ptr, logprob_raw_ptr, entropy_ptr, kept_mass_ptr,
-    stride, num_rows, vocab_size, num_blocks,
-    HAS_BANNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
+    logits_ptr,
+    temperature_ptr,
+    seed_ptr,
+    position_ptr,
+    banned_ptr,
+    partial_ptr,
+    argmax_ptr,
+    limits_ptr,
+    candidates_ptr,
+    num_candidates_ptr,
+    sure_ptr,
+    token_ptr,
+    logprob_ptr,
+    logprob_raw_ptr,
+    entropy_ptr,
+    kept_mass_ptr,
+    stride,
+    num_rows,
+    vocab_size,
+    num_blocks,
+    HAS_BANNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BINS: tl.constexpr,
     SHIFT: tl.constexpr,
-):  # fmt: skip
+):
     """Inverse cdf in two levels: first the block, from the mass that is kept of it, then the id inside it."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_ok = row < num_rows
@@ -361,9 +465,24 @@ def _draw_kernel(
     if BINS > 0:
         truncated, top_k, top_p, min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
         key, ties, kept_mass = _keep(
-            top_k, top_p, min_p, total, candidates_ptr, num_candidates_ptr, sure_ptr, row, truncated, num_rows,
-            num_blocks, vocab_size, largest, inverse_tau, BLOCK, BLOCKS, SHIFT,
-        )  # fmt: skip
+            top_k,
+            top_p,
+            min_p,
+            total,
+            candidates_ptr,
+            num_candidates_ptr,
+            sure_ptr,
+            row,
+            truncated,
+            num_rows,
+            num_blocks,
+            vocab_size,
+            largest,
+            inverse_tau,
+            BLOCK,
+            BLOCKS,
+            SHIFT,
+        )
         mass = tl.where(truncated[:, None], kept_mass, mass)
 
     block = tl.arange(0, BLOCKS)[None, :]
@@ -416,9 +535,14 @@ def _launch_config(vocab_size: int) -> dict[str, int]:
 
 
 def draw_blocks(
-    logits: Tensor, temperature: Tensor, seed: Tensor, position: Tensor, banned: Tensor | None, vocab_size: int,
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    banned: Tensor | None,
+    vocab_size: int,
     cuts: Tensor | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, ...]:
     """What `SampleOutput` lists; banned is bool [vocab_size], cuts [3, B] float64 are top_k, top_p and min_p."""
     rows, device = logits.shape[0], logits.device
     config = _launch_config(vocab_size)
@@ -450,15 +574,49 @@ def draw_blocks(
     )
     if cuts is not None:
         _bounds_kernel[(grid,)](
-            temperature, partial, histogram, cuts, bounds, *sizes,
-            ROWS=config["ROWS"], BLOCKS=blocks, BINS=bins, num_warps=8,
-        )  # fmt: skip
+            temperature,
+            partial,
+            histogram,
+            cuts,
+            bounds,
+            *sizes,
+            ROWS=config["ROWS"],
+            BLOCKS=blocks,
+            BINS=bins,
+            num_warps=8,
+        )
         _truncate_kernel[(grid, num_blocks)](
-            logits, temperature, mask, partial, cuts, bounds, candidates, num_candidates, sure, logits.stride(0),
-            *sizes, BLOCKS=blocks, **tile,
-        )  # fmt: skip
+            logits,
+            temperature,
+            mask,
+            partial,
+            cuts,
+            bounds,
+            candidates,
+            num_candidates,
+            sure,
+            logits.stride(0),
+            *sizes,
+            BLOCKS=blocks,
+            **tile,
+        )
     _draw_kernel[(grid,)](
-        logits, temperature, seed, position, mask, partial, argmax, cuts, candidates, num_candidates, sure,
-        *out, logits.stride(0), *sizes, BLOCKS=blocks, SHIFT=_LOW_ZERO_BITS[logits.dtype], **tile,
-    )  # fmt: skip
+        logits,
+        temperature,
+        seed,
+        position,
+        mask,
+        partial,
+        argmax,
+        cuts,
+        candidates,
+        num_candidates,
+        sure,
+        *out,
+        logits.stride(0),
+        *sizes,
+        BLOCKS=blocks,
+        SHIFT=_LOW_ZERO_BITS[logits.dtype],
+        **tile,
+    )
     return out

@@ -40,9 +40,7 @@ def _backward_ref(gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, gra
 
 
 @triton.jit
-def _forward_kernel(
-    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _forward_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """A program per row and block."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -56,9 +54,18 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    gate_ptr, up_ptr, grad_ptr, grad_gate_ptr, grad_up_ptr, gate_stride, up_stride, grad_gate_stride, grad_up_stride,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    gate_ptr,
+    up_ptr,
+    grad_ptr,
+    grad_gate_ptr,
+    grad_up_ptr,
+    gate_stride,
+    up_stride,
+    grad_gate_stride,
+    grad_up_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program per row and block; the sigmoid is computed again rather than kept."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -110,9 +117,18 @@ def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: T
     num_rows, width = gate.shape
     config = _launch_config(width)
     _backward_kernel[(num_rows, triton.cdiv(width, config["BLOCK"]))](
-        gate, up, grad.contiguous(), grad_gate, grad_up, gate.stride(0), up.stride(0), grad_gate.stride(0),
-        grad_up.stride(0), WIDTH=width, **config,
-    )  # fmt: skip
+        gate,
+        up,
+        grad.contiguous(),
+        grad_gate,
+        grad_up,
+        gate.stride(0),
+        up.stride(0),
+        grad_gate.stride(0),
+        grad_up.stride(0),
+        WIDTH=width,
+        **config,
+    )
 
 
 class _SwiGLU(torch.autograd.Function):

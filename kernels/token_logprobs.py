@@ -47,9 +47,18 @@ def _load_row(row_ptr, banned_ptr, column, vocab_size, HAS_BANNED: tl.constexpr)
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    logits_ptr, targets_ptr, tau_ptr, mask_ptr, banned_ptr, stats_ptr, stride, num_rows, vocab_size,
-    HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    targets_ptr,
+    tau_ptr,
+    mask_ptr,
+    banned_ptr,
+    stats_ptr,
+    stride,
+    num_rows,
+    vocab_size,
+    HAS_BANNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program per row, one read. stats [5, N]: logprob, largest logit, log sum e^(x / tau), log sum e^x, entropy.
 
     Temperatures and mask are always there, so that sampler and losses, whatever they are given, launch one binary: only
@@ -98,10 +107,23 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
-    logits_ptr, targets_ptr, tau_ptr, banned_ptr, stats_ptr, g_ptr, h_ptr, dlogits_ptr,
-    stride, dstride, num_rows, vocab_size, num_columns,
-    HAS_H: tl.constexpr, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    targets_ptr,
+    tau_ptr,
+    banned_ptr,
+    stats_ptr,
+    g_ptr,
+    h_ptr,
+    dlogits_ptr,
+    stride,
+    dstride,
+    num_rows,
+    vocab_size,
+    num_columns,
+    HAS_H: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program per row and block: dz = g / tau (1[target] - p_tau) - h p_1 (log p_1 + entropy); 0 past vocab_size."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -138,10 +160,18 @@ def forward_triton(rows: TokenRows) -> Tensor:
     mask = torch.ones(num_rows, dtype=torch.bool, device=device) if rows.mask is None else rows.mask
     if num_rows > 0:
         _forward_kernel[(num_rows,)](
-            rows.logits, rows.targets, _temperatures(rows), _bytes(mask), _bytes(rows.banned), stats,
-            rows.logits.stride(0), num_rows, rows.vocab_size,
-            HAS_BANNED=rows.banned is not None, **_launch_config(rows.vocab_size),
-        )  # fmt: skip
+            rows.logits,
+            rows.targets,
+            _temperatures(rows),
+            _bytes(mask),
+            _bytes(rows.banned),
+            stats,
+            rows.logits.stride(0),
+            num_rows,
+            rows.vocab_size,
+            HAS_BANNED=rows.banned is not None,
+            **_launch_config(rows.vocab_size),
+        )
     return stats
 
 
@@ -151,11 +181,23 @@ def _backward_triton(rows: TokenRows, stats: Tensor, g: Tensor, h: Tensor | None
     if num_rows > 0:
         config = _launch_config(num_columns)
         _backward_kernel[(num_rows, triton.cdiv(num_columns, config["BLOCK"]))](
-            rows.logits, rows.targets, _temperatures(rows), _bytes(rows.banned), stats, g.contiguous(),
-            None if h is None else h.contiguous(), dlogits,
-            rows.logits.stride(0), dlogits.stride(0), num_rows, rows.vocab_size, num_columns,
-            HAS_H=h is not None, HAS_BANNED=rows.banned is not None, **config,
-        )  # fmt: skip
+            rows.logits,
+            rows.targets,
+            _temperatures(rows),
+            _bytes(rows.banned),
+            stats,
+            g.contiguous(),
+            None if h is None else h.contiguous(),
+            dlogits,
+            rows.logits.stride(0),
+            dlogits.stride(0),
+            num_rows,
+            rows.vocab_size,
+            num_columns,
+            HAS_H=h is not None,
+            HAS_BANNED=rows.banned is not None,
+            **config,
+        )
     return dlogits
 
 
@@ -170,9 +212,15 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, tau: Tensor | None, mask: Tensor | None, banned: Tensor | None,
-        vocab_size: int, backend: Backend,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        tau: Tensor | None,
+        mask: Tensor | None,
+        banned: Tensor | None,
+        vocab_size: int,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
         ctx.vocab_size, ctx.backend = vocab_size, backend
         ctx.set_materialize_grads(False)
         if backend == "triton":
@@ -204,9 +252,14 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _token_logprobs(
-    backend: Backend, logits: Tensor, targets: Tensor, temperature: Tensor | None, mask: Tensor | None,
-    vocab_size: int | None, banned_ids: BannedIds,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    backend: Backend,
+    logits: Tensor,
+    targets: Tensor,
+    temperature: Tensor | None,
+    mask: Tensor | None,
+    vocab_size: int | None,
+    banned_ids: BannedIds,
+) -> tuple[Tensor, Tensor]:
     check_tensor("logits", logits, (None, None), FLOATS if backend == "triton" else FLOATS_AND_DOUBLE)
     targets, tau, banned, vocab_size = check_row_arguments(
         logits.shape[0], logits.shape[1], logits.device, targets, temperature, mask, vocab_size, banned_ids
@@ -218,25 +271,40 @@ def _token_logprobs(
 
 
 def token_logprobs_ref(
-    logits: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in torch: the definition, and the CPU path of any dtype but float32."""
     return _token_logprobs("ref", logits, targets, temperature, mask, vocab_size, banned_ids)
 
 
 def token_logprobs_triton(
-    logits: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in Triton; logits of float32, bfloat16 or float16."""
     return _token_logprobs("triton", logits, targets, temperature, mask, vocab_size, banned_ids)
 
 
 def token_logprobs(
-    logits: Tensor, targets: Tensor, *, temperature: Tensor | None = None, mask: Tensor | None = None,
-    vocab_size: int | None = None, banned_ids: BannedIds = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each row, differentiable; also the SFT loss (the mean of -logprob).
 
     Args:

@@ -102,11 +102,17 @@ def test_on_a_gpu_calls_are_captured_where_they_can_be(training: bool, monkeypat
         return call
 
     fakes = {
-        "Event": Event, "CUDAGraph": SimpleNamespace, "graph": capture, "synchronize": lambda: None,
-        "set_sync_debug_mode": sync_mode.append, "memory_allocated": lambda: 0, "reset_peak_memory_stats": lambda: None,
-        "max_memory_allocated": lambda: 3 << 20, "empty_cache": lambda: None,
+        "Event": Event,
+        "CUDAGraph": SimpleNamespace,
+        "graph": capture,
+        "synchronize": lambda: None,
+        "set_sync_debug_mode": sync_mode.append,
+        "memory_allocated": lambda: 0,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 3 << 20,
+        "empty_cache": lambda: None,
         "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1),
-    }  # fmt: skip
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(harness, "GPU", True)
@@ -199,8 +205,14 @@ def test_the_table_and_the_figures_worth_keeping(
     assert lines[at + 4].split() == ["-", "liger:", "liger_kernel", "is", "not", "installed"]
     kept = json.loads((tmp_path / "NVIDIA-H200.json").read_text())
     assert kept["groups"]["t"]["ours"] == {
-        "of_ceiling": 0.5, "ms": 16.0, "warm_ms": 8.0, "gb_per_s": 0.5, "rounds": 1, "goal": ">= 90%", "met": False,
-    }  # fmt: skip
+        "of_ceiling": 0.5,
+        "ms": 16.0,
+        "warm_ms": 8.0,
+        "gb_per_s": 0.5,
+        "rounds": 1,
+        "goal": ">= 90%",
+        "met": False,
+    }
     assert kept["ceilings"] == {"copy_gb_per_s": 1.0}
 
 

@@ -32,14 +32,16 @@ def configurations() -> Iterator[dict[str, Any]]:
             "what": f"{heads(dtype, group, dim, block_size)}{', after a shared prefix' * shared}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} {PARTIAL} scale_log2e:fp32 "
             f"{STRIDES}{' shared_ptr:*i32' * shared}",
-            "constants": shape(group, dim, block_size) | SPLIT
-            | {"HAS_SHARED": shared} | ({} if shared else {"shared_ptr": None}),
+            "constants": shape(group, dim, block_size)
+            | SPLIT
+            | {"HAS_SHARED": shared}
+            | ({} if shared else {"shared_ptr": None}),
             "options": paged_attention._launch_config("decode", group, dim, itemsize),
             "aligned": ALIGNED,
             "instructions": MMA if itemsize == 2 else RING,
             "spot": dtype == "bf16" and dim == 128 and not shared,
             "rare": dtype != "bf16" or dim == 256,
-        }  # fmt: skip
+        }
     for dtype, itemsize, group, dim in (("bf16", 2, 7, 128), ("fp32", 4, 7, 128), ("bf16", 2, 2, 256)):
         yield {
             "kernel": "_prefix_kernel",

@@ -41,9 +41,16 @@ class FakeFlash(ModuleType):
         assert block_table.dtype == torch.int32
 
     def flash_attn_with_kvcache(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float, causal: bool,
-    ) -> Tensor:  # fmt: skip
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        cache_seqlens: Tensor,
+        block_table: Tensor,
+        softmax_scale: float,
+        causal: bool,
+    ) -> Tensor:
         self.called.append("kvcache")
         self._check(q, k_cache, v_cache, block_table)
         num_seqs, length, heads, dim = q.shape
@@ -57,9 +64,19 @@ class FakeFlash(ModuleType):
         return out.view(q.shape)
 
     def flash_attn_varlen_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
-        max_seqlen_k: int, softmax_scale: float, causal: bool, block_table: Tensor,
-    ) -> Tensor:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool,
+        block_table: Tensor,
+    ) -> Tensor:
         self.called.append("varlen")
         self._check(q, k, v, block_table)
         assert q.dim() == 3

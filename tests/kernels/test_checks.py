@@ -46,10 +46,19 @@ def loss(config: GrpoLossConfig, **tokens: Any) -> None:
     logits = torch.zeros(6, 50, requires_grad=True)
     ones = torch.ones(6)
     out, metrics = grpo_loss_triton(
-        logits, torch.zeros(6, dtype=torch.int64), ones, ones, old_logprobs=ones, ref_logprobs=ones,
-        rollout_logprobs=ones, temperature=ones, cu_seqlens=torch.zeros(3, dtype=torch.int32),
-        segments=torch.zeros(6, dtype=torch.uint8), banned_ids=torch.zeros(50, dtype=torch.bool), config=config,
-    )  # fmt: skip
+        logits,
+        torch.zeros(6, dtype=torch.int64),
+        ones,
+        ones,
+        old_logprobs=ones,
+        ref_logprobs=ones,
+        rollout_logprobs=ones,
+        temperature=ones,
+        cu_seqlens=torch.zeros(3, dtype=torch.int32),
+        segments=torch.zeros(6, dtype=torch.uint8),
+        banned_ids=torch.zeros(50, dtype=torch.bool),
+        config=config,
+    )
     out.backward()
     assert metrics.values.device.type == "meta"
     assert logits.grad is not None
@@ -58,9 +67,13 @@ def loss(config: GrpoLossConfig, **tokens: Any) -> None:
 def head(**options: Any) -> None:
     hidden, weight = (torch.zeros(6, 8, requires_grad=True), torch.zeros(50, 8, requires_grad=True))
     logprob, entropy = linear_logprob_triton(
-        hidden, weight, torch.zeros(6, dtype=torch.int64), temperature=torch.ones(6),
-        banned_ids=torch.zeros(50, dtype=torch.bool), **options,
-    )  # fmt: skip
+        hidden,
+        weight,
+        torch.zeros(6, dtype=torch.int64),
+        temperature=torch.ones(6),
+        banned_ids=torch.zeros(50, dtype=torch.bool),
+        **options,
+    )
     (logprob.sum() + options.get("bonus", 0.0) * entropy.sum()).backward()
 
 

@@ -93,9 +93,14 @@ def test_too_much_shared_memory_fails() -> None:
 
 def test_the_gate_refuses_to_gate_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "bench/gate.py"], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True,
-        text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "bench/gate.py"],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 2
     assert "TRITON_INTERPRET=1 is set" in done.stderr
 

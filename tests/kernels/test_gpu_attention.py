@@ -20,9 +20,17 @@ MIXED = ([1, 64, 1, 200, 2, 1], [700, 90, 17, 513, 1500, 8193])
 
 
 def problem(
-    queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype,
-    *, group: int = 1, prefix: int = 0,
-) -> Args:  # fmt: skip
+    queries: list[int],
+    contexts: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    *,
+    group: int = 1,
+    prefix: int = 0,
+) -> Args:
     """Blocks in random order; every slot no sequence uses is NaN. Groups of neighbors share their first blocks."""
     needed = [-(-context // block_size) for context in contexts]
     caches = torch.full((2, sum(needed) + 1, block_size, kv_heads, dim), torch.nan, dtype=dtype, device="cuda")
@@ -66,9 +74,15 @@ def assert_near(out: Tensor, expected: Tensor, dtype: torch.dtype, tolerances: d
     [(28, 4, 128, 16), (8, 8, 64, 32), (16, 2, 80, 64), (4, 2, 256, 128), (7, 1, 128, 256), (2, 1, 16, 16)],
 )
 def test_against_float64(
-    queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype,
+    queries: list[int],
+    contexts: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype,
     tolerances: dict,
-) -> None:  # fmt: skip
+) -> None:
     args = problem(queries, contexts, heads, kv_heads, dim, block_size, dtype)
     out = paged_attention(**args)
     assert_near(out, exact(args), dtype, tolerances)

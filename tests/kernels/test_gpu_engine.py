@@ -18,9 +18,17 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def model() -> Model:
     text = TextConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=7,
-        num_key_value_heads=1, head_dim=64, max_position_embeddings=4096, initializer_range=0.2, qk_norm=True,
-    )  # fmt: skip
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=7,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=4096,
+        initializer_range=0.2,
+        qk_norm=True,
+    )
     return build(ModelConfig(model_type="qwen3", text=text), seed=1, device="cuda")
 
 

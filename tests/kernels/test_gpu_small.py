@@ -148,9 +148,13 @@ def test_nothing_waits_for_the_device(no_sync: None) -> None:
 
 def test_nothing_recompiles_for_another_length() -> None:
     kernels = (
-        rmsnorm_module._forward_kernel, rmsnorm_module._backward_kernel, swiglu_module._forward_kernel,
-        swiglu_module._backward_kernel, mrope_module._turn_kernel, kv_cache_module._mrope_kernel,
-    )  # fmt: skip
+        rmsnorm_module._forward_kernel,
+        rmsnorm_module._backward_kernel,
+        swiglu_module._forward_kernel,
+        swiglu_module._backward_kernel,
+        mrope_module._turn_kernel,
+        kv_cache_module._mrope_kernel,
+    )
     counts = []
     for tokens in (2, 3, 16, 100, 1, 33):
         everything(tokens, *tables(tokens, 64), torch.arange(tokens, device="cuda"))

@@ -1,5 +1,6 @@
 """paged_attention: against a loop over queries and heads in float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,9 +51,14 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, tables: Tensor, context: Tensor, cu:
 
 
 def problem(
-    queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int, block_size: int,
+    queries: list[int],
+    contexts: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Sequences in blocks in random order; what no sequence uses is NaN, block 0 among it, where a masked read of a
     table may lead; table entries past a context are nonsense."""
     needed = [-(-context // block_size) for context in contexts]
@@ -244,9 +250,16 @@ GROUPS = {
 @pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
 @ALL
 def test_shared_prefix(
-    run: Run, queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int,
-    tolerances: dict, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    run: Run,
+    queries: list[int],
+    contexts: list[int],
+    groups: list[int],
+    prefix: list[int],
+    heads: int,
+    kv_heads: int,
+    tolerances: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     args = problem(queries, contexts, heads, kv_heads, 16, 16)
     shared = share(args, groups, prefix)
     expected = call(oracle, args)
@@ -263,14 +276,48 @@ def test_shared_prefix(
     torch.testing.assert_close(out.double(), expected, atol=atol, rtol=rtol)
 
 
+def exact_within_tiles(args: dict[str, Any], keys: int) -> None:
+    """Makes sums inside a tile of `keys` keys exact, whoever computes them and in whatever order, and those across
+    tiles inexact: scores are whole numbers of octaves, values small integers at another power of two in each tile."""
+    block_size = args["k_cache"].shape[1]
+    args["q"] = torch.randint(-1, 2, args["q"].shape).float()
+    args["q"][..., 3:] = 0.0
+    args["scale"] = math.log(2)
+    assert np.float32(args["scale"] * math.log2(math.e)) == 1
+    for name, low, beyond in (("k_cache", -1, 2), ("v_cache", -4, 5)):
+        cache = args[name]
+        args[name] = torch.where(cache.isnan(), cache, torch.randint(low, beyond, cache.shape).float())
+    tables = args["block_tables"]
+    for row, column in (tables >= 0).nonzero().tolist():
+        if not (tables[:row, column] == tables[row, column]).any():  # a shared one is scaled once
+            args["v_cache"][tables[row, column]] *= 2.0 ** (-9 * (column * block_size // keys % 3))
+
+
 @pytest.mark.parametrize(("queries", "contexts", "groups", "prefix", "heads", "kv_heads"), GROUPS.values(), ids=GROUPS)
 def test_a_shared_prefix_changes_no_step_of_the_sum(
-    queries: list[int], contexts: list[int], groups: list[int], prefix: list[int], heads: int, kv_heads: int
+    queries: list[int],
+    contexts: list[int],
+    groups: list[int],
+    prefix: list[int],
+    heads: int,
+    kv_heads: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The interpreter knows no tile shapes, so that here the bits are equal too."""
+    """The same tiles of keys, in the same order. The interpreter multiplies a tile of more rows by other instructions
+    too, so the sums inside a tile are exact here. A split has four tiles, so that their order counts."""
+    launch_config = attention_module._launch_config
+
+    def quartered(*shape: Any) -> dict[str, int]:
+        config = launch_config(*shape)
+        return config | {"KEYS": config["KEYS"] // 4}
+
+    monkeypatch.setattr(attention_module, "_launch_config", quartered)
     args = problem(queries, contexts, heads, kv_heads, 16, 16)
     shared = share(args, groups, prefix)
-    assert torch.equal(paged_attention_triton(**args, shared=shared), paged_attention_triton(**args))
+    exact_within_tiles(args, SPLIT // 4)
+    plain = paged_attention_triton(**args)
+    assert plain.isfinite().all()
+    assert torch.equal(paged_attention_triton(**args, shared=shared), plain)
 
 
 def common_entries(tables: np.ndarray, one: int, other: int, most: int) -> int:
@@ -305,8 +352,10 @@ def test_groups_found_are_those_of_a_loop(data: st.DataObject, block_size: int) 
         if splits == 0 or splits < max(beside, default=0):
             starts.append(row + 1)
     ends = [*starts[1:], num_seqs]
-    expected = [min((common[row][0] for row in range(start, end - 1)), default=0)
-                for start, end in zip(starts, ends, strict=True)]  # fmt: skip
+    expected = [
+        min((common[row][0] for row in range(start, end - 1)), default=0)
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
     found = SharedPrefix.find(tables, contexts, counts, block_size, torch.device("cpu"))
     if not any(splits for _, splits in common):

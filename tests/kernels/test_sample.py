@@ -625,9 +625,15 @@ def test_the_first_update_is_on_policy_bit_for_bit(backend: str) -> None:
     recorded = torch.where(args[1] == 0, out.logprob_raw, out.logprob)
     weights = (torch.arange(40) % 5 != 0).float()
     _, metrics = loss_of(
-        args[0], out.token, torch.ones(40), weights, old_logprobs=recorded, rollout_logprobs=recorded,
-        temperature=args[1], banned_ids=(5,),
-    )  # fmt: skip
+        args[0],
+        out.token,
+        torch.ones(40),
+        weights,
+        old_logprobs=recorded,
+        rollout_logprobs=recorded,
+        temperature=args[1],
+        banned_ids=(5,),
+    )
     found = metrics.as_dict()
     assert found["ratio"] == found["ratio_max"] == 1.0
     assert found["kl_old"] == found["mismatch_kl"] == 0.0
