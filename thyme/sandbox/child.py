@@ -14,7 +14,6 @@ import builtins
 import contextlib
 import errno
 import functools
-import importlib
 import io
 import json
 import operator
@@ -299,7 +298,7 @@ class Session:
             for statement, fix in repaired.imports:
                 try:
                     exec(statement, self.names)
-                except ImportError:
+                except (ImportError, OSError):  # not installed; no input image
                     fixes.remove(fix)
             status, error = self._execute(repaired, code)
             if status in ("ok", "error"):
@@ -319,6 +318,7 @@ class Session:
             length += len(CUT)
         if error is not None:
             kind, message, line = error
+            line = line and min(line, code.rstrip().count("\n") + 1)  # escaped line ends were made real ones
             limit = self.config.max_error_bytes
             message = self.map.shown(message).encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
             error = (str(kind)[:100], message, line)
@@ -572,7 +572,6 @@ def _syntax_error(problem: BaseException, original: str) -> tuple[str, str, int 
 
 def set_up() -> None:
     """Sets up in the zygote what every snippet starts from, and loads what the first would otherwise pay for."""
-    importlib.import_module("autopep8")
     repair("if True:\nprint(np.zeros(3))", image_path="image.png", image_size=(8, 8))
     sys.argv = ["snippet.py"]
     warnings.resetwarnings()

@@ -135,7 +135,7 @@ class ForkServer:
 def _import_roots(preload: tuple[str, ...]) -> list[str]:
     """Where the fork-server finds what it imports; nothing else of this process's path."""
     roots = [str(Path(__file__).resolve().parents[2])]
-    for name in ("numpy", "PIL", "cv2", "autopep8", "pycodestyle", *preload):
+    for name in ("numpy", "PIL", "cv2", *preload):
         spec = importlib.util.find_spec(name.split(".")[0])
         origin = spec.origin if spec is not None else None
         if origin is not None:
