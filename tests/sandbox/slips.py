@@ -1,4 +1,5 @@
-"""Slips of the kind models make, as data: what must run after repair, and what must not be touched.
+"""Slips of the kind models make, as data: what must run after repair, what must stay an error,
+and what is no slip at all.
 
 The input image is 120x80 at /data/photo.jpg. Expected is the stripped stdout, and the sizes of the returned images.
 """
@@ -790,4 +791,38 @@ NOT_REPAIRED: list[tuple[str, str]] = [
         "from PIL import Image, ImageDraw\nImageDraw.Draw(Image.new('L', (9, 9))).line(1, 2, 3, 4, 5, 6)",
     ),
     ("pixel of one number", "from PIL import Image\nImage.new('L', (9, 9)).getpixel(5)"),
+]
+
+# Right as they are, however much they look like slips: nothing is changed, nothing is noted.
+RIGHT: list[str] = [
+    's = """\n```python\nprint(2)\n```\n"""\nprint(s)',
+    "python = 3\npython\nprint(python)",
+    "python3 = 1\n~~~python3\nprint(1)",
+    "In = {}\nIn[1]: int = 2\nprint(In)",
+    "x = 7\nprint(1 if x else 2)\n1 | x\n2 | x",
+    "try:\n    import cv as cv2\nexcept ImportError:\n    import cv2\nprint(cv2.__name__)",
+    "try:\n    from pillow import Image\nexcept ModuleNotFoundError:\n    from PIL import Image\nprint(Image.__name__)",
+    "try:\n    np\nexcept NameError:\n    print('no numpy')",
+    "try:\n    img.size\nexcept NameError:\n    print('no image')",
+    "from math import *\nprint(sqrt(4), pi)",
+    "from PIL.Image import *\nprint(open(image_path).size)",
+    "exec('img = 3')\nprint(img)",
+    "globals()['image'] = 5\nprint(image)",
+    "class Box:\n    def crop(self, a, b, c, d):\n        return a + b + c + d\nprint(Box().crop(1, 2, 3, 4))",
+    "def image(size):\n    return size\nprint(image(3))",
+    "for img in [1, 2]:\n    print(img)",
+    "def f(img, np=2):\n    return img + np\nprint(f(1))",
+    "print([image for image in range(2)])",
+    "import math as json\nprint(json.pi)",
+    "from PIL import Image\nim = Image.open(image_path)\nprint(im.crop((1, 2, 3, 4)).resize((5, 6)).getpixel((0, 0)) is not None)",
+    "from PIL import Image, ImageDraw\nd = ImageDraw.Draw(Image.new('L', (9, 9), 0))\nd.line([1, 1, 5, 5], 255, 2)\nd.rectangle([(1, 1), (5, 5)])\nprint(1)",
+    "from PIL import Image, ImageOps\nprint(ImageOps.expand(Image.new('L', (9, 9)), 10, 20).size)",
+    "img = None\nimg = img or 3\nprint(img)",
+    "if True:\n    import numpy as np\nprint(np.zeros(1))",
+    "lines = ['>>> x', 'In [1]: y', '1. z']\nprint(lines)",
+    "print('\\n'.join(['a', 'b']))",
+    "match = 5\nprint(match)",
+    "print((lambda image: image)(3))",
+    "with open('a.txt', 'w') as image:\n    print(image.name)",
+    "def f():\n    global image\n    image = 3\nf()\nprint(image)",
 ]

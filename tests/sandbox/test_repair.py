@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.sandbox.mutations import mutated, published_snippets, slips
-from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, Slip
+from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, Slip
 from thyme.sandbox import Sandbox, Status
 from thyme.sandbox.names import KNOWN_NAMES, unbound_names
 from thyme.sandbox.released import MIN_CROP, grow_box, rewrite
@@ -224,6 +224,62 @@ def test_lists_are_what_they_claim() -> None:
     assert (
         len({code for _, code in NOT_REPAIRED}) == len({name for name, _ in NOT_REPAIRED}) == len(NOT_REPAIRED) >= 150
     )
+
+
+@pytest.mark.parametrize("code", RIGHT)
+def test_what_is_right_is_left_alone(code: str, sandbox: Sandbox, image) -> None:
+    assert repair(code, image_path=IMAGE_PATH, image_size=None, defined={"image_path"}) == Repaired(code)
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.status is Status.OK and not result.fixes, result
+
+
+# snippet, line of its error as it was written
+ERRORS = [
+    ("Sure:\n```python\nx = 1\nprint(x / 0)\n```", 4),
+    ("a=1\n```\nThen:\n```python\n1 / 0", 5),
+    (">>> x = 1\n>>> x / 0", 2),
+    ("In [1]: x = 1\n\nIn [2]: x / 0", 3),
+    ("1. x = 1\n2. y = 2\n3. 1 / 0", 3),
+    ("    x = 1\n    1 / 0", 2),
+    ("x = 1\\ny = 2\\n1 / 0", 1),
+    ("\n\nx = 1\\n1 / 0\n", 3),
+    ("import opencv as cv2\nimage_size = img.size\n1 / 0", 3),
+    ("if True\n    1 / 0", 2),
+    ("x = 3\nif x = 3:\n    pass", 2),
+    ("```python\nx = 1\nif x = 3:\n    pass\n```", 1),
+]
+
+
+@pytest.mark.parametrize(("code", "line"), ERRORS)
+def test_errors_have_the_lines_of_the_snippet_as_it_was_written(code: str, line: int, sandbox: Sandbox, image) -> None:
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.error is not None and result.error.line == line, result
+    assert all(fix.line <= code.count("\n") + 1 for fix in result.fixes)
+
+
+def test_what_cannot_be_put_right_has_the_error_of_pillow(sandbox: Sandbox, image) -> None:
+    result = sandbox.run("from PIL import Image\nImage.new('RGB', 100)", image, IMAGE_PATH)
+    assert result.error is not None and "ize must be a list or tuple" in result.error.message and not result.fixes
+
+
+def test_names_of_the_input_without_an_input(sandbox: Sandbox) -> None:
+    for code in ("print(img.size)", "import cv2\nprint(cv2.flip(img, 0))"):
+        result = sandbox.run(code)
+        assert result.error is not None and result.error.type == "NameError" and not result.fixes, result
+
+
+def test_names_of_earlier_rounds_are_not_the_input(sandbox: Sandbox, image) -> None:
+    with sandbox.session(image, IMAGE_PATH) as session:
+        assert session.run("img = 'a'\nimport pillow").fixes[0].kind == "import"
+        result = session.run("print(img.upper())\nimport pillow.Image as I\nfrom PIL import Image\nprint(I is Image)")
+        assert result.stdout == "A\nTrue\n", result
+        result = session.run("img = img.lower()\nprint(img)")
+        assert result.stdout == "a\n" and not result.fixes
+
+
+def test_exit_ends_the_snippet_as_its_status_says(sandbox: Sandbox) -> None:
+    for code, status in (("exit()", Status.OK), ("quit(1)", Status.ERROR), ("import sys\nsys.exit(0)", Status.OK)):
+        assert sandbox.run(code).status is status, code
 
 
 # --- mutated snippets ------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ _ARRAY = words(
     "itemsize nbytes tolist fill sort cumsum swapaxes squeeze item"
 )
 _EITHER = frozenset(("size", "copy", "transpose", "tobytes"))
+IMAGE_ATTRIBUTES = _PIL | _ARRAY | _EITHER
+"""Of Pillow's images and of arrays."""
 _SAME_IN_ANY_ORDER = frozenset(
     ("shape", "dtype", "ndim", "itemsize", "nbytes", "mean", "max", "min", "sum", "std", "var")
 )

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from thyme.sandbox.input_image import binding, is_input_name
+from thyme.sandbox.input_image import IMAGE_ATTRIBUTES, binding, is_input_name
 from thyme.sandbox.result import Fix
 from thyme.sandbox.uses import Use, is_guarded, parents_of, uses_of, words
 
@@ -138,6 +138,13 @@ def missing(text: str, unbound: set[str], image_path: str, defined: Collection[s
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
     return tuple(sorted(found, key=lambda i: i.fix.line))
+
+
+def is_known_word(word: str) -> bool:
+    """Whether it is a name, or an attribute of images, arrays and plain values, that is whole as it is."""
+    values = (str, list, dict, tuple, int, float)
+    known = hasattr(builtins, word) or word in KNOWN_NAMES or word in IMAGE_ATTRIBUTES or is_input_name(word)
+    return known or any(hasattr(kind, word) for kind in values)
 
 
 def unbound_names(text: str, defined: Collection[str]) -> set[str]:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from thyme.sandbox import indentation
-from thyme.sandbox.names import Import, missing, unbound_names
+from thyme.sandbox.names import Import, is_known_word, missing, unbound_names
 from thyme.sandbox.result import Fix
 from thyme.sandbox.source import (
     CLOSER,
@@ -32,7 +32,7 @@ from thyme.sandbox.source import (
 from thyme.sandbox.transcript import unwrap, unwrap_names
 
 MAX_REPAIRS = 5
-MAX_CHARACTERS = 64 * 1024
+MAX_CHARACTERS = 32 * 1024
 """Beyond this what does not compile is no snippet with a slip; every step is at most linear in the text."""
 _MAX_LINE = 2000
 
@@ -206,7 +206,7 @@ def _candidates(text: str, problem: SyntaxError) -> Iterator[tuple[str, Fix]]:
         return
     for new, kind, what in (
         *_of_statements(line, message),
-        *_of_brackets(line, message, (problem.offset or 0) - 1),
+        *_of_brackets(line, message, (problem.offset or 0) - 1, "\n".join(lines[: number - 1])),
         *_of_tokens(line, message),
     ):
         yield "\n".join((*lines[: number - 1], new, *lines[number:])), Fix(kind, number, what)
@@ -250,12 +250,16 @@ def _put(body: str, match: re.Match[str], new: str) -> str:
     return body[: match.start()] + new + body[match.end() :]
 
 
-def _of_brackets(line: str, message: str, at: int) -> Iterator[_Change]:
-    """A bracket too many or of the wrong kind, at offset `at`. One too many only at the end of the line: before more of
-    the expression, it may be that the opening one is missing."""
+def _of_brackets(line: str, message: str, at: int, above: str) -> Iterator[_Change]:
+    """A bracket too many or of the wrong kind, at offset `at`.
+
+    One too many is taken out only where it repeats the one before, at the end of a line: elsewhere it may as well be
+    the opening one that is missing.
+    """
     if at < 0:
         return
-    if message.startswith("unmatched") and not split_comment(line)[0][at + 1 :].strip(" )]}:,;"):
+    repeats = (above + line[:at]).rstrip()[-1:] in (")", "]", "}")
+    if message.startswith("unmatched") and repeats and not split_comment(line)[0][at + 1 :].strip(" )]}:,;"):
         yield line[:at] + line[at + 1 :], "bracket", f"an extra {line[at : at + 1]!r} was taken out"
     mismatch = re.match(r"closing parenthesis '(.)' does not match opening parenthesis '(.)'", message)
     if mismatch:
@@ -277,23 +281,33 @@ def _of_tokens(line: str, message: str) -> Iterator[_Change]:
 
 def _close(lines: list[str], number: int) -> Iterator[tuple[str, Fix]]:
     """Closes what line `number` leaves open, at its end. At the end of the snippet only where it cannot be cut off:
-    calls, whose last argument is no number."""
+    calls, whose last argument is no number and no word that is found nowhere else."""
     body, comment = split_comment(lines[number - 1])
+    body = body.rstrip()
     stack = open_brackets(body)
-    if not stack or len(stack) > MAX_NESTING or body.rstrip()[-1:] in ",([{+-*/%=&|<>^\\.":
+    if not stack or len(stack) > MAX_NESTING or body[-1:] in ",([{+-*/%=&|<>^\\.":
         return
     is_last = not any(line.strip() and not line.lstrip().startswith("#") for line in lines[number:])
     calls = all(b == "(" and re.match(r"[\w)\]]", body[:at].rstrip()[-1:]) for b, at in stack)
-    if is_last and (not calls or body.rstrip()[-1].isdigit()):
+    if is_last and (not calls or _may_be_cut_off(body, "\n".join(lines[: number - 1]))):
         return
-    colon = body.rstrip().endswith(":")
-    inner = body.rstrip()[:-1] if colon else body.rstrip()
+    colon = body.endswith(":")
     closers = "".join(CLOSER[b] for b, _ in reversed(stack))
-    new = inner + closers + (":" if colon else "") + comment
+    new = body.removesuffix(":") + closers + (":" if colon else "") + comment
     yield (
         "\n".join((*lines[: number - 1], new, *lines[number:])),
         Fix("bracket", number, f"a missing {closers!r} was added"),
     )
+
+
+def _may_be_cut_off(body: str, above: str) -> bool:
+    """Whether more may have followed: digits of a number, letters of a word that nothing else says is whole."""
+    if body[-1].isdigit():
+        return True
+    word = re.search(r"[^\W\d]\w*$", body[-100:])
+    if word is None or is_known_word(word[0]):
+        return False
+    return re.search(rf"\b{word[0]}\b", above + body[: len(body) - len(word[0])]) is None
 
 
 def _swap_nested_quotes(line: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import types
 from collections.abc import Callable
 
 CLOSER = {"(": ")", "[": "]", "{": "}"}
@@ -15,19 +15,16 @@ _HAS_BODY = re.compile(r"\s*(?:#\s*)?(if|elif|else|for|while|def|class|try|excep
 _ONE_LINER = re.compile(r".*:\s*[^\s#]")
 
 
-def compiled(text: str) -> types.CodeType | SyntaxError:
-    """The program, or why there is none; never raises."""
+@functools.lru_cache(maxsize=16)
+def error_of(text: str) -> SyntaxError | None:
+    """Why `text` does not compile, None if it does; never raises. Asked for the same text several times in a row."""
     try:
-        return compile(text, "<snippet>", "exec", dont_inherit=True)
+        compile(text, "<snippet>", "exec", dont_inherit=True)
     except SyntaxError as problem:
-        return problem
+        return problem.with_traceback(None)
     except (ValueError, RecursionError, OverflowError, MemoryError) as problem:  # NUL bytes, nesting without end
         return SyntaxError(str(problem), ("<snippet>", 1, 1, ""))
-
-
-def error_of(text: str) -> SyntaxError | None:
-    outcome = compiled(text)
-    return outcome if isinstance(outcome, SyntaxError) else None
+    return None
 
 
 def position(problem: SyntaxError | None) -> tuple[int, int]:

@@ -50,6 +50,8 @@ _NUMBER = re.compile(r"^\s*(?P<number>\d{1,4})(?:[:.|)\]]|(?=[ \t]|$))")
 _QUOTE = re.compile(r"^\s*>(?!>)( |$|(?=\S))")
 _SILENT = re.compile(r"^\s*(?:~~~+\s*\w|(?:In|Out) ?\[|(?:python|py)[23]?\s*$)", re.IGNORECASE | re.MULTILINE)
 _SILENT_NAMES = {"in", "out"} | _PYTHON
+_SIGNS_OF_CODE = re.compile(r"[=\[\]{}]|\w\(")
+_SENTENCE = re.compile(r"[A-Za-z'’]+,? [a-z'’]+,? [a-z'’]+")  # noqa: RUF001
 _HEADER = re.compile(r"\s*(?:if|elif|else|for|while|def|class|try|except|finally|with|async)\b.*:\s*(?:#.*)?$")
 
 
@@ -101,7 +103,13 @@ def _is_prose(lines: list[str]) -> bool:
     """Whether neither it nor any line of it could be code."""
     if _looks_like_code("\n".join(lines)):
         return False
-    return not any(_PROMPT.match(x) or _HEADER.match(x) or _looks_like_code(x) for x in lines if x.strip())
+    return not any(_may_be_code(line) for line in lines if line.strip())
+
+
+def _may_be_code(line: str) -> bool:
+    if _PROMPT.match(line) or _HEADER.match(line) or _looks_like_code(line):
+        return True
+    return _SIGNS_OF_CODE.search(line) is not None and _SENTENCE.search(line) is None
 
 
 # --- tags ------------------------------------------------------------------------------------------------------------
@@ -307,7 +315,7 @@ def _line_numbers(text: str) -> tuple[str, list[Fix]]:
 
 def _prompts(text: str) -> tuple[str, list[Fix]]:
     """Transcripts of an interpreter or a notebook: what follows a prompt is code, what follows that its output."""
-    lines = text.split("\n")
+    lines = textwrap.dedent(text).split("\n")
     first = next((i for i, line in enumerate(lines) if _PROMPT.match(line) or _CELL.match(line)), None)
     if first is None or first in string_lines(text):
         return text, []
@@ -327,6 +335,8 @@ class _Transcript:
         self.statement: list[str] = []
         """Code since the last prompt."""
         self.in_output = False
+        self.in_traceback = False
+        self.output: list[str] = []
         self.open_cell = False
         """The prompt `In [1]:` stands alone, so its code follows without one."""
 
@@ -339,20 +349,38 @@ class _Transcript:
             self.kept[: self.first] = before
         for i in range(self.first, len(self.lines)):
             self._take(i, self.lines[i])
-        return True
+        kept = "\n".join(self.kept)
+        return not any(self._is_needed(line, kept) for line in dict.fromkeys(self.output))
+
+    def _is_needed(self, line: str, kept: str) -> bool:
+        """Whether a line taken for output is code: no value looks like it, or the code reads what it binds."""
+        if not _looks_like_code(line):
+            return _HEADER.match(line) is not None
+        statement = ast.parse(textwrap.dedent(line)).body[0]
+        if not isinstance(statement, (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            return True
+        bound = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        return any(
+            re.search(rf"\b{name}\b", kept) and not re.search(rf"\b{name}\s*=[^=]|\bfor\s+{name}\b", kept)
+            for name in bound
+        )
 
     def _take(self, i: int, line: str) -> None:
         prompt = _PROMPT.match(line) or _CELL.match(line)
         if prompt:
             code = line[prompt.end() :]
-            self.statement, self.in_output, self.open_cell = [code], False, not code.strip()
+            self.statement, self.open_cell = [code], not code.strip()
+            self.in_output = self.in_traceback = False
             self.kept[i] = code
         elif not self.in_output and (more := _CONTINUATION.match(line)):
             self._keep(i, line[more.end() :])
         elif _RESULT.match(line) or line.startswith("Traceback (most recent call last)"):
             self.in_output = True
+            self.in_traceback = not _RESULT.match(line)
         elif line.strip() and not self.in_output:
             self._take_bare(i, line)
+        elif line.strip() and not self.in_traceback:
+            self.output.append(line)
 
     def _take_bare(self, i: int, line: str) -> None:
         """A line without a prompt: code of a cell or an unfinished statement, or output of one that may have some."""
@@ -362,6 +390,7 @@ class _Transcript:
             self._keep(i, line)
         elif _can_print(code):
             self.in_output = True
+            self.output.append(line)
         elif not _is_prose([line]) or line.lstrip().startswith("#"):
             self._keep(i, line)
 
