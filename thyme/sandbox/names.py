@@ -11,6 +11,7 @@ import ast
 import builtins
 import importlib
 import importlib.util
+import re
 import symtable
 import sys
 from collections.abc import Collection, Iterator
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from thyme.sandbox.input_image import IMAGE_ATTRIBUTES, binding, is_input_name
 from thyme.sandbox.result import Fix
+from thyme.sandbox.source import without_strings
 from thyme.sandbox.uses import Use, is_guarded, parents_of, uses_of, words
 
 # Modules under the name that everybody gives them: any attribute will do.
@@ -130,14 +132,27 @@ def missing(text: str, unbound: set[str], image_path: str, defined: Collection[s
         image_path: the path of the input image, "" without.
         defined: names that exist already.
     """
+    unclear = {name for name in unbound if _may_be_known(name)}
+    renamed = _RENAMED.search(text) is not None
+    early = _may_be_read_early(text, defined)
+    if not unclear and not renamed and not early:
+        return ()
+    found: list[Import] = []
     try:
         tree = ast.parse(text)
-        found = [*_renamed_modules(tree), *_read_too_early(tree, image_path, defined)]
-        if unbound:
-            found += _undefined(tree, unbound, image_path)
+        if renamed:
+            found += _renamed_modules(tree)
+        if early:
+            found += _read_too_early(tree, image_path, defined)
+        if unclear:
+            found += _undefined(tree, unclear, image_path)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
     return tuple(sorted(found, key=lambda i: i.fix.line))
+
+
+def _may_be_known(name: str) -> bool:
+    return name in KNOWN_NAMES or name in sys.stdlib_module_names or is_input_name(name)
 
 
 def is_known_word(word: str) -> bool:
@@ -309,7 +324,36 @@ def _is_real(top: str) -> bool:
     return sys.modules[top].__name__ == top if sys.modules.get(top) else _exists(top)
 
 
+_RENAMED = re.compile(
+    rf"(?:^|[;:])[ \t]*(?:import[ \t][^\n]*?(?<!as )\b(?:{'|'.join(PACKAGES)})\b"
+    rf"|from[ \t]+(?:{'|'.join([*PACKAGES, *(module for module, _ in _IN_ITSELF)])})\b)",
+    re.MULTILINE,
+)
+"""Whether there may be such an import, told without parsing."""
+
+
 # --- names that are bound too late -----------------------------------------------------------------------------------
+
+
+_BOUND_LATE = re.compile(r"^[ \t]*(?:import|from)\b.*|^[ \t]*([^\W\d]\w*)[ \t]*=(?!=)", re.MULTILINE)
+
+
+def _may_be_read_early(text: str, defined: Collection[str]) -> bool:
+    """Whether there may be a name for `_read_too_early`, told without parsing: one that is written before the line that
+    imports it or, for the input, that assigns it; or in that assignment."""
+    plain = without_strings(text)
+    for match in _BOUND_LATE.finditer(plain):
+        names = [match[1]] if match[1] else re.findall(r"[^\W\d]\w*(?=[ \t]*(?:,|$|\)))", match[0])
+        for name in names:
+            if name in defined or (match[1] and not is_input_name(name)):
+                continue
+            first = re.search(rf"\b{name}\b", plain)
+            assert first is not None  # where it is bound
+            end = plain.find("\n", match.end())
+            again = match[1] and re.search(rf"\b{name}\b", plain[match.end() : end if end >= 0 else None])
+            if first.start() < match.start() or (again and first.start() == match.start(1)):
+                return True
+    return False
 
 
 def _read_too_early(tree: ast.Module, image_path: str, defined: Collection[str]) -> Iterator[Import]:

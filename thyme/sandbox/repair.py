@@ -103,9 +103,10 @@ def repair(
             if error_of(text) is not None:
                 return Repaired(code)
         unbound = unbound_names(text, defined)
-        if text is code and unbound:
-            text, fixes = unwrap_names(code, unbound)
-            unbound = unbound_names(text, defined) if fixes else unbound
+        if unbound:
+            text, more = unwrap_names(text, unbound)
+            fixes += more
+            unbound = unbound_names(text, defined) if more else unbound
         imports = missing(text, unbound, image_path, defined)
     notes = (*fixes, *(i.fix for i in imports))
     last = code.rstrip().count("\n") + 1  # a snippet with escaped line ends has fewer lines than what is run

@@ -52,7 +52,7 @@ def split_comment(line: str) -> tuple[str, str]:
 def open_brackets(text: str) -> list[tuple[str, int]]:
     """Brackets left open at the end of `text`, outermost first, with their offsets."""
     stack: list[tuple[str, int]] = []
-    for i, c in enumerate(_blanked(text)):
+    for i, c in enumerate(without_strings(text)):
         if c in "([{":
             stack.append((c, i))
         elif c in ")]}" and stack and CLOSER[stack[-1][0]] == c:
@@ -67,7 +67,7 @@ def continued_lines(text: str) -> set[int]:
         if "\n" in match[0]:
             first = text.count("\n", 0, match.start())
             found |= set(range(first + 1, first + 1 + match[0].count("\n")))
-    for c in _blanked(text):
+    for c in without_strings(text):
         if c in "([{":
             depth += 1
         elif c in ")]}":
@@ -89,7 +89,7 @@ def string_lines(text: str) -> set[int]:
     return found
 
 
-def _blanked(text: str) -> str:
+def without_strings(text: str) -> str:
     """`text` with spaces in place of strings and comments; line ends stay."""
     return _STRINGS.sub(lambda m: re.sub(r"[^\n]", " ", m[0]) if "\n" in m[0] else " " * len(m[0]), text)
 
