@@ -24,6 +24,7 @@ from thyme.sandbox.names import KNOWN_NAMES, unbound_names
 from thyme.sandbox.released import MIN_CROP, grow_box, rewrite
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.shims import clamp_box
+from thyme.sandbox.source import num_lines
 
 IMAGE_PATH = "/data/photo.jpg"
 
@@ -337,10 +338,10 @@ def check_repaired(code: str, repaired: Repaired) -> None:
         assert repaired.code == code, code
         assert all("comes too late" in fix.message or fix.kind in ("import", "name") for fix in repaired.fixes), code
     if repaired.code == code:
-        assert {fix for fix in repaired.fixes} == {needed.fix for needed in repaired.imports}, code
+        assert repaired.fixes == tuple(needed.fix for needed in repaired.imports), code
         return
     assert is_python(repaired.code) and repaired.fixes, code
-    assert all(0 <= fix.line <= code.count("\n") + 1 for fix in repaired.fixes), code
+    assert all(0 <= fix.line <= num_lines(code) for fix in repaired.fixes), code
     again = repair(repaired.code, image_path=IMAGE_PATH, image_size=None, defined={"image_path"})
     assert again.code == repaired.code, code
     if "escaped line ends" not in " ".join(fix.message for fix in repaired.fixes):
@@ -349,11 +350,11 @@ def check_repaired(code: str, repaired: Repaired) -> None:
 
 def check_lines(code: str, repaired: str) -> None:
     """Every word of a line was in that line before."""
-    before, after = code.split("\n"), repaired.split("\n")
+    before, after = re.split("\r\n|\r|\n", code), re.split("\r\n|\r|\n", repaired)
     assert len(before) == len(after), code
     for old, new in zip(before, after, strict=True):
         plain = unicodedata.normalize("NFKC", old.translate(dict.fromkeys(map(ord, "\u200b\u00ad"))))
-        known = _WORD.findall(f"{plain} {html.unescape(plain)}")
+        known = _WORD.findall(f"{old} {plain} {html.unescape(plain)}")
         assert {*_WORD.findall(new)} <= {*known} | _OF_REPAIRS, (code, repaired)
 
 

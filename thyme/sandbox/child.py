@@ -41,6 +41,7 @@ from thyme.sandbox.preload import is_left_out
 from thyme.sandbox.released import rewrite
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix
+from thyme.sandbox.source import num_lines
 
 STDOUT, SOCKET, PIXELS, CODE = 1, 3, 4, 5
 CHANNEL = 3
@@ -318,7 +319,7 @@ class Session:
             length += len(CUT)
         if error is not None:
             kind, message, line = error
-            line = line and min(line, code.rstrip().count("\n") + 1)  # escaped line ends were made real ones
+            line = line and min(line, num_lines(code))  # escaped line ends were made real ones
             limit = self.config.max_error_bytes
             message = self.map.shown(message).encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
             error = (str(kind)[:100], message, line)

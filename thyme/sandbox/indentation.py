@@ -45,10 +45,11 @@ def _spaced(line: str, width: int) -> str:
 
 
 def _take_off(lines: list[str], number: int) -> Iterator[tuple[str, Fix]]:
-    before = next((x for x in reversed(lines[: number - 1]) if x.strip()), "")
-    if may_own_what_follows(before):
-        return
+    above = [line for line in lines[: number - 1] if line.strip()]
+    before = next((line for line in reversed(above) if not line.lstrip().startswith("#")), "")
     extra, base = indent_of(lines[number - 1]), indent_of(before)
+    if extra <= base or may_own_what_follows(before) or (above and may_own_what_follows(above[-1])):
+        return
     changed, i = list(lines), number - 1
     while i < len(lines) and (not lines[i].strip() or indent_of(lines[i]) >= extra):
         changed[i] = lines[i][extra - base :] if lines[i].strip() else lines[i]

@@ -24,10 +24,12 @@ from thyme.sandbox.source import (
     CLOSER,
     MAX_NESTING,
     error_of,
+    num_lines,
     open_brackets,
     outside_strings,
     position,
     split_comment,
+    with_plain_line_ends,
 )
 from thyme.sandbox.transcript import unwrap, unwrap_names
 
@@ -108,16 +110,17 @@ def repair(
             fixes += more
             unbound = unbound_names(text, defined) if more else unbound
         imports = missing(text, unbound, image_path, defined)
-    notes = (*fixes, *(i.fix for i in imports))
-    last = code.rstrip().count("\n") + 1  # a snippet with escaped line ends has fewer lines than what is run
-    return Repaired(text, tuple(note._replace(line=min(note.line, last)) for note in notes), imports)
+    last = num_lines(code)  # a snippet with escaped line ends has fewer lines than what is run
+    fixes = [fix._replace(line=min(fix.line, last)) for fix in fixes]
+    imports = tuple(i._replace(fix=i.fix._replace(line=min(i.fix.line, last))) for i in imports)
+    return Repaired(text, (*fixes, *(i.fix for i in imports)), imports)
 
 
 def _made_to_compile(code: str, image_path: str) -> tuple[str, list[Fix]]:
     """The snippet after every repair that helps; it may still not compile."""
     if len(code) > MAX_CHARACTERS:
         return code, []
-    text, fixes = unwrap(code)
+    text, fixes = unwrap(with_plain_line_ends(code))
     for step in (_characters, _unescape, lambda t: _quote_path(t, image_path)):
         problem = error_of(text)
         if problem is None:

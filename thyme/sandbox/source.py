@@ -27,6 +27,16 @@ def error_of(text: str) -> SyntaxError | None:
     return None
 
 
+def with_plain_line_ends(text: str) -> str:
+    """`text` with every line end that Python knows as a newline; it reads them so, inside of strings too."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def num_lines(code: str) -> int:
+    """Lines of a snippet up to its last that is not blank, as Python counts them."""
+    return with_plain_line_ends(code.rstrip()).count("\n") + 1
+
+
 def position(problem: SyntaxError | None) -> tuple[int, int]:
     """(line, column) of an error, past every line where there is none: the further down, the better."""
     return _END if problem is None else (problem.lineno or 0, problem.offset or 0)

@@ -86,11 +86,15 @@ def unwrap_names(code: str, unbound: Collection[str]) -> tuple[str, list[Fix]]:
 def _looks_like_code(text: str) -> bool:
     """Whether `text` parses and does something: a word, a number or `Answer: B` is Python too, but no code."""
     plain = "\n".join("pass" if _MAGIC.match(line) else line for line in text.split("\n"))
+    return any(map(_does_something, _parsed(plain)))
+
+
+def _parsed(text: str) -> list[ast.stmt]:
+    """Its statements, none where it does not parse."""
     try:
-        body = ast.parse(textwrap.dedent(plain)).body
+        return ast.parse(textwrap.dedent(text)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(map(_does_something, body))
+        return []
 
 
 def _does_something(statement: ast.stmt) -> bool:
@@ -354,9 +358,9 @@ class _Transcript:
 
     def _is_needed(self, line: str, kept: str) -> bool:
         """Whether a line taken for output is code: no value looks like it, or the code reads what it binds."""
-        if not _looks_like_code(line):
-            return _HEADER.match(line) is not None
-        statement = ast.parse(textwrap.dedent(line)).body[0]
+        statement = next(iter(_parsed(line)), None)
+        if statement is None:
+            return _HEADER.match(line) is not None or _MAGIC.match(line) is not None
         if not isinstance(statement, (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)):
             return True
         bound = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
@@ -408,11 +412,9 @@ def _is_unfinished(code: str) -> bool:
 
 def _can_print(code: str) -> bool:
     """Whether a statement may have output: not an assignment or an import that calls nothing."""
-    try:
-        body = ast.parse(textwrap.dedent(code)).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True
-    return any(isinstance(node, (ast.Call, ast.Expr)) for statement in body for node in ast.walk(statement))
+    body = _parsed(code)
+    silent = [not any(isinstance(node, (ast.Call, ast.Expr)) for node in ast.walk(statement)) for statement in body]
+    return not body or not all(silent)
 
 
 def _magics(text: str) -> tuple[str, list[Fix]]:
