@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.sandbox.slips import NOT_REPAIRED, REPAIRED
+from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, UNDEFINED
 
 _INSERTED = [
     "```",
@@ -102,7 +102,7 @@ def published_snippets() -> list[str]:
 
 
 def slips() -> list[str]:
-    return [slip.code for slip in REPAIRED] + [code for _, code in NOT_REPAIRED]
+    return [slip.code for slip in REPAIRED] + [code for _, code in NOT_REPAIRED] + UNDEFINED + RIGHT
 
 
 def mutated(sources: list[str], count: int, seed: int) -> Iterator[str]:

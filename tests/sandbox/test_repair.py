@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.sandbox.mutations import mutated, published_snippets, slips
-from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, Slip
+from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, UNDEFINED, Slip
 from thyme.sandbox import Sandbox, Status
 from thyme.sandbox.names import KNOWN_NAMES, unbound_names
 from thyme.sandbox.released import MIN_CROP, grow_box, rewrite
@@ -225,6 +225,12 @@ def test_lists_are_what_they_claim() -> None:
     assert (
         len({code for _, code in NOT_REPAIRED}) == len({name for name, _ in NOT_REPAIRED}) == len(NOT_REPAIRED) >= 150
     )
+
+
+@pytest.mark.parametrize("code", UNDEFINED)
+def test_names_that_could_be_anything_stay_undefined(code: str, sandbox: Sandbox, image) -> None:
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.error is not None and result.error.type == "NameError" and not result.fixes, result
 
 
 @pytest.mark.parametrize("code", RIGHT)
