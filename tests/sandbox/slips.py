@@ -618,6 +618,56 @@ REPAIRED: list[Slip] = [
         "from PIL import Image\nr, g, b = Image.open(image_path).split()\nprint(Image.merge('RGB', r, g, b).size)",
         "(120, 80)",
     ),
+    # further members of all these
+    Slip("wrapping", "```python:crop.py\nprint(1)\n```", "1"),
+    Slip("wrapping", "```py showLineNumbers\nprint(1)\n```", "1"),
+    Slip("wrapping", "```python for i in range(2):\n    print(i)\n```", "0\n1"),
+    Slip("wrapping", '<code class="language-python">\nprint(1)\n</code>', "1"),
+    Slip("wrapping", "<|im_start|>assistant\nprint(1)<|im_end|>", "1"),
+    Slip("wrapping", "[1]: x = 1\n[2]: print(x)", "1"),
+    Slip("wrapping", "line 1: x = 1\nline 2: print(x)", "1"),
+    Slip("wrapping", "1. print(1)", "1"),
+    Slip("wrapping", "1: print(1)", "1"),
+    Slip("wrapping", "```python\nprint(1)\n```\nOutput: [1 2 3]\nSize: (1, 2)", "1"),
+    Slip("import", "import cv2.cv2 as cv2\nprint(cv2.imread(image_path).shape)", "(80, 120, 3)"),
+    Slip("import", "import opencv2 as cv2\nprint(cv2.imread(image_path).shape)", "(80, 120, 3)"),
+    Slip("import", "import NumPy as np\nprint(np.zeros(1))", "[0.]"),
+    Slip("import", "print(date(2024, 1, 2))", "2024-01-02"),
+    Slip("import", "print(comb(4, 2))", "6"),
+    Slip("import", "print(urlparse('http://a/b').path)", "/b"),
+    Slip("import", "class P(NamedTuple):\n    x: int\nprint(P(1))", "P(x=1)"),
+    Slip("name", "print(PIL_image.size)", "(120, 80)"),
+    Slip(
+        "arguments",
+        "from PIL import Image\nim = Image.open(image_path)\nim.putpixel((1, 2), 9, 8, 7)\nprint(im.getpixel((1, 2)))",
+        "(9, 8, 7)",
+    ),
+    Slip(
+        "arguments",
+        "from PIL import Image\nim = Image.open(image_path)\nim.putpixel(1, 2, 9, 8, 7)\nprint(im.getpixel((1, 2)))",
+        "(9, 8, 7)",
+    ),
+    Slip(
+        "arguments",
+        "from PIL import Image\nim = Image.open(image_path)\nprint(im.transform(60, 40, Image.AFFINE, (1, 0, 0, 0, 1, 0)).size)",
+        "(60, 40)",
+    ),
+    Slip(
+        "arguments",
+        "from PIL import Image\nim = Image.open(image_path)\nprint(im.resize('60 x 40').size, im.crop('10 20 40 60').size)",
+        "(60, 40) (30, 40)",
+    ),
+    Slip(
+        "arguments",
+        "from PIL import Image, ImageDraw\nim = Image.new('L', (60, 40))\nImageDraw.Draw(im).circle(20, 20, 5, fill=255)\nprint(im.getbbox())",
+        "(15, 15, 26, 26)",
+    ),
+    Slip(
+        "arguments",
+        "from PIL import Image, ImageDraw\nim = Image.new('L', (60, 40))\nImageDraw.floodfill(im, 2, 2, 255)\nprint(im.getbbox())",
+        "(0, 0, 60, 40)",
+    ),
+    Slip("bracket", "x = [1, 2, 3]\nprint(x", "[1, 2, 3]"),
 ]
 
 # What could be read in two ways, or is only nearly right: the error stands.

@@ -51,17 +51,19 @@ _POINT = _Tuple("xy", 0, (2,), (("x", "y"),))
 _CALLS: tuple[tuple[Any, str, _Tuple], ...] = (
     (Image.Image, "crop", _Tuple("box", 0, (4,), _CORNERS)),
     (Image.Image, "resize", _SIZE),
+    (Image.Image, "transform", _SIZE),
     (Image.Image, "thumbnail", _SIZE),
     (Image.Image, "paste", _Tuple("box", 1, (2, 4), _PLACE)),
     (Image.Image, "alpha_composite", _Tuple("dest", 1, (2,), _PLACE)),
     (Image.Image, "getpixel", _POINT),
     (Image.Image, "putpixel", _POINT),
     (Image, "new", _SIZE._replace(at=1)),
+    (ImageDraw, "floodfill", _POINT._replace(at=1)),
     *((ImageOps, name, _SIZE._replace(at=1)) for name in ("fit", "contain", "cover", "pad")),
     *((ImageDraw.ImageDraw, name, _BOX) for name in ("rectangle", "rounded_rectangle", "ellipse")),
     *((ImageDraw.ImageDraw, name, _BOX) for name in ("arc", "chord", "pieslice")),
     *((ImageDraw.ImageDraw, name, _BOX) for name in ("line", "polygon")),
-    *((ImageDraw.ImageDraw, name, _POINT) for name in ("point", "text", "textbbox")),
+    *((ImageDraw.ImageDraw, name, _POINT) for name in ("point", "text", "textbbox", "circle")),
     *((ImageDraw.ImageDraw, name, _POINT) for name in ("multiline_text", "multiline_textbbox")),
 )
 _REFUSALS = (TypeError, ValueError, AttributeError)
@@ -104,6 +106,8 @@ def _put_right(name: str, args: Sequence[Any], kwargs: dict[str, Any], spec: _Tu
             return _checked(before, values, given[1:], kwargs, spec)
     if spec.points and _is_point(given[0]):
         return _from_points(name, before, given, kwargs)
+    if name == "putpixel" and _is_point(given[0]) and len(given) in (4, 5) and all(map(_is_number, given[1:])):
+        return (given[0], given[1:]), kwargs
     run = _leading_numbers(given)
     length = _length(name, len(run), len(given), spec)
     if length is None or spec.name in kwargs:
@@ -135,8 +139,8 @@ def _checked(
         factors = any(v != int(v) for v in map(float, values)) and max(map(float, values)) < _SMALL
         if factors or min(map(float, values)) < 1:
             return None
-        if spec.at and len(after) in (3, 4) and all(map(_is_number, after)):
-            after = (after,)  # the colour of a new image, in pieces too
+    if len(after) in (3, 4) and all(map(_is_number, after)) and spec.name in ("size", "xy") and not spec.points:
+        after = (after,)  # the colour of a new image or a pixel, in pieces too
     return (*before, values, *after), kwargs
 
 
@@ -158,7 +162,7 @@ def _from_text(value: Any, spec: _Tuple) -> tuple[Real, ...] | None:
     parts: Sequence[Any] = value
     if isinstance(value, str):
         inner = _LIST.fullmatch(value)
-        parts = re.split(r"[,x×]" if spec.is_size else ",", inner[1]) if inner else ()  # noqa: RUF001
+        parts = re.split(r"\s*[,x×]\s*|\s+" if spec.is_size else r"\s*,\s*|\s+", inner[1].strip()) if inner else ()  # noqa: RUF001
     elif not _has_text(value):
         return None
     numbers = [_number(part) for part in parts]

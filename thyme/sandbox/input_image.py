@@ -107,8 +107,8 @@ def _kind(name: str) -> str | None:
     """What the name alone says: "image", "pil", "array", "path", "file" (a path, but of an image only where it is read
     as one), None for the name of something else."""
     lower = name.lower()
-    if name not in (lower, name.upper()) and lower not in _JOINED:
-        return None
+    if name not in (lower, name.upper()) and lower not in _JOINED and "_" not in name:
+        return None  # Image is a module
     words = _JOINED.get(lower, lower).split("_")
     if words[-1] in _PATH_WORDS:
         of = {word for word in words if word not in _PATH_WORDS}

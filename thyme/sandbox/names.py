@@ -37,12 +37,15 @@ _MODULES = {
     "cv": "import cv2 as cv",
     "plt": "import matplotlib.pyplot as plt",
     "pd": "import pandas as pd",
+    "mpimg": "import matplotlib.image as mpimg",
+    "ndimage": "from scipy import ndimage",
     "sns": "import seaborn as sns",
 }
 # Functions and classes that go by one name in one module. Called or used as a decorator; a class also by an attribute.
 _FROM = {
-    "math": "sqrt ceil floor sin cos tan atan2 atan radians degrees hypot log log2 log10 exp gcd isclose factorial",
-    "collections": "Counter defaultdict deque OrderedDict namedtuple",
+    "math": "sqrt ceil floor sin cos tan atan2 atan radians degrees hypot log log2 log10 exp gcd isclose factorial "
+    "asin acos fabs trunc comb isnan isinf",
+    "collections": "Counter defaultdict deque OrderedDict namedtuple ChainMap",
     "itertools": "combinations permutations chain groupby accumulate islice zip_longest",
     "functools": "reduce partial lru_cache wraps cmp_to_key cached_property",
     "io": "BytesIO StringIO",
@@ -51,7 +54,7 @@ _FROM = {
     "fractions": "Fraction",
     "decimal": "Decimal",
     "dataclasses": "dataclass",
-    "datetime": "datetime timedelta",
+    "datetime": "datetime timedelta date",
     "time": "sleep perf_counter",
     "glob": "glob",
     "pprint": "pprint",
@@ -66,7 +69,10 @@ _FROM = {
     "uuid": "uuid4",
     "types": "SimpleNamespace",
     "os": "listdir makedirs getcwd",
-    "os.path": "basename dirname splitext",
+    "os.path": "basename dirname splitext isfile isdir",
+    "random": "randrange",
+    "shutil": "copyfile rmtree",
+    "urllib.parse": "urlparse",
     "PIL": "UnidentifiedImageError",
     "sys": "exit",
     "pydoc": "help",
@@ -81,7 +87,7 @@ _VALUES = {
     **{name: f"from string import {name}" for name in ("ascii_lowercase", "ascii_uppercase", "ascii_letters")},
     **{
         name: f"from typing import {name}"
-        for name in words("Any Callable Dict Iterable Iterator List Optional Sequence Set Tuple Union")
+        for name in words("Any Callable Dict Iterable Iterator List NamedTuple Optional Sequence Set Tuple Union")
     },
     "UnidentifiedImageError": "from PIL import UnidentifiedImageError",
     "true": "true = True",
@@ -93,12 +99,12 @@ KNOWN_NAMES: dict[str, str] = {**_FUNCTIONS, **_MODULES, **_VALUES}
 # Modules whose import does something, or whose name and attributes are everyday words for other things.
 _NO_MODULES = words("this antigravity test idlelib turtledemo lib2to3 tkinter turtle site profile trace code cmd")
 PACKAGES = {
-    **dict.fromkeys(("opencv", "opencv_python", "OpenCV", "cv", "cv3", "cv4", "CV2"), "cv2"),
+    **dict.fromkeys(("opencv", "opencv2", "opencv_python", "OpenCV", "cv", "cv3", "cv4", "CV2", "Cv2"), "cv2"),
     **dict.fromkeys(("pillow", "Pillow", "pil", "Pil"), "PIL"),
     **{name: f"PIL.{name}" for name in words("Image ImageDraw ImageFont ImageOps ImageEnhance ImageFilter")},
     **dict.fromkeys(("scikit_image", "Skimage"), "skimage"),
     **dict.fromkeys(("scikit_learn", "Sklearn"), "sklearn"),
-    "np": "numpy",
+    **dict.fromkeys(("np", "Numpy", "NumPy"), "numpy"),
     "plt": "matplotlib.pyplot",
     "pd": "pandas",
 }
@@ -302,6 +308,10 @@ def _renamed_in(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
     """(name, real name) of each module in an import statement that does not exist under the name."""
     if isinstance(node, ast.Import):
         imported = [alias.name for alias in node.names]
+        for name in imported:
+            module, _, last = name.rpartition(".")
+            if real := _IN_ITSELF.get((module, last)):  # import cv2.cv2
+                yield name, real
     elif node.module and not node.level:
         imported = [node.module]
         for alias in node.names:
@@ -325,7 +335,7 @@ def _is_real(top: str) -> bool:
 
 
 _RENAMED = re.compile(
-    rf"(?:^|[;:])[ \t]*(?:import[ \t][^\n]*?(?<!as )\b(?:{'|'.join(PACKAGES)})\b"
+    rf"(?:^|[;:])[ \t]*(?:import[ \t][^\n]*?(?<!as )\b(?:{'|'.join(PACKAGES)}|cv2\.cv2)\b"
     rf"|from[ \t]+(?:{'|'.join([*PACKAGES, *(module for module, _ in _IN_ITSELF)])})\b)",
     re.MULTILINE,
 )

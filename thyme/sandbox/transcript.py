@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from thyme.sandbox.result import Fix
 from thyme.sandbox.source import continued_lines, error_of, may_own_what_follows, string_lines
 
-_TAG = re.compile(r"</?(?:code|python|tool_call|execute|py|pre)>|<\|\w+\|>|</?s>|\[/?(?:PYTHON|CODE)\]", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:code|python|tool_call|execute|py|pre)(?:\s[^<>]*)?>|<\|im_start\|>\w*|<\|\w+\|>|</?s>|\[/?(?:PYTHON|CODE)\]",
+    re.IGNORECASE,
+)
 _LEADING_MARK = re.compile(r"^\s*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 _LEADING_MARK_AND_CODE = re.compile(
     r"^\s*`{3,}[ \t]*(?:(?:python|py)[23]?\b)?(?P<code>[^`\n]+?)`{3,}\s*$", re.IGNORECASE
 )
 _TRAILING_MARK = re.compile(r"^(?P<before>[^`#\n]*[^`#\s])[ \t]*`{3,}[ \t]*(?P<language>[\w+]*)\s*$")
 _INFO = re.compile(r"(?P<language>[\w+#.-]*)(?P<rest>.*)")
-_ATTRIBUTES = re.compile(r"\s*(?:\{.*\}|(?:title|filename|file|name|linenums|hl_lines|caption)\s*=.*)?\s*")
+_ATTRIBUTES = re.compile(r"\s*(?:[{:,;].*|(?:title|filename|file|name|linenums|hl_lines|caption)\s*=.*)?\s*")
 _PYTHON = {
     "",
     "python",
@@ -43,10 +46,10 @@ _PYTHON = {
 _LABEL = re.compile(r"\s*(?:python[23]?|py[23]?)\s*:?\s*", re.IGNORECASE)
 _PROMPT = re.compile(r"^\s*>>>( |$|(?=\S))")
 _CONTINUATION = re.compile(r"^\s*\.\.\.:?( |$|(?=\S))")
-_CELL = re.compile(r"^\s*In ?\[[\d* ]*\]: ?")
+_CELL = re.compile(r"^\s*(?:In ?)?\[[\d* ]*\]: ?")
 _RESULT = re.compile(r"^\s*Out ?\[[\d* ]*\]:")
 _MAGIC = re.compile(r"^\s*(?:%{1,2}\w+|!\s*\w+)\b.*$")
-_NUMBER = re.compile(r"^\s*(?P<number>\d{1,4})(?:[:.|)\]]|(?=[ \t]|$))")
+_NUMBER = re.compile(r"^\s*(?:[Ll]ine ?|L)?(?P<number>\d{1,4})(?:[:.|)\]]|(?=[ \t]|$))")
 _QUOTE = re.compile(r"^\s*>(?!>)( |$|(?=\S))")
 _SILENT = re.compile(r"^\s*(?:~~~+\s*\w|(?:In|Out) ?\[|(?:python|py)[23]?\s*$)", re.IGNORECASE | re.MULTILINE)
 _SILENT_NAMES = {"in", "out"} | _PYTHON
@@ -110,8 +113,12 @@ def _is_prose(lines: list[str]) -> bool:
     return not any(_may_be_code(line) for line in lines if line.strip())
 
 
+def _is_code_alone(line: str) -> bool:
+    return bool(_PROMPT.match(line) or _HEADER.match(line)) or _looks_like_code(line)
+
+
 def _may_be_code(line: str) -> bool:
-    if _PROMPT.match(line) or _HEADER.match(line) or _looks_like_code(line):
+    if _is_code_alone(line):
         return True
     return _SIGNS_OF_CODE.search(line) is not None and _SENTENCE.search(line) is None
 
@@ -203,9 +210,11 @@ def _split_line(line: str) -> list[str | _Region]:
             return ["", _Region(language or "python")]
         if _ATTRIBUTES.fullmatch(rest):
             return ["", _Region(language)]
-        if language in _PYTHON and rest[:1].isspace():
+        if language in _PYTHON and rest[:1].isspace() and _may_be_code(rest.strip()):
             return ["", _Region("python"), rest.strip()]
-        return ["", _Region("python"), leading["info"].strip()]
+        if language not in _PYTHON and _may_be_code(leading["info"].strip()):
+            return ["", _Region("python"), leading["info"].strip()]
+        return ["", _Region(language)]
     if trailing := _TRAILING_MARK.match(line):
         return [trailing["before"], _Region(trailing["language"].lower())]
     return [line]
@@ -227,7 +236,9 @@ def _read(regions: list[_Region], inside: bool, num_lines: int) -> tuple[str, li
             keep = bool(region.language) or not named or _looks_like_code(region.text) or not _is_prose(lines)
             doubts += keep and _is_prose(lines) and not _compiles(region.text)
         else:
-            keep = not foreign and not _is_prose(lines)
+            # below a block that was opened and closed there is output more often than code
+            strict = number == 0 or regions[number - 1].language is None
+            keep = not foreign and not _is_prose(lines) and (strict or any(map(_is_code_alone, lines)))
             doubts += keep and not _looks_like_code(region.text)
         if keep:
             kept.append(region)
@@ -297,7 +308,8 @@ def _line_numbers(text: str) -> tuple[str, list[Fix]]:
     lines = text.split("\n")
     found = [(i, _NUMBER.match(line)) for i, line in enumerate(lines) if line.strip()]
     numbers = [(i, int(match["number"])) for i, match in found if match is not None]
-    if len(numbers) < 2 or len(numbers) < len(found):
+    alone = len(numbers) == 1 and re.match(r"\s*1[:.|)]", lines[numbers[0][0]]) is None
+    if not numbers or alone or len(numbers) < len(found):
         return text, []
     counted = all(b[1] - a[1] == 1 for a, b in itertools.pairwise(numbers))
     placed = all(b[1] - a[1] == b[0] - a[0] for a, b in itertools.pairwise(numbers))
