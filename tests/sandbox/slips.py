@@ -668,6 +668,11 @@ REPAIRED: list[Slip] = [
         "(0, 0, 60, 40)",
     ),
     Slip("bracket", "x = [1, 2, 3]\nprint(x", "[1, 2, 3]"),
+    Slip("wrapping", "首先用crop(box)裁剪图像\uff1a\n```python\nprint(1)\n```\n结果是[1]。", "1"),
+    Slip("wrapping", "  1 | x = 1\n  2 | print(x)", "1"),
+    Slip("wrapping", "$ python\n>>> print(1)\n1", "1"),
+    Slip("arguments", "from PIL import Image\nprint(Image.new('RGB', (9, 9), 1, 2, 3).getpixel((0, 0)))", "(1, 2, 3)"),
+    Slip("path", "x = 5\nprint(open(/data/photo.jpg, 'rb').read(2) != b''))", "True"),
 ]
 
 # What could be read in two ways, or is only nearly right: the error stands.

@@ -98,21 +98,21 @@ def _lenient(
 def _put_right(name: str, args: Sequence[Any], kwargs: dict[str, Any], spec: _Tuple) -> _Arguments | None:
     """The arguments as Pillow wants them, None where they are so already or mean nothing plain."""
     if len(args) <= spec.at:
-        return _from_keywords(args, kwargs, spec)
+        return _from_keywords(name, args, kwargs, spec)
     before, given = tuple(args[: spec.at]), tuple(args[spec.at :])
     if isinstance(given[0], str) or _has_text(given[0]):
         values = _from_text(given[0], spec)
         if values is not None:
-            return _checked(before, values, given[1:], kwargs, spec)
+            return _checked(name, before, values, given[1:], kwargs, spec)
     if spec.points and _is_point(given[0]):
         return _from_points(name, before, given, kwargs)
-    if name == "putpixel" and _is_point(given[0]) and len(given) in (4, 5) and all(map(_is_number, given[1:])):
-        return (given[0], given[1:]), kwargs
+    if name in ("new", "putpixel") and _is_point(given[0]):
+        return ((*before, given[0], given[1:]), kwargs) if _is_colour(given[1:]) else None
     run = _leading_numbers(given)
     length = _length(name, len(run), len(given), spec)
     if length is None or spec.name in kwargs:
         return None
-    return _checked(before, tuple(run[:length]), given[length:], kwargs, spec)
+    return _checked(name, before, tuple(run[:length]), given[length:], kwargs, spec)
 
 
 def _has_text(value: Any) -> bool:
@@ -132,28 +132,33 @@ def _length(name: str, run: int, given: int, spec: _Tuple) -> int | None:
 
 
 def _checked(
-    before: tuple[Any, ...], values: tuple[Real, ...], after: tuple[Any, ...], kwargs: dict[str, Any], spec: _Tuple
+    name: str,
+    before: tuple[Any, ...],
+    values: tuple[Real, ...],
+    after: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    spec: _Tuple,
 ) -> _Arguments | None:
     """All arguments, unless a size is none."""
     if spec.is_size:
         factors = any(v != int(v) for v in map(float, values)) and max(map(float, values)) < _SMALL
         if factors or min(map(float, values)) < 1:
             return None
-    if len(after) in (3, 4) and all(map(_is_number, after)) and spec.name in ("size", "xy") and not spec.points:
-        after = (after,)  # the colour of a new image or a pixel, in pieces too
+    if name in ("new", "putpixel") and _is_colour(after):
+        after = (after,)
     return (*before, values, *after), kwargs
 
 
-def _from_keywords(args: Sequence[Any], kwargs: dict[str, Any], spec: _Tuple) -> _Arguments | None:
+def _from_keywords(name: str, args: Sequence[Any], kwargs: dict[str, Any], spec: _Tuple) -> _Arguments | None:
     if spec.name in kwargs:
         values = _from_text(kwargs[spec.name], spec)
         return None if values is None else (tuple(args), {**kwargs, spec.name: values})
     for names in spec.keywords:
-        if all(name in kwargs for name in names) and len(args) == spec.at:
-            found = tuple(_number(kwargs[name]) for name in names)
+        if all(key in kwargs for key in names) and len(args) == spec.at:
+            found = tuple(_number(kwargs[key]) for key in names)
             numbers = tuple(v for v in found if v is not None)
             rest = {key: value for key, value in kwargs.items() if key not in names}
-            return _checked(tuple(args), numbers, (), rest, spec) if len(numbers) == len(names) else None
+            return _checked(name, tuple(args), numbers, (), rest, spec) if len(numbers) == len(names) else None
     return None
 
 
@@ -177,6 +182,11 @@ def _from_points(
     points = list(itertools.takewhile(_is_point, given))
     enough = len(points) >= 3 if name == "polygon" else len(points) >= 2 if name == "line" else len(points) == 2
     return ((*before, points, *given[len(points) :]), kwargs) if enough else None
+
+
+def _is_colour(values: Sequence[Any]) -> bool:
+    """Whether they are a colour in pieces."""
+    return len(values) in (3, 4) and all(map(_is_number, values))
 
 
 def _is_point(value: Any) -> bool:

@@ -49,12 +49,12 @@ _CONTINUATION = re.compile(r"^\s*\.\.\.:?( |$|(?=\S))")
 _CELL = re.compile(r"^\s*(?:In ?)?\[[\d* ]*\]: ?")
 _RESULT = re.compile(r"^\s*Out ?\[[\d* ]*\]:")
 _MAGIC = re.compile(r"^\s*(?:%{1,2}\w+|!\s*\w+)\b.*$")
-_NUMBER = re.compile(r"^\s*(?:[Ll]ine ?|L)?(?P<number>\d{1,4})(?:[:.|)\]]|(?=[ \t]|$))")
+_NUMBER = re.compile(r"^\s*(?:[Ll]ine ?|L)?(?P<number>\d{1,4})(?: ?[:.|)\]]|(?=[ \t]|$))")
 _QUOTE = re.compile(r"^\s*>(?!>)( |$|(?=\S))")
 _SILENT = re.compile(r"^\s*(?:~~~+\s*\w|(?:In|Out) ?\[|(?:python|py)[23]?\s*$)", re.IGNORECASE | re.MULTILINE)
 _SILENT_NAMES = {"in", "out"} | _PYTHON
 _SIGNS_OF_CODE = re.compile(r"[=\[\]{}]|\w\(")
-_SENTENCE = re.compile(r"[A-Za-z'’]+,? [a-z'’]+,? [a-z'’]+")  # noqa: RUF001
+_SENTENCE = re.compile(r"[A-Za-z'’]+,? [a-z'’]+,? [a-z'’]+|^[^'\"#]*[\u4e00-\u9fff]{2}")  # noqa: RUF001
 _HEADER = re.compile(r"\s*(?:if|elif|else|for|while|def|class|try|except|finally|with|async)\b.*:\s*(?:#.*)?$")
 
 
