@@ -927,6 +927,8 @@ UNDEFINED: list[str] = [
     "print(img_path.size)",
     "print(open(input_file).read())",
     "x = 1\ndel x\nprint(x)",
+    "python\npython\nprint(python)",
+    "In[0] = 1\nprint(In)",
     "print(maht.pi)",
 ]
 

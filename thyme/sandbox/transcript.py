@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from thyme.sandbox.names import unbound_names
 from thyme.sandbox.result import Fix
 from thyme.sandbox.source import continued_lines, error_of, may_own_what_follows, string_lines
 
@@ -72,18 +73,20 @@ def unwrap(code: str) -> tuple[str, list[Fix]]:
 
 def unwrap_names(code: str, unbound: Collection[str]) -> tuple[str, list[Fix]]:
     """Takes off wrapping that is Python by accident: `~~~python` inverts a number, `In [1]: x = 2` annotates, `python`
-    is a name. Only where the name in it is bound nowhere, and the rest compiles.
+    is a name. Only where the rest compiles and reads no such name any more.
 
     Args:
         code: compiles as it is.
         unbound: names it reads that nothing binds.
     """
     text, fixes = code, list[Fix]()
-    if _SILENT.search(code) and {name.lower() for name in unbound} & _SILENT_NAMES:
-        for step in (_fences, _label, _prompts):
-            text, more = step(text)
-            fixes += more
-    return (text, fixes) if error_of(text) is None else (code, [])
+    names = {name for name in unbound if name.lower() in _SILENT_NAMES}
+    if not names or not _SILENT.search(code):
+        return code, []
+    for step in (_fences, _label, _prompts):
+        text, more = step(text)
+        fixes += more
+    return (text, fixes) if error_of(text) is None and not names & unbound_names(text, ()) else (code, [])
 
 
 def _looks_like_code(text: str) -> bool:
