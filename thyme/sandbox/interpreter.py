@@ -23,6 +23,7 @@ from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix, SnippetError
 from thyme.sandbox.result_images import ResultImages
 from thyme.sandbox.snippet_error import is_full, line_of, memory_error, runtime_error, syntax_error, text_of
+from thyme.sandbox.source import num_lines
 from thyme.sandbox.stdout import Stdout, num_printed
 
 _FUTURE_FLAGS = functools.reduce(
@@ -90,7 +91,7 @@ class Interpreter:
             for statement, fix in repaired.imports:
                 try:
                     exec(statement, self.names)
-                except ImportError:
+                except (ImportError, OSError):  # not installed; no input image
                     fixes.remove(fix)
             status, error = self._execute(repaired, code)
             if status in ("ok", "error"):
@@ -106,7 +107,7 @@ class Interpreter:
         return {
             "status": status,
             "stdout": stdout.finish(),
-            "error": None if error is None else self._shortened(error),
+            "error": None if error is None else self._shortened(error, num_lines(code)),
             "images": sizes,
             "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:_MOST_FIXES],
             "cpu_s": round(_cpu_s() - self.cpu_before, 4),
@@ -144,9 +145,10 @@ class Interpreter:
                 sys.stdout.flush()
         return "ok", None
 
-    def _shortened(self, error: SnippetError) -> SnippetError:
+    def _shortened(self, error: SnippetError, last_line: int) -> SnippetError:
+        line = error.line and min(error.line, last_line)  # escaped line ends were made real ones
         message = self.map.shown(error.message).encode("utf-8", "replace")[: self.config.max_error_bytes]
-        return SnippetError(str(error.type)[:100], message.decode("utf-8", "ignore"), error.line)
+        return SnippetError(str(error.type)[:100], message.decode("utf-8", "ignore"), line)
 
 
 def _compiled(code: str, filename: str) -> tuple[types.CodeType, types.CodeType | None, int]:
