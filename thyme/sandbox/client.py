@@ -74,10 +74,12 @@ class Client:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """What isolates here; see Sandbox.layers."""
         return self.server.layers
 
     @property
     def isolation(self) -> str:
+        """What isolates here in a word; see Sandbox.isolation."""
         return self.server.isolation
 
     def open_session(

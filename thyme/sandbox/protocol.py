@@ -32,6 +32,7 @@ class Setup:
     """The control groups the fork-server was put into."""
 
     def encode(self) -> bytes:
+        """The message."""
         message = {
             "config": asdict(self.config),
             "run_dir": str(self.run_dir),
@@ -42,6 +43,7 @@ class Setup:
 
     @classmethod
     def decode(cls, message: bytes) -> Setup:
+        """What `encode` made a message of."""
         fields = json.loads(message)
         config = {**fields["config"], "preload": tuple(fields["config"]["preload"])}
         return cls(

@@ -65,6 +65,7 @@ class Notes:
         self.shown = 0
 
     def fix(self, kind: str, message: str) -> None:
+        """Notes a leniency, at the line of the snippet that runs now."""
         frame = sys._getframe(1)
         while frame.f_back is not None and not frame.f_code.co_filename.startswith(SNIPPET):
             frame = frame.f_back
@@ -74,6 +75,7 @@ class Notes:
             self.fixes.append(note)
 
     def save(self, path: str) -> None:
+        """Notes that an image was saved to `path`, after all that were saved before."""
         if path in self.saved:
             self.saved.remove(path)
         if len(self.saved) < 256:
