@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
+from triton.runtime._allocation import NullAllocator, _allocator
 from triton.runtime.jit import create_function_from_signature
 
 from thyme.kernels import linear_tiles
@@ -67,7 +68,7 @@ def close(got: list[Tensor], exact: list[Tensor], tolerances: dict, scale: float
 @pytest.fixture
 def bulk_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiles and the descriptors of Hopper, which the interpreter has too."""
-    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden: True)
+    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden, weight: True)
 
 
 def test_reference_is_the_token_loop() -> None:
@@ -108,6 +109,54 @@ def test_the_tiles_of_hopper(options: dict[str, Any], bulk_copies: None, toleran
     close(
         call(linear_logprob_triton, args, **options), call(linear_logprob_ref, exact, **options), tolerances, scale=10
     )
+
+
+class Operand:
+    """What is asked about a matrix before it is copied in bulk."""
+
+    is_cuda, device = True, "cuda:0"
+
+    def __init__(self, dtype: torch.dtype, features: int, address: int) -> None:
+        self.dtype, self.shape, self.address = dtype, (7, features), address
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def test_bulk_copies_only_on_hopper_and_only_of_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tiles do not fit other GPUs; rows and both addresses are multiples of 16 bytes, or the copy would fail."""
+
+    def asked(capability: tuple[int, int], dtype: Any = torch.bfloat16, features: int = 64, *at: int) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        hidden, weight = (Operand(dtype, features, address) for address in (at or (256, 512)))
+        return linear_tiles._has_tma(hidden, weight)
+
+    assert asked((9, 0)) and asked((9, 0), torch.float16)
+    assert not any(asked(other) for other in ((8, 0), (8, 9), (10, 0), (10, 3), (12, 0)))
+    assert not asked((9, 0), torch.float32)
+    assert not asked((9, 0), torch.bfloat16, 68)
+    assert not asked((9, 0), torch.bfloat16, 64, 264, 512)
+    assert not asked((9, 0), torch.bfloat16, 64, 256, 520)
+
+
+def test_a_launch_leaves_the_callers_allocator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(size: int, alignment: int, stream: int | None) -> Tensor:
+        raise AssertionError
+
+    def check() -> None:
+        found.append(_allocator.get())
+
+    found: list[Any] = []
+    triton.set_allocator(mine)
+    try:
+        linear_tiles._launch(True, check)
+        check()
+    finally:
+        triton.set_allocator(NullAllocator())
+    assert found == [linear_tiles._descriptor_memory, mine]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
