@@ -22,11 +22,11 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCausalLM
 
-from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.engine.sequence import Sampled
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.model import Model, ModelConfig, TextConfig, build, save
+from thyme.toy.model import tiny_config, tiny_processor
 
 THREADS = 2
 ROUNDS = 3
@@ -69,9 +69,14 @@ class Race:
             mask[row, longest - len(prompt) :] = 1
         new = max(self.lengths)
         out = self.reference.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False,
-            pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
         return [row[longest : longest + n].tolist() for row, n in zip(out, self.lengths, strict=True)]
 
     def generate_batch(self) -> list[list[int]]:
@@ -108,10 +113,17 @@ class Race:
 @pytest.fixture(scope="module")
 def race(tmp_path_factory: pytest.TempPathFactory) -> Race:
     text = TextConfig(
-        vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=1024, tie_word_embeddings=True,
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
         initializer_range=0.1,
-    )  # fmt: skip
+    )
     model = build(ModelConfig(model_type="qwen2", text=text), seed=0)
     folder: Path = tmp_path_factory.mktemp("race") / "model"
     save(model, None, folder)

@@ -80,8 +80,9 @@ def spent_by(sandbox: Sandbox) -> tuple[float, int]:
     return sum(map(int, fields[11:15])) * tick_ms, int(fields[7]) + int(fields[8])
 
 
-def measure(benchmark, sandbox: Sandbox, run: Callable[[], SandboxResult], rounds: int, pause_s: float = 0.0
-            ) -> tuple[SandboxResult, str]:  # fmt: skip
+def measure(
+    benchmark, sandbox: Sandbox, run: Callable[[], SandboxResult], rounds: int, pause_s: float = 0.0
+) -> tuple[SandboxResult, str]:
     """The last result, and what a snippet costs beside time."""
     for _ in range(max(3, rounds // 10)):
         run()

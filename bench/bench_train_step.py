@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from thyme.data.synthetic import captions, sft_rows
-from thyme.data.tiny import tiny_config, tiny_processor
 from thyme.model import build
+from thyme.toy.captions import captions
+from thyme.toy.gates import caption_sample
+from thyme.toy.model import tiny_config, tiny_processor
+from thyme.toy.scenarios import demonstrations
 from thyme.train.config import BaseStageConfig, SftConfig
-from thyme.train.gates import caption_sample
 from thyme.train.objective import Vocabulary, normalize, supervised_loss
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import Sample, pack
@@ -33,7 +34,7 @@ def base_samples() -> Sequence[Sample]:
 
 
 def sft_samples() -> Sequence[Sample]:
-    rows = sft_rows(0, SFT.batch_size, no_code=0.65, box_noise=0.1)
+    rows = demonstrations(0, SFT.batch_size, no_code=0.65, box_noise=0.1)
     return [row_sample(PROCESSOR, row, SFT.loss_rule) for row in rows]
 
 

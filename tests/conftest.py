@@ -1,4 +1,4 @@
-"""What every test shares: the interpreter switch, seeds, threads, and the one table of tolerances."""
+"""What every test shares: the interpreter switch, seeds, threads, the one table of tolerances, the tiny family."""
 
 import os
 
@@ -10,8 +10,17 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny
+from thyme.model import ImageInputs, Model, Processor, build
+from thyme.sandbox import Sandbox, SandboxConfig
+from thyme.toy.model import tiny_config, tiny_processor
 
 # Absolute and relative tolerance by quantity and dtype, against a float64 reference on the same inputs.
 # A kernel may also use `err <= 1.5 * err(plain fp32 torch) + eps` where that is tighter.
@@ -47,3 +56,39 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tolerances() -> dict[tuple[str, torch.dtype], tuple[float, float]]:
     return TOLERANCES
+
+
+@pytest.fixture(scope="session")
+def processor() -> Processor:
+    """The toy's."""
+    return tiny_processor()
+
+
+@pytest.fixture
+def model(processor: Processor) -> Model:
+    """The toy with random weights."""
+    return build(tiny_config(), processor, seed=0)
+
+
+@pytest.fixture(scope="session")
+def picture(processor: Processor) -> Callable[[int], ImageInputs]:
+    """A preprocessed picture of noise, the same for the same number."""
+
+    def make(number: int) -> ImageInputs:
+        pixels = np.random.default_rng(number).integers(0, 256, (84, 84, 3), dtype=np.uint8)
+        return processor.preprocess(Image.fromarray(pixels))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    """Two workers and the limits of every day."""
+    with Sandbox(SandboxConfig(workers=2)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """Qwen's kind of tokenizer (see `tiny.byte_level_tokenizer`)."""
+    return tiny.byte_level_tokenizer()

@@ -3,11 +3,17 @@
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from thyme.config import RunConfig, from_dict, load_recipe, to_toml
+from thyme.cli import RECIPE_VERBS, VERBS, main
+from thyme.config import from_dict, keys_of, load_recipe, part_of, shipped_recipes, to_toml
+from thyme.help import help_text
+from thyme.options import keys, parse
+from thyme.verbs import ask, eval, rl, rollout, sft
+from thyme.verbs.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "thyme" / "recipes").glob("*.toml"))
@@ -18,19 +24,20 @@ def thyme(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_resolved_config_is_a_recipe_that_repeats_the_run() -> None:
-    config = from_dict(RunConfig, {"name": "x", "seed": 3, "rollout": {"max_rounds": 2}, "sandbox": {"timeout_s": 3}})
+    config = from_dict(Recipe, {"name": "x", "seed": 3, "rollout": {"max_rounds": 2}, "sandbox": {"timeout_s": 3}})
     assert config.rollout.max_rounds == 2
     assert config.sandbox.timeout_s == 3.0
-    assert from_dict(RunConfig, tomllib.loads(to_toml(config))) == config
+    assert from_dict(Recipe, tomllib.loads(to_toml(config))) == config
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    assert load_recipe(path).name
+    assert from_dict(Recipe, load_recipe(path, Recipe)).name == path.stem
+    assert load_recipe(path.stem, Recipe) == load_recipe(path, Recipe)
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES
+    assert [path.stem for path in RECIPES] == shipped_recipes() != []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_there_are_recipes() -> None:
 )
 def test_a_mistake_is_named(raw: dict, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        from_dict(RunConfig, raw)
+        from_dict(Recipe, raw)
     for word in words:
         assert word in str(caught.value)
 
@@ -66,11 +73,127 @@ def test_the_command_line_prints_one_line_and_exits_2(tmp_path: Path) -> None:
 def test_dry_run_prints_the_resolved_config() -> None:
     result = thyme("rl", "--dry-run", "--seed", "7", "--rl.steps", "2")
     assert result.returncode == 0, result.stderr
-    config = from_dict(RunConfig, tomllib.loads(result.stdout))
+    config = from_dict(rl.Config, tomllib.loads(result.stdout))
     assert (config.seed, config.rl.steps) == (7, 2)
 
 
-def test_an_unknown_flag_names_the_nearest() -> None:
-    result = thyme("rl", "--rl.step", "2")
-    assert result.returncode == 2
-    assert "--rl.steps" in result.stderr + result.stdout
+def test_a_verb_has_only_what_it_uses() -> None:
+    tables = {key.partition(".")[0] for key, _ in keys(eval.Config) if "." in key}
+    assert tables == {"toy", "engine", "sandbox", "rollout", "eval"}
+    assert {key.partition(".")[0] for key, _ in keys(sft.Config) if "." in key} == {"toy", "sft", "anneal"}
+    assert "count" in {key for key, _ in keys(rollout.Config)}
+
+
+def test_a_verb_takes_its_part_of_a_recipe_and_every_mistake_in_the_rest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("seed = 4\n[rl]\nsteps = 3\n[sft]\nsteps = 9\n")
+    config = parse(sft.Config, [str(path)], recipes=Recipe)
+    assert (config.seed, config.sft.steps) == (4, 9)
+    assert set(part_of(load_recipe(path, Recipe), rl.Config)) == {"seed", "rl"}
+    path.write_text("[rl]\nstep = 3\n")
+    with pytest.raises(ValueError, match=r"r\.toml: unknown key rl\.step: did you mean rl\.steps"):
+        parse(sft.Config, [str(path)], recipes=Recipe)
+
+
+def test_the_command_line_wins_over_the_recipe_and_both_are_remembered() -> None:
+    config = parse(rl.Config, ["demo", "--rl.steps", "2", "--seed=5"], recipes=Recipe)
+    assert (config.rl.steps, config.seed, config.rollout.group_size) == (2, 5, 8)
+    assert config.origins["rl.steps"] == "the command line"
+    assert config.origins["rollout.group_size"] == "recipe demo"
+    assert "rl.learning_rate" not in config.origins
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "value"),
+    [
+        (["--rl.freeze-vision"], "rl.freeze_vision", True),
+        (["--rl.freeze_vision", "false"], "rl.freeze_vision", False),
+        (["--rl.fused-head", "--seed", "3"], "rl.fused_head", True),
+        (["--toy.no-code-scenarios", "crop", "rotate"], "toy.no_code_scenarios", ("crop", "rotate")),
+        (["--toy.no-code-scenarios", '["zoom"]'], "toy.no_code_scenarios", ("zoom",)),
+        (["--toy.no-code-scenarios"], "toy.no_code_scenarios", ()),
+        (["demo", "--engine.num-blocks", "none"], "engine.num_blocks", None),
+        (["--engine.num-blocks", "7"], "engine.num_blocks", 7),
+        (["--rollout.top-p", "0.5"], "rollout.top_p", 0.5),
+        (["--rollout.temperature", "1"], "rollout.temperature", 1.0),
+        (["--rl.kl-coef", "1e-3"], "rl.kl_coef", 1e-3),
+        (["--model", "5"], "model", "5"),
+        (["--name=a=b"], "name", "a=b"),
+        (["--toy.mix.crop", "0.25"], "toy.mix.crop", 0.25),
+    ],
+)
+def test_what_the_command_line_can_say(args: list[str], key: str, value: object) -> None:
+    found: object = parse(rl.Config, args, recipes=Recipe)
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--rl.step", "2"], ["--rl.step:", "did you mean --rl.steps"]),
+        (["--rl.lr", "1"], ["--rl.lr:", "did you mean --rl."]),
+        (["--steps", "2"], ["did you mean --rl.steps"]),
+        (["--seeds", "2"], ["did you mean --seed?"]),
+        (["--rollout", "2"], ["--rollout is a table", "--rollout."]),
+        (["--rl.steps.x", "2"], ["unknown option --rl.steps.x"]),
+        (["--rl.steps"], ["--rl.steps needs a value"]),
+        (["--rl.steps", "--seed", "1"], ["--rl.steps needs a value"]),
+        (["--rl.steps", "two"], ["rl.steps", "expected int", "'two'"]),
+        (["--rl.steps", "2.5"], ["rl.steps", "expected int", "2.5"]),
+        (["--rl.steps", "0"], ["steps", "0", "at least 1"]),
+        (["--rl.greedy-tokens", "row"], ["greedy_tokens", "'row'"]),
+        (["demo", "more"], ["unexpected argument 'more'"]),
+        (["demmo"], ["'demmo'", "did you mean 'demo'"]),
+        (["--origins", "x"], ["unknown option --origins"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(args: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(rl.Config, args, recipes=Recipe)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_arguments_by_place() -> None:
+    config = parse(ask.Config, ["m", "--seed", "2", "i.png", "why?"])
+    assert (config.model, config.image, config.question, config.seed) == ("m", "i.png", "why?", 2)
+    assert parse(ask.Config, ["m", "i.png", "--", "--help me"]).question == "--help me"
+    with pytest.raises(ValueError, match="IMAGE and QUESTION missing"):
+        parse(ask.Config, ["m"])
+
+
+def test_every_setting_explains_itself_and_help_fits_two_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb, module in VERBS.items():
+        cls = import_module(module).Config
+        takes_recipe = verb in RECIPE_VERBS
+        short, full = (
+            help_text(verb, cls, "What it does.", defaults=None, takes_recipe=takes_recipe, everything=everything)
+            for everything in (False, True)
+        )
+        assert len(short.splitlines()) <= 48, verb
+        lines = full.splitlines()
+        for key, _ in keys(cls):
+            named = [i for i, line in enumerate(lines) if line.startswith(f"  --{key.replace('_', '-')} [")]
+            if named:
+                assert lines[named[0] + 1].startswith("      "), f"{verb}: {key} has no docstring"
+            else:
+                assert f"  {key.upper()}" in lines, f"{verb}: {key}"
+
+
+def test_the_keys_of_a_table() -> None:
+    assert list(keys_of({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == ["a", "b.c", "b.d.e"]
+
+
+def test_the_first_word_of_two_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, seconds in (("data", "synth | check"), ("sandbox", "run")):
+        with pytest.raises(SystemExit) as ended:
+            main([word, "--help"])
+        assert ended.value.code == 0
+        assert f"thyme {word} {seconds}" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            main([word])
+        assert ended.value.code == 2
+        assert f"thyme {word} needs one of" in capsys.readouterr().err

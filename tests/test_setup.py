@@ -1,6 +1,9 @@
-"""Set-up keeps a torch that is there, and installs the CPU build where none is: resolved by pip without installing."""
+"""Set-up keeps a torch that is there, and installs the CPU build where none is: what the Makefile asks pip for, with a
+stand-in for Python, and what pip makes of it, resolved without installing."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -9,6 +12,79 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# What it can import are the names in its folder; what pip is asked for it writes down.
+STAND_IN = """#!/usr/bin/env bash
+installed=$STATE/installed
+[[ $0 != .venv/* ]] || installed=$STATE/venv
+case "$*" in
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"find_spec('torch')"*) [[ -e $installed/torch ]] ;;
+    "-c import "*) [[ -e $installed/${2#import } ]] ;;
+    "-m pip install "*)
+        echo "$*" >> "$STATE/pip"
+        case "$*" in
+            *torch==*) touch "$installed/torch" ${BROUGHT_BY_TORCH:+"$installed/$BROUGHT_BY_TORCH"} ;;
+            *triton==*) touch "$installed/triton" ;;
+        esac ;;
+    *) echo "unexpected: $*" >&2; exit 9 ;;
+esac
+"""
+
+
+def set_up(folder: Path, brought_by_torch: str) -> list[str]:
+    """Runs `make setup` in `folder` and returns what pip was asked for in this run."""
+    state = folder / "state"
+    (state / "pip").write_text("")
+    environment = {**os.environ, "STATE": str(state), "BROUGHT_BY_TORCH": brought_by_torch}
+    command = ["make", "--no-print-directory", "setup", f"PYTHON={folder / 'python'}"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "unexpected" not in done.stderr, done
+    return [line.split("--disable-pip-version-check ")[1] for line in (state / "pip").read_text().splitlines()]
+
+
+PROJECT = "-c constraints.txt -e .[dev,demo]"
+
+
+@pytest.mark.parametrize(
+    ("installed", "brought_by_torch", "asked"),
+    [
+        (["torch", "triton"], "", [PROJECT]),
+        (["torch"], "", ["triton==3.6.0", PROJECT]),
+        (["triton"], "triton", ["torch==2.13.0", PROJECT]),
+        ([], "triton", ["torch==2.13.0", PROJECT]),
+        ([], "", ["torch==2.13.0", "triton==3.6.0", PROJECT]),
+    ],
+    ids=[
+        "torch with its triton",
+        "torch alone",
+        "triton alone",
+        "nothing, a CUDA build comes",
+        "nothing, a CPU build comes",
+    ],
+)
+def test_set_up_asks_for_what_is_missing(
+    installed: list[str], brought_by_torch: str, asked: list[str], tmp_path: Path
+) -> None:
+    for name in ("Makefile", "CMakeLists.txt", "constraints.txt", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for folder in ("installed", "venv"):
+        (tmp_path / "state" / folder).mkdir(parents=True)
+    for name in installed:
+        (tmp_path / "state" / "installed" / name).touch()
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+
+    assert set_up(tmp_path, brought_by_torch) == asked
+    assert (tmp_path / ".venv").exists() != ("torch" in installed), "an environment of its own only without a torch"
+    assert set_up(tmp_path, brought_by_torch) == [], "nothing to do the second time"
+    os.utime(tmp_path / "setup.py", (2e9, 2e9))
+    assert set_up(tmp_path, brought_by_torch) == [PROJECT], "a source has changed"
+
+
+def test_constraints_pin_neither_torch_nor_triton() -> None:
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert "numpy" in pinned and not pinned & {"torch", "triton"}
 
 
 def fake_distribution(site: Path, name: str, version: str) -> None:

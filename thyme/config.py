@@ -1,8 +1,8 @@
-"""RunConfig: one run, composed from the configs that live beside their code, read from TOML with dotted overrides.
+"""The machinery of configs: dataclasses that are read from TOML strictly and written back as TOML.
 
-A recipe is a TOML file whose tables are the fields of RunConfig. Every key may be overridden on the command line as
-`--table.key value`. An unknown key is an error that names the nearest one; the resolved config of a run is written
-beside its results and is itself a recipe that repeats the run.
+A recipe is a TOML file whose tables are fields of the verbs' configs. An unknown key is an error that names the nearest
+one; the resolved config of a run is written beside its results and is itself a recipe that repeats the run. What the
+command line adds to it is in `thyme.options`. Standard library only.
 """
 
 import dataclasses
@@ -12,80 +12,112 @@ import json
 import tomllib
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thyme.data.config import DataConfig
-from thyme.engine.config import EngineConfig
-from thyme.evals.config import EvalConfig
-from thyme.rollout.config import RolloutConfig
-from thyme.sandbox.config import SandboxConfig
-from thyme.train.config import AnnealConfig, BaseStageConfig, RlConfig, SftConfig
-
 C = TypeVar("C")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """Everything a run is made of."""
-
-    name: str = "run"
-    """Results go to `runs/<name>/`."""
-    model: str = "tiny"
-    """A Hugging Face folder, or "tiny": the embedded 1.7 M parameter model with random weights."""
-    seed: int = 0
-    """Seeds weights, data order and sampling."""
-    threads: int = 2
-    """Threads of torch on a CPU."""
-    data: DataConfig = field(default_factory=DataConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    base: BaseStageConfig = field(default_factory=BaseStageConfig)
-    sft: SftConfig = field(default_factory=SftConfig)
-    anneal: AnnealConfig = field(default_factory=AnnealConfig)
-    rl: RlConfig = field(default_factory=RlConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ValueError(f"name: {self.name!r} must be one folder name: results go to runs/<name>/")
-        if self.threads < 1:
-            raise ValueError(f"threads: {self.threads} must be at least 1")
+POSITIONAL = {"positional": True}
+"""Metadata of a field that the command line takes by its place: `thyme ask MODEL IMAGE QUESTION`."""
+INTERNAL = {"internal": True}
+"""Metadata of a field that is no setting: neither recipes nor the command line can say it."""
 
 
-def load_recipe(path: Path) -> RunConfig:
-    """Reads a TOML recipe. Raises ValueError naming the file, the key and the nearest known key."""
+def settings(cls: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a config that a recipe or the command line can say."""
+    return [f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("internal")]
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in _recipes().iterdir() if path.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str | Path, known: Any) -> dict[str, Any]:
+    """Reads a recipe and checks every key and value of it.
+
+    Args:
+        recipe: a TOML file, or the name of a shipped one.
+        known: the config class that has every table a recipe may have.
+
+    Returns:
+        Its tables as they stand; `part_of` takes what one verb uses.
+
+    Raises:
+        ValueError: no such recipe, not TOML, an unknown key, a value out of range; says which file and which key.
+    """
+    path = Path(recipe)
     try:
-        raw = tomllib.loads(path.read_text())
+        text = path.read_text() if path.suffix == ".toml" or path.is_file() else _shipped(str(recipe))
+        raw = tomllib.loads(text)
     except FileNotFoundError:
         raise ValueError(f"recipe {path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"recipe {path}: not valid TOML: {error}") from None
     try:
-        return from_dict(RunConfig, raw)
+        from_dict(known, raw)
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from None
+    return raw
+
+
+def part_of(raw: dict[str, Any], cls: Any) -> dict[str, Any]:
+    """The tables and values of a recipe that the config `cls` has; the others belong to other verbs."""
+    names = {f.name for f in settings(cls)}
+    return {key: value for key, value in raw.items() if key in names}
+
+
+def keys_of(raw: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested tables, dotted."""
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """Of the known keys the one that `key` most likely means."""
+    return difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
+
+
+def _recipes() -> Any:
+    return files("thyme.recipes")
+
+
+def _shipped(name: str) -> str:
+    names = shipped_recipes()
+    if name not in names:
+        raise ValueError(
+            f"recipe {name!r}: no such file, and no recipe of that name is shipped: did you mean "
+            f"{nearest(name, names)!r}? ({', '.join(names)})"
+        )
+    return str((_recipes() / f"{name}.toml").read_text())
 
 
 def from_dict(cls: type[C], raw: dict[str, Any], where: str = "") -> C:
     """Builds the dataclass `cls` from nested dicts, strictly: unknown keys and wrong types are ValueErrors."""
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    known = {f.name for f in settings(cls)}
     values = {}
     for key, value in raw.items():
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-            raise ValueError(f"unknown key {where}{key}: did you mean {where}{near[0]}?")
+            raise ValueError(f"unknown key {where}{key}: did you mean {where}{nearest(key, known)}?")
         values[key] = _convert(hints[key], value, f"{where}{key}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        if not where or where.removesuffix(".") in str(error):
+            raise
+        raise ValueError(f"{where.removesuffix('.')}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as nested dicts of TOML values. None is left out: TOML has no null and every None is a default."""
     out = {}
-    for f in dataclasses.fields(config):
+    for f in settings(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             out[f.name] = to_dict(value)
@@ -94,8 +126,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
-def to_toml(config: RunConfig) -> str:
-    """The resolved config as a recipe: `from_dict(RunConfig, tomllib.loads(to_toml(c))) == c`."""
+def to_toml(config: Any) -> str:
+    """The resolved config as a recipe: `from_dict(type(c), tomllib.loads(to_toml(c))) == c`."""
     lines: list[str] = []
     _write_table(to_dict(config), "", lines)
     return "\n".join(lines) + "\n"
@@ -138,6 +170,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected a table, got {value!r}")
         return from_dict(hint, value, f"{where}.")  # type: ignore[arg-type]
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
         errors = []
         for option in args:
             if option is type(None):

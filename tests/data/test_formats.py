@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from thyme.data.check import check_file, tag_problems
-from thyme.data.config import SCENARIOS, DataConfig, Mix
-from thyme.data.formats import write_synthetic
-from thyme.data.synthetic import questions, sft_rows
 from thyme.rollout.prompts import SYSTEM_PROMPT, text_prompt, user_prompt
+from thyme.toy.config import SCENARIOS, Mix, ToyConfig
+from thyme.toy.scenarios import demonstrations, questions
+from thyme.toy.writer import write_synthetic
 
-CONFIG = DataConfig(seed=1, mix=Mix(**dict.fromkeys(SCENARIOS, 1.0)))
+CONFIG = ToyConfig(seed=1, mix=Mix(**dict.fromkeys(SCENARIOS, 1.0)))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def _image(encoded: str) -> Image.Image:
 
 
 def test_sft_rows_hold_the_demonstrations(folder: Path) -> None:
-    rows = sft_rows(1, 12, CONFIG.mix, no_code=CONFIG.no_code, box_noise=CONFIG.box_noise)
+    rows = demonstrations(1, 12, CONFIG.mix, no_code=CONFIG.no_code, box_noise=CONFIG.box_noise)
     for row, record in zip(rows, _rows(folder / "sft.jsonl"), strict=True):
         assert set(record) == {"image", "question", "response"}
         assert record["response"] == row.response
@@ -117,7 +117,7 @@ def _remove_response(row: dict[str, Any]) -> None:
 )
 def test_a_damaged_sft_row_is_named(damage: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
-    write_synthetic(folder, DataConfig(mix=Mix(**{**dict.fromkeys(SCENARIOS, 0.0), "rotate": 1.0})), sft=2)
+    write_synthetic(folder, ToyConfig(mix=Mix(**{**dict.fromkeys(SCENARIOS, 0.0), "rotate": 1.0})), sft=2)
     good, bad = _rows(folder / "sft.jsonl")
     damage(bad)
     (folder / "sft.jsonl").write_text(json.dumps(good) + "\n\n" + json.dumps(bad) + "\n")

@@ -5,6 +5,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,12 +13,15 @@ from rich.console import Console
 
 import thyme.demo.compare as compare
 import thyme.demo.story as story
-from thyme.config import RunConfig
 from thyme.demo.curve import Line, draw_curve
 from thyme.demo.rivals import RivalResult
 from thyme.demo.show import scenario_table
 from thyme.demo.summary import Story
+from thyme.demo.verb import Config, default_recipe, settled
 from thyme.evals import EvalResult, NoCodeControl, Summary, wilson
+from thyme.options import parse
+from thyme.rollout import RolloutConfig
+from thyme.verbs.recipe import Recipe
 
 
 def summary(right: int, n: int, code_share: float, code_ok: float | None) -> Summary:
@@ -30,15 +34,18 @@ def result(crop: int, code_share: float, code_ok: float | None) -> EvalResult:
     return EvalResult(
         overall=summary(crop + 100, 200, code_share / 2, code_ok),
         scenarios={"direct": summary(100, 100, 0.0, None), "crop": summary(crop, 100, code_share, code_ok)},
-        temperature=0.0, code_temperature=0.0, wall_s=1.0, rollouts=[],
-    )  # fmt: skip
+        temperature=0.0,
+        code_temperature=0.0,
+        wall_s=1.0,
+        rollouts=[],
+    )
 
 
 @pytest.fixture
 def told() -> Story:
     forbidden = summary(9, 100, 0.0, None)
     return Story(
-        config=RunConfig(name="demo"),
+        config=Recipe(name="demo"),
         base={"gate/ground": 0.99, "gate/one": 0.85},
         anneal={},
         before=result(10, 0.0, None),
@@ -46,8 +53,11 @@ def told() -> Story:
         full=RivalResult(result=result(90, 1.0, 1.0), extra_steps=50, extra_cpu_s=30.0),
         control=NoCodeControl(overall=forbidden, scenarios={"crop": forbidden}, chance={"crop": 0.1}),
         history=[{"step": 0, "reward/result/mean": 0.5, "rollout/code_share": 0.2}] * 3,
-        cold_start_cpu_s=90.0, rl_cpu_s=45.0, wall_s=500.0, cpu_s=600.0,
-    )  # fmt: skip
+        cold_start_cpu_s=90.0,
+        rl_cpu_s=45.0,
+        wall_s=500.0,
+        cpu_s=600.0,
+    )
 
 
 def test_the_summary_says_what_was_measured(told: Story) -> None:
@@ -61,9 +71,13 @@ def test_the_summary_says_what_was_measured(told: Story) -> None:
     assert figures["no_code_control"]["scenarios"]["crop"]["chance"] == 0.1
     met = {name: gate["met"] for name, gate in figures["gates"].items()}
     assert met == {
-        "base_locate": True, "base_read": False, "anneal_arithmetic": True, "accuracy_gain": True, "code_ok_rl": True,
+        "base_locate": True,
+        "base_read": False,
+        "anneal_arithmetic": True,
+        "accuracy_gain": True,
+        "code_ok_rl": True,
         "wall_s": False,
-    }  # fmt: skip
+    }
     assert told.gate_lines().count("MISSED") == 2
     assert "crop 0% -> 100%" in told.in_words()
 
@@ -115,35 +129,38 @@ def test_a_verdict_follows_from_the_figures() -> None:
 def test_the_fragile_start_ends_when_greedy_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = iter([(0.05, 1.0), (0.3, 0.6), (0.0, None), (0.2, 0.97)])
     ended = [replace(result(0, 0.0, None), overall=summary(1, 2, *check)) for check in checks]
-    monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext())
+    monkeypatch.setattr(compare, "open_loop", lambda *_: nullcontext(SimpleNamespace(config=RolloutConfig())))
     monkeypatch.setattr(compare, "evaluate", lambda *_, **__: ended.pop(0))
-    found = compare.WorkingCode(story.demo_config(0, "glyphs", 1, "compare"), None, None)  # type: ignore[arg-type]
-    told: list[dict[str, float]] = []
-    on_step = found.after(told.append)
-    steps = next(step for step in range(1, 100) if on_step({"loss": 0.0}))
-    assert steps == len(told) == 70
-    assert found.told() == "70 steps: code in 20% of the rollouts with ATS, of it runs 97%"
+    found = compare.WorkingCode(recipe("--compare"), None)  # type: ignore[arg-type]
+    steps = next(step for step in range(1, 100) if found({"loss": 0.0}))
+    assert steps == 70
+    assert found.in_words() == "70 steps: code in 20% of the rollouts with ATS, of it runs 97%"
+
+
+def recipe(*args: str) -> Recipe:
+    """What `thyme demo` with these arguments runs."""
+    return settled(parse(Config, list(args), recipes=Recipe, default_recipe=default_recipe(list(args))))
+
+
+def test_the_seed_goes_wherever_something_is_drawn() -> None:
+    assert (recipe("--seed", "3").seed, recipe("--seed", "3").toy.seed) == (3, 3)
+    assert recipe("--seed", "3", "--toy.seed", "4").toy.seed == 4
+    assert recipe("--material", "digits").toy.material == "digits"
+    assert recipe("--compare").name == "compare" != recipe().name
+
+
+SHORT = (
+    *("--base.steps", "3", "--base.max-steps", "3", "--sft.steps", "2", "--anneal.steps", "1", "--rl.steps", "2"),
+    *("--rl.batch-size", "2", "--eval.num-questions", "12", "--seed", "3"),
+)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("which", ["demo", "compare"])
 def test_the_whole_story_in_a_few_steps(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(seed: int, material: str, threads: int, recipe: str = "demo") -> RunConfig:
-        config = full(seed, material, threads, recipe)
-        return replace(
-            config,
-            base=replace(config.base, steps=3, max_steps=3),
-            sft=replace(config.sft, steps=2),
-            anneal=replace(config.anneal, steps=1),
-            rl=replace(config.rl, steps=2, batch_size=2),
-            eval=replace(config.eval, num_questions=12),
-        )
-
-    full = story.demo_config
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(story, "demo_config", short)
-    monkeypatch.setattr(compare, "demo_config", short)
-    figures = (story.run_demo if which == "demo" else compare.run_compare)(seed=3)
+    tell, more = (story.run_demo, ()) if which == "demo" else (compare.run_compare, ("--compare",))
+    figures = tell(recipe(*more, *SHORT))
     folder = tmp_path / "runs" / which
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(figures))
     stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

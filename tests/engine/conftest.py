@@ -11,46 +11,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM
 
+from tests import tiny
 from thyme.engine import Engine, EngineConfig
-from thyme.model import ImageInputs, Model, ModelConfig, PackedAttention, TextConfig, VisionConfig, build, save
+from thyme.model import ImageInputs, Model, ModelConfig, PackedAttention, build, save
 from thyme.model.rope import mrope_positions
 
 IMAGE, START, END = 60, 61, 62
 
-TEXT = dict(
-    vocab_size=64,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=12,
-    max_position_embeddings=512,
-    initializer_range=0.3,
-)
-VISION = VisionConfig(
-    depth=2,
-    hidden_size=32,
-    intermediate_size=48,
-    num_heads=2,
-    out_hidden_size=48,
-    window_size=56,
-    fullatt_block_indexes=(1,),
-    initializer_range=0.2,
-)
-
 
 @pytest.fixture(scope="session")
 def text_model() -> Model:
-    return build(ModelConfig(model_type="qwen2", text=TextConfig(**TEXT), eos_token_ids=(2,)), seed=3)
+    return build(ModelConfig(model_type="qwen2", text=tiny.text_config(), eos_token_ids=(2,)), seed=3)
 
 
 @pytest.fixture(scope="session")
 def vision_model() -> Model:
     config = ModelConfig(
         model_type="qwen2_5_vl",
-        text=TextConfig(**TEXT, mrope_section=(1, 2, 3)),
-        vision=VISION,
+        text=tiny.text_config(mrope_section=(1, 2, 3)),
+        vision=tiny.vision_config(),
         image_token_id=IMAGE,
         video_token_id=63,
         vision_start_token_id=START,

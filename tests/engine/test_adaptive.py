@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny
 from thyme.engine import Completion, SamplingParams, TokenKind
-from thyme.model import Model, ModelConfig, TextConfig, build
+from thyme.model import Model, ModelConfig, build
 
 PARAMS = SamplingParams(max_tokens=150, temperature=1.0, seed=0, stop_at_tags=False, ignore_eos=True, repetition=None)
 
 
 @pytest.fixture(scope="module")
 def model(fragments: Any) -> Model:
-    text = TextConfig(
-        vocab_size=fragments.vocab_size, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, initializer_range=0.2,
-    )  # fmt: skip
+    text = tiny.text_config(vocab_size=fragments.vocab_size, max_position_embeddings=32768, initializer_range=0.2)
     return build(ModelConfig(model_type="qwen2", text=text), seed=5)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests import tiny
 from thyme.engine import Engine, Prompt, SamplingParams
-from thyme.model import ImageInputs, Model, ModelConfig, TextConfig, build
+from thyme.model import ImageInputs, Model, ModelConfig, build
 
 NEW = 24
 GREEDY = SamplingParams(
@@ -211,15 +212,16 @@ def test_logprobs_are_those_of_the_training_path(
 )
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_other_families_write_the_keys_they_are_trained_with(
-    make_engine: Any, score: Any, tolerances: Any, prompts: Any, family: str, switches: dict[str, bool],
+    make_engine: Any,
+    score: Any,
+    tolerances: Any,
+    prompts: Any,
+    family: str,
+    switches: dict[str, bool],
     deterministic: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Norms of heads come before the rotation, which is in the engine's attention; few rows are padded."""
-    text = TextConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, initializer_range=0.3, **switches,
-    )  # fmt: skip
-    model = build(ModelConfig(model_type=family, text=text), seed=6)
+    model = build(ModelConfig(model_type=family, text=tiny.text_config(**switches)), seed=6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):
@@ -251,9 +253,15 @@ def test_repetition_penalty_equals_transformers(
     ids = [5, 9, 11, 30]
     params = SamplingParams(**{**_fields(GREEDY), "repetition_penalty": 1.3})
     out = reference.generate(
-        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, 4, dtype=torch.int64), max_new_tokens=NEW,
-        min_new_tokens=NEW, do_sample=False, repetition_penalty=1.3, pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, 4, dtype=torch.int64),
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=False,
+        repetition_penalty=1.3,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
     plain, penalized = make_engine(text_model).generate([ids, ids], [GREEDY, params])
     assert penalized.token_ids == out[0, 4:].tolist()
     assert penalized.token_ids != plain.token_ids
@@ -291,9 +299,12 @@ def test_training_goes_on_after_generating(make_engine: Any, vision_model: Model
         features = vision_model.encode_images(torch.from_numpy(image.pixel_values), [image.grid])
         row = torch.tensor(ids)
         hidden = vision_model(
-            row, torch.from_numpy(positions), PackedAttention([len(ids)]), image_features=features,
+            row,
+            torch.from_numpy(positions),
+            PackedAttention([len(ids)]),
+            image_features=features,
             image_positions=(row == 60).nonzero()[:, 0],
-        )  # fmt: skip
+        )
         vision_model.logits(hidden).square().mean().backward()
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in vision_model.parameters())
         vision_model.zero_grad()

@@ -75,9 +75,13 @@ def test_greedy_text_equals_transformers(ours: tuple[Model, Processor], referenc
     for prompt, completion in zip(prompts, engine.generate(prompts, params), strict=True):
         ids = torch.tensor([processor.encode(prompt)])
         expected = reference.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False,
-            eos_token_id=list(processor.eos_token_ids), pad_token_id=processor.eos_token_ids[0],
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=32,
+            do_sample=False,
+            eos_token_id=list(processor.eos_token_ids),
+            pad_token_id=processor.eos_token_ids[0],
+        )
         print(repr(processor.decode(completion.token_ids)))
         assert completion.token_ids == expected[0, ids.shape[1] :].tolist()
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import tiny
 from thyme.engine import Engine, EngineConfig, Prompt, SamplingParams
-from thyme.model import Model, ModelConfig, TextConfig, build, load_model, save
+from thyme.model import Model, ModelConfig, build, load_model, save
 
 PARAMS = SamplingParams(max_tokens=6, seed=1, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -82,7 +83,7 @@ def test_requests_are_checked(
 ) -> None:
     engine = make_engine(text_model, num_blocks=10)
     for _ in range(2):  # a refusal is not remembered as served
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=f"^add: .*{match}"):
             engine.add(prompt, SamplingParams(**params))
     assert not engine.has_unfinished()
 
@@ -144,11 +145,11 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
     expected = engine.generate([[3, 4, 5]], PARAMS)[0].token_ids
     calls: list[int] = []
 
-    def break_down(hidden: torch.Tensor) -> torch.Tensor:
+    def break_down(hidden: torch.Tensor, **options: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return Model.logits(text_model, hidden)
+        return Model.logits(text_model, hidden, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(text_model, "logits", break_down)
@@ -159,10 +160,7 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
 
 
 def test_stream_yields_what_generate_returns(text_model: Model, make_engine: Any, fragments: Any) -> None:
-    text = TextConfig(
-        vocab_size=fragments.vocab_size, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, initializer_range=0.2,
-    )  # fmt: skip
+    text = tiny.text_config(vocab_size=fragments.vocab_size, max_position_embeddings=32768, initializer_range=0.2)
     model = build(ModelConfig(model_type="qwen2", text=text), seed=5)
     engine = make_engine(model, processor=fragments)
     params = SamplingParams(max_tokens=30, seed=1, n=3)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from thyme.engine import Completion, Engine, Prompt, SamplingParams, Sequence, SequenceStatus, TokenKind
 from thyme.model import Model, build
@@ -57,7 +58,7 @@ def test_append_goes_on_like_full_recompute(
 def test_one_image_id_is_expanded(make_engine: Any) -> None:
     from PIL import Image
 
-    from thyme.data.tiny import tiny_config, tiny_processor
+    from thyme.toy.model import tiny_config, tiny_processor
 
     processor = tiny_processor()
     engine = make_engine(build(tiny_config(), processor))
@@ -166,9 +167,16 @@ def test_append_is_refused(text_model: Model, make_engine: Any) -> None:
     with pytest.raises(ValueError, match="WAITING: only a sequence added with hold=True"):
         engine.append(sequence, [5])
     finish(engine)
-    for ids, match in (([99], "token id 99"), ([5] * 30, "39 tokens.*32"), ([-1], "token id -1")):
-        with pytest.raises(ValueError, match=match):
-            engine.append(sequence, ids)
+    picture = Image.new("RGB", (28, 28))
+    for ids, images, match in (
+        ([99], (), "token id 99"),
+        ([-1], (), "token id -1"),
+        ([5] * 30, (), "39 tokens.*32"),
+        ("text", (), "no tokenizer"),
+        ([5], (picture,), "a picture needs a processor"),
+    ):
+        with pytest.raises(ValueError, match=f"^append: .*{match}"):
+            engine.append(sequence, ids, images)
     with pytest.raises(ValueError, match="max_tokens must be at least 1"):
         engine.append(sequence, [5], max_tokens=0)
     assert sequence.status is SequenceStatus.HELD  # a refusal leaves it as it was

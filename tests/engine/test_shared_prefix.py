@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import tiny
 from thyme.engine import Completion, Engine, SamplingParams
 from thyme.kernels import paged_attention as attention_module
-from thyme.model import Model, ModelConfig, TextConfig, build
+from thyme.model import Model, ModelConfig, build
 
 SPLIT = 64  # tokens; the least that tiles of keys allow
 BLOCK = 16
@@ -49,10 +50,7 @@ class PrefixKernel:
 @pytest.fixture(scope="module")
 def model() -> Model:
     """Two query heads and one of keys: the interpreter takes its time for each."""
-    text = TextConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=12, max_position_embeddings=512, initializer_range=0.3,
-    )  # fmt: skip
+    text = tiny.text_config(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=1)
     return build(ModelConfig(model_type="qwen2", text=text), seed=3)
 
 

@@ -20,9 +20,14 @@ class Scripted(Model):
     def __init__(self, script: list[int]) -> None:
         size = len(script)
         text = TextConfig(
-            vocab_size=size, hidden_size=size + size % 2, intermediate_size=2, num_hidden_layers=1,
-            num_attention_heads=1, num_key_value_heads=1, head_dim=size + size % 2,
-        )  # fmt: skip
+            vocab_size=size,
+            hidden_size=size + size % 2,
+            intermediate_size=2,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=size + size % 2,
+        )
         super().__init__(ModelConfig(model_type="qwen2", text=text))
         with torch.no_grad():
             for parameter in self.parameters():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from thyme.evals import chance, evaluate, is_correct, no_code_control, summarize, wilson
+from thyme.rollout.config import RolloutConfig
+from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import SandboxResult, Status
 
@@ -25,11 +27,25 @@ def rollout(asked: Question, answer: str | None, codes: Sequence[Status] = (), i
     ]
     status = RolloutStatus.EOS_WITHOUT_ANSWER if answer is None else RolloutStatus.ANSWERED
     return Rollout(
-        question=asked, group=0, index=index, seed=0, token_ids=none, kinds=none, rounds=none, sampled=none,
-        temperatures=none, logprobs=none, logprobs_raw=none, entropies=none, weight_versions=none, images=[],
-        turns=[*turns, Turn(text="", code=None, result=None, output_text="", num_images=0)], text="", answer=answer,
+        question=asked,
+        group=0,
+        index=index,
+        seed=0,
+        token_ids=none,
+        kinds=none,
+        rounds=none,
+        sampled=none,
+        temperatures=none,
+        logprobs=none,
+        logprobs_raw=none,
+        entropies=none,
+        weight_versions=none,
+        images=[],
+        turns=[*turns, Turn(text="", code=None, result=None, output_text="", num_images=0)],
+        text="",
+        answer=answer,
         status=status,
-    )  # fmt: skip
+    )
 
 
 class Loop:
@@ -37,11 +53,12 @@ class Loop:
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        self.asked: dict[str, Any] = {}
+        self.config = RolloutConfig(top_k=9)
+        self.asked = Sampling()
 
-    def run(self, questions: Sequence[Question], n: int, **kwargs: Any) -> list[list[Rollout]]:
-        self.asked = kwargs
-        return [[self.answer(q, i) for i in range(n)] for q in questions]
+    def run(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Rollout]]:
+        self.asked = sampling
+        return [[self.answer(q, i) for i in range(sampling.n)] for q in questions]
 
 
 def test_the_wilson_interval_is_that_of_the_score_test() -> None:
@@ -101,8 +118,8 @@ def test_a_summary_counts_what_it_says() -> None:
 def test_evaluation_is_greedy_by_default_and_split_by_scenario() -> None:
     questions = [question("crop", "1", 0), question("direct", "2"), question("crop", "3", 1)]
     loop = Loop(lambda q, i: rollout(q, "1" if q.scenario == "crop" else "2"))
-    result = evaluate(loop, questions, seed=4)  # type: ignore[arg-type]
-    assert loop.asked == {"temperature": 0.0, "code_temperature": 0.0, "seed": 4, "allow_code": True}
+    result = evaluate(loop, questions)  # type: ignore[arg-type]
+    assert loop.asked == Sampling(n=1, temperature=0.0, code_temperature=0.0, top_k=9, seed=0, allow_code=True)
     assert result.overall.accuracy == pytest.approx(2 / 3)
     assert {name: s.accuracy for name, s in result.scenarios.items()} == {"crop": 0.5, "direct": 1.0}
     assert [group[0].question for group in result.rollouts] == questions
@@ -116,7 +133,7 @@ def test_the_control_asks_only_what_needs_code_and_forbids_it() -> None:
     questions = [question("direct", "2"), *(question("crop", str(i % 2), i) for i in range(4)), question("zoom", "5")]
     loop = Loop(lambda q, i: rollout(q, "0"))
     control = no_code_control(loop, questions)  # type: ignore[arg-type]
-    assert loop.asked["allow_code"] is False and loop.asked["temperature"] == 0.0
+    assert loop.asked == Sampling(n=1, temperature=0.0, code_temperature=0.0, top_k=9, seed=0, allow_code=False)
     assert control.overall.n == 5 and set(control.scenarios) == {"crop", "zoom"}
     assert control.scenarios["crop"].accuracy == 0.5
     assert control.chance == {"crop": pytest.approx(1 / 3), "zoom": 0.0}

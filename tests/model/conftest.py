@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the four families, a small byte-level tokenizer, and the run of one packed batch."""
+"""Tiny random checkpoints of the four families in transformers, and the run of one packed batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -101,12 +99,12 @@ def _text_model(family: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def vision_model() -> Callable[..., PreTrainedModel]:
+def hf_vision_model() -> Callable[..., PreTrainedModel]:
     return _vision_model
 
 
 @pytest.fixture(scope="session")
-def text_model() -> Callable[[str], PreTrainedModel]:
+def hf_text_model() -> Callable[[str], PreTrainedModel]:
     return _text_model
 
 
@@ -167,31 +165,3 @@ class Batch:
 @pytest.fixture(scope="session")
 def make_batch() -> type[Batch]:
     return Batch
-
-
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|box_start|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-
-@pytest.fixture(scope="session")
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE like Qwen's, trained on a few lines, with Qwen's special tokens and one plain added token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    lines = ["the sign is small: crop the image and read it", "print(image.width // 6) # größer, 图像, naïve"] * 3
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(lines, trainer)
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
-    tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")

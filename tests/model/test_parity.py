@@ -40,9 +40,9 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerances: Any) -> None:
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_logits_of_vision_model(
-    name: str, vision_model: Callable[..., Any], make_batch: Any, tmp_path: Path, tolerances: Any
+    name: str, hf_vision_model: Callable[..., Any], make_batch: Any, tmp_path: Path, tolerances: Any
 ) -> None:
-    reference = vision_model()
+    reference = hf_vision_model()
     batch = make_batch(BATCHES[name])
     with torch.no_grad():
         close(batch.ours(loaded(reference, tmp_path)), batch.theirs(reference), tolerances)
@@ -64,12 +64,12 @@ def test_logits_of_vision_variants(
     vision: dict[str, Any],
     text: dict[str, Any],
     tied: bool,
-    vision_model: Callable[..., Any],
+    hf_vision_model: Callable[..., Any],
     make_batch: Any,
     tmp_path: Path,
     tolerances: Any,
 ) -> None:
-    reference = vision_model(vision, tied, **text)
+    reference = hf_vision_model(vision, tied, **text)
     model = loaded(reference, tmp_path)
     assert (model.lm_head is None) == tied
     batch = make_batch([[4, (1, 14, 10), 3], [5, (1, 6, 6), (1, 4, 6), 2]])
@@ -79,9 +79,9 @@ def test_logits_of_vision_variants(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_text_models(
-    family: str, text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path, tolerances: Any
+    family: str, hf_text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path, tolerances: Any
 ) -> None:
-    reference = text_model(family)
+    reference = hf_text_model(family)
     batch = make_batch([[33], [7], [130], [33]])
     with torch.no_grad():
         close(batch.ours(loaded(reference, tmp_path)), batch.theirs(reference), tolerances)
@@ -89,9 +89,13 @@ def test_logits_of_text_models(
 
 @pytest.mark.parametrize("family", ["vision", "qwen3", "llama-biased"])
 def test_gradients_of_one_step(
-    family: str, vision_model: Callable[..., Any], text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path
+    family: str,
+    hf_vision_model: Callable[..., Any],
+    hf_text_model: Callable[[str], Any],
+    make_batch: Any,
+    tmp_path: Path,
 ) -> None:
-    reference = vision_model(tied=True) if family == "vision" else text_model(family)
+    reference = hf_vision_model(tied=True) if family == "vision" else hf_text_model(family)
     model = loaded(reference, tmp_path)
     batch = make_batch([[4, (1, 6, 10), 9], [30]] if family == "vision" else [[12], [30]])
     targets = torch.randint(0, 160, (sum(map(len, batch.ids)),))
@@ -116,9 +120,9 @@ def test_gradients_of_one_step(
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(8))
 def test_logits_of_large_grids(
-    seed: int, vision_model: Callable[..., Any], make_batch: Any, tmp_path: Path, tolerances: Any
+    seed: int, hf_vision_model: Callable[..., Any], make_batch: Any, tmp_path: Path, tolerances: Any
 ) -> None:
-    reference = vision_model({"window_size": 112, "depth": 4, "fullatt_block_indexes": [1, 3]})
+    reference = hf_vision_model({"window_size": 112, "depth": 4, "fullatt_block_indexes": [1, 3]})
     generator = torch.Generator().manual_seed(seed)
     sides = (2 * torch.randint(1, 32, (2, 3, 2), generator=generator)).tolist()
     batch = make_batch([[3, *[(1, h, w) for h, w in images], 5] for images in sides], seed)

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from thyme.data.tokenizer import toy_tokenizer
 from thyme.model import ImageConfig, ImageInputs, Processor
-from thyme.model.processor import IMAGE_TEXT, smart_resize
+from thyme.model.image_processor import smart_resize
+from thyme.model.processor import IMAGE_TEXT
+from thyme.toy.tokenizer import toy_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thyme.model import ModelConfig, mrope_positions
+from thyme.model import mrope_positions
+from thyme.model.hf import model_config_from_hf
 from thyme.model.rope import Grid, inverse_frequencies
 
 IMAGE = 10
@@ -23,7 +24,7 @@ rounds = st.lists(st.tuples(images, st.integers(1, 9)), max_size=5)
 
 @pytest.fixture(scope="module")
 def reference(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue("vision_model")().model
+    return request.getfixturevalue("hf_vision_model")().model
 
 
 def positions(ids: list[int], grids: list[Grid], start: int = 0) -> tuple[np.ndarray, int]:
@@ -90,9 +91,9 @@ def test_image_tokens_that_do_not_match(ids: list[int], grids: list[Grid], messa
 
 
 @pytest.mark.parametrize("family", ["llama3", "llama", "qwen3"])
-def test_frequencies_equal_transformers(family: str, text_model: Callable[[str], Any]) -> None:
-    model = text_model(family)
-    ours = inverse_frequencies(ModelConfig.from_hf(model.config.to_dict()).text)
+def test_frequencies_equal_transformers(family: str, hf_text_model: Callable[[str], Any]) -> None:
+    model = hf_text_model(family)
+    ours = inverse_frequencies(model_config_from_hf(model.config.to_dict()).text)
     theirs = model.model.rotary_emb.inv_freq
     torch.testing.assert_close(ours, theirs, atol=0, rtol=1e-6)
     if family == "llama3":  # the case has a stretched, a blended and a kept frequency

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from thyme.model import ImageConfig, Model, ModelConfig, Processor, build, load, load_model, save
+from thyme.model import ImageConfig, Model, Processor, build, load, load_model, save
+from thyme.model.hf import model_config_from_hf, model_config_to_hf
 from thyme.model.weights import hub_tensors
 
 
@@ -25,7 +26,7 @@ def same(a: Model, b: Model) -> bool:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """What transformers writes for a vision model, and its tokenizer beside it."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    request.getfixturevalue("vision_model")(vocab_size=400).save_pretrained(folder)
+    request.getfixturevalue("hf_vision_model")(vocab_size=400).save_pretrained(folder)
     tokenizer = request.getfixturevalue("byte_level_tokenizer")
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 3136, "max_pixels": 50176}))
@@ -84,9 +85,9 @@ def test_transformers_reads_our_folder(checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama-biased", "llama3"])
 def test_text_models_both_directions(
-    family: str, text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path
+    family: str, hf_text_model: Callable[[str], Any], make_batch: Any, tmp_path: Path
 ) -> None:
-    text_model(family).save_pretrained(tmp_path / "theirs")
+    hf_text_model(family).save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs")
     save(model, None, tmp_path / "ours")
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
@@ -142,8 +143,8 @@ def test_half_precision_on_disk_and_in_memory(stored: torch.dtype, checkpoint: P
     assert json.loads((copy.parent / "half/config.json").read_text())["torch_dtype"] == str(stored).split(".")[1]
 
 
-def test_tied_head_may_be_stored_but_must_agree(text_model: Callable[[str], Any], tmp_path: Path) -> None:
-    text_model("qwen2").save_pretrained(tmp_path)
+def test_tied_head_may_be_stored_but_must_agree(hf_text_model: Callable[[str], Any], tmp_path: Path) -> None:
+    hf_text_model("qwen2").save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert load_model(tmp_path).lm_head is None
     edit_weights(tmp_path, lambda t: t["lm_head.weight"].mul_(2))
@@ -152,7 +153,7 @@ def test_tied_head_may_be_stored_but_must_agree(text_model: Callable[[str], Any]
 
 
 def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
-    config = ModelConfig.from_hf(
+    config = model_config_from_hf(
         dict(model_type="llama", vocab_size=9, hidden_size=8, intermediate_size=8)
         | dict(num_hidden_layers=1, num_attention_heads=2)
     )
@@ -173,7 +174,7 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["write", "rename"])
 def test_a_failed_save_leaves_the_old_checkpoint(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ModelConfig.from_hf(
+    config = model_config_from_hf(
         dict(model_type="llama", vocab_size=9, hidden_size=8, intermediate_size=8)
         | dict(num_hidden_layers=1, num_attention_heads=2)
     )
@@ -264,7 +265,7 @@ def test_parts_that_do_not_go_together(copy: Path, byte_level_tokenizer: PreTrai
         load(copy)
     with pytest.raises(ValueError, match="patch_size"):
         build(config, Processor(byte_level_tokenizer, ImageConfig(patch_size=16)))
-    small = ModelConfig.from_hf(config.to_hf() | {"vocab_size": 300})
+    small = model_config_from_hf(model_config_to_hf(config) | {"vocab_size": 300})
     with pytest.raises(ValueError, match="embedding only 300 rows"):
         build(small, Processor(byte_level_tokenizer, ImageConfig()))
     (copy / "preprocessor_config.json").unlink()

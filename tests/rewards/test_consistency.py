@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thyme.data.synthetic import SCENARIOS, demonstration, questions
 from thyme.rewards import Reward, RuleJudge, consistency, score
 from thyme.rollout.prompts import extract_answer
 from thyme.rollout.types import Question, Rollout, RolloutStatus
+from thyme.toy.scenarios import SCENARIOS, demonstration, questions
 
 JUDGE = RuleJudge()
 

@@ -4,40 +4,42 @@ The model is the toy, taught two demonstrations by heart in seconds: a crop of a
 first one's variables, and a product that only code is trusted with.
 """
 
+import io
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from thyme.ask import ask, open_image
-from thyme.data.synthetic import SftRow, sft_rows
-from thyme.data.tiny import tiny_config, tiny_processor
+from thyme.data.rows import Demonstration
 from thyme.engine import Engine, EngineConfig
 from thyme.engine.tags import TokenKind
 from thyme.evals import evaluate, no_code_control
 from thyme.model import Model, build, save
 from thyme.model.attention import PackedAttention
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts, write_rollouts
-from thyme.rollout.config import write_prompt_style
+from thyme.rollout.dialect import Dialect, write_dialect
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.types import Question, Rollout, RolloutStatus
-from thyme.sandbox import Sandbox, SandboxConfig, Status
+from thyme.sandbox import Sandbox, Status
+from thyme.toy.model import tiny_config, tiny_processor
+from thyme.toy.scenarios import demonstrations
 from thyme.train.packing import pack
 from thyme.train.tokenization import positions, supervised_sample
+from thyme.verbs.ask import Config, answer, open_image
 
 CONFIG = RolloutConfig(prompt_style="short", max_tokens_per_round=72, max_tokens=160, max_rounds=2)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[SftRow]:
-    return [sft_rows(0, 1, {scenario: 1.0})[0] for scenario in ("zoom", "arithmetic")]
+def rows() -> list[Demonstration]:
+    return [demonstrations(0, 1, {scenario: 1.0})[0] for scenario in ("zoom", "arithmetic")]
 
 
 @pytest.fixture(scope="module")
-def model(rows: list[SftRow]) -> Model:
+def model(rows: list[Demonstration]) -> Model:
     """Knows the two rows by heart (about 97 % sure of each token, so that sampling still strays)."""
     processor = tiny_processor()
     model = build(tiny_config(), processor=processor, seed=0)
@@ -63,12 +65,6 @@ def model(rows: list[SftRow]) -> Model:
     return model
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig(workers=2)) as sandbox:
-        yield sandbox
-
-
 def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> RolloutLoop:
     assert model.processor is not None
     engine = Engine(model, EngineConfig(deterministic=deterministic, max_sequences=16, num_blocks=256, quiet=True))
@@ -76,12 +72,12 @@ def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> Ro
 
 
 @pytest.fixture(scope="module")
-def greedy(model: Model, sandbox: Sandbox, rows: list[SftRow]) -> list[Rollout]:
-    groups = make_loop(model, sandbox).run([row.question for row in rows], 1, temperature=0.0)
+def greedy(model: Model, sandbox: Sandbox, rows: list[Demonstration]) -> list[Rollout]:
+    groups = make_loop(model, sandbox).run([row.question for row in rows], CONFIG.sampling(n=1, temperature=0.0))
     return [group[0] for group in groups]
 
 
-def test_two_rounds_of_code_lead_to_the_answer(greedy: list[Rollout], rows: list[SftRow]) -> None:
+def test_two_rounds_of_code_lead_to_the_answer(greedy: list[Rollout], rows: list[Demonstration]) -> None:
     zoom, product = greedy
     assert zoom.text == rows[0].response and product.text == rows[1].response
     assert (zoom.status, zoom.answer) == (RolloutStatus.ANSWERED, rows[0].question.solution)
@@ -93,7 +89,7 @@ def test_two_rounds_of_code_lead_to_the_answer(greedy: list[Rollout], rows: list
 
 
 def test_the_trajectory_is_what_training_would_make_of_the_text(
-    greedy: list[Rollout], rows: list[SftRow], model: Model
+    greedy: list[Rollout], rows: list[Demonstration], model: Model
 ) -> None:
     processor = model.processor
     assert processor is not None
@@ -110,12 +106,17 @@ def test_the_trajectory_is_what_training_would_make_of_the_text(
 
 @torch.no_grad()
 def test_recorded_logprobs_are_those_of_one_full_forward_pass(
-    model: Model, sandbox: Sandbox, rows: list[SftRow], tolerances: dict[tuple[str, torch.dtype], tuple[float, float]]
+    model: Model,
+    sandbox: Sandbox,
+    rows: list[Demonstration],
+    tolerances: dict[tuple[str, torch.dtype], tuple[float, float]],
 ) -> None:
     """Over rounds, appended images and shared prompts: the engine's record against the trainer's own computation."""
     processor = model.processor
     assert processor is not None and processor.image_token_id is not None
-    [group, _] = make_loop(model, sandbox).run([row.question for row in rows], 3, temperature=1.0, seed=1)
+    [group, _] = make_loop(model, sandbox).run(
+        [row.question for row in rows], CONFIG.sampling(n=3, temperature=1.0, seed=1)
+    )
     banned = [*processor.never_sampled_ids, *range(processor.vocab_size, model.config.text.vocab_size)]
     for rollout in group:
         ids = torch.from_numpy(rollout.token_ids)
@@ -143,12 +144,15 @@ def test_recorded_logprobs_are_those_of_one_full_forward_pass(
         np.testing.assert_allclose(rollout.logprobs[text], rollout.logprobs_raw[text], atol=1e-6, rtol=0)
 
 
-def test_a_deterministic_run_repeats_bit_for_bit(model: Model, sandbox: Sandbox, rows: list[SftRow]) -> None:
+def test_a_deterministic_run_repeats_bit_for_bit(model: Model, sandbox: Sandbox, rows: list[Demonstration]) -> None:
     questions = [row.question for row in rows]
     first, second = (
-        make_loop(model, sandbox, deterministic=True).run(questions, 3, temperature=1.0, seed=5) for _ in range(2)
+        make_loop(model, sandbox, deterministic=True).run(questions, CONFIG.sampling(n=3, temperature=1.0, seed=5))
+        for _ in range(2)
     )
-    alone = make_loop(model, sandbox, deterministic=True).run(questions[:1], 3, temperature=1.0, seed=5)
+    alone = make_loop(model, sandbox, deterministic=True).run(
+        questions[:1], CONFIG.sampling(n=3, temperature=1.0, seed=5)
+    )
     for a, b in zip([*first[0], *first[1], *first[0]], [*second[0], *second[1], *alone[0]], strict=True):
         for name in ("token_ids", "logprobs", "logprobs_raw", "entropies", "kinds", "rounds"):
             assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
@@ -165,7 +169,7 @@ def test_real_rollouts_survive_the_disk(greedy: list[Rollout], model: Model, tmp
         assert [image.digest for image in back.images] == [image.digest for image in rollout.images]
 
 
-def test_evaluation_and_the_control_without_code(model: Model, sandbox: Sandbox, rows: list[SftRow]) -> None:
+def test_evaluation_and_the_control_without_code(model: Model, sandbox: Sandbox, rows: list[Demonstration]) -> None:
     loop = make_loop(model, sandbox)
     questions = [row.question for row in rows]
     result = evaluate(loop, questions)
@@ -176,7 +180,9 @@ def test_evaluation_and_the_control_without_code(model: Model, sandbox: Sandbox,
     assert loop.engine.stats()["blocks_used"] == 0
 
 
-def test_an_interrupt_leaves_engine_and_sandbox_usable(model: Model, sandbox: Sandbox, rows: list[SftRow]) -> None:
+def test_an_interrupt_leaves_engine_and_sandbox_usable(
+    model: Model, sandbox: Sandbox, rows: list[Demonstration]
+) -> None:
     """Interrupted with code still running: the blocks are free, the threads gone, and the next run is as ever."""
     loop = make_loop(model, sandbox)
     step = loop.engine.step
@@ -190,26 +196,27 @@ def test_an_interrupt_leaves_engine_and_sandbox_usable(model: Model, sandbox: Sa
 
     loop.engine.step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        loop.run([row.question for row in rows], 3)
+        loop.run([row.question for row in rows], CONFIG.sampling(n=3))
     assert loop.engine.stats()["blocks_used"] == 0 and not loop.engine.has_unfinished()
     assert not [t for t in threading.enumerate() if t.name.startswith("thyme-rollout")]
-    [[rollout]] = loop.run([rows[0].question], 1, temperature=0.0)
+    [[rollout]] = loop.run([rows[0].question], CONFIG.sampling(n=1, temperature=0.0))
     assert rollout.answer == rows[0].question.solution
 
 
 def test_ask_prints_thoughts_code_images_and_answer(
-    model: Model, rows: list[SftRow], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Model, rows: list[Demonstration], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     question: Question = rows[0].question
     assert question.image is not None
     question.image.save(tmp_path / "sign.png")
     save(model, model.processor, tmp_path / "model")
-    write_prompt_style(tmp_path / "model", "short")
-    rollout = ask(
-        tmp_path / "model", tmp_path / "sign.png", question.question, max_tokens=200, images_dir=tmp_path / "kept"
-    )
+    write_dialect(tmp_path / "model", Dialect(prompt_style="short"))
+    out = io.StringIO()
+    config = Config(model="model", image="sign.png", question=question.question, max_tokens=200, name="kept")
+    rollout = answer(config, Console(file=out, soft_wrap=True, highlight=False))
     assert rollout.answer == question.solution
-    printed = capsys.readouterr().out
+    printed = out.getvalue()
     parts = [
         "is tiny: column",
         "image.crop(",
@@ -220,6 +227,6 @@ def test_ask_prints_thoughts_code_images_and_answer(
     ]
     found = [printed.find(part) for part in parts]
     assert -1 not in found and found == sorted(found), printed
-    kept = list((tmp_path / "kept").glob("*.png"))
+    kept = list((tmp_path / "runs" / "kept" / "images").glob("*.png"))
     assert len(kept) == 2 and all(path.name in printed.replace("\n", "") for path in kept)
     assert {open_image(path).tobytes() for path in kept} == {image.tobytes() for image in rows[0].images[1:]}

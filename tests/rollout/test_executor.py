@@ -58,7 +58,7 @@ def test_leaving_kills_what_runs_and_leaves_nothing(
             with executor(sandbox) as run:
                 assert run.run(0, QUESTION, 0, "x = 1").result()[0].status is Status.OK
                 futures = [run.run(i, QUESTION, 0, ENDLESS) for i in range(1, 13)]
-                assert eventually(lambda: client.running == 2 and len(client.queue) == 10)
+                assert eventually(lambda: client.rounds.num_running == 2 and len(client.rounds.waiting) == 10)
                 assert threading.active_count() == threads + 1
                 if error is not None:
                     raise error
@@ -66,7 +66,7 @@ def test_leaving_kills_what_runs_and_leaves_nothing(
             assert seen is error
     assert all(future.cancelled() for future in futures)
     assert threading.active_count() == threads
-    assert client.running == 0 and not client.queue and not client.children
+    assert client.rounds.num_running == 0 and not client.rounds.waiting and not client.rounds.live
     assert eventually(lambda: snippets_of(server) <= idle) and eventually(lambda: open_descriptors() <= descriptors)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert sandbox.run("print(1)").stdout == "1\n"
@@ -87,7 +87,7 @@ def test_a_program_may_end_in_the_middle_of_a_run() -> None:
         "sandbox = Sandbox(SandboxConfig(workers=2, memory_mib=256, timeout_s=60.0))\n"
         "run = executor(sandbox).__enter__()\n"
         f"run.run(1, QUESTION, 0, {ENDLESS!r})\n"
-        "assert eventually(lambda: sandbox._client.running == 1)\n"
+        "assert eventually(lambda: sandbox._client.rounds.num_running == 1)\n"
         "print('over')\n"
     )
     done = subprocess.run(

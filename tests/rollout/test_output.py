@@ -1,10 +1,7 @@
 """What the model is shown of a code result."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from thyme.rollout.events import TextStream
 from thyme.rollout.output import content
 from thyme.sandbox import SandboxResult, SnippetError, Status
 
@@ -71,14 +68,3 @@ def test_the_released_sandbox_drops_what_was_printed_before_an_error() -> None:
 def test_printed_tags_are_escaped(tag: str) -> None:
     text = shown(SandboxResult(status=Status.OK, stdout=f"a {tag} b < c <b>"))
     assert text == f"a &lt;{tag[1:]} b < c <b>"
-
-
-@given(st.lists(st.sampled_from(["a", "<", "<co", "de>", "<answer", ">", "x < y", "</code>", "\n"]), max_size=12))
-def test_streamed_pieces_join_to_the_text_before_the_first_tag(pieces: list[str]) -> None:
-    stream = TextStream()
-    shown = "".join(stream.feed(piece) for piece in pieces)
-    text = "".join(pieces)
-    starts = [at for tag in ("<code>", "<answer>") if (at := text.find(tag)) >= 0]
-    assert "<code>" not in shown and "<answer>" not in shown
-    assert text.startswith(shown) and len(shown) <= min(starts, default=len(text))
-    assert shown + stream.rest() == text

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyme.data.tiny import tiny_processor
 from thyme.model.processor import Processor
-from thyme.rollout.records import ImageStore, read_rollouts, write_rollouts
+from thyme.rollout.image_folder import ImageFolder
+from thyme.rollout.records import read_rollouts, write_rollouts
 from thyme.rollout.trajectory import COLUMNS
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return tiny_processor()
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -37,24 +32,40 @@ def rollout(processor: Processor, index: int = 0, image: Image.Image | None = No
         scale = 10.0 ** rng.integers(-9, 4, count) if dtype is np.float32 else 10.0
         columns[name] = (rng.uniform(0, 2, count) * scale).astype(dtype)
     done = SandboxResult(
-        status=Status.OK, stdout="caf\u00e9 \u56fe\n", images=(crop,), fixes=(Fix("import", 2, "added import math"),),
-        wall_s=0.1, isolation="full",
-    )  # fmt: skip
+        status=Status.OK,
+        stdout="caf\u00e9 \u56fe\n",
+        images=(crop,),
+        fixes=(Fix("import", 2, "added import math"),),
+        wall_s=0.1,
+        isolation="full",
+    )
     failed = SandboxResult(status=Status.ERROR, error=SnippetError("ValueError", "no", None), restarted=True)
     return Rollout(
         question=Question(
-            id="q1", image=image, image_path="a.png", question="what?", solution="7", scenario="crop",
+            id="q1",
+            image=image,
+            image_path="a.png",
+            question="what?",
+            solution="7",
+            scenario="crop",
             meta={"box": [1, 2, 3, 4]},
         ),
-        group=3, index=index, seed=2**55 + index, **columns,
+        group=3,
+        index=index,
+        seed=2**55 + index,
+        **columns,
         images=[processor.preprocess(image), processor.preprocess(crop)],
         turns=[
             Turn(text="a<code>x</code>", code="x", result=done, output_text="<sandbox_output>..", num_images=1),
             Turn(text="b<code></code>", code="", result=failed, output_text="", num_images=0),
             Turn(text="c", code=None, result=None, output_text="", num_images=0),
         ],
-        text="abc", answer=None, status=RolloutStatus.MAX_IMAGES, wall_s=1.25, sandbox_s=0.1,
-    )  # fmt: skip
+        text="abc",
+        answer=None,
+        status=RolloutStatus.MAX_IMAGES,
+        wall_s=1.25,
+        sandbox_s=0.1,
+    )
 
 
 def same(a: Any, b: Any) -> bool:
@@ -108,13 +119,13 @@ def test_an_image_is_stored_once_beside_the_rollouts(processor: Processor, tmp_p
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
 def test_the_store_keeps_mode_and_pixels(mode: str, tmp_path: Path) -> None:
     image = Image.radial_gradient("L").convert(mode)
-    name = ImageStore(tmp_path).add(image)
-    assert same(ImageStore(tmp_path).get(name), image) or mode == "P"
-    assert ImageStore(tmp_path).get(name).convert("RGB").tobytes() == image.convert("RGB").tobytes()
+    name = ImageFolder(tmp_path).add(image)
+    assert same(ImageFolder(tmp_path).get(name), image) or mode == "P"
+    assert ImageFolder(tmp_path).get(name).convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
 def test_equal_pixels_under_other_shapes_palettes_or_modes_are_other_images(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path)
+    store = ImageFolder(tmp_path)
     gray = Image.new("L", (6, 4), 7)
     palette = gray.copy()
     palette.putpalette(list(range(255, -1, -1)) * 3)

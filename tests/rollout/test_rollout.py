@@ -17,6 +17,7 @@ from thyme.engine.tags import TokenKind
 from thyme.rollout import events
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.rollout import RolloutLoop
+from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import SandboxResult, Status
 
@@ -127,9 +128,17 @@ class Engine:
         kinds = [TokenKind.END if i == IM_END else TokenKind.TEXT for i in drawn]
         numbers = np.arange(len(drawn), dtype=np.float32) + 1
         return SimpleNamespace(
-            sequence=s, token_ids=drawn, kinds=kinds, finish_reason=finish, stop_reason=stop, weight_version=5,
-            logprobs=-numbers, logprobs_raw=-2 * numbers, entropies=numbers, temperatures=0 * numbers + 1,
-        )  # fmt: skip
+            sequence=s,
+            token_ids=drawn,
+            kinds=kinds,
+            finish_reason=finish,
+            stop_reason=stop,
+            weight_version=5,
+            logprobs=-numbers,
+            logprobs_raw=-2 * numbers,
+            entropies=numbers,
+            temperatures=0 * numbers + 1,
+        )
 
     def append(self, s: Sequence, ids: Any, images: Any = (), max_tokens: int | None = None) -> None:
         assert s.state == "held" and (max_tokens is None or max_tokens > 0)
@@ -219,7 +228,7 @@ def loop(script: Any, behavior: Any = None, *, deterministic: bool = False, sess
 
 
 def run_one(loop: RolloutLoop, **kwargs: Any) -> Rollout:
-    [[rollout]] = loop.run([question()], 1, **kwargs)
+    [[rollout]] = loop.run([question()], loop.config.sampling(n=1, **kwargs))
     return rollout
 
 
@@ -266,7 +275,7 @@ def test_code_result_and_answer_make_two_rounds_in_one_trajectory() -> None:
 def test_returned_images_become_image_tokens_and_follow_the_question_s() -> None:
     crops = tuple(Image.new("RGB", (9, 8 + i)) for i in range(2))
     it = loop([SOME_CODE, ANSWER], returns(SandboxResult(status=Status.OK, stdout="a.png", images=crops)))
-    [[rollout]] = it.run([question(image=Image.new("RGB", (50, 40)))], 1)
+    [[rollout]] = it.run([question(image=Image.new("RGB", (50, 40)))], it.config.sampling(n=1))
     assert rollout.turns[0].output_text == "<sandbox_output><image><image></sandbox_output>"
     assert [i.size for i in rollout.images] == [(50, 40), (9, 8), (9, 9)]
     np.testing.assert_array_equal(rollout.kinds == TokenKind.IMAGE, rollout.token_ids == PAD)
@@ -277,7 +286,7 @@ def test_returned_images_become_image_tokens_and_follow_the_question_s() -> None
 
 def test_a_rollout_keeps_its_session_over_rounds_and_shares_it_with_nobody() -> None:
     it = loop([SOME_CODE, SOME_CODE, ANSWER])
-    it.run([question("a"), question("b")], 2)
+    it.run([question("a"), question("b")], it.config.sampling(n=2))
     assert [len(s.codes) for s in it.sandbox.sessions] == [2] * 4 and nothing_leaked(it)
 
 
@@ -311,7 +320,7 @@ def test_one_block_more_than_max_rounds_ends_it_unrun() -> None:
 def test_an_output_with_too_many_images_ends_it_unappended() -> None:
     crop = SandboxResult(status=Status.OK, images=(Image.new("RGB", (9, 9)),))
     it = loop([SOME_CODE] * 9, returns(crop), max_images=3)
-    [[rollout]] = it.run([question(image=Image.new("RGB", (9, 9)))], 1)
+    [[rollout]] = it.run([question(image=Image.new("RGB", (9, 9)))], it.config.sampling(n=1))
     assert rollout.status is RolloutStatus.MAX_IMAGES and len(rollout.images) == 3
     assert [turn.num_images for turn in rollout.turns] == [1, 1, 0] and rollout.turns[2].output_text == ""
     assert (rollout.token_ids == PAD).sum() == 3 * TOKENS_PER_IMAGE
@@ -344,7 +353,7 @@ def test_others_decode_while_code_runs() -> None:
         await until(other_done.is_set)
         return SandboxResult(status=Status.OK)
 
-    [[first], [second]] = loop(script, behavior).run([question("a"), question("b")], 1)
+    [[first], [second]] = loop(script, behavior).run([question("a"), question("b")], Sampling())
     assert first.num_code == 1 and second.num_code == 0
 
 
@@ -360,7 +369,7 @@ def test_more_code_runs_at_once_than_there_are_threads() -> None:
 
     before = threading.active_count()
     it = loop(lambda index, round_index: SOME_CODE if round_index == 0 else ANSWER, behavior)
-    it.run([question(str(i)) for i in range(6)], 4)
+    it.run([question(str(i)) for i in range(6)], it.config.sampling(n=4))
     assert len(threads) == 24 and set(threads) == {before + 1}
     assert nothing_leaked(it)
 
@@ -387,7 +396,7 @@ def test_the_first_result_is_admitted_when_all_wait() -> None:
 
     slow, fast = (dataclasses.replace(question(name), image_path=name) for name in ("slow", "fast"))
     it = loop(script, behavior)
-    it.run([slow, fast], 1)
+    it.run([slow, fast], it.config.sampling(n=1))
     assert [entry[2] for entry in it.engine.log] == [1, 0] and it.timing.idle_s > 0
 
 
@@ -404,7 +413,7 @@ def test_under_a_deterministic_engine_arrival_times_change_nothing(slow: int) ->
         return SandboxResult(status=Status.OK)
 
     it = loop(script, behavior, deterministic=True, result_delay_steps=4)
-    it.run([question()], 3)
+    it.run([question()], it.config.sampling(n=3))
     # Block i of 9 + i characters ends at step 9 + i. Nothing else decodes at 11: the first is admitted at once, the
     # others 4 steps after their end; so again in the second round.
     steps = [(entry[2], entry[1]) for entry in it.engine.log]
@@ -416,13 +425,14 @@ def test_deterministic_admission_does_not_wait_for_those_who_still_decode() -> N
         return SOME_CODE if index == 0 and round_index == 0 else ("z" * 40, "eos", None)
 
     it = loop(script, deterministic=True, result_delay_steps=4)
-    it.run([question()], 2)
+    it.run([question()], it.config.sampling(n=2))
     assert it.engine.log == [("append", 9 + 4, 0)]
 
 
 def test_never_more_rollouts_in_flight_than_sessions() -> None:
     it = loop([SOME_CODE, SOME_CODE, ANSWER], sessions=5, max_in_flight=6)
-    rollouts = it.run([question(str(i)) for i in range(4)], 5)  # a group larger than the limit is started in parts
+    # A group larger than the limit is started in parts.
+    rollouts = it.run([question(str(i)) for i in range(4)], it.config.sampling(n=5))
     assert [len(group) for group in rollouts] == [5] * 4
     assert all([r.index for r in group] == list(range(5)) for group in rollouts)
     assert all(np.diff([r.seed for r in group]).tolist() == [1] * 4 for group in rollouts)
@@ -430,11 +440,11 @@ def test_never_more_rollouts_in_flight_than_sessions() -> None:
 
 def test_seeds_follow_the_question_and_not_its_place() -> None:
     a, b = question("a"), question("b")
-    forward = loop([ANSWER]).run([a, b, a], 2, seed=3)
-    backward = loop([ANSWER]).run([b, a], 2, seed=3)
+    forward = loop([ANSWER]).run([a, b, a], Sampling(n=2, seed=3))
+    backward = loop([ANSWER]).run([b, a], Sampling(n=2, seed=3))
     assert [r.seed for r in forward[0]] == [r.seed for r in backward[1]]
     assert forward[0][0].seed != forward[2][0].seed, "the same question twice gets other draws"
-    assert forward[0][0].seed != loop([ANSWER]).run([a], 1, seed=4)[0][0].seed
+    assert forward[0][0].seed != loop([ANSWER]).run([a], Sampling(seed=4))[0][0].seed
 
 
 def test_without_code_the_tag_is_banned_and_a_spelled_out_block_is_not_run() -> None:
@@ -460,7 +470,7 @@ def test_an_exception_leaves_nothing_behind(error: BaseException) -> None:
     it.engine.fail_at_step = error
     it.engine.num_steps = -8  # the first block is out by then
     with pytest.raises(type(error)):
-        it.run([question()], 3)
+        it.run([question()], it.config.sampling(n=3))
     assert [session.killed for session in it.sandbox.sessions] == [True] and nothing_leaked(it)
 
 
@@ -488,7 +498,7 @@ def test_a_session_that_opens_too_late_is_closed_unused(monkeypatch: pytest.Monk
     it.sandbox.session = late
     monkeypatch.setattr(threading.Thread, "join", leave)
     with pytest.raises(RuntimeError):
-        it.run([question()], 2)
+        it.run([question()], it.config.sampling(n=2))
     [session] = it.sandbox.sessions
     assert not session.codes and nothing_leaked(it)
 
@@ -499,13 +509,13 @@ def test_a_failing_sandbox_is_not_swallowed() -> None:
 
     it = loop([SOME_CODE, ANSWER], behavior)
     with pytest.raises(OSError, match="no more processes"):
-        it.run([question()], 2)
+        it.run([question()], it.config.sampling(n=2))
     assert nothing_leaked(it)
 
 
 def test_bad_arguments_name_themselves() -> None:
     with pytest.raises(ValueError, match="n: 0"):
-        loop([ANSWER]).run([question()], 0)
+        loop([ANSWER]).run([question()], Sampling(n=0))
     with pytest.raises(ValueError, match="max_images: -1"):
         RolloutConfig(max_images=-1)
     with pytest.raises(ValueError, match="prompt_style: 'long'"):
@@ -520,8 +530,11 @@ def test_the_stream_tells_what_happens_in_order() -> None:
     it = loop([("Look < here.<code>c</code>", "stop", "</code>"), ("So <answer>7</answer>", "stop", "</answer>")])
     seen = list(stream(it))
     assert [type(e).__name__ for e in seen if not isinstance(e, events.TextPiece)] == [
-        "CodeBlock", "CodeResult", "Answer", "End",
-    ]  # fmt: skip
+        "CodeBlock",
+        "CodeResult",
+        "Answer",
+        "End",
+    ]
     text = [e.text for e in seen if isinstance(e, events.TextPiece)]
     assert "".join(text) == "Look < here.So " and len(text) > 10, "as decoded, tags and their content apart"
     code, answer = (e for e in seen if isinstance(e, events.CodeBlock | events.Answer))

@@ -54,6 +54,8 @@ def _try(category: str, name: str, body: str, expected: tuple[str, ...] = (OK,))
     )
 
 
+# A table: one attack a line.
+# fmt: off
 ATTACKS: list[Attack] = [
     # reading
     _try("read", "open a host file", "open('{secret}').read()"),
@@ -291,4 +293,5 @@ ATTACKS: list[Attack] = [
     Attack("leftover","import that raises",(OK,ERROR,CRASHED),"import builtins\nbuiltins.__import__ = None"),
     Attack("leftover","json that lies",(OK,ERROR,CRASHED),"import json\njson.dumps = lambda *a, **k: 'lies'\njson.JSONEncoder.encode = None"),
     Attack("leftover","class of dictionaries in the way",(OK,ERROR,CRASHED),"class D(dict):\n    def get(self, *a):\n        raise SystemExit(3)\nglobals()['processed_path'] = D()"),
-]  # fmt: skip
+]
+# fmt: on

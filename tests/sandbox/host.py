@@ -95,8 +95,14 @@ class Host:
         """The code with names in braces filled in."""
         if "{" not in code:
             return code
-        return code.format(secret=self.folder / "secret", folder=self.folder, port=self.tcp.getsockname()[1],
-                           unix=self.folder / "listener", abstract=self.abstract_name, pid=os.getpid())  # fmt: skip
+        return code.format(
+            secret=self.folder / "secret",
+            folder=self.folder,
+            port=self.tcp.getsockname()[1],
+            unix=self.folder / "listener",
+            abstract=self.abstract_name,
+            pid=os.getpid(),
+        )
 
     def facts(self) -> tuple:
         return tuple(

@@ -104,8 +104,18 @@ def run() -> None:
         works = len(images) == 1 and np.array_equal(np.asarray(images[0]), np.asarray(image)[20:50, 10:40])
         layers = {layer.name: layer.ok for layer in sandbox.layers()}
         restarts = sandbox._client.restarts + hasty._client.restarts
-    print(json.dumps({"isolation": sandbox.isolation, "layers": layers, "failures": failures, "works": works,
-                      "restarts": restarts, "uid": os.getuid()}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "isolation": sandbox.isolation,
+                "layers": layers,
+                "failures": failures,
+                "works": works,
+                "restarts": restarts,
+                "uid": os.getuid(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def is_given(sandbox: Sandbox) -> bool:
 
 
 def alive(session: SandboxSession) -> bool:
-    return session._child is not None
+    return session._state.child is not None
 
 
 def memory_of(sandbox: Sandbox) -> int:
@@ -113,7 +113,7 @@ def start_and_kill_a_client(off: str = "", *, server_too: bool = False) -> list[
         "import threading, time\nfrom thyme.sandbox import Sandbox, SandboxConfig\n"
         f"s = Sandbox(SandboxConfig(workers=1, memory_mib=256), _off=frozenset({off.split()}))\n"
         "threading.Thread(target=s.run, args=('while True: pass',), daemon=True).start()\n"
-        "while not s._client.running: time.sleep(.01)\n"
+        "while not s._client.rounds.num_running: time.sleep(.01)\n"
         "print(*s._client.group.folders, s._client.server.process.pid, flush=True); time.sleep(60)"
     )
     client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -165,9 +165,13 @@ def test_version_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     group.bound()
     wrote = {p.name: p.read_text() for p in (*folder.iterdir(), tmp_path / "cgroup.subtree_control")}
     assert wrote == {
-        "cgroup.subtree_control": "+pids", "cgroup.procs": "123", "pids.max": str(SMALL.max_sessions + 18),
-        "memory.current": str(50 << 20), "memory.max": str(50 + cgroup.budget_mib(SMALL) << 20), "memory.swap.max": "0",
-    }  # fmt: skip
+        "cgroup.subtree_control": "+pids",
+        "cgroup.procs": "123",
+        "pids.max": str(SMALL.max_sessions + 18),
+        "memory.current": str(50 << 20),
+        "memory.max": str(50 + cgroup.budget_mib(SMALL) << 20),
+        "memory.swap.max": "0",
+    }
     assert group.layer().ok
     for file in folder.iterdir():  # in the kernel's file system they go with the folder
         file.unlink()

@@ -23,14 +23,31 @@ ROOT = Path(__file__).parents[2]
 BY_NAME = {f"{a.category}: {a.name}": a for a in ATTACKS}
 # one per mechanism that a mode could lose
 SMOKE = [
-    "read: open a host file", "read: passwd", "read: list a host folder", "write: overwrite a host file",
-    "write: truncate while opening to read", "write: overwrite the input image", "network: tcp", "network: udp",
-    "network: unix socket", "network: abstract socket", "process: fork", "process: thread", "process: kill the owner",
-    "process: kill everybody", "kernel: unshare", "kernel: mount", "kernel: io_uring",
+    "read: open a host file",
+    "read: passwd",
+    "read: list a host folder",
+    "write: overwrite a host file",
+    "write: truncate while opening to read",
+    "write: overwrite the input image",
+    "network: tcp",
+    "network: udp",
+    "network: unix socket",
+    "network: abstract socket",
+    "process: fork",
+    "process: thread",
+    "process: kill the owner",
+    "process: kill everybody",
+    "kernel: unshare",
+    "kernel: mount",
+    "kernel: io_uring",
     "native: writable and executable memory",
-    "memory: bytes", "time: busy loop", "disk: many big files", "disk: deep tree", "protocol: early exit",
+    "memory: bytes",
+    "time: busy loop",
+    "disk: many big files",
+    "disk: deep tree",
+    "protocol: early exit",
     "protocol: shrinks the shared pixels",
-]  # fmt: skip
+]
 # under the emulations the listed folder is open to everybody on purpose
 MODES = {"user": "full", "bare-user": "strong", "container": "strong"}
 
@@ -46,8 +63,14 @@ def storm(mode: str, attacks: list[Attack], host: Host) -> dict:
         for a in attacks
     ]
     before = host.facts()
-    done = subprocess.run([sys.executable, "-m", "tests.sandbox.inmode", mode], input=json.dumps(cases), text=True,
-                          capture_output=True, cwd=ROOT, timeout=900)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sandbox.inmode", mode],
+        input=json.dumps(cases),
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert host.facts() == before
     assert not host.was_called()
@@ -115,16 +138,24 @@ def test_plain_keeps_to_its_disk_quota(plain: Sandbox) -> None:
 # what is off -> attacks that must then succeed
 MUTATIONS = {
     frozenset({"seccomp"}): [
-        "network: vsock", "network: netlink", "process: thread", "process: fork", "kernel: inotify",
-        "memory: memfd outside the limit", "native: writable and executable memory",
+        "network: vsock",
+        "network: netlink",
+        "process: thread",
+        "process: fork",
+        "kernel: inotify",
+        "memory: memfd outside the limit",
+        "native: writable and executable memory",
     ],
     frozenset({"seccomp", "namespaces"}): ["network: udp", "network: ipv6"],
     frozenset({"landlock"}): ["read: walk up from the working folder"],
     frozenset({"landlock", "namespaces"}): [
-        "read: passwd", "read: open a host file", "read: list a host folder", "read: own memory map",
+        "read: passwd",
+        "read: open a host file",
+        "read: list a host folder",
+        "read: own memory map",
         "read: import from a host folder",
     ],
-}  # fmt: skip
+}
 
 
 def escapes(result) -> bool:
@@ -158,8 +189,14 @@ def test_capabilities_are_needed() -> None:
 
 def test_refuses_without_the_core() -> None:
     """What a machine without Landlock and namespaces gets: a refusal that names each probe, its errno and a remedy."""
-    done = subprocess.run([sys.executable, "-m", "tests.sandbox.inmode", "nothing"], input="[]", text=True,
-                          capture_output=True, cwd=ROOT, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sandbox.inmode", "nothing"],
+        input="[]",
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+    )
     assert done.returncode != 0
     assert "SandboxUnavailable: this machine cannot isolate model-written code (landlock" in done.stderr
     assert "FAIL landlock: [Errno 1]" in done.stderr and "CONFIG_LSM" in done.stderr

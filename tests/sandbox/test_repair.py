@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, Slip
 from thyme.sandbox import Sandbox, Status
-from thyme.sandbox.released import MIN_CROP, grow_box, rewrite
+from thyme.sandbox.released_dialect import MIN_CROP, grow_box, rewrite
 from thyme.sandbox.repair import KNOWN_NAMES, repair
 from thyme.sandbox.shims import clamp_box
 

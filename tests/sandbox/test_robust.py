@@ -85,12 +85,12 @@ def test_who_answers_can_be_killed(image: Image.Image) -> None:
     """Also where the answer is read first: a fork-server that is stopped may not be needed for it any more."""
     with Sandbox(CONFIG) as sandbox, sandbox.session(image) as session:
         with sandbox._client.lock:  # the reader waits, and this thread is the reader
-            round_ = sandbox._client.submit(session, "print(1)")
-            child = session._child
+            round_ = sandbox._client.submit(session._state, "print(1)")
+            child = session._state.child
             assert child is not None
             assert select.select([child.socket], [], [], 5.0)[0]
-            sandbox._client.reader._on_child(child)
-            assert child.round is None
+            sandbox._client._on_child(session._state)
+            assert session._state.round is None
             assert child.pidfd is not None
         assert round_.future.result(5.0).stdout == "1\n"
 
@@ -113,7 +113,7 @@ def test_a_stopped_server_is_not_needed_by_what_runs(image: Image.Image) -> None
 
 def test_a_server_stopped_while_code_runs(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs comes back; what comes next gets a new server."""
-    monkeypatch.setattr("thyme.sandbox.client._FORK_S", 0.5)
+    monkeypatch.setattr("thyme.sandbox.round_queue._FORK_S", 0.5)
     with Sandbox(CONFIG) as sandbox, sandbox.session() as session:
         session.run("import time")
         threading.Timer(0.1, lambda: os.kill(server_of(sandbox), signal.SIGSTOP)).start()
@@ -162,8 +162,14 @@ os.rmdir(tempfile.tempdir)
 def test_full_temporary_folder(off: tuple[str, ...]) -> None:
     """An image that cannot be stored is an error of the caller's, half a file of it does not stay, and code without one
     runs (where scratch lies elsewhere) or is refused; with room again all is well."""
-    done = subprocess.run([sys.executable, "-c", FULL, *off], cwd=ROOT, capture_output=True, text=True, timeout=100,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *off],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     first, *rest = done.stdout.splitlines()
     assert Status[first] in (ANSWERED if off else (Status.OK,))
@@ -192,5 +198,5 @@ def test_a_server_killed_again_and_again(image: Image.Image) -> None:
         assert all(result.status in ANSWERED for _, result in results)
         assert all(result.stdout == f"{i}\n" for i, result in results if result.status is Status.OK)
         assert sandbox._client.restarts > 3
-        assert sandbox._client.running == 0
+        assert sandbox._client.rounds.num_running == 0
         check_crop(sandbox, image)

@@ -64,12 +64,12 @@ def test_everything_printed_comes_back(sandbox: Sandbox) -> None:
 def test_wall_time_covers_the_snippet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the notice that a new process is there is read after its result."""
     client, code = sandbox._client, "import time; t = time.monotonic(); time.sleep(.02); print(time.monotonic() - t)"
-    hear, deaf = client.reader._on_control, threading.Event()
-    monkeypatch.setattr(client.reader, "_on_control", lambda: None if deaf.is_set() else hear())
+    hear, deaf = client.server.receive, threading.Event()
+    monkeypatch.setattr(client.server, "receive", lambda: None if deaf.is_set() else hear())
     with sandbox.session() as session:
         deaf.set()
         results = [session.run(code)]
-        assert session._child.pidfd is None  # born unheard
+        assert session._state.child.pidfd is None  # forked, but unheard of
         deaf.clear()
         results += [session.run(code) for _ in range(2)]
     for result in results:
@@ -120,8 +120,13 @@ def test_a_full_scratch_is_a_limit_and_says_which(sandbox: Sandbox, code: str) -
         assert result.error.message.endswith("(at most 32 MiB in all, 16 MiB a file, 256 files and folders)")
 
 
-@pytest.mark.parametrize("code", ["import urllib.request as r; r.urlopen('http://example.com')",
-                                  "import socket; socket.getaddrinfo('example.com', 80)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import urllib.request as r; r.urlopen('http://example.com')",
+        "import socket; socket.getaddrinfo('example.com', 80)",
+    ],
+)
 def test_who_asks_for_the_network_is_told(sandbox: Sandbox, code: str) -> None:
     error = sandbox.run(code).error
     assert error is not None and "no network" in error.message, error
@@ -207,7 +212,7 @@ def test_sessions_that_open_a_new_image_at_once(sandbox: Sandbox, monkeypatch: p
 
 
 def test_an_image_is_not_evicted_while_it_is_acquired(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thyme.sandbox.images._KEPT_BYTES", 0)
+    monkeypatch.setattr("thyme.sandbox.image_store._KEPT_BYTES", 0)
     with Sandbox(SandboxConfig(workers=1, memory_mib=256)) as sandbox:
         store = sandbox._client.images
         keep, evicting = store._store, []
@@ -309,7 +314,7 @@ def test_an_ordinary_error_keeps_the_session(sandbox: Sandbox) -> None:
 def test_idle_session_is_ended_and_starts_afresh() -> None:
     with Sandbox(SandboxConfig(workers=1, memory_mib=256, idle_s=0.1)) as sandbox, sandbox.session() as session:
         session.run("x = 1")
-        assert eventually(lambda: session._child is None)
+        assert eventually(lambda: session._state.child is None)
         result = session.run("print('x' in globals())")
         assert (result.stdout, result.restarted) == ("False\n", True)
 
@@ -320,7 +325,7 @@ def test_a_session_that_goes_on_after_its_round_is_killed(sandbox: Sandbox) -> N
     with sandbox.session() as session:
         result = session.run(f"import os\nos.write(3, {forged!r}.encode())\nwhile True: pass")
         assert result.status is Status.OK
-        assert eventually(lambda: session._child is None)
+        assert eventually(lambda: session._state.child is None)
 
 
 def test_closed_session_refuses(sandbox: Sandbox) -> None:
@@ -360,7 +365,7 @@ def test_at_most_workers_run_at_once(tmp_path: Path) -> None:
             nonlocal seen
             tasks = [asyncio.ensure_future(sandbox.arun(f"import time; time.sleep(.05); print({i})")) for i in range(8)]
             while not all(t.done() for t in tasks):
-                seen = max(seen, sandbox._client.running)
+                seen = max(seen, sandbox._client.rounds.num_running)
                 await asyncio.sleep(0.005)
             return [t.result().stdout.strip() for t in tasks]
 
@@ -372,7 +377,7 @@ def test_cancelled_await_kills_the_snippet(sandbox: Sandbox, image: Image.Image)
     async def scenario() -> None:
         with sandbox.session(image) as session:
             await session.arun("x = 1")
-            child = session._child
+            child = session._state.child
             assert child.pidfd is not None
             process = os.dup(child.pidfd)
             task = asyncio.ensure_future(session.arun("while True: pass"))
@@ -380,14 +385,14 @@ def test_cancelled_await_kills_the_snippet(sandbox: Sandbox, image: Image.Image)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert session._child is None
+            assert session._state.child is None
             assert select.select([process], [], [], 10)[0], "the process has not ended"
             os.close(process)
             after = await session.arun("print('x' in globals())")
             assert (after.stdout, after.restarted) == ("False\n", True)
 
     asyncio.run(scenario())
-    assert sandbox._client.running == 0
+    assert sandbox._client.rounds.num_running == 0
     check_crop(sandbox, image)
 
 
@@ -425,7 +430,7 @@ def test_killed_server_while_code_runs(image: Image.Image) -> None:
 
 
 def test_stopped_server_is_replaced(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thyme.sandbox.client._FORK_S", 0.5)
+    monkeypatch.setattr("thyme.sandbox.round_queue._FORK_S", 0.5)
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox:
         sandbox.run("1")
         os.kill(server_of(sandbox), signal.SIGSTOP)

@@ -58,8 +58,8 @@ def test_five_thousand_snippets(host: Host, image) -> None:
             wrong = [w for w in callers.map(one, range(5000)) if w]
         assert wrong == []
         assert sandbox._client.restarts == 0
-        assert sandbox._client.running == 0 and not sandbox._client.queue
-        assert eventually(lambda: not sandbox._client.children)
+        assert sandbox._client.rounds.num_running == 0 and not sandbox._client.rounds.waiting
+        assert eventually(lambda: not sandbox._client.rounds.live)
         assert eventually(lambda: open_descriptors() <= descriptors)
         assert eventually(lambda: threading.active_count() <= threads)
         assert resident_kib(server) < memory + 8192

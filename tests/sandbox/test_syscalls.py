@@ -120,9 +120,36 @@ def test_foreign_calls_kill(machine: str) -> None:
 def test_dangerous_calls_are_not_in_the_table() -> None:
     names = set(ALLOW)
     assert not names & {
-        "clone", "fork", "vfork", "execve", "execveat", "socket", "connect", "sendmsg", "sendto", "kill", "tgkill",
-        "ptrace", "unshare", "setns", "mount", "chroot", "link", "symlink", "mknod", "memfd_create", "bpf", "keyctl",
-        "io_uring_setup", "userfaultfd", "perf_event_open", "truncate", "prctl", "seccomp", "setrlimit", "setitimer",
-    }  # fmt: skip
+        "clone",
+        "fork",
+        "vfork",
+        "execve",
+        "execveat",
+        "socket",
+        "connect",
+        "sendmsg",
+        "sendto",
+        "kill",
+        "tgkill",
+        "ptrace",
+        "unshare",
+        "setns",
+        "mount",
+        "chroot",
+        "link",
+        "symlink",
+        "mknod",
+        "memfd_create",
+        "bpf",
+        "keyctl",
+        "io_uring_setup",
+        "userfaultfd",
+        "perf_event_open",
+        "truncate",
+        "prctl",
+        "seccomp",
+        "setrlimit",
+        "setitimer",
+    }
     with pytest.raises(ValueError, match="riscv64"):
         assemble("riscv64")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import signal
 import socket
@@ -19,6 +18,11 @@ import pytest
 
 from tests.sandbox.host import check_crop, children_of, eventually, picture, snippets_of
 from thyme.sandbox import Sandbox, SandboxConfig, Status, child
+from thyme.sandbox.interpreter import Job
+from thyme.sandbox.protocol import Order
+from thyme.sandbox.result_images import PIXELS
+from thyme.sandbox.slots import Place
+from thyme.sandbox.stdout import STDOUT
 
 
 def started_by(sandbox: Sandbox) -> int:
@@ -84,13 +88,13 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     received: list[int] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pipes = [os.pipe() for _ in range(5)]
-    order = {"fork": "1", "image_path": "a.png", "image_file": "b.img", "image_format": "PNG", "seed": 3}
+    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", seed=3)
     plan = SimpleNamespace(private_mounts=False, images="/i")
-    job = child.Job(scratch="/s", image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)
+    job = Job(scratch="/s", image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)
 
     def rehearse(*_: object) -> None:
         steps.append("rehearse")
-        socket.send_fds(ours, [json.dumps(order).encode()], [read_end for read_end, _ in pipes])
+        socket.send_fds(ours, [order.encode()], [read_end for read_end, _ in pipes])
 
     def confine(_: object, ruleset: int) -> None:
         received.append(ruleset)
@@ -110,13 +114,19 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     monkeypatch.setattr(child, "serve", lambda given, _: steps.append(given))
     for name in ("_read", "_pread"):
         monkeypatch.setattr(child, name, lambda *_: steps.append("reads"))
-    child.live(child.Place(slot=1, scratch="/s"), plan, None, 99, early=True)  # type: ignore[arg-type]
+    child.live(Place(slot=1, scratch="/s"), plan, None, 99, early=True)  # type: ignore[arg-type]
     inodes = [os.fstat(read_end).st_ino for read_end, _ in pipes]
     assert steps == [
-        "prepare", "rehearse", ("confine", inodes[4]),
-        (child.STDOUT, inodes[0]), (child.SOCKET, inodes[1]), (child.PIXELS, inodes[2]), (child.CODE, inodes[3]),
-        "close the rest", job,
-    ]  # fmt: skip
+        "prepare",
+        "rehearse",
+        ("confine", inodes[4]),
+        (STDOUT, inodes[0]),
+        (child.SOCKET, inodes[1]),
+        (PIXELS, inodes[2]),
+        (child.CODE, inodes[3]),
+        "close the rest",
+        job,
+    ]
     for fd in (*received, *(end for ends in pipes for end in ends)):
         os.close(fd)
     ours.close()

@@ -39,7 +39,11 @@ def test_forward_is_the_engines_and_gradient_packed_attentions(lengths: tuple[in
         for cache, x in zip(caches, (k, v), strict=True):
             cache[first : first + blocks[i]].flatten(0, 1)[:length] = x[ends[i] - length : ends[i]]
     decoded = paged_attention(
-        q[ends[order] - 1], *caches, tables[order], torch.tensor(lengths, dtype=torch.int32)[order],
-        torch.arange(len(lengths) + 1, dtype=torch.int32), scale=12**-0.5,
-    )  # fmt: skip
+        q[ends[order] - 1],
+        *caches,
+        tables[order],
+        torch.tensor(lengths, dtype=torch.int32)[order],
+        torch.arange(len(lengths) + 1, dtype=torch.int32),
+        scale=12**-0.5,
+    )
     assert torch.equal(decoded, out[ends[order] - 1])

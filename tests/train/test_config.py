@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from thyme.train.config import AnnealConfig, BaseStageConfig, RlConfig, SftConfig, StageConfig
+from thyme.toy.config import BaseStageConfig
+from thyme.train.config import AnnealConfig, RlConfig, SftConfig, StageConfig
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,13 @@ def test_a_resumed_stage_rewrites_what_it_repeats(tmp_path: Path) -> None:
     log.log(2, {"try": 2})
     log.close()
     assert [(line["stage"], line["step"], line["try"]) for line in lines(path)] == [
-        ("base", 0, 1), ("base", 1, 1), ("base", 2, 1), ("sft", 0, 1), ("sft", 1, 1), ("sft", 2, 2),
-    ]  # fmt: skip
+        ("base", 0, 1),
+        ("base", 1, 1),
+        ("base", 2, 1),
+        ("sft", 0, 1),
+        ("sft", 1, 1),
+        ("sft", 2, 2),
+    ]
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model import ImageInputs, Model, Processor
 from thyme.train.objective import (
-    Vocabulary,
+    AllowedIds,
     normalize,
-    policy_loss,
     reference_logprobs,
+    rollout_loss,
     supervised_loss,
     trained_logits,
 )
@@ -71,7 +71,7 @@ def test_normalizations_by_hand() -> None:
 
 
 def test_one_batch_of_8_equals_4_of_2(model: Model, processor: Processor, picture: Picture) -> None:
-    vocabulary = Vocabulary.of(processor)
+    allowed = AllowedIds.of(processor)
     samples = normalize([[demonstration(processor, picture, n) for n in range(1, 9)]], "batch_tokens")
     losses, grads = [], []
     for max_tokens in (None, 2 * max(len(sample.token_ids) for sample in samples)):
@@ -79,7 +79,7 @@ def test_one_batch_of_8_equals_4_of_2(model: Model, processor: Processor, pictur
         assert len(batches) == (1 if max_tokens is None else 4)
         total = 0.0
         for batch in batches:
-            loss = supervised_loss(model, batch, vocabulary)
+            loss = supervised_loss(model, batch, allowed)
             loss.backward()
             total += float(loss.detach())
         losses.append(total)
@@ -110,7 +110,7 @@ def test_what_the_model_did_not_write_has_exactly_zero_gradient(
         states.append(hidden)
 
     handle = model.register_forward_hook(keep)
-    supervised_loss(model, batch, Vocabulary.of(processor)).backward()
+    supervised_loss(model, batch, AllowedIds.of(processor)).backward()
     handle.remove()
     gradient = states[0].grad
     assert gradient is not None
@@ -122,15 +122,15 @@ def test_what_the_model_did_not_write_has_exactly_zero_gradient(
 
 
 def test_never_sampled_ids_have_probability_zero(model: Model, processor: Processor, picture: Picture) -> None:
-    vocabulary = Vocabulary.of(processor)
-    assert processor.image_token_id in vocabulary.banned_ids
+    allowed = AllowedIds.of(processor)
+    assert processor.image_token_id in allowed.banned_ids
     (batch,) = pack([demonstration(processor, picture, 1)], image_token_id=processor.image_token_id)
-    expected = supervised_loss(model, batch, vocabulary).detach()
+    expected = supervised_loss(model, batch, allowed).detach()
     with torch.no_grad():  # the embedding is tied or not: raise what a banned id would score, by its bias-free row
         assert model.lm_head is not None
-        model.lm_head.weight[list(vocabulary.banned_ids)] *= 100
-        model.lm_head.weight[vocabulary.size :] *= 100
-    assert torch.equal(supervised_loss(model, batch, vocabulary).detach(), expected)
+        model.lm_head.weight[list(allowed.banned_ids)] *= 100
+        model.lm_head.weight[allowed.size :] *= 100
+    assert torch.equal(supervised_loss(model, batch, allowed).detach(), expected)
 
 
 def rollout_like(sample: Sample, advantage: float) -> Sample:
@@ -149,7 +149,7 @@ def test_on_policy_ratio_is_exactly_1_and_the_loss_is_minus_the_advantage(
 ) -> None:
     samples = [rollout_like(demonstration(processor, picture, n), a) for n, a in ((1, 2.0), (2, -1.0))]
     (batch,) = pack(normalize([samples], "sequence_mean"), image_token_id=processor.image_token_id)
-    loss, metrics = policy_loss(model, batch, Vocabulary.of(processor), GrpoLossConfig())
+    loss, metrics = rollout_loss(model, batch, AllowedIds.of(processor), GrpoLossConfig())
     values = metrics.as_dict()
     assert values["ratio"] == values["ratio_max"] == 1.0
     assert float(loss.detach()) == pytest.approx(-(2.0 - 1.0) / 2, abs=1e-6)
@@ -159,11 +159,11 @@ def test_on_policy_gradient_is_the_policy_gradient(model: Model, processor: Proc
     """-A grad log pi: twice the advantage of a supervised sample gives twice minus its supervised gradient."""
     plain = demonstration(processor, picture, 4)
     (supervised,) = pack(normalize([[plain]], "batch_tokens"), image_token_id=processor.image_token_id)
-    supervised_loss(model, supervised, Vocabulary.of(processor)).backward()
+    supervised_loss(model, supervised, AllowedIds.of(processor)).backward()
     expected = gradients(model)
     samples = normalize([[rollout_like(plain, -2.0)]], "batch_tokens")
     (batch,) = pack(samples, image_token_id=processor.image_token_id)
-    policy_loss(model, batch, Vocabulary.of(processor), GrpoLossConfig())[0].backward()
+    rollout_loss(model, batch, AllowedIds.of(processor), GrpoLossConfig())[0].backward()
     for name, grad in gradients(model).items():
         torch.testing.assert_close(grad, -2 * expected[name], atol=1e-6, rtol=1e-4)
 
@@ -171,10 +171,10 @@ def test_on_policy_gradient_is_the_policy_gradient(model: Model, processor: Proc
 def test_the_fused_head_gives_the_same_losses_and_gradients(
     model: Model, processor: Processor, picture: Picture
 ) -> None:
-    from thyme.data.tiny import tiny_config
     from thyme.model import build
+    from thyme.toy.model import tiny_config
 
-    vocabulary, other = Vocabulary.of(processor), build(tiny_config(), processor, seed=1)
+    allowed, other = AllowedIds.of(processor), build(tiny_config(), processor, seed=1)
     samples = [rollout_like(demonstration(processor, picture, n), a) for n, a in ((1, 2.0), (2, -1.0))]
     samples[0].temperatures[::3] = 0.0
     samples[1].temperatures[::2] = 0.7
@@ -182,8 +182,8 @@ def test_the_fused_head_gives_the_same_losses_and_gradients(
 
     def both(fused_head: bool) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
         losses = [
-            supervised_loss(model, batch, vocabulary, fused_head=fused_head),
-            policy_loss(model, batch, vocabulary, GrpoLossConfig(), reference=other, fused_head=fused_head)[0],
+            supervised_loss(model, batch, allowed, fused_head=fused_head),
+            rollout_loss(model, batch, allowed, GrpoLossConfig(), reference=other, fused_head=fused_head)[0],
         ]
         grads = []
         for loss in losses:
@@ -200,18 +200,18 @@ def test_the_fused_head_gives_the_same_losses_and_gradients(
 
 
 def test_kl_to_itself_is_zero_and_to_another_is_not(model: Model, processor: Processor, picture: Picture) -> None:
-    vocabulary = Vocabulary.of(processor)
+    allowed = AllowedIds.of(processor)
     (batch,) = pack(
         normalize([[rollout_like(demonstration(processor, picture, 2), 1.0)]], "batch_tokens"),
         image_token_id=processor.image_token_id,
     )
-    _, metrics = policy_loss(model, batch, vocabulary, GrpoLossConfig(), reference=model)
+    _, metrics = rollout_loss(model, batch, allowed, GrpoLossConfig(), reference=model)
     assert metrics.as_dict()["kl_ref"] == 0.0
-    assert not reference_logprobs(model, batch, vocabulary).requires_grad
-    from thyme.data.tiny import tiny_config
+    assert not reference_logprobs(model, batch, allowed).requires_grad
     from thyme.model import build
+    from thyme.toy.model import tiny_config
 
-    _, metrics = policy_loss(
-        model, batch, vocabulary, GrpoLossConfig(), reference=build(tiny_config(), processor, seed=1)
+    _, metrics = rollout_loss(
+        model, batch, allowed, GrpoLossConfig(), reference=build(tiny_config(), processor, seed=1)
     )
     assert metrics.as_dict()["kl_ref"] > 0.01

@@ -6,6 +6,7 @@ from torch import nn
 
 from thyme.model import Model
 from thyme.train.config import StageConfig
+from thyme.train.muon import Muon, orthogonalized
 from thyme.train.optim import build_optimizer, is_block_matrix, rate_share
 
 
@@ -82,3 +83,33 @@ def test_norms_and_biases_do_not_decay() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), StageConfig())
+
+
+def test_muon_is_torch_s_muon_in_float32_on_a_cpu() -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.randn(24, 16, requires_grad=True), torch.randn(8, 40, requires_grad=True)] for _ in range(2))
+    for mine, its in zip(ours, theirs, strict=True):
+        its.data.copy_(mine.data)
+    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    optimizers = Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(4):
+        for mine, its in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            its.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        assert (mine - its).abs().max() < 0.02 * 4 * 0.02  # bfloat16 errs by about 1 % of a step
+        assert torch.equal(optimizers[0].state[mine]["momentum_buffer"], optimizers[1].state[its]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
+def test_orthogonalized_is_float32_and_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    found = orthogonalized(matrix)
+    assert found.dtype == torch.float32 and found.shape == matrix.shape
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,32 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from thyme.data.synthetic import questions, sft_rows
-from thyme.data.tiny import tiny_config
+from thyme.data.streams import endless
 from thyme.engine import Engine, EngineConfig
 from thyme.engine.tags import TokenKind
 from thyme.model import Model, Processor, build
 from thyme.rewards import Reward
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
-from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, SnippetError, Status
+from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
+from thyme.toy.model import tiny_config
+from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import RlConfig, SftConfig
 from thyme.train.metrics import Metrics
-from thyme.train.objective import Vocabulary, trained_logprobs
+from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 from thyme.train.sft import train_sft
-from thyme.train.streams import endless
 
 ROLLOUT = RolloutConfig(prompt_style="short", group_size=2, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig(workers=2)) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +38,14 @@ def taught(processor: Processor) -> Model:
     """Knows by heart one product, computed by code."""
     model = build(tiny_config(), processor, seed=0)
     config = SftConfig(steps=30, batch_size=1, optimizer="adamw", learning_rate=3e-3)
-    train_sft(model, processor, endless(sft_rows(0, 1, {"arithmetic": 1.0})), config)
+    train_sft(model, processor, endless(demonstrations(0, 1, {"arithmetic": 1.0})), config)
     return model
 
 
 @pytest.fixture(scope="module")
 def asked() -> list[Question]:
     """The product it knows and a picture it does not."""
-    return [sft_rows(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
+    return [demonstrations(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
 
 
 def by_index(rollout: Rollout) -> Reward:
@@ -95,10 +89,10 @@ def test_training_computes_the_log_probs_that_the_engine_recorded(
     taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], tolerances: dict
 ) -> None:
     """Bit for bit, in one packed batch and in one each, over the head's logits and fused with it."""
-    groups = make_loop(taught, sandbox).run(asked, seed=1)
+    groups = make_loop(taught, sandbox).run(asked, ROLLOUT.sampling(seed=1))
     samples = [rollout_sample(processor, rollout, 1.0) for group in groups for rollout in group]
     packs = [samples, *([sample] for sample in samples)]
-    vocabulary = Vocabulary.of(processor)
+    vocabulary = AllowedIds.of(processor)
     for packed in packs:
         (batch,) = pack(packed, image_token_id=processor.image_token_id)
         assert batch.rollout_logprobs is not None and batch.temperatures is not None
@@ -123,9 +117,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     def train(resume_from: Path | None) -> tuple[Model, list[Metrics]]:
         model = copy.deepcopy(taught)  # the reference is the model it started from, resumed or not
         history = train_rl(
-            model, processor, make_loop(model, sandbox), endless(asked), config,
-            score=by_index, run_dir=tmp_path, resume_from=resume_from,
-        )  # fmt: skip
+            model,
+            processor,
+            make_loop(model, sandbox),
+            endless(asked),
+            config,
+            score=by_index,
+            run_dir=tmp_path,
+            resume_from=resume_from,
+        )
         return model, history
 
     whole, expected = train(None)
@@ -170,16 +170,25 @@ def hand_rollout(
     warm = np.asarray([0.0, 0.0, *temperatures], dtype=np.float32)
     greedy = sampled & (warm == 0)
     fields: dict[str, object] = dict(
-        question=questions(0, 1, {"arithmetic": 1.0})[0], group=0, index=0, seed=0,
-        token_ids=np.arange(5, 7 + n), kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
-        rounds=np.zeros(2 + n, dtype=np.int16), sampled=sampled, temperatures=warm,
+        question=questions(0, 1, {"arithmetic": 1.0})[0],
+        group=0,
+        index=0,
+        seed=0,
+        token_ids=np.arange(5, 7 + n),
+        kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
+        rounds=np.zeros(2 + n, dtype=np.int16),
+        sampled=sampled,
+        temperatures=warm,
         logprobs=np.where(sampled & ~greedy, -0.5, 0.0).astype(np.float32),
         logprobs_raw=np.where(sampled, -0.75, 0.0).astype(np.float32),
-        entropies=np.zeros(2 + n, dtype=np.float32), weight_versions=np.where(sampled, 0, -1).astype(np.int32),
-        images=[], turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="",
-                               num_images=0)],
-        text="x", answer=None, status=RolloutStatus.ANSWERED,
-    )  # fmt: skip
+        entropies=np.zeros(2 + n, dtype=np.float32),
+        weight_versions=np.where(sampled, 0, -1).astype(np.int32),
+        images=[],
+        turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="", num_images=0)],
+        text="x",
+        answer=None,
+        status=RolloutStatus.ANSWERED,
+    )
     return Rollout(**(fields | values))  # type: ignore[arg-type]
 
 

@@ -17,26 +17,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from thyme.config import RunConfig
 from thyme.demo.curve import Line, draw_curve
 from thyme.demo.show import percent
-from thyme.demo.story import Clock, chapter, demo_config, train_base_stage
+from thyme.demo.story import Clock, chapter
 from thyme.evals import Summary, evaluate
-from thyme.model.model import Model
-from thyme.model.processor import Processor
-from thyme.stages import (
-    heldout_questions,
-    judge,
-    open_loop,
-    open_model,
-    question_stream,
-    row_stream,
-    run_dir,
-    save_model,
-)
-from thyme.train.metrics import Metrics, OnStep, ProgressLine
-from thyme.train.rl import train_rl
-from thyme.train.sft import train_sft
+from thyme.train.metrics import Metrics
+from thyme.verbs import base, eval, rl, sft
+from thyme.verbs.folders import run_dir
+from thyme.verbs.opening import Opened, open_loop, open_model, save_model
+from thyme.verbs.recipe import Recipe
 
 ARMS = {"ATS: text 1, code 0": True, "1 everywhere": False}
 
@@ -52,23 +41,19 @@ class Arm:
     history: list[Metrics]
 
 
-def run_compare(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> dict[str, Any]:
+def run_compare(config: Recipe) -> dict[str, Any]:
     """Both arms; returns what it writes to runs/compare/summary.json."""
-    config = demo_config(seed, material, threads, recipe="compare")
     console = Console(highlight=False)
     clock, folder = Clock(), run_dir(config)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     with chapter(console, "1/3  Base stage"):
-        model, processor, _ = train_base_stage(config, folder)
+        opened = open_model(config)
+        base.train(config, opened, folder, label="    base")
     with chapter(console, "2/3  Fragile cold start: SFT until greedy code works"):
-        found = WorkingCode(config, model, processor)
-        with ProgressLine(config.sft.steps, "    sft", {"loss": "loss"}) as line:
-            train_sft(
-                model, processor, row_stream(config.data), config.sft, run_dir=folder,
-                on_step=found.after(line),
-            )  # fmt: skip
-        console.print(f"    {found.told()}")
-        start = save_model(config, model, processor, folder / "checkpoints" / "sft")
+        found = WorkingCode(config, opened)
+        sft.train(config, opened, folder, label="    sft", on_step=found)
+        console.print(f"    {found.in_words()}")
+        start = save_model(opened, folder / "checkpoints" / "sft")
     with (
         chapter(console, "3/3  GRPO from it, twice, one process each"),
         ProcessPoolExecutor(len(ARMS), mp_context=get_context("spawn")) as cores,
@@ -76,7 +61,7 @@ def run_compare(*, seed: int = 0, material: str = "glyphs", threads: int = 1) ->
         running = [cores.submit(train_arm, config, start, folder, name, ats) for name, ats in ARMS.items()]
         arms = [arm.result() for arm in running]
     summary = {
-        "seed": seed,
+        "seed": config.seed,
         "arms": [asdict(arm) for arm in arms],
         "wall_s": clock.wall_s,
         "cpu_s": clock.cpu_s,
@@ -85,7 +70,7 @@ def run_compare(*, seed: int = 0, material: str = "glyphs", threads: int = 1) ->
     steps = [m["step"] + 1 for m in arms[0].history]
     draw_curve(
         folder / "curve.png",
-        f"From a fragile cold start, seed {seed}: share of rollouts with code",
+        f"From a fragile cold start, seed {config.seed}: share of rollouts with code",
         [Line(arm.name, steps, [m["rollout/code_share"] for m in arm.history]) for arm in arms],
         "optimizer step",
     )
@@ -103,30 +88,24 @@ class WorkingCode:
     QUESTIONS, SAMPLES = 48, 2
     CODE_SHARE, CODE_OK = 0.1, 0.95
 
-    def __init__(self, config: RunConfig, model: Model, processor: Processor) -> None:
-        self._parts = config, model, processor
-        self._asked = heldout_questions(replace(config, eval=replace(config.eval, num_questions=self.QUESTIONS)))
+    def __init__(self, config: Recipe, opened: Opened) -> None:
+        self._config, self._opened = config, opened
+        few = replace(config, eval=replace(config.eval, num_questions=self.QUESTIONS))
+        self._asked = eval.heldout_questions(few)
         self._steps = 0
         self._seen: Summary | None = None
 
-    def after(self, told: OnStep) -> OnStep:
-        """For `train_sft`: tells `told` of every step, then looks whether to end the stage."""
-
-        def on_step(metrics: Metrics) -> bool:
-            told(metrics)
-            return self._found()
-
-        return on_step
-
-    def _found(self) -> bool:
+    def __call__(self, metrics: Metrics) -> bool:
+        """After a step of SFT: whether to end the stage."""
         self._steps += 1
         if self._steps < self.FIRST or self._steps % self.EVERY:
             return False
-        with open_loop(*self._parts) as loop:
-            self._seen = evaluate(loop, self._asked, samples=self.SAMPLES, temperature=1.0).overall
+        with open_loop(self._config, self._opened) as loop:
+            sampling = loop.config.sampling(n=self.SAMPLES, temperature=1.0, code_temperature=0.0)
+            self._seen = evaluate(loop, self._asked, sampling).overall
         return self._seen.code_share >= self.CODE_SHARE and (self._seen.code_ok or 0.0) >= self.CODE_OK
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """What the last check saw."""
         if self._seen is None:
             return f"{self._steps} steps, unchecked"
@@ -134,18 +113,15 @@ class WorkingCode:
         return f"{self._steps} steps: code in {self._seen.code_share:.0%} of the rollouts with ATS, of it runs {ran}"
 
 
-def train_arm(config: RunConfig, start: Path, folder: Path, name: str, ats: bool) -> Arm:
+def train_arm(config: Recipe, start: Path, folder: Path, name: str, ats: bool) -> Arm:
     """GRPO from `start` with or without adaptive temperature, framed by greedy evaluations."""
     torch.set_num_threads(1)
     config = replace(config, model=str(start), threads=1, rollout=replace(config.rollout, adaptive=ats))
-    model, processor = open_model(config)
-    asked = heldout_questions(config)
-    with open_loop(config, model, processor) as loop:
+    opened = open_model(config)
+    asked = eval.heldout_questions(config)
+    with open_loop(config, opened) as loop:
         before = evaluate(loop, asked)
-        history = train_rl(
-            model, processor, loop, question_stream(config.data), config.rl,
-            score=judge, seed=config.seed, run_dir=folder / ("ats" if ats else "uniform"),
-        )  # fmt: skip
+        history = rl.train(config, opened, loop, folder / ("ats" if ats else "uniform"), label=None)
         after = evaluate(loop, asked)
     return Arm(name=name, before=before.overall, after=after.overall, history=history)
 

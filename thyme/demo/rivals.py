@@ -9,19 +9,11 @@ from pathlib import Path
 
 import torch
 
-from thyme.config import RunConfig
-from thyme.data.synthetic import sft_rows
-from thyme.evals import EvalResult, NoCodeControl, evaluate, no_code_control
-from thyme.stages import (
-    ANNEAL_GATE_ROWS,
-    anneal_stream,
-    heldout_questions,
-    open_loop,
-    open_model,
-    row_stream,
-    save_model,
-)
-from thyme.train.sft import train_anneal, train_sft
+from thyme.evals import EvalResult, NoCodeControl, no_code_control
+from thyme.toy.streams import demonstration_stream
+from thyme.verbs import eval, sft
+from thyme.verbs.opening import open_loop, open_model, save_model
+from thyme.verbs.recipe import Recipe
 
 CODE_SCENARIOS = ("crop", "rotate", "contrast", "arithmetic", "zoom")
 FOLDER = "sft_full"
@@ -39,48 +31,47 @@ class RivalResult:
     """CPU seconds they took; the aim was RL's."""
 
 
-def train_full_sft(config: RunConfig, base: Path, folder: Path) -> float:
+def train_full_sft(config: Recipe, base: Path, folder: Path) -> float:
     """SFT and annealing as in the cold start, but with code in every demonstration that needs it.
 
     Returns:
         CPU seconds of one SFT step.
     """
     full = _from(config, base, no_code=0.0)
-    model, processor = open_model(full)
+    opened = open_model(full)
     started = time.process_time()
-    train_sft(model, processor, row_stream(full.data), full.sft)
+    sft.train(full, opened, None, label=None)
     step_s = (time.process_time() - started) / full.sft.steps
-    heldout = sft_rows(full.data.seed, ANNEAL_GATE_ROWS, {"arithmetic": 1.0}, split="heldout")
-    train_anneal(model, processor, anneal_stream(full.data), full.anneal, heldout=heldout)
-    save_model(full, model, processor, folder / "checkpoints" / FOLDER)
+    sft.anneal(full, opened, None, label=None)
+    save_model(opened, folder / "checkpoints" / FOLDER)
     return step_s
 
 
-def train_on(config: RunConfig, folder: Path, step_s: float, cpu_s: float) -> RivalResult:
+def train_on(config: Recipe, folder: Path, step_s: float, cpu_s: float) -> RivalResult:
     """More of the same SFT for about `cpu_s` CPU seconds on rows not seen before, then the held-out evaluation."""
     start = folder / "checkpoints" / FOLDER
     full = _from(config, start, no_code=0.0)
-    model, processor = open_model(full)
+    opened = open_model(full)
     steps = max(1, round(cpu_s / step_s))
-    rows, seen = row_stream(full.data), full.sft.steps * full.sft.batch_size
+    rows, seen = demonstration_stream(full.toy), full.sft.steps * full.sft.batch_size
+    more = replace(full, sft=replace(full.sft, steps=steps))
     started = time.process_time()
-    train_sft(model, processor, lambda at, n: rows(seen + at, n), replace(full.sft, steps=steps))
+    sft.train(more, opened, None, rows=lambda at, n: rows(seen + at, n), label=None)
     spent = time.process_time() - started
-    save_model(full, model, processor, start)
-    with open_loop(full, model, processor) as loop:
-        result = evaluate(loop, heldout_questions(full))
+    save_model(opened, start)
+    result = eval.measure(full, opened)
     return RivalResult(result=replace(result, rollouts=[]), extra_steps=steps, extra_cpu_s=spent)
 
 
-def train_control(config: RunConfig, base: Path) -> NoCodeControl:
+def train_control(config: Recipe, base: Path) -> NoCodeControl:
     """SFT in which most demonstrations of every code scenario answer at once with the truth; then code is forbidden."""
-    control = _from(config, base, no_code=config.data.no_code, no_code_scenarios=CODE_SCENARIOS)
-    model, processor = open_model(control)
-    train_sft(model, processor, row_stream(control.data), control.sft)
-    with open_loop(control, model, processor) as loop:
-        return no_code_control(loop, heldout_questions(control))
+    control = _from(config, base, no_code=config.toy.no_code, no_code_scenarios=CODE_SCENARIOS)
+    opened = open_model(control)
+    sft.train(control, opened, None, label=None)
+    with open_loop(control, opened) as loop:
+        return no_code_control(loop, eval.heldout_questions(control))
 
 
-def _from(config: RunConfig, folder: Path, **data: object) -> RunConfig:
+def _from(config: Recipe, folder: Path, **toy: object) -> Recipe:
     torch.set_num_threads(1)
-    return replace(config, model=str(folder), threads=1, data=replace(config.data, **data))  # type: ignore[arg-type]
+    return replace(config, model=str(folder), threads=1, toy=replace(config.toy, **toy))  # type: ignore[arg-type]

@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.resources import files
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,33 +20,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from thyme.config import RunConfig, load_recipe
-from thyme.data.synthetic import captions, sft_rows
 from thyme.demo import rivals
 from thyme.demo.curve import Line, draw_curve
 from thyme.demo.show import percent, scenario_table, show_traces
 from thyme.demo.summary import Story
-from thyme.evals import EvalResult, evaluate
-from thyme.model.model import Model
-from thyme.model.processor import Processor
+from thyme.evals import EvalResult
 from thyme.rollout.records import write_rollouts
-from thyme.stages import (
-    ANNEAL_GATE_ROWS,
-    anneal_stream,
-    caption_stream,
-    heldout_questions,
-    judge,
-    open_loop,
-    open_model,
-    question_stream,
-    row_stream,
-    run_dir,
-    save_model,
-)
-from thyme.train.base import train_base
-from thyme.train.metrics import Metrics, ProgressLine
-from thyme.train.rl import train_rl
-from thyme.train.sft import train_anneal, train_sft
+from thyme.verbs import base, eval, rl, sft
+from thyme.verbs.folders import run_dir
+from thyme.verbs.opening import Opened, open_loop, open_model, save_model
+from thyme.verbs.recipe import Recipe
 
 INTRO = (
     "[bold]Thyme demo.[/] A Qwen2.5-VL of 1.7 M parameters starts from random weights and learns to look closer: it "
@@ -65,7 +47,7 @@ Next:
   thyme ask {folder}/checkpoints/rl PICTURE.png "What digit is on the red sign?"
   thyme demo --compare      a fragile cold start twice: adaptive temperature, and temperature 1 everywhere
   thyme demo --seed 1       another seed; --material digits | photos: handwriting, photographs
-  thyme rl --help           every setting of a run"""
+  thyme rl --help           what a run can be told"""
 
 
 class Clock:
@@ -88,63 +70,71 @@ class Clock:
         return self._cpu_now() - self._cpu
 
 
-def demo_config(seed: int, material: str, threads: int, recipe: str = "demo") -> RunConfig:
-    """The shipped recipe with the seed put wherever something is drawn."""
-    config = load_recipe(Path(str(files("thyme.recipes") / f"{recipe}.toml")))
-    data = replace(config.data, seed=seed, material=material)  # type: ignore[arg-type]
-    return replace(config, seed=seed, threads=threads, data=data)
-
-
-def run_demo(*, seed: int = 0, material: str = "glyphs", threads: int = 1) -> dict[str, Any]:
+def run_demo(config: Recipe) -> dict[str, Any]:
     """The whole story; returns what it writes to runs/demo/summary.json."""
-    config = demo_config(seed, material, threads)
     console = Console(highlight=False)
     console.print(INTRO)
     clock, folder = Clock(), run_dir(config)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     checkpoints = folder / "checkpoints"
     with chapter(console, "1/5  Base stage: reading digits and locating signs, from captions"):
-        model, processor, base = train_base_stage(config, folder)
-        save_model(config, model, processor, checkpoints / "base")
+        opened = open_model(config)
+        captioned = base.train(config, opened, folder, label="    base")
+        save_model(opened, checkpoints / "base")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as second_core:
         torch.set_num_threads(1)
         full_sft = second_core.submit(rivals.train_full_sft, config, checkpoints / "base", folder)
         with chapter(console, "2/5  Cold start: SFT that mostly answers small signs without code; then arithmetic"):
             sft_clock = Clock()
-            anneal = train_cold_start(config, model, processor, folder)
+            sft.train(config, opened, folder, label="    sft")
+            annealed = sft.anneal(config, opened, folder, label="    anneal")
             cold_start_cpu_s = sft_clock.cpu_s
-            save_model(config, model, processor, checkpoints / "sft")
+            save_model(opened, checkpoints / "sft")
         with chapter(console, f"3/5  Evaluation on {config.eval.num_questions} held-out questions"):
-            before = evaluate_heldout(config, model, processor, console)
+            before = evaluate_heldout(config, opened, console)
         with chapter(console, "4/5  GRPO-ATS: text at temperature 1, code at 0, reward for right answers"):
             rl_clock = Clock()
-            history = train_policy(config, model, processor, folder)
+            with open_loop(config, opened) as loop:
+                history = rl.train(config, opened, loop, folder, label="    rl")
             rl_cpu_s = rl_clock.cpu_s
-            save_model(config, model, processor, checkpoints / "rl")
+            save_model(opened, checkpoints / "rl")
         with chapter(console, "5/5  Evaluation, the rival on the other core, the no-code control"):
-            after = evaluate_heldout(config, model, processor, console)
+            after = evaluate_heldout(config, opened, console)
             extra = second_core.submit(rivals.train_on, config, folder, full_sft.result(), rl_cpu_s)
             forbidden = rivals.train_control(config, checkpoints / "base")
             full = extra.result()
     story = Story(
-        config=config, base=base, anneal=anneal, before=before, after=after, full=full, control=forbidden,
-        history=history, cold_start_cpu_s=cold_start_cpu_s, rl_cpu_s=rl_cpu_s, wall_s=clock.wall_s, cpu_s=clock.cpu_s,
-    )  # fmt: skip
-    summary = story.to_json()
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw_story(folder / "curve.png", story)
-    for name, result in (("eval_sft", before), ("eval_rl", after)):
-        rollouts = [r for group in result.rollouts for r in group]
-        write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(judge(r)) for r in rollouts])
+        config=config,
+        base=captioned[-1],
+        anneal=annealed[-1] if annealed else {},
+        before=before,
+        after=after,
+        full=full,
+        control=forbidden,
+        history=history,
+        cold_start_cpu_s=cold_start_cpu_s,
+        rl_cpu_s=rl_cpu_s,
+        wall_s=clock.wall_s,
+        cpu_s=clock.cpu_s,
+    )
+    tell(story, folder, console)
+    return story.to_json()
 
-    columns = {"cold start": before, "GRPO-ATS": after, "SFT, all code": full.result}
-    console.print(scenario_table(columns, forbidden))
+
+def tell(story: Story, folder: Path, console: Console) -> None:
+    """Writes summary.json, curve.png and the rollouts of both evaluations, and prints what they come to."""
+    (folder / "summary.json").write_text(json.dumps(story.to_json(), indent=2) + "\n")
+    draw_story(folder / "curve.png", story)
+    for name, result in (("eval_sft", story.before), ("eval_rl", story.after)):
+        rollouts = [r for group in result.rollouts for r in group]
+        write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(rl.reward(r)) for r in rollouts])
+    columns = {"cold start": story.before, "GRPO-ATS": story.after, "SFT, all code": story.full.result}
+    console.print(scenario_table(columns, story.control))
     console.print(story.in_words())
-    show_traces(console, before, after, ("crop", "zoom", "rotate"))
+    show_traces(console, story.before, story.after, ("crop", "zoom", "rotate"))
     console.print(story.gate_lines())
     console.print(NEXT.format(folder=folder))
-    return summary
 
 
 @contextmanager
@@ -156,48 +146,9 @@ def chapter(console: Console, title: str) -> Iterator[None]:
     console.print(f"    {clock.wall_s:.0f} s", style="dim")
 
 
-def train_base_stage(config: RunConfig, folder: Path) -> tuple[Model, Processor, Metrics]:
-    """Random weights -> base model; the last metrics hold the gates."""
-    model, processor = open_model(config)
-    data = config.data
-    heldout = captions(data.seed, config.base.gate_captions, data.material, mix=data.captions, split="heldout")
-    shown = {"loss": "loss", "gate/ground": "locate", "gate/one": "read"}
-    with ProgressLine(config.base.steps, "    base", shown) as line:
-        history = train_base(
-            model, processor, caption_stream(data), config.base, heldout=heldout, run_dir=folder, on_step=line
-        )
-    return model, processor, history[-1]
-
-
-def train_cold_start(config: RunConfig, model: Model, processor: Processor, folder: Path) -> Metrics:
-    """SFT that lacks the decision to write code, then math annealing; returns the last gate."""
-    with ProgressLine(config.sft.steps, "    sft", {"loss": "loss"}) as line:
-        train_sft(model, processor, row_stream(config.data), config.sft, run_dir=folder, on_step=line)
-    heldout = sft_rows(config.data.seed, ANNEAL_GATE_ROWS, {"arithmetic": 1.0}, split="heldout")
-    with ProgressLine(config.anneal.steps, "    anneal", {"loss": "loss", "gate/arithmetic": "held-out"}) as line:
-        history = train_anneal(
-            model, processor, anneal_stream(config.data), config.anneal, heldout=heldout, run_dir=folder, on_step=line
-        )
-    return history[-1] if history else {}
-
-
-def train_policy(config: RunConfig, model: Model, processor: Processor, folder: Path) -> list[Metrics]:
-    """GRPO-ATS, in place."""
-    shown = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success_rate": "code ok"}
-    with (
-        open_loop(config, model, processor) as loop,
-        ProgressLine(config.rl.steps, "    rl", shown) as line,
-    ):
-        return train_rl(
-            model, processor, loop, question_stream(config.data), config.rl,
-            score=judge, seed=config.seed, run_dir=folder, on_step=line,
-        )  # fmt: skip
-
-
-def evaluate_heldout(config: RunConfig, model: Model, processor: Processor, console: Console) -> EvalResult:
-    """Greedy, one rollout a question."""
-    with open_loop(config, model, processor) as loop:
-        result = evaluate(loop, heldout_questions(config), seed=config.eval.seed)
+def evaluate_heldout(config: Recipe, opened: Opened, console: Console) -> EvalResult:
+    """Greedy, one rollout a question; says the accuracy."""
+    result = eval.measure(config, opened)
     console.print(f"    accuracy {percent(result.overall)} %, code in {result.overall.code_share:.0%} of the rollouts")
     return result
 

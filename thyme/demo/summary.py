@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thyme.config import RunConfig
 from thyme.demo.rivals import RivalResult
 from thyme.evals import EvalResult, NoCodeControl
 from thyme.train.metrics import Metrics
+from thyme.verbs.recipe import Recipe
 
 GOAL_GAIN = 0.15
 """Held-out accuracy after RL over before; two standard errors of that difference are about 0.09."""
@@ -18,7 +18,7 @@ GOAL_WALL_S = 480.0
 class Story:
     """Everything the demo measured."""
 
-    config: RunConfig
+    config: Recipe
     base: Metrics
     """Last step of the base stage, with its gates."""
     anneal: Metrics
@@ -53,7 +53,7 @@ class Story:
         before, after, full = self.before.overall, self.after.overall, self.full.result.overall
         return {
             "seed": self.config.seed,
-            "material": self.config.data.material,
+            "material": self.config.toy.material,
             "n_eval": after.n,
             "accuracy_sft": before.accuracy,
             "accuracy_sft_ci": [before.low, before.high],
@@ -99,7 +99,7 @@ class Story:
             f"The honest rival: the same base, SFT with code in every demonstration that needs it, for the CPU time of "
             f"cold start and RL: {full.accuracy:.1%}. Whoever has such demonstrations should use them.\n"
             f"Without code the code scenarios are worth {self.control.overall.accuracy:.1%}, even to a model whose SFT "
-            f"answered {self.config.data.no_code:.0%} of them directly with the true answer."
+            f"answered {self.config.toy.no_code:.0%} of them directly with the true answer."
         )
 
     def gate_lines(self) -> str:

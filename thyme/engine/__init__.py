@@ -1,45 +1,29 @@
 """The rollout engine: paged KV cache, continuous batching, the tag automaton. Names are imported on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thyme._lazy import facade
 
 if TYPE_CHECKING:
-    from thyme.engine.config import EngineConfig
-    from thyme.engine.engine import Delta, Engine
-    from thyme.engine.params import Prompt, SamplingParams
-    from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus
-    from thyme.engine.tags import TagAutomaton, TokenKind
-
-_HOME = {
-    "Completion": "sequence",
-    "Delta": "engine",
-    "Engine": "engine",
-    "EngineConfig": "config",
-    "FinishReason": "sequence",
-    "Prompt": "params",
-    "SamplingParams": "params",
-    "Sequence": "sequence",
-    "SequenceStatus": "sequence",
-    "TagAutomaton": "tags",
-    "TokenKind": "tags",
-}
-
-__all__ = [
-    "Completion",
-    "Delta",
-    "Engine",
-    "EngineConfig",
-    "FinishReason",
-    "Prompt",
-    "SamplingParams",
-    "Sequence",
-    "SequenceStatus",
-    "TagAutomaton",
-    "TokenKind",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"thyme.engine.{_HOME[name]}"), name)
+    from thyme.engine.config import EngineConfig as EngineConfig
+    from thyme.engine.engine import Delta as Delta
+    from thyme.engine.engine import Engine as Engine
+    from thyme.engine.params import Prompt as Prompt
+    from thyme.engine.params import SamplingParams as SamplingParams
+    from thyme.engine.sequence import Completion as Completion
+    from thyme.engine.sequence import FinishReason as FinishReason
+    from thyme.engine.sequence import Sequence as Sequence
+    from thyme.engine.sequence import SequenceStatus as SequenceStatus
+    from thyme.engine.tags import TagAutomaton as TagAutomaton
+    from thyme.engine.tags import TokenKind as TokenKind
+else:
+    __all__, __getattr__ = facade(
+        __name__,
+        {
+            "config": ["EngineConfig"],
+            "engine": ["Delta", "Engine"],
+            "params": ["Prompt", "SamplingParams"],
+            "sequence": ["Completion", "FinishReason", "Sequence", "SequenceStatus"],
+            "tags": ["TagAutomaton", "TokenKind"],
+        },
+    )

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thyme.engine.sequence import Sequence, SequenceTable
-from thyme.model.processor import ImageInputs
+from thyme.engine.sequence import Sequence
+from thyme.engine.sequence_table import SequenceTable
+from thyme.model.image_processor import ImageInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class ImageSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Truncation of each sample, [S]."""
+class Truncation:
+    """What each sample may be drawn among, [S]."""
 
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float32]
@@ -83,7 +84,8 @@ class Batch:
     """[S] index in its sequence of the token to be drawn."""
     bans: NDArray[np.int64]
     """[S] number of the set of banned ids."""
-    limits: Limits | None
+    truncation: Truncation | None
+    """None: every sample is drawn among all ids."""
     penalties: list[Penalty]
     started: list[Sequence]
     """Sequences whose round begins with this batch: automaton and detector are to be reset."""
@@ -98,11 +100,14 @@ class Batch:
         copies: dict[int, int],
         started: list[Sequence],
     ) -> "Batch":
-        """
+        """The step in which rows compute some of their next tokens.
+
         Args:
-            rows, counts: [B] which rows compute how many of their next tokens; blocks for these are in place.
+            table: the sequences; blocks for the tokens of this step are in place.
+            rows, counts: [B] which rows compute how many of their next tokens.
             forks: row -> rows of the siblings that sample from its logits.
             copies: target block -> source block.
+            started: sequences whose round begins with this step.
         """
         first = table.num_computed[rows]
         ends = first + counts
@@ -123,9 +128,6 @@ class Batch:
             groups = [[row, *forks.get(row, ())] for row in samples.tolist()]
             logits = np.repeat(logits, [len(group) for group in groups])
             samples = np.array([row for group in groups for row in group], dtype=np.int64)
-        limits = None
-        if table.truncates[samples].any():
-            limits = Limits(table.top_k[samples], table.top_p[samples], table.min_p[samples])
         return cls(
             rows=rows,
             counts=counts,
@@ -144,7 +146,7 @@ class Batch:
             seeds=table.seeds[samples],
             sample_positions=table.num_tokens[samples],
             bans=table.ban[samples],
-            limits=limits,
+            truncation=_truncation(table, samples),
             penalties=[_penalty(table, i, int(samples[i])) for i in np.flatnonzero(table.penalizes[samples])],
             started=started,
         )
@@ -168,6 +170,12 @@ def _image_slices(
             if begin < end:
                 slices.append(ImageSlice(image, begin - start, end - begin, int(tokens[i]) + begin - low))
     return slices
+
+
+def _truncation(table: SequenceTable, samples: NDArray[np.int64]) -> Truncation | None:
+    if not table.truncates[samples].any():
+        return None
+    return Truncation(table.top_k[samples], table.top_p[samples], table.min_p[samples])
 
 
 def _penalty(table: SequenceTable, sample: int, row: int) -> Penalty:

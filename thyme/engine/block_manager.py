@@ -31,13 +31,16 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
+        """Blocks that nobody holds."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
+        """Blocks that somebody holds."""
         return self.num_blocks - len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that this many tokens need."""
         return -(-num_tokens // self.block_size)
 
     def allocate(self) -> int:

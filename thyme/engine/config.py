@@ -34,8 +34,9 @@ class EngineConfig:
     on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, which reads a prompt that
     several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
     deterministic: bool = False
-    """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted; see
-    ModelRunner for what that rests on."""
+    """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
+    CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. See
+    ModelRunner for what it rests on."""
     quiet: bool = False
     """Do not log the size of the cache at start."""
 

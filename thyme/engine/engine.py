@@ -20,7 +20,8 @@ from thyme.engine.model_runner import ModelRunner, num_kv_blocks
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus, SequenceTable
+from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus
+from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
@@ -101,8 +102,12 @@ class Engine:
             size = self.runner.kv_cache.nbytes / 2**30
             _log.info(
                 "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens",
-                num_blocks, config.block_size, num_blocks * config.block_size, size, self.max_context,
-            )  # fmt: skip
+                num_blocks,
+                config.block_size,
+                num_blocks * config.block_size,
+                size,
+                self.max_context,
+            )
 
     # All at once.
 
@@ -182,10 +187,10 @@ class Engine:
                 f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
                 f"({self.config.max_sequences}), or split the group"
             )
-        tokens = self.reader.tokens(prompt)
+        tokens = self.reader.tokens(prompt, "add")
         if not len(tokens.token_ids):
             raise ValueError("add: the prompt is empty: give at least one token")
-        self.reader.check_room(len(tokens.token_ids), "the prompt")
+        self.reader.check_room(len(tokens.token_ids), "the prompt", "add")
         ban = self.reader.ban_of(params)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         sequences: list[Sequence] = []
@@ -249,8 +254,9 @@ class Engine:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"append: max_tokens must be at least 1, got {max_tokens}")
         length = len(sequence)
-        tokens = self.reader.tokens(Prompt(ids, tuple(images)), start=int(self.table.next_position[row]))
-        self.reader.check_room(length + len(tokens.token_ids), f"sequence {sequence.id} with what is appended")
+        tokens = self.reader.tokens(Prompt(ids, tuple(images)), "append", start=int(self.table.next_position[row]))
+        whole = length + len(tokens.token_ids)
+        self.reader.check_room(whole, f"sequence {sequence.id} with what is appended", "append")
         self.table.extend(row, tokens, TokenKind.SANDBOX)
         self.table.begin_round(row, sequence.params.max_tokens if max_tokens is None else max_tokens)
         sequence.images += tokens.images
@@ -324,9 +330,14 @@ class Engine:
         token_ids, arrays = self.table.round(row)
         hit = None if row is None else self.stopping.hit(row)
         return Completion(
-            sequence=sequence, index=sequence.index, token_ids=token_ids, finish_reason=reason, stop_reason=what,
-            repetition=hit, **arrays,
-        )  # fmt: skip
+            sequence=sequence,
+            index=sequence.index,
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop_reason=what,
+            repetition=hit,
+            **arrays,
+        )
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.row is not None:

@@ -22,10 +22,8 @@ from thyme.kernels.attention_backend import attention_backend, reads_shared_pref
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
-from thyme.model.model import Model
-from thyme.model.processor import ImageInputs
-
-_MIN_ROWS = 16
+from thyme.model.image_processor import ImageInputs
+from thyme.model.model import MIN_ROWS, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,16 @@ class ModelRunner:
     speed only where a step has fewer than 16 rows. On a GPU only attention (ours, not flash-attn's) and sampling
     promise this; prefixes are then read by each sequence for itself, since what several read together is rounded
     differently.
+
+    On a CPU the promise holds on one machine with one version of torch: another CPU's BLAS
+    takes other paths and gives other bits.
+
+    Args:
+        model: run in inference mode, never changed.
+        automaton: the tags, compiled against the model's tokenizer.
+        num_blocks, block_size: of the KV cache; block_size in tokens.
+        deterministic: promise the above.
+        attention: see EngineConfig.attention.
     """
 
     def __init__(
@@ -141,7 +149,7 @@ class ModelRunner:
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states [U, H] of the tokens whose successor is drawn."""
         num_tokens = batch.num_tokens
-        padding = max(0, _MIN_ROWS - num_tokens) if self.deterministic else 0
+        padding = max(0, MIN_ROWS - num_tokens) if self.deterministic else 0
         slots = self._to_device(batch.slot_mapping)
         placement = [self._to_device(array) for array in (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)]
         options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
@@ -168,11 +176,8 @@ class ModelRunner:
         return hidden[self._to_device(batch.logit_tokens)] if len(batch.logit_tokens) < len(hidden) else hidden
 
     def _logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        count = len(hidden)
-        if self.deterministic and count < _MIN_ROWS:
-            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, _MIN_ROWS - count))
-        logits = self.model.logits(hidden)[:count]
-        if len(batch.sample_logits) > count:
+        logits = self.model.logits(hidden, min_rows=MIN_ROWS if self.deterministic else 0)
+        if len(batch.sample_logits) > len(hidden):
             logits = logits[self._to_device(batch.sample_logits)]
         for item in batch.penalties:
             ids = self._to_device(item.token_ids)
@@ -186,9 +191,9 @@ class ModelRunner:
             "seed": self._to_device(batch.seeds),
             "position": self._to_device(batch.sample_positions),
         }
-        if batch.limits is not None:
-            limits = batch.limits
-            columns |= {name: self._to_device(getattr(limits, name)) for name in ("top_k", "top_p", "min_p")}
+        if batch.truncation is not None:
+            truncation = batch.truncation
+            columns |= {name: self._to_device(getattr(truncation, name)) for name in ("top_k", "top_p", "min_p")}
         kinds = np.unique(batch.bans)
         if len(kinds) == 1:
             ban = bans[kinds[0]]

@@ -9,8 +9,9 @@ import torch
 from thyme.engine.model_runner import Ban
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.sequence import Tokens
+from thyme.model.image_processor import ImageInputs
 from thyme.model.model import Model
-from thyme.model.processor import ImageInputs, Processor
+from thyme.model.processor import Processor
 from thyme.model.rope import mrope_positions
 
 AnyPrompt = Prompt | str | Sequence[int]
@@ -27,23 +28,29 @@ class RequestReader:
         self.bans: list[Ban] = []
         self._ban_numbers: dict[tuple[int, ...] | str, int] = {}
 
-    def tokens(self, prompt: AnyPrompt, start: int = 0) -> Tokens:
-        """Ids checked and expanded, pictures preprocessed, positions counted from `start`."""
+    def tokens(self, prompt: AnyPrompt, verb: str, start: int = 0) -> Tokens:
+        """Ids checked and expanded, pictures preprocessed, positions counted from `start`.
+
+        Raises:
+            ValueError: what can't be computed, named after `verb`, the engine's method that was called.
+        """
         if not isinstance(prompt, Prompt):
             prompt = Prompt(prompt)
         if isinstance(prompt.token_ids, str):
             if self.processor is None:
-                raise ValueError("add: the prompt is text, but the engine has no tokenizer: give ids, or a processor")
+                raise ValueError(
+                    f"{verb}: the prompt is text, but the engine has no tokenizer: give ids, or a processor"
+                )
             ids = self.processor.encode(prompt.token_ids)
         else:
             ids = [int(token) for token in prompt.token_ids]
         outside = next((token for token in ids if not 0 <= token < self.vocab_size), None)
         if outside is not None:
-            raise ValueError(f"add: token id {outside} is outside the model's vocabulary of {self.vocab_size}")
-        images = tuple(self._image(image) for image in prompt.images)
+            raise ValueError(f"{verb}: token id {outside} is outside the model's vocabulary of {self.vocab_size}")
+        images = tuple(self._image(image, verb) for image in prompt.images)
         config = self.model.config
         if images and config.vision is None:
-            raise ValueError(f"add: {len(images)} pictures for a {config.model_type} model, which reads text only")
+            raise ValueError(f"{verb}: {len(images)} pictures for a {config.model_type} model, which reads text only")
         if config.vision is None:
             places = np.arange(start, start + len(ids), dtype=np.int32)
             return Tokens(np.array(ids, dtype=np.int32), np.stack([places] * 3), start + len(ids), (), ())
@@ -61,18 +68,19 @@ class RequestReader:
         firsts = shown[np.cumsum([0, *(image.num_tokens for image in images)])[:-1]]
         return Tokens(token_ids, positions.astype(np.int32), following, images, tuple(firsts.tolist()))
 
-    def _image(self, image: Any) -> ImageInputs:
+    def _image(self, image: Any, verb: str) -> ImageInputs:
         if isinstance(image, ImageInputs):
             return image
         if self.processor is None:
-            raise ValueError("add: a picture needs a processor: give the engine one, or ImageInputs")
+            raise ValueError(f"{verb}: a picture needs a processor: give the engine one, or ImageInputs")
         return self.processor.preprocess(image)
 
-    def check_room(self, length: int, what: str) -> None:
+    def check_room(self, length: int, what: str, verb: str) -> None:
+        """ValueError unless a sequence of `length` tokens leaves room for one more; `what` says whose length it is."""
         if length >= self.max_context:
             raise ValueError(
-                f"add: {what} has {length} tokens, and one more must fit into {self.max_context}: shorten it, or raise "
-                "max_context or the KV cache (num_blocks, kv_bytes)"
+                f"{verb}: {what} has {length} tokens, and one more must fit into {self.max_context}: shorten it, "
+                "or raise max_context or the KV cache (num_blocks, kv_bytes)"
             )
 
     def ban_of(self, params: SamplingParams) -> int:

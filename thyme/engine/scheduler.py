@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
-from thyme.engine.sequence import Sequence, SequenceStatus, SequenceTable
+from thyme.engine.prefix import PrefixCache
+from thyme.engine.sequence import Sequence, SequenceStatus
+from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.tags import TokenKind
 
 _IS_GIVEN = np.isin(np.arange(len(TokenKind)), (TokenKind.PROMPT, TokenKind.SANDBOX, TokenKind.IMAGE))
@@ -32,6 +34,7 @@ class Scheduler:
         self.config = config
         self.table = table
         self.blocks = blocks
+        self.prefixes = PrefixCache(table, blocks)
         self.preempted: deque[Sequence] = deque()
         self.resumed: deque[Sequence] = deque()
         self.new: deque[Sequence] = deque()
@@ -84,10 +87,12 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
+        """Whether some sequence runs or waits for a place; held ones do neither."""
         return bool(self.running or self.preempted or self.resumed or self.new)
 
     @property
     def num_waiting(self) -> int:
+        """Sequences that wait for a place among the running, followers included."""
         queues = (self.preempted, self.resumed, self.new)
         return sum(1 + len(sequence.followers) for queue in queues for sequence in queue)
 
@@ -117,7 +122,7 @@ class Scheduler:
             for i in np.flatnonzero(before // size < after // size):
                 sequence = table.sequences[batch.rows[i]]
                 assert sequence is not None
-                self._publish(sequence, int(after[i]) // size)
+                self.prefixes.publish(sequence, int(after[i]) // size)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless every block is accounted for and every live sequence is in one place."""
@@ -225,7 +230,7 @@ class Scheduler:
             missing = blocks.blocks_for(sequence.prompt_len)
         else:
             missing = blocks.blocks_for(len(sequence)) - int(table.num_blocks[sequence.row])
-        hits = self._find_prefix(sequence)
+        hits = self.prefixes.find(sequence) if self.config.prefix_cache else []
         for block, _ in hits:
             blocks.share(block)
         if missing - len(hits) + reserve > blocks.num_free and (self.running or missing - len(hits) > blocks.num_free):
@@ -329,48 +334,6 @@ class Scheduler:
                 if sequence in leader.followers:
                     leader.followers.remove(sequence)
                     return
-
-    # Prefixes.
-
-    def _find_prefix(self, sequence: Sequence) -> list[tuple[int, int]]:
-        """Published blocks that the sequence begins with; its last token is always left to compute."""
-        if not self.config.prefix_cache or (sequence.row is not None and self.table.num_blocks[sequence.row]):
-            return []
-        if sequence.row is None:
-            token_ids = sequence.prompt.token_ids
-        else:
-            token_ids = self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
-        hits: list[tuple[int, int]] = []
-        node = self.blocks.root
-        for index in range((len(token_ids) - 1) // self.table.block_size):
-            found = self.blocks.find(node, self._content(sequence, token_ids, index))
-            if found is None:
-                break
-            hits.append(found)
-            node = found[1]
-        return hits
-
-    def _publish(self, sequence: Sequence, num_full: int) -> None:
-        assert sequence.row is not None
-        token_ids = self.table.token_ids[sequence.row]
-        for index in range(sequence.num_published, num_full):
-            block = int(self.table.block_tables[sequence.row, index])
-            sequence.node = self.blocks.publish(block, sequence.node, self._content(sequence, token_ids, index))
-        sequence.num_published = num_full
-
-    def _content(self, sequence: Sequence, token_ids: NDArray[np.int32], index: int) -> object:
-        """What stands in a block: its ids, and for the images it shows which part of which."""
-        size = self.table.block_size
-        start, end = index * size, (index + 1) * size
-        content = token_ids[start:end].tobytes()
-        if not sequence.images:
-            return content
-        images = tuple(
-            (image.digest, start - first)
-            for image, first in zip(sequence.images, sequence.image_starts, strict=True)
-            if first < end and start < first + image.num_tokens
-        )
-        return (content, images) if images else content
 
     # Small things.
 

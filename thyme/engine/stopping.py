@@ -6,8 +6,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from thyme.engine.sequence import FinishReason, Sequence, SequenceTable
-from thyme.engine.tags import ENDING_EVENTS, TagEvent
+from thyme.engine.sequence import FinishReason, Sequence
+from thyme.engine.sequence_table import SequenceTable
+from thyme.engine.tags import ENDING_EVENTS, IS_ENDING, TagEvent
 from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit
 
 StopReason = str | int | None
@@ -35,7 +36,6 @@ _REASON = {
     _Cause.LENGTH: FinishReason.LENGTH,
     _Cause.CONTEXT: FinishReason.CONTEXT,
 }
-_ENDS = np.array([TagEvent(event) in ENDING_EVENTS for event in range(len(TagEvent))])
 
 
 class TextMatcher:
@@ -67,7 +67,15 @@ class StopChecker:
         eos_token_ids: tuple[int, ...],
         token_bytes: Callable[[int], bytes] | None,
     ) -> None:
-        """`capacity` rounds may be open at once: running or preempted."""
+        """
+        Args:
+            table: of all live sequences.
+            repetition: what counts as a loop.
+            capacity: rounds that may be open at once, running or preempted.
+            vocab_size: ids of the model.
+            eos_token_ids: ids that end a sequence.
+            token_bytes: what a token adds to the text, for stop texts.
+        """
         self.table = table
         self._detector = RepetitionDetector(repetition, capacity)
         self._is_eos = np.zeros(vocab_size, dtype=bool)
@@ -118,7 +126,7 @@ class StopChecker:
             if row in self._matchers and (text := self._matchers[row].push(int(token_ids[i]))) is not None:
                 texts[row] = text
                 cause[i] = _Cause.STOP_TEXT
-        cause[_ENDS[events] & table.stops_at_tags[rows]] = _Cause.TAG
+        cause[IS_ENDING[events] & table.stops_at_tags[rows]] = _Cause.TAG
         for i, row in enumerate(listed) if self._stop_ids else ():
             if row in self._stop_ids and int(token_ids[i]) in self._stop_ids[row]:
                 cause[i] = _Cause.STOP_ID

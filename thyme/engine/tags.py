@@ -57,6 +57,8 @@ class TagEvent(IntEnum):
 
 ENDING_EVENTS = {TagEvent.CODE_END: "</code>", TagEvent.ANSWER_END: "</answer>", TagEvent.FORGED: "forged"}
 """Events that end a round, with the stop_reason each gives."""
+IS_ENDING = np.array([event in ENDING_EVENTS for event in TagEvent])
+"""[events] Whether a TagEvent ends a round."""
 
 
 class Mode(IntEnum):
@@ -82,7 +84,7 @@ _RULES: dict[Mode, dict[bytes, tuple[TagEvent, Mode]]] = {
 }
 
 
-class Vocabulary(Protocol):
+class TokenTable(Protocol):
     """What the compiler needs to know of a tokenizer."""
 
     vocab_size: int
@@ -106,7 +108,7 @@ class TagAutomaton:
     """[S] 0: drawn at the text temperature, 1: at the code temperature."""
 
     @classmethod
-    def compile(cls, vocabulary: Vocabulary) -> "TagAutomaton":
+    def compile(cls, vocabulary: TokenTable) -> "TagAutomaton":
         """The tables of a tokenizer; those of the last few are kept, by the digest of all token bytes.
 
         A token without bytes (special, unassigned) breaks a tag that was under way.
@@ -139,7 +141,7 @@ class TagAutomaton:
         def extend(key: int) -> int:
             (state, event), byte = maps[key >> 8], key & 255
             found = step_event[state, byte]
-            state, event = step[state, byte], np.where((found > 0) & ~_ENDS[event], found, event)
+            state, event = step[state, byte], np.where((found > 0) & ~IS_ENDING[event], found, event)
             number = numbers.setdefault(state.tobytes() + event.tobytes(), len(maps))
             if number == len(maps):
                 maps.append((state, event))
@@ -170,7 +172,6 @@ class TagAutomaton:
 
 
 _compiled: dict[bytes, TagAutomaton] = {}
-_ENDS = np.array([TagEvent(event) in ENDING_EVENTS for event in range(len(TagEvent))])
 
 
 def _byte_tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,27 +1,27 @@
 """Evaluation: accuracy with intervals, overall and by scenario, and the controls beside it."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from thyme._lazy import facade
 
-_HOME = {
-    "EvalConfig": "config",
-    "EvalResult": "run",
-    "evaluate": "run",
-    "NoCodeControl": "controls",
-    "no_code_control": "controls",
-    "Summary": "scoring",
-    "chance": "scoring",
-    "is_correct": "scoring",
-    "summarize": "scoring",
-    "wilson": "scoring",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+if TYPE_CHECKING:
+    from thyme.evals.config import EvalConfig as EvalConfig
+    from thyme.evals.controls import NoCodeControl as NoCodeControl
+    from thyme.evals.controls import no_code_control as no_code_control
+    from thyme.evals.evaluation import EvalResult as EvalResult
+    from thyme.evals.evaluation import evaluate as evaluate
+    from thyme.evals.scoring import Summary as Summary
+    from thyme.evals.scoring import chance as chance
+    from thyme.evals.scoring import is_correct as is_correct
+    from thyme.evals.scoring import summarize as summarize
+    from thyme.evals.scoring import wilson as wilson
+else:
+    __all__, __getattr__ = facade(
+        __name__,
+        {
+            "config": ["EvalConfig"],
+            "controls": ["NoCodeControl", "no_code_control"],
+            "evaluation": ["EvalResult", "evaluate"],
+            "scoring": ["Summary", "chance", "is_correct", "summarize", "wilson"],
+        },
+    )

@@ -1,12 +1,13 @@
 """Controls: what accuracy would be without the thing that is claimed to cause it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from thyme.evals.run import evaluate
+from thyme.evals.evaluation import evaluate
 from thyme.evals.scoring import Summary, chance
 from thyme.rollout.rollout import RolloutLoop
+from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question
 
 NO_CODE_NEEDED = ("direct",)
@@ -28,8 +29,10 @@ class NoCodeControl:
         return {"overall": asdict(self.overall), "scenarios": scenarios}
 
 
-def no_code_control(loop: RolloutLoop, questions: Sequence[Question], *, seed: int = 0) -> NoCodeControl:
-    """Greedy accuracy on the scenarios that need code, with code forbidden.
+def no_code_control(
+    loop: RolloutLoop, questions: Sequence[Question], sampling: Sampling | None = None
+) -> NoCodeControl:
+    """Accuracy on the scenarios that need code, with code forbidden; drawn as in `evaluate`.
 
     It means something for a model that learned to answer such questions directly with the true answer: then what it
     reaches is what can be read from the picture as it is, and the rest is owed to the code.
@@ -40,7 +43,8 @@ def no_code_control(loop: RolloutLoop, questions: Sequence[Question], *, seed: i
     needed = [question for question in questions if question.scenario not in NO_CODE_NEEDED]
     if not needed:
         raise ValueError(f"no_code_control: all questions are of {', '.join(NO_CODE_NEEDED)}, which needs no code")
-    result = evaluate(loop, needed, seed=seed, allow_code=False)
+    sampling = sampling or loop.config.sampling().greedy()
+    result = evaluate(loop, needed, replace(sampling, allow_code=False))
     return NoCodeControl(
         overall=result.overall,
         scenarios=result.scenarios,

@@ -1,56 +1,36 @@
 """One model definition for engine and trainer, its checkpoints and its processor. Names are imported on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thyme._lazy import facade
 
 if TYPE_CHECKING:
-    from thyme.model.attention import Attention, PackedAttention, packed_attention
-    from thyme.model.config import ImageConfig, ModelConfig, RopeScaling, TextConfig, VisionConfig
-    from thyme.model.model import Model, build
-    from thyme.model.processor import ImageInputs, Processor
-    from thyme.model.rope import mrope_positions
-    from thyme.model.weights import load, load_model, save
-
-_HOME = {
-    "Attention": "attention",
-    "PackedAttention": "attention",
-    "packed_attention": "attention",
-    "ImageConfig": "config",
-    "ModelConfig": "config",
-    "RopeScaling": "config",
-    "TextConfig": "config",
-    "VisionConfig": "config",
-    "Model": "model",
-    "build": "model",
-    "ImageInputs": "processor",
-    "Processor": "processor",
-    "mrope_positions": "rope",
-    "load": "weights",
-    "load_model": "weights",
-    "save": "weights",
-}
-
-__all__ = [
-    "Attention",
-    "ImageConfig",
-    "ImageInputs",
-    "Model",
-    "ModelConfig",
-    "PackedAttention",
-    "Processor",
-    "RopeScaling",
-    "TextConfig",
-    "VisionConfig",
-    "build",
-    "load",
-    "load_model",
-    "mrope_positions",
-    "packed_attention",
-    "save",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    from thyme.model.attention import Attention as Attention
+    from thyme.model.attention import PackedAttention as PackedAttention
+    from thyme.model.attention import packed_attention as packed_attention
+    from thyme.model.config import ImageConfig as ImageConfig
+    from thyme.model.config import ModelConfig as ModelConfig
+    from thyme.model.config import RopeScaling as RopeScaling
+    from thyme.model.config import TextConfig as TextConfig
+    from thyme.model.config import VisionConfig as VisionConfig
+    from thyme.model.image_processor import ImageInputs as ImageInputs
+    from thyme.model.model import Model as Model
+    from thyme.model.model import build as build
+    from thyme.model.processor import Processor as Processor
+    from thyme.model.rope import mrope_positions as mrope_positions
+    from thyme.model.weights import load as load
+    from thyme.model.weights import load_model as load_model
+    from thyme.model.weights import save as save
+else:
+    __all__, __getattr__ = facade(
+        __name__,
+        {
+            "attention": ["Attention", "PackedAttention", "packed_attention"],
+            "config": ["ImageConfig", "ModelConfig", "RopeScaling", "TextConfig", "VisionConfig"],
+            "image_processor": ["ImageInputs"],
+            "model": ["Model", "build"],
+            "processor": ["Processor"],
+            "rope": ["mrope_positions"],
+            "weights": ["load", "load_model", "save"],
+        },
+    )

@@ -34,6 +34,16 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """What the tokens gather from each other.
+
+        Args:
+            x: [T, H], normalized.
+            cos, sin: [T, 1, D / 2] float32, the tokens' rotary tables.
+            attention: rotates queries and keys and lets the tokens attend.
+
+        Returns:
+            [T, H], to be added to the residual stream.
+        """
         queries, keys = self.heads
         qkv = self.qkv(x).view(len(x), queries + 2 * keys, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
@@ -58,12 +68,25 @@ class DecoderLayer(nn.Module):
     def forward(
         self, delta: Tensor | None, stream: Tensor, cos: Tensor, sin: Tensor, attention: Attention
     ) -> tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            delta: [T, H], what the layer before has yet to add to the stream; None before the first layer.
+            stream: [T, H], the residual stream.
+            cos, sin: [T, 1, D / 2] float32, the tokens' rotary tables.
+            attention: rotates queries and keys and lets the tokens attend.
+
+        Returns:
+            (delta, stream) of this layer, [T, H] each.
+        """
         x, stream = self.input_layernorm.add(delta, stream)
         x, stream = self.post_attention_layernorm.add(self.self_attn(x, cos, sin, attention), stream)
         return self.mlp(x), stream
 
 
 class Decoder(nn.Module):
+    """Embedding, layers and final norm of a language model; the LM head is the Model's."""
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config

@@ -18,6 +18,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x normalized, in its shape and dtype."""
         return rmsnorm(x, self.weight, self.eps)
 
     def add(self, delta: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,4 +37,5 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(intermediate, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
         return self.down(swiglu(self.gate_up(x)))

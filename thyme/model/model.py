@@ -19,6 +19,10 @@ from thyme.model.vision import VisionTower
 if TYPE_CHECKING:
     from thyme.model.processor import Processor
 
+MIN_ROWS = 16
+"""A CPU's BLAS gives a row other bits among few rows than among many. From this many rows on it does not, so engine and
+trainer add zero rows up to here wherever they promise equal bits."""
+
 
 class Model(nn.Module):
     """A Qwen2.5-VL, or one of the text models it generalizes.
@@ -42,10 +46,12 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.decoder.embed_tokens.weight.dtype
 
     def encode_images(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -101,9 +107,12 @@ class Model(nn.Module):
         hidden: Tensor = self.decoder(x, positions, attention)
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, V]."""
-        return F.linear(hidden, self.lm_head_weight)
+    def logits(self, hidden: Tensor, *, min_rows: int = 0) -> Tensor:
+        """[N, H] -> [N, V]; with fewer rows than `min_rows` the product is made with zero rows added (see MIN_ROWS)."""
+        missing = min_rows - len(hidden)
+        if missing <= 0:
+            return F.linear(hidden, self.lm_head_weight)
+        return F.linear(F.pad(hidden, (0, 0, 0, missing)), self.lm_head_weight)[: len(hidden)]
 
 
 @torch.no_grad()
@@ -129,6 +138,12 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Model:
     """A model with random weights.
+
+    Args:
+        config: its shape.
+        processor: its tokenizer and pictures; becomes `model.processor`.
+        seed: the same seed gives the same weights.
+        device, dtype: of the weights.
 
     Raises:
         ValueError: the processor's vocabulary or image id does not go with the config.

@@ -1,28 +1,27 @@
-"""Text to ids, pictures to patches, and what belongs to a checkpoint's tokenizer: chat format, special ids, bytes.
+"""Text to ids, and what belongs to a checkpoint's tokenizer: chat format, special ids, the bytes of each token.
+
+Pictures are thyme.model.image_processor's; a Processor has one.
 
 The only module that imports transformers, and of it only the tokenizer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from thyme.model.config import ImageConfig, as_ids
-from thyme.model.rope import Grid
+from thyme.model.config import ImageConfig
+from thyme.model.hf import as_ids, image_config_to_hf, read_image_config, read_json
+from thyme.model.image_processor import ImageInputs, ImageProcessor
 
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
 """How one picture stands in a prompt; the pad is expanded to one id per image feature."""
@@ -43,20 +42,6 @@ _NEVER_SAMPLED = (
     "<sandbox_output>",
     "</sandbox_output>",
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageInputs:
-    """One preprocessed picture."""
-
-    pixel_values: np.ndarray
-    """[P, channels * frames * side * side] float32, patches in the order of the vision tower."""
-    grid: Grid
-    """(1, patch rows, patch columns)."""
-    num_tokens: int
-    """Image features, hence image ids in a prompt."""
-    digest: str
-    """SHA-256 of the resized pixels, the grid and the settings: equal pictures have equal digests."""
 
 
 class Processor:
@@ -81,6 +66,7 @@ class Processor:
         """
         self.tokenizer = tokenizer
         self.image_config = image_config
+        self._image_processor = None if image_config is None else ImageProcessor(image_config)
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values()) + 1
@@ -108,14 +94,14 @@ class Processor:
         generation = folder / "generation_config.json"
         eos = as_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
         eos = eos or as_ids({**config, **(config.get("text_config") or {})}.get("eos_token_id"))
-        image = _read_image_config(folder) if config.get("vision_config") else None
+        image = read_image_config(folder) if config.get("vision_config") else None
         return cls(_read_tokenizer(folder), image, eos or None)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer's files and preprocessor_config.json into an existing folder."""
         self.tokenizer.save_pretrained(folder)
         if self.image_config is not None:
-            content = json.dumps(self.image_config.to_hf(), indent=2) + "\n"
+            content = json.dumps(image_config_to_hf(self.image_config), indent=2) + "\n"
             (Path(folder) / "preprocessor_config.json").write_text(content)
 
     # Text
@@ -231,34 +217,14 @@ class Processor:
     # Pictures
 
     def preprocess(self, image: Image.Image) -> ImageInputs:
-        """Resizes to multiples of the merged patch within the pixel limits, normalizes, cuts into patches.
-
-        Bitwise what transformers' Qwen2VLImageProcessorPil returns. Orientation tags are the caller's matter.
+        """A picture as patches (see `ImageProcessor.preprocess`).
 
         Raises:
             ValueError: a text model, or a picture with a side of 0 or an aspect ratio above 200.
         """
-        config = self.image_config
-        if config is None:
+        if self._image_processor is None:
             raise ValueError("preprocess: this model takes no pictures")
-        side, merge = config.patch_size, config.merge_size
-        height, width = smart_resize(image.height, image.width, side * merge, config.min_pixels, config.max_pixels)
-        resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-        rows, columns = height // side, width // side
-        # [rows / m, m, side, columns / m, m, side, 3] -> merged squares in raster order, patches of a square together
-        patches = resized.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-        patches = patches.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, side * side)
-        pixels = np.empty((rows * columns, 3, config.temporal_patch_size, side * side), dtype=np.float32)
-        for channel, values in enumerate(self._normalized):
-            pixels[:, channel] = values[patches[:, channel]]
-        digest = hashlib.sha256(repr((rows, columns, config)).encode())
-        digest.update(resized.tobytes())
-        return ImageInputs(
-            pixel_values=pixels.reshape(rows * columns, -1),
-            grid=(1, rows, columns),
-            num_tokens=rows * columns // merge**2,
-            digest=digest.hexdigest(),
-        )
+        return self._image_processor.preprocess(image)
 
     def expand(self, ids: Sequence[int], images: Sequence[ImageInputs]) -> list[int]:
         """Repeats the image id of each picture once per feature; ids already expanded come back as they are.
@@ -284,51 +250,6 @@ class Processor:
             "give one id per picture, or all of a picture's in a row"
         )
 
-    @cached_property
-    def _normalized(self) -> list[np.ndarray]:
-        """[256] float32 per channel: what each 8-bit value becomes, rounded as the reference rounds."""
-        assert self.image_config is not None
-        scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
-        pairs = zip(self.image_config.mean, self.image_config.std, strict=True)
-        return [(scaled - np.float32(mean)) / np.float32(std) for mean, std in pairs]
-
-
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) in multiples of `factor`, area within the limits, aspect ratio kept as well as that allows.
-
-    The rule of Qwen2-VL's image processor.
-
-    Raises:
-        ValueError: a side of 0, or one side more than 200 times the other.
-    """
-    if min(height, width) < 1:
-        raise ValueError(f"image of {width}x{height} pixels: both sides must be at least 1")
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"image of {width}x{height} pixels: the aspect ratio must not exceed 200")
-    high, wide = round(height / factor) * factor, round(width / factor) * factor
-    if high * wide > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        high = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif high * wide < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        high = math.ceil(height * grow / factor) * factor
-        wide = math.ceil(width * grow / factor) * factor
-    return high, wide
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file; FileNotFoundError or ValueError in one line otherwise."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
-    return content
-
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (folder / "tokenizer.json").is_file():
@@ -340,15 +261,6 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{folder}: the tokenizer is no fast tokenizer; save it with a tokenizer.json")
     return tokenizer
-
-
-def _read_image_config(folder: Path) -> ImageConfig:
-    combined = folder / "processor_config.json"
-    if not (folder / "preprocessor_config.json").is_file() and combined.is_file():
-        source = read_json(combined).get("image_processor")
-        if isinstance(source, dict):
-            return ImageConfig.from_hf(source)
-    return ImageConfig.from_hf(read_json(folder / "preprocessor_config.json"))
 
 
 def _byte_of() -> dict[str, int]:

@@ -39,6 +39,7 @@ class GridLayout:
 
 @lru_cache(maxsize=256)
 def grid_layout(config: VisionConfig, grid: Grid, device: torch.device) -> GridLayout:
+    """Window order and rotary tables of an image with this grid, on the device; kept for the last 256 grids."""
     _, rows, columns = grid
     merge, side = config.spatial_merge_size, config.window_tokens
     unit = merge * merge
@@ -61,6 +62,8 @@ def grid_layout(config: VisionConfig, grid: Grid, device: torch.device) -> GridL
 
 
 class VisionAttention(nn.Module):
+    """Attention without a mask among the patches of a window, or of a whole image."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
@@ -68,6 +71,16 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        """What the patches gather from each other.
+
+        Args:
+            x: [P, hidden_size], normalized.
+            cos, sin: [P, 1, D / 2] float32, the patches' rotary tables.
+            lengths: patches of each window or image, one after another.
+
+        Returns:
+            [P, hidden_size], to be added to the residual stream.
+        """
         qkv = self.qkv(x).view(len(x), 3 * self.num_heads, self.head_dim)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), 1)
         q, k = mrope(qk, cos, sin).chunk(2, 1)
@@ -87,6 +100,17 @@ class VisionBlock(nn.Module):
     def forward(
         self, delta: Tensor | None, stream: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            delta: [P, hidden_size], what the block before has yet to add to the stream; None before the first.
+            stream: [P, hidden_size], the residual stream.
+            cos, sin: [P, 1, D / 2] float32, the patches' rotary tables.
+            lengths: patches that attend to each other, one group after another.
+
+        Returns:
+            (delta, stream) of this block, [P, hidden_size] each.
+        """
         x, stream = self.norm1.add(delta, stream)
         x, stream = self.norm2.add(self.attn(x, cos, sin, lengths), stream)
         return self.mlp(x), stream
@@ -103,11 +127,14 @@ class PatchMerger(nn.Module):
         self.down = nn.Linear(self.width, config.out_hidden_size)
 
     def forward(self, delta: Tensor | None, stream: Tensor) -> Tensor:
+        """(delta, stream) of the last block, [P, hidden_size] -> [M, out_hidden_size]."""
         x, _ = self.norm.add(delta, stream)
         return self.down(F.gelu(self.up(x.view(-1, self.width))))
 
 
 class VisionTower(nn.Module):
+    """Patch embedding, blocks and merger. Most blocks attend within windows, a few over whole images."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
@@ -117,7 +144,12 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(config)
 
     def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """pixel_values [P, patch_dim] of the images one after another -> features [M, out_hidden_size], in order."""
+        """pixel_values [P, patch_dim] of the images one after another -> features [M, out_hidden_size], in order.
+
+        Raises:
+            ValueError: a grid of several frames or with sides that can't be merged, or pixel_values that do not fit
+                the grids.
+        """
         config = self.config
         merge = config.spatial_merge_size
         unit = merge * merge

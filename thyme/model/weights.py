@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thyme.model.config import ModelConfig, as_ids
+from thyme.model.config import ModelConfig
+from thyme.model.hf import as_ids, model_config_from_hf, model_config_to_hf, read_json
 from thyme.model.model import Model, attach, build, empty
-from thyme.model.processor import Processor, read_json
+from thyme.model.processor import Processor
 
 _SPLIT = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 _RENAMED = (
@@ -85,7 +86,7 @@ def read_config(folder: Path) -> ModelConfig:
     """config.json, with the end-of-sequence ids of generation_config.json where that names some."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}: give a folder with config.json and *.safetensors")
-    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    config = model_config_from_hf(read_json(folder / "config.json"))
     generation = folder / "generation_config.json"
     eos = as_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
     return config.with_eos(eos) if eos else config
@@ -98,7 +99,16 @@ def load_model(
     *,
     config: ModelConfig | None = None,
 ) -> Model:
-    """The model alone, without a tokenizer; `config` overrides config.json. Raises as `load`."""
+    """The model alone, without a tokenizer.
+
+    Args:
+        folder: with *.safetensors and, unless `config` is given, config.json.
+        device, dtype: as in `load`.
+        config: used in place of config.json.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
     folder = Path(folder)
     model = empty(config or read_config(folder), device, dtype)
     try:
@@ -226,7 +236,7 @@ def _write(model: Model, processor: Processor | None, folder: Path) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in hub_tensors(model)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config
-    source = config.to_hf() | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
+    source = model_config_to_hf(config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
     _write_json(folder / "config.json", source)
     ids = {
         "bos_token_id": config.bos_token_id,

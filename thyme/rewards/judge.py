@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from thyme.rewards.rules import equivalent
+from thyme.rewards.answers import equivalent
 
 
 class Judge(Protocol):

@@ -1,31 +1,41 @@
 """The multi-round rollout: prompts, the loop over engine and sandbox, and what is written to disk."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from thyme._lazy import facade
 
-_HOME = {
-    "SYSTEM_PROMPT": "prompts",
-    "build_prompt": "prompts",
-    "extract_answer": "prompts",
-    "extract_code": "prompts",
-    "text_prompt": "prompts",
-    "user_prompt": "prompts",
-    "Question": "types",
-    "Rollout": "types",
-    "RolloutStatus": "types",
-    "Turn": "types",
-    "RolloutConfig": "config",
-    "RolloutLoop": "rollout",
-    "read_rollouts": "records",
-    "write_rollouts": "records",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+if TYPE_CHECKING:
+    from thyme.rollout.config import RolloutConfig as RolloutConfig
+    from thyme.rollout.prompts import SYSTEM_PROMPT as SYSTEM_PROMPT
+    from thyme.rollout.prompts import build_prompt as build_prompt
+    from thyme.rollout.prompts import extract_answer as extract_answer
+    from thyme.rollout.prompts import extract_code as extract_code
+    from thyme.rollout.prompts import text_prompt as text_prompt
+    from thyme.rollout.prompts import user_prompt as user_prompt
+    from thyme.rollout.records import read_rollouts as read_rollouts
+    from thyme.rollout.records import write_rollouts as write_rollouts
+    from thyme.rollout.rollout import RolloutLoop as RolloutLoop
+    from thyme.rollout.sampling import Sampling as Sampling
+    from thyme.rollout.types import Question as Question
+    from thyme.rollout.types import Rollout as Rollout
+    from thyme.rollout.types import RolloutStatus as RolloutStatus
+    from thyme.rollout.types import Turn as Turn
+else:
+    __all__, __getattr__ = facade(
+        __name__,
+        {
+            "config": ["RolloutConfig"],
+            "prompts": [
+                "SYSTEM_PROMPT",
+                "build_prompt",
+                "extract_answer",
+                "extract_code",
+                "text_prompt",
+                "user_prompt",
+            ],
+            "records": ["read_rollouts", "write_rollouts"],
+            "rollout": ["RolloutLoop"],
+            "sampling": ["Sampling"],
+            "types": ["Question", "Rollout", "RolloutStatus", "Turn"],
+        },
+    )

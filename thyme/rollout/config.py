@@ -1,15 +1,12 @@
 """Limits, prompt style and sampling of rollouts. Standard library only."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from thyme.rollout.prompts import PromptStyle
+from thyme.rollout.sampling import Sampling
 
 Compat = Literal["none", "released"]
-
-PROMPT_STYLE_FILE = "thyme.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,39 +56,28 @@ class RolloutConfig:
         for name in ("max_rounds", "max_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        for name in ("temperature", "code_temperature"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")
+        self.sampling()  # checks the temperatures
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise ValueError(f"max_in_flight: {self.max_in_flight} must be at least 1, or absent")
         for name, allowed in (("prompt_style", get_args(PromptStyle)), ("compat", get_args(Compat))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}")
 
+    def sampling(self, **changes: Any) -> Sampling:
+        """How this config draws rollouts: `group_size` per question, seed 0. `changes` replace fields of `Sampling`."""
+        drawn = {
+            "n": self.group_size,
+            "temperature": self.temperature,
+            "code_temperature": self.code_temperature,
+            "adaptive": self.adaptive,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return Sampling(**drawn | changes)
+
     @property
     def biases_logprobs(self) -> bool:
         """Whether tokens are drawn from something else than the policy whose log-probs are recorded."""
         return not (self.top_k is self.top_p is self.min_p is None and self.repetition_penalty == 1.0)
-
-
-def read_prompt_style(folder: Path) -> PromptStyle:
-    """The prompt style a checkpoint was trained with: `thyme.json` beside the weights says; without one, "thyme".
-
-    Raises:
-        ValueError: the file is there but unreadable or names no known style.
-    """
-    path = folder / PROMPT_STYLE_FILE
-    if not path.is_file():
-        return "thyme"
-    try:
-        style = json.loads(path.read_text())["prompt_style"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f'{path}: expected {{"prompt_style": "thyme" or "short"}} ({error})') from None
-    if style not in get_args(PromptStyle):
-        raise ValueError(f"{path}: prompt_style {style!r} must be one of {', '.join(get_args(PromptStyle))}")
-    return style
-
-
-def write_prompt_style(folder: Path, style: PromptStyle) -> None:
-    """Writes `thyme.json`, so that whoever loads the checkpoint prompts it as it was trained."""
-    (folder / PROMPT_STYLE_FILE).write_text(json.dumps({"prompt_style": style}) + "\n")

@@ -42,8 +42,17 @@ class Executor:
         self._thread.join()
 
     def run(self, rollout: int, question: Question, seed: int, code: str) -> Future[tuple[SandboxResult, Output]]:
-        """Runs a code block of `rollout`, any number that names it, and renders the result. Opens its session first
-        where it has none, with the question's image and `seed`. Does not block."""
+        """Runs a code block and renders its result. Does not block.
+
+        Args:
+            rollout: any number that names the rollout; its session is opened with its first code block.
+            question: whose image and image path the session sees.
+            seed: of the session's random generators.
+            code: the snippet.
+
+        Returns:
+            A future of what the sandbox returned, and of the same as the model is shown it.
+        """
         return asyncio.run_coroutine_threadsafe(self._run(rollout, question, seed, code), self._loop)
 
     def end(self, rollout: int) -> Future[None]:

@@ -14,7 +14,8 @@ from thyme.rollout.config import Compat
 from thyme.sandbox import SandboxResult, Status
 
 if TYPE_CHECKING:
-    from thyme.model.processor import ImageInputs, Processor
+    from thyme.model.image_processor import ImageInputs
+    from thyme.model.processor import Processor
 
 OPEN, CLOSE, IMAGE = "<sandbox_output>", "</sandbox_output>", "<image>"
 NO_OUTPUT = "No output captured."
@@ -63,7 +64,16 @@ def render(
     max_chars: int,
     timeout_s: float,
 ) -> Output:
-    """The span appended after a code block."""
+    """The span appended after a code block: its images if it has any, else the text of `content`.
+
+    Args:
+        result: what the sandbox returned.
+        processor: tokenizes the text and preprocesses the images.
+        image_path, compat, max_chars, timeout_s: as in `content`.
+
+    Raises:
+        ValueError: an image the processor can't resize.
+    """
     start, end = processor.encode(OPEN), processor.encode(CLOSE)
     # The released sandbox throws the images of a snippet away that fails after saving them.
     shown = () if compat == "released" and result.status is not Status.OK else result.images

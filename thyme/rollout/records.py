@@ -3,11 +3,9 @@
     runs/<name>/rollouts/step_N.jsonl      text, turns, rewards, and the per-token arrays as lists
     runs/<name>/images/<sha256>.png        every image once, however many rollouts show it
 
-An image's name is the SHA-256 of its mode, size and pixels, not of the file: a picture that is already there need not
-be compressed to find that out. Files are written under another name and renamed, so none is ever half there.
+Files are written under another name and renamed, so none is ever half there.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from thyme.rollout.image_folder import ImageFolder
 from thyme.rollout.trajectory import COLUMNS
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
 
 if TYPE_CHECKING:
     from thyme.model.processor import Processor
-
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
 def write_rollouts(
@@ -41,7 +38,7 @@ def write_rollouts(
         path: the JSONL file; its folder is made.
         rollouts: in the order they are to be read.
         rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`.
-        images_dir: the image store; default `images` beside the folder of `path`.
+        images_dir: where the images are kept; default `images` beside the folder of `path`.
 
     Raises:
         ValueError: rewards and rollouts differ in number.
@@ -49,7 +46,7 @@ def write_rollouts(
     path = Path(path)
     if rewards is not None and len(rewards) != len(rollouts):
         raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
-    store = ImageStore(images_dir or _store_beside(path))
+    store = ImageFolder(images_dir or _store_beside(path))
     lines = []
     for i, rollout in enumerate(rollouts):
         row = _to_row(rollout, store) | {"rewards": None if rewards is None else dict(rewards[i])}
@@ -70,10 +67,10 @@ def read_rollouts(
 
     Raises:
         ValueError: a line is no rollout; names file and line.
-        FileNotFoundError: an image is missing from the store.
+        FileNotFoundError: an image is missing from the folder.
     """
     path = Path(path)
-    store = ImageStore(images_dir or _store_beside(path))
+    store = ImageFolder(images_dir or _store_beside(path))
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -81,41 +78,6 @@ def read_rollouts(
                 yield _from_row(row, store, processor), row["rewards"]
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a rollout record ({error!r})") from error
-
-
-class ImageStore:
-    """PNG files named by what they show."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self._loaded: dict[str, Image.Image] = {}
-
-    def add(self, image: Image.Image) -> str:
-        """Writes the image unless it is there, returns its name (without folder and ending)."""
-        image = image if image.mode in PNG_MODES else image.convert("RGB")
-        digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
-        digest.update(json.dumps(image.getpalette()).encode() if image.mode == "P" else b"")
-        digest.update(image.tobytes())
-        name = digest.hexdigest()
-        path = self.path(name)
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            image.save(temporary, format="PNG", compress_level=1)
-            temporary.replace(path)
-        return name
-
-    def get(self, name: str) -> Image.Image:
-        """The image, loaded; the same object for the same name."""
-        if name not in self._loaded:
-            image = Image.open(self.path(name))
-            image.load()
-            self._loaded[name] = image
-        return self._loaded[name]
-
-    def path(self, name: str) -> Path:
-        """Where the image of that name is kept."""
-        return self.folder / f"{name}.png"
 
 
 def _store_beside(path: Path) -> Path:
@@ -128,7 +90,7 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _to_row(rollout: Rollout, store: ImageStore) -> dict[str, Any]:
+def _to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
     question = rollout.question
     return {
         "question": {
@@ -154,7 +116,7 @@ def _to_row(rollout: Rollout, store: ImageStore) -> dict[str, Any]:
     }
 
 
-def _turn_to_row(turn: Turn, store: ImageStore) -> dict[str, Any]:
+def _turn_to_row(turn: Turn, store: ImageFolder) -> dict[str, Any]:
     result = turn.result
     return {
         "text": turn.text,
@@ -186,7 +148,7 @@ def _to_list(column: NDArray[Any]) -> list[Any]:
     return column.tolist()
 
 
-def _from_row(row: dict[str, Any], store: ImageStore, processor: "Processor | None") -> Rollout:
+def _from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | None") -> Rollout:
     image = row["question"]["image"]
     question = Question(**row["question"] | {"image": None if image is None else store.get(image)})
     turns = [_turn_from_row(turn, store) for turn in row["turns"]]
@@ -206,7 +168,7 @@ def _from_row(row: dict[str, Any], store: ImageStore, processor: "Processor | No
     )
 
 
-def _turn_from_row(row: dict[str, Any], store: ImageStore) -> Turn:
+def _turn_from_row(row: dict[str, Any], store: ImageFolder) -> Turn:
     result = row["result"]
     if result is not None:
         result = SandboxResult(

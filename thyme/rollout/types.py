@@ -18,7 +18,7 @@ from thyme.engine.tags import TokenKind
 if TYPE_CHECKING:
     from PIL import Image
 
-    from thyme.model.processor import ImageInputs
+    from thyme.model.image_processor import ImageInputs
     from thyme.sandbox import SandboxResult
 
 
@@ -63,7 +63,7 @@ class Question:
     solution: str
     """The reference answer."""
     scenario: str = ""
-    """One of thyme.data.synthetic.SCENARIOS, or "" for other sources."""
+    """One of thyme.toy.scenarios.SCENARIOS, or "" for other sources."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about how the question was made: boxes in pixels, angle in degrees, ..."""
 

@@ -1,9 +1,10 @@
 """The trusted side: queues snippets, hands them to jailed children, and resolves what callers wait for.
 
 Callers only enqueue and wait on a future, so the synchronous and the asyncio face are the same thing; one thread
-(reader.py) reads from all children and keeps all deadlines. A child that misbehaves is killed through its pidfd, which
-works even when the fork-server is stuck; a fork-server that dies or stalls is replaced, and what had not started is
-queued again. Nothing a child sends is unpickled, decoded as an image, or believed beyond its own snippet.
+(reader.py) waits for what children and fork-server send, and for all deadlines. A child that misbehaves is killed
+through its pidfd, which works even when the fork-server is stuck; a fork-server that dies or stalls is replaced, and
+what had not started is queued again. Nothing a child sends is unpickled, decoded as an image, or believed beyond its
+own snippet.
 """
 
 from __future__ import annotations
@@ -11,59 +12,61 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 import weakref
-from collections import deque
 from concurrent.futures import Future
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.cgroup import Group
+from thyme.sandbox.child_handle import FRAME_BYTES, kill_process
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.images import ImageStore
-from thyme.sandbox.process import ChildProcess, Round
+from thyme.sandbox.image_store import ImageStore
 from thyme.sandbox.reader import Reader
 from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
-from thyme.sandbox.scratch import wipe
-from thyme.sandbox.server import ForkServer
+from thyme.sandbox.round_queue import RoundQueue
+from thyme.sandbox.run_folder import make_run_folder, remove_run_folder
+from thyme.sandbox.session_state import Round, SessionState
+from thyme.sandbox.untrusted_result import how_it_ended, read_result
+from thyme.sandbox.zygote_handle import ZygoteHandle
 
 if TYPE_CHECKING:
-    from thyme.sandbox.pool import SandboxSession
+    from PIL import Image
 
 _log = logging.getLogger("thyme.sandbox")
-_FORK_S = 5.0
-"""A child that is not there by then means a stuck fork-server."""
 _MAX_TRIES = 2
+_EXIT_S = 2.0
+"""After a child hung up, its exit status must follow."""
+_IDLE_SWEEP_S = 1.0
+_IDLE_CPU_S = 0.25
+"""A process between two snippets that burns more than this is ended."""
+_RETRY_S = 0.01
+"""How soon an order is tried again that the fork-server could not take."""
+_NEVER_S = 3600.0
 
 
 class Client:
-    """Owner of the fork-server, the queue and the children. Every method may be called from any thread."""
+    """Owner of the fork-server, of the queue and of every session's state. Each public method, unless it says
+    otherwise, may be called from any thread."""
 
     def __init__(self, config: SandboxConfig, off: frozenset[str]) -> None:
         self.config, self.off = config, off
         self.lock = threading.RLock()
         self.closed = False
         self.broken: SandboxUnavailable | None = None
-        self.queue: deque[Round] = deque()
-        self.children: dict[str, ChildProcess] = {}
-        self.running = 0
-        self.counter = 0
         self.restarts = 0
         self.done: list[tuple[Future[SandboxResult], SandboxResult]] = []
-        self.run_dir = Path(tempfile.mkdtemp(prefix="thyme-sandbox-"))
-        self.run_dir.chmod(0o711)
+        self.rounds = RoundQueue(config, self._listen)
+        self.run_dir = make_run_folder()
         self.group = Group(config, off)
         try:
-            for name in ("images", "root"):
-                (self.run_dir / name).mkdir()
-                (self.run_dir / name).chmod(0o711)
-            (self.run_dir / "canary").write_text("canary")
             self.images = ImageStore(self.run_dir / "images")
             self._start()
-            self.reader = Reader(self)
+            self.reader = Reader(
+                self.lock, on_time=self._on_time, on_error=self._on_own_error, afterwards=self._resolve
+            )
+            self.reader.watch(self.server.control, self._on_control)
         except BaseException:
             if hasattr(self, "server"):
                 self.server.stop()
@@ -72,10 +75,7 @@ class Client:
         self.reader.start()
         _live.add(self)
 
-    # --- the fork-server ---------------------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        self.server = ForkServer(self.config, self.run_dir, self.off, self.group)
+    # --- callers -----------------------------------------------------------------------------------------------------
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -85,87 +85,67 @@ class Client:
     def isolation(self) -> str:
         return self.server.isolation
 
-    def restart(self, reason: str) -> None:
-        """Replaces the fork-server. Snippets that ran are lost, those that had not started are queued again."""
-        if self.closed:
-            return
-        _log.warning("sandbox fork-server restarted: %s", reason)
-        self.restarts += 1
-        self.reader.unwatch(self.server.control)
-        self.server.kill()
-        for child in self.children.values():
-            child.kill()
-        self.server.stop()
-        for child in list(self.children.values()):
-            round_ = child.round
-            started = child.pidfd is not None
-            self.forget(child)
-            if round_ is None:
-                continue
-            if started or round_.tries >= _MAX_TRIES:
-                self._finish(round_, Status.CRASHED, error=SnippetError("SandboxRestarted", reason, None))
-            else:
-                round_.deadline = round_.started = None
-                self.queue.appendleft(round_)
-        try:
-            self._start()
-            self.reader.watch(self.server.control)
-        except (SandboxUnavailable, OSError) as error:
-            self.broken = error if isinstance(error, SandboxUnavailable) else SandboxUnavailable(str(error))
-            _log.error("sandbox cannot be restarted: %s", error)
-            while self.queue:
-                self._refuse(self.queue.popleft(), "the sandbox could not be restarted")
+    def open_session(
+        self, image: Image.Image | str | os.PathLike[str] | None, image_path: str, seed: int, *, one_shot: bool
+    ) -> SessionState:
+        """A session without a process; its first snippet brings one.
 
-    # --- callers -----------------------------------------------------------------------------------------------------
+        Args:
+            image: the input image, stored until the session is closed.
+            image_path: the path the model was told.
+            seed: of what snippets draw at random.
+            one_shot: whether the process ends with the first snippet.
 
-    def submit(self, session: SandboxSession, code: str) -> Round:
+        Raises:
+            ValueError: the image cannot be read.
+        """
+        stored = None if image is None else self.images.acquire(image)
+        return SessionState(image=stored, image_path=image_path, seed=seed, one_shot=one_shot)
+
+    def submit(self, session: SessionState, code: str) -> Round:
         """Queues one snippet; its future always comes to a result."""
         content = code.encode("utf-8", "replace")
         round_ = Round(session, content)
         round_.future.add_done_callback(lambda f: self.cancel(round_) if f.cancelled() else None)
         with self.lock:
-            if self.closed or session._closed:
-                self._refuse(round_, "the session is closed" if session._closed else "the sandbox is closed")
+            if self.closed or session.closed:
+                self._refuse(round_, "the session is closed" if session.closed else "the sandbox is closed")
             elif self.broken is not None:
                 self._refuse(round_, str(self.broken))
             elif len(content) > self.config.max_code_bytes:
                 self._refuse(round_, f"the code has {len(content)} bytes, more than {self.config.max_code_bytes}")
             else:
-                self.queue.append(round_)
-                self.dispatch()
-        self.flush()
+                self.rounds.waiting.append(round_)
+                self._dispatch()
+        self._resolve()
         return round_
 
     def cancel(self, round_: Round) -> None:
         """Takes a snippet back; one that runs is killed."""
         with self.lock:
-            if round_ in self.queue:
-                self.queue.remove(round_)
-            child = round_.session._child
-            if child is not None and child.round is round_:
-                self.discard(child)
+            self.rounds.take_back(round_)
+            if round_.session.round is round_:
+                self._discard(round_.session)
             if not self.closed:
-                self.dispatch()
-        self.flush()
+                self._dispatch()
+        self._resolve()
 
-    def close_session(self, session: SandboxSession) -> None:
+    def close_session(self, session: SessionState) -> None:
         """Ends the session's process; what it has queued or running is REFUSED."""
+        image = None
         with self.lock:
-            session._closed = True
-            for round_ in [r for r in self.queue if r.session is session]:
-                self.queue.remove(round_)
+            session.closed = True
+            for round_ in self.rounds.take_back_all(session):
                 self._refuse(round_, "the session was closed")
-            child, image = session._child, None
-            if child is not None:
-                if child.round is not None:
-                    self._refuse(child.round, "the session was closed while its code ran")
-                self.discard(child)
+            if session.round is not None:
+                self._refuse(session.round, "the session was closed while its code ran")
+            self._discard(session)
             if not self.closed:
-                image, session._image = session._image, None
-                self.dispatch()
+                image, session.image = session.image, None
+                self._dispatch()
         if image is not None:
             self.images.release(image)
-        self.flush()
+        self._resolve()
 
     def close(self) -> None:
         """Kills what runs, ends the fork-server, deletes every scratch folder. Twice is fine."""
@@ -173,29 +153,18 @@ class Client:
             if self.closed:
                 return
             self.closed = True
-            while self.queue:
-                self._refuse(self.queue.popleft(), "the sandbox was closed")
-            for child in list(self.children.values()):
-                if child.round is not None:
-                    self._refuse(child.round, "the sandbox was closed")
-                self.discard(child)
-        self.reader.stop()
+            self.reader.stop()
+            for round_ in self.rounds.take_back_all():
+                self._refuse(round_, "the sandbox was closed")
+            for session in list(self.rounds.live.values()):
+                if session.round is not None:
+                    self._refuse(session.round, "the sandbox was closed")
+                self._discard(session)
+        self.reader.join()
         self.server.stop()
         self._release()
-        self.flush()
+        self._resolve()
         _live.discard(self)
-
-    def _release(self) -> None:
-        with contextlib.suppress(OSError):
-            for slot in (self.run_dir / "slots").iterdir():
-                for _ in wipe(str(slot)):
-                    pass
-        shutil.rmtree(self.run_dir, ignore_errors=True)
-        with contextlib.suppress(OSError):  # still there where no descriptor was left to look into it
-            (self.run_dir / "canary").unlink(missing_ok=True)
-            for folder in (self.run_dir / "images", self.run_dir / "root", self.run_dir):
-                folder.rmdir()
-        self.group.remove()
 
     def abandon(self) -> None:
         """In a fork of this process: let go of the descriptors, so that the server notices when the original ends."""
@@ -203,128 +172,238 @@ class Client:
         self.lock = threading.RLock()  # a thread that is not here may have held it
         self.images.abandon()
         self.server.control.close()
-        for child in self.children.values():
-            child.session._child = None
-            child.close()
-        self.children, self.queue = {}, deque()
+        for session in self.rounds.live.values():
+            if session.child is not None:
+                session.child.close()
+            session.child = session.round = None
+        self.rounds = RoundQueue(self.config, self._listen)
 
-    # --- the queue ---------------------------------------------------------------------------------------------------
+    def _dispatch(self) -> None:
+        """Starts what may start now, and has the reader awake in time for its deadlines."""
+        self._start_waiting()
+        self.reader.wake_by(self._next_deadline(time.monotonic()))
 
-    def dispatch(self) -> None:
-        """Starts whatever may start now, first come first served."""
-        skipped: list[Round] = []
-        busy: set[int] = set()
-        while self.queue and self.running < self.config.workers and self.broken is None:
-            round_ = self.queue.popleft()
-            session = round_.session
-            child = session._child
-            waits_for_itself = id(session) in busy or (child is not None and child.round is not None)
-            no_room = child is None and not session._one_shot and self._num_sessions() >= self.config.max_sessions
-            if waits_for_itself or no_room:
-                busy.add(id(session))
-                skipped.append(round_)
-                continue
-            try:
-                started = self._begin(round_)
-            except OSError as error:
-                self._refuse(round_, f"the sandbox is out of resources: {error}")
-                continue
-            if not started:  # the control socket is full: the reader tries again
-                self.queue.appendleft(round_)
-                break
-        self.queue.extendleft(reversed(skipped))
-        self.reader.wake_if_sooner()
+    def _start_waiting(self) -> None:
+        if self.broken is None:
+            for round_, reason in self.rounds.start_waiting(self.server):
+                self._refuse(round_, reason)
 
-    def _num_sessions(self) -> int:
-        return sum(not child.session._one_shot for child in self.children.values())
+    def _release(self) -> None:
+        remove_run_folder(self.run_dir)
+        self.group.remove()
 
-    def _begin(self, round_: Round) -> bool:
-        session, now, limit = round_.session, time.monotonic(), self.config.timeout_s
-        child = session._child
+    # --- the fork-server ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.server = ZygoteHandle(self.config, self.run_dir, self.off, self.group)
+
+    def _restart(self, reason: str) -> None:
+        """Replaces the fork-server. Snippets that ran are lost, those that had not started are queued again."""
+        if self.closed:
+            return
+        _log.warning("sandbox fork-server restarted: %s", reason)
+        self.restarts += 1
+        self.reader.unwatch(self.server.control)
+        self.server.kill()
+        for session in self.rounds.live.values():
+            if session.child is not None:
+                session.child.kill()
+        self.server.stop()
+        for session in list(self.rounds.live.values()):
+            self._requeue(session, reason)
+        try:
+            self._start()
+            self.reader.watch(self.server.control, self._on_control)
+        except (SandboxUnavailable, OSError) as error:
+            self.broken = error if isinstance(error, SandboxUnavailable) else SandboxUnavailable(str(error))
+            _log.error("sandbox cannot be restarted: %s", error)
+            for round_ in self.rounds.take_back_all():
+                self._refuse(round_, "the sandbox could not be restarted")
+
+    def _requeue(self, session: SessionState, reason: str) -> None:
+        """After the fork-server's end: lets go of a session's process; what it had not started yet waits again."""
+        round_, started = session.round, session.child is not None and session.child.pidfd is not None
+        self._forget(session)
+        if round_ is None:
+            return
+        if started or round_.tries >= _MAX_TRIES:
+            self._finish(round_, Status.CRASHED, error=SnippetError("SandboxRestarted", reason, None))
+        else:
+            round_.deadline = round_.started = None
+            self.rounds.waiting.appendleft(round_)
+
+    # --- what arrives, and what does not arrive in time: called by the reader, which holds the lock ------------------
+
+    def _on_control(self) -> None:
+        """The fork-server sent something, or ended."""
+        try:
+            while received := self.server.receive():
+                message, descriptors = received
+                if "forked" in message:
+                    self._on_forked(message["forked"], descriptors)
+                else:
+                    self._on_exited(message)
+        except EOFError:
+            self._restart("it ended")
+
+    def _on_forked(self, id_: str, descriptors: list[int]) -> None:
+        session = self.rounds.live.get(id_)
+        if session is None or session.child is None:  # cancelled before the process was there
+            for pidfd in descriptors:
+                kill_process(pidfd)
+                os.close(pidfd)
+        elif not descriptors:
+            self._restart("it could not hand over a process: too many open files")
+        else:
+            session.child.attach(descriptors[0])
+            if session.round is not None:  # its limit counts from here
+                session.round.deadline = time.monotonic() + self.config.timeout_s
+
+    def _on_exited(self, exited: dict[str, Any]) -> None:
+        session = self.rounds.live.get(exited["exited"])
+        if session is None or session.child is None:
+            return
+        if self.reader.is_watched(session.child.socket):  # its last words may still be in the socket
+            self._on_child(session)
+            if self.rounds.live.get(exited["exited"]) is None:
+                return
+        if session.round is None:
+            self._discard(session)
+        else:
+            self._end(session, *how_it_ended(exited, self.config))
+
+    def _on_child(self, session: SessionState) -> None:
+        """A child sent something, or hung up."""
+        child = session.child
         if child is None:
-            self.counter += 1
-            child = ChildProcess(session, self.counter, self.config)
-            if not self._order(child):
-                child.close()
-                return False
-            session._child = child
-            self.children[child.id] = child
-            self.reader.watch(child.socket, child)
-            round_.restarted = session._had_child
-            session._had_child = True
-            round_.tries += 1
-            limit = _FORK_S
-        round_.started, round_.deadline = now, now + limit
-        child.hand_over(round_)
-        self.running += 1
-        return True
+            return
+        if child.pidfd is None:
+            # The fork-server told of it before it handed the order on, but this event may be older: of a descriptor
+            # since closed, whose number it has.
+            self._on_control()
+            if session.child is not child:
+                return
+        try:
+            frame = child.socket.recv(FRAME_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            frame = b""
+        round_ = session.round
+        if not frame:  # hung up; how it ended comes from the fork-server
+            self.reader.unwatch(child.socket)
+            if round_ is None:
+                self._discard(session)
+            elif child.pidfd is not None:
+                round_.deadline = min(round_.deadline or 0.0, time.monotonic() + _EXIT_S)
+        elif round_ is None:  # nobody asked
+            self._discard(session)
+        else:
+            self._on_answer(session, round_, frame)
 
-    def _order(self, child: ChildProcess) -> bool:
-        """Sends the order to fork; False where it cannot be sent now."""
-        session = child.session
-        image = session._image
-        order = {
-            "fork": child.id, "image_path": session.image_path, "image_file": Path(image.file).name if image else None,
-            "image_format": image.format if image else None, "seed": session.seed,
-        }  # fmt: skip
-        with child.far_end:
-            try:
-                self.server.fork(order, [child.stdout, child.far_end.fileno(), child.pixels, child.code])
-            except OSError:  # full, or the server is gone: its end of file is on the way and restarts it
-                return False
-        return True
+    def _on_answer(self, session: SessionState, round_: Round, frame: bytes) -> None:
+        assert session.child is not None and round_.started is not None
+        wall_s = time.monotonic() - round_.started
+        try:
+            result = read_result(
+                frame,
+                session.child,
+                config=self.config,
+                isolation=self.isolation,
+                wall_s=wall_s,
+                restarted=round_.restarted,
+            )
+        except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+            message = f"the snippet's process sent nonsense: {error}"[:200]
+            self._end(session, Status.CRASHED, SnippetError("ProtocolError", message, None))
+            return
+        self.done.append((round_.future, result))
+        self.rounds.end_round(session)
+        session.child.rest()
+        if session.one_shot or result.status is Status.MEMORY:
+            self._discard(session)
+
+    def _on_time(self, now: float) -> float:
+        """Ends what is over its time, starts what may start, and returns when it is to be called again."""
+        for session in list(self.rounds.live.values()):
+            child, round_ = session.child, session.round
+            assert child is not None
+            if round_ is None:
+                burns = child.cpu_time() - child.idle_cpu_s > _IDLE_CPU_S
+                if burns or now >= child.idle_since + self.config.idle_s:
+                    self._discard(session)
+            elif round_.deadline is not None and now >= round_.deadline:
+                if child.pidfd is None:
+                    self._restart("it does not fork")
+                    break
+                if self.reader.is_watched(child.socket):
+                    limit = f"the code ran longer than {self.config.timeout_s:g} s"
+                    self._end(session, Status.TIMEOUT, SnippetError("TimeoutError", limit, None))
+                else:
+                    self._end(session, Status.CRASHED, SnippetError("Crash", "the process hung up", None))
+        self._start_waiting()
+        return self._next_deadline(now)
+
+    def _next_deadline(self, now: float) -> float:
+        first = now + _NEVER_S
+        for session in self.rounds.live.values():
+            assert session.child is not None
+            if session.round is not None:
+                first = min(first, session.round.deadline or first)
+            else:
+                first = min(first, session.child.idle_since + self.config.idle_s, now + _IDLE_SWEEP_S)
+        return min(first, now + _RETRY_S) if self.rounds.has_work() else first
+
+    def _on_own_error(self, error: Exception) -> None:
+        """A bug of ours must not hang every caller."""
+        _log.error("sandbox client failed", exc_info=error)
+        self._restart(f"client error: {error}")
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
-    def end(self, child: ChildProcess, status: Status, error: SnippetError) -> None:
+    def _listen(self, session: SessionState) -> None:
+        assert session.child is not None
+        self.reader.watch(session.child.socket, partial(self._on_child, session))
+
+    def _end(self, session: SessionState, status: Status, error: SnippetError) -> None:
         """A snippet that did not come back by itself: its process goes, what it printed stays."""
-        if child.round is not None:
+        child, round_ = session.child, session.round
+        if child is not None and round_ is not None:
             cpu_s = child.cpu_time()
             child.kill()
-            self._finish(child.round, status, stdout=child.printed(), error=error, cpu_s=cpu_s)
-        self.discard(child)
+            self._finish(round_, status, stdout=child.printed(), error=error, cpu_s=cpu_s)
+        self._discard(session)
 
-    def came_back(self, child: ChildProcess, result: SandboxResult) -> None:
-        """A snippet came back; its process waits for the next one, where there may be one."""
-        assert child.round is not None
-        self.done.append((child.round.future, result))
-        self._no_longer_runs(child)
-        child.idle_since = time.monotonic()
-        child.cpu_mark = child.cpu_time()
-        if child.session._one_shot or result.status is Status.MEMORY:
-            self.discard(child)
+    def _discard(self, session: SessionState) -> None:
+        """Kills a session's process, if it has one. The round it ran, if any, is the caller's to answer."""
+        if session.child is not None:
+            session.child.kill()
+        self._forget(session)
 
-    def discard(self, child: ChildProcess) -> None:
-        """Kills a process. The round it ran, if any, is the caller's to answer."""
-        child.kill()
-        self.forget(child)
-
-    def forget(self, child: ChildProcess) -> None:
-        if self.children.pop(child.id, None) is None:
-            return
-        self.reader.unwatch(child.socket)
-        self._no_longer_runs(child)
-        if child.session._child is child:
-            child.session._child = None
-        child.close()
-
-    def _no_longer_runs(self, child: ChildProcess) -> None:
-        if child.round is not None:
-            child.round = None
-            self.running -= 1
+    def _forget(self, session: SessionState) -> None:
+        child = self.rounds.forget(session)
+        if child is not None:
+            self.reader.unwatch(child.socket)
+            child.close()
 
     def _finish(
         self, round_: Round, status: Status, *, stdout: str = "", error: SnippetError | None = None, cpu_s: float = 0.0
     ) -> None:
-        wall = time.monotonic() - round_.started if round_.started is not None else 0.0
-        result = SandboxResult(status=status, stdout=stdout, error=error, wall_s=wall, isolation=self.isolation,
-                               restarted=round_.restarted, cpu_s=cpu_s)  # fmt: skip
+        result = SandboxResult(
+            status=status,
+            stdout=stdout,
+            error=error,
+            wall_s=time.monotonic() - round_.started if round_.started is not None else 0.0,
+            isolation=self.isolation,
+            restarted=round_.restarted,
+            cpu_s=cpu_s,
+        )
         self.done.append((round_.future, result))
 
     def _refuse(self, round_: Round, reason: str) -> None:
         self._finish(round_, Status.REFUSED, error=SnippetError("Refused", reason, None))
 
-    def flush(self) -> None:
+    def _resolve(self) -> None:
         """Resolves futures outside the lock: their callbacks are other people's code."""
         while True:
             with self.lock:

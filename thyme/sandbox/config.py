@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,13 @@ def default_workers() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxConfig:
+    """Limits of a sandbox and how it isolates. All of them hold for every snippet.
+
+    Raises:
+        ValueError: a limit is not positive, a choice is unknown, or the workers together would take more than half of
+            the machine's memory.
+    """
+
     workers: int = field(default_factory=default_workers)
     """Snippets that run at the same time; sessions between two rounds do not count."""
     timeout_s: float = 10.0
@@ -61,12 +68,9 @@ class SandboxConfig:
     """Further modules snippets may import, beside numpy, PIL, cv2 and the standard library; loaded once, at start."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "workers", "timeout_s", "memory_mib", "idle_s", "max_sessions", "scratch_mib", "max_files",
-            "max_code_bytes", "max_stdout_bytes", "max_error_bytes", "max_images", "max_pixels", "max_aspect",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not value > 0:
+        for limit in fields(self):
+            name, value = limit.name, getattr(self, limit.name)
+            if limit.type in ("int", "float") and not value > 0:
                 raise ValueError(f"SandboxConfig.{name} must be positive, got {value!r}")
         if self.isolation not in ("auto", "none"):
             raise ValueError(f"SandboxConfig.isolation must be 'auto' or 'none', got {self.isolation!r}")

@@ -20,7 +20,9 @@ def report() -> list[Layer]:
         return [*error.layers, Layer("sandbox", False, True, str(error).splitlines()[0])]
 
 
-def run_file(path: str | os.PathLike[str], image: str | os.PathLike[str] | None = None) -> int:
+def run_file(
+    path: str | os.PathLike[str], image: str | os.PathLike[str] | None = None, config: SandboxConfig | None = None
+) -> int:
     """Runs the snippet in a file and prints fixes, output, images, limits used and isolation. Returns an exit code.
 
     Images are saved beside the snippet, as <name>.out<n>.png.
@@ -40,8 +42,8 @@ def run_file(path: str | os.PathLike[str], image: str | os.PathLike[str] | None 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"snippet {str(source)!r} cannot be read: {error}") from error
     console = Console(highlight=False)
-    with Sandbox() as sandbox:
-        config = sandbox.config
+    with Sandbox(config) as sandbox:
+        limits = sandbox.config
         result = sandbox.run(code, image)
     for fix in result.fixes:
         console.print(Text(f"fixed    {fix}", style="yellow"))
@@ -57,10 +59,10 @@ def run_file(path: str | os.PathLike[str], image: str | os.PathLike[str] | None 
     table = Table("status", "wall", "cpu", "peak memory", "isolation")
     table.add_row(
         result.status.name,
-        f"{result.wall_s:.3f} of {config.timeout_s:g} s",
+        f"{result.wall_s:.3f} of {limits.timeout_s:g} s",
         f"{result.cpu_s:.3f} s",
         f"{f'{result.peak_mib:.0f} MiB' if result.peak_mib else 'not known'} "
-        f"(limit {config.memory_mib} MiB more than the warm interpreter)",
+        f"(limit {limits.memory_mib} MiB more than the warm interpreter)",
         result.isolation,
     )
     console.print(table)

@@ -1,7 +1,7 @@
 """The layers around a snippet, each a thin wrapper of what the kernel offers: Landlock, seccomp, limits, capabilities,
 identity, namespaces. By ctypes, so that nothing has to be compiled; every failure is an OSError with its errno.
 
-Not here: when which layer is used (zygote.py) and what runs inside (child.py).
+Not here: which layers are used (plan.py) and when they are put on (child.py).
 """
 
 # Paths here are the snippet's strings, or descriptors.
@@ -17,6 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from thyme.sandbox import syscalls
+
+if ctypes.sizeof(ctypes.c_void_p) != 8:
+    raise ImportError("the sandbox needs a 64-bit system")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -46,10 +49,16 @@ _OWN_CAPS = struct.pack("=Ii", 0x20080522, 0)  # version 3, of the calling proce
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-NAMESPACES = {"mount": CLONE_NEWNS, "pid": CLONE_NEWPID, "net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS,
-              "cgroup": CLONE_NEWCGROUP}  # fmt: skip
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
-    1, 2, 4, 8, 32, 4096, 16384, 1 << 18)  # fmt: skip
+NAMESPACES = {
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "net": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+}
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _MNT_DETACH = 2
 _MADV_COLLAPSE, _HUGE = 25, 2 << 20
 
@@ -67,9 +76,9 @@ def _check(result: int, what: str) -> int:
 _Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
 
 
-def _syscall(what: str, number: int, a: _Argument = None, b: _Argument = None, c: _Argument = None,
-             d: _Argument = None) -> int:  # fmt: skip
-    return _check(_libc.syscall(number, a, b, c, d, None), what)
+def _syscall(what: str, number: int, *arguments: _Argument) -> int:
+    """A system call with at most five arguments; those not given are 0."""
+    return _check(_libc.syscall(number, *arguments, *[None] * (5 - len(arguments))), what)
 
 
 def _prctl(what: str, option: int, value: int | bytes = 0, more: int = 0) -> None:
@@ -167,7 +176,17 @@ class SeccompFilter:
 # --- privileges ------------------------------------------------------------------------------------------------------
 
 
+def map_executable_memory() -> None:
+    """Maps a page to read, write and execute: what a finished jail refuses with an OSError."""
+    _libc.mmap.restype = ctypes.c_void_p
+    address = _libc.mmap(None, ctypes.c_size_t(4096), 7, 0x22, -1, ctypes.c_long(0))
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap: {os.strerror(code)}")
+
+
 def no_new_privs() -> None:
+    """Nothing the process executes can gain rights any more."""
     _prctl("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -182,6 +201,7 @@ def set_name(name: str) -> None:
 
 
 def not_dumpable() -> None:
+    """Other processes of the same user cannot look into it."""
     _prctl("dumpable", _PR_SET_DUMPABLE, 0)
 
 
@@ -207,8 +227,14 @@ def become(uid: int) -> None:
 
 
 def limits(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
-    """Resource limits for a child, in bytes and seconds, none above what holds here already. The CPU limit's hard end
-    comes a second later: SIGKILL."""
+    """Resource limits for a child, none above what holds here already.
+
+    Args:
+        address_space: bytes it may map.
+        cpu_s: CPU seconds; SIGXCPU ends it then, SIGKILL a second later.
+        file_bytes: the largest file it may write, in bytes.
+        open_files: descriptors it may hold.
+    """
     found = []
     for which, soft, hard in (
         (resource.RLIMIT_AS, address_space, address_space),
@@ -237,6 +263,7 @@ def limit(limits: Iterable[Limit]) -> None:
 
 
 def unshare(flags: int) -> None:
+    """unshare(2), with CLONE_* of this module."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
@@ -250,22 +277,35 @@ def enter_user_namespace() -> None:
 
 
 def mount(source: str, target: str | Path, kind: str | None, flags: int, data: str | None = None) -> None:
-    _check(
-        _libc.mount(source.encode(), os.fsencode(target), kind.encode() if kind else None, flags,
-                    data.encode() if data else None),
-        f"mount {target}",
-    )  # fmt: skip
+    """mount(2).
+
+    Args:
+        source: what is mounted.
+        target: an existing file or folder.
+        kind: the file system; None where the flags need none.
+        flags: MS_* of this module.
+        data: options of the file system.
+    """
+    kind_, data_ = (text.encode() if text else None for text in (kind, data))
+    _check(_libc.mount(source.encode(), os.fsencode(target), kind_, flags, data_), f"mount {target}")
 
 
 def unmount(target: str | Path) -> None:
+    """Takes a mount away, also where it is in use."""
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")
 
 
 def _locked_flags(path: Path) -> int:
     """Mount flags a user namespace may not clear when it mounts something again read-only."""
     flags = os.statvfs(path).f_flag
-    pairs = ((os.ST_NOSUID, MS_NOSUID), (os.ST_NODEV, MS_NODEV), (os.ST_NOEXEC, MS_NOEXEC), (os.ST_NOATIME, 1024),
-             (os.ST_NODIRATIME, 2048), (os.ST_RELATIME, 1 << 21))  # fmt: skip
+    pairs = (
+        (os.ST_NOSUID, MS_NOSUID),
+        (os.ST_NODEV, MS_NODEV),
+        (os.ST_NOEXEC, MS_NOEXEC),
+        (os.ST_NOATIME, 1024),
+        (os.ST_NODIRATIME, 2048),
+        (os.ST_RELATIME, 1 << 21),
+    )
     return sum(ours for theirs, ours in pairs if flags & theirs)
 
 
@@ -305,67 +345,13 @@ def change_root(root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path
 
 
 def mount_scratch(target: str, mib: int, files: int, uid: int) -> None:
-    """A file system in memory with a quota, owned by `uid` (0: by the caller)."""
+    """Mounts a file system in memory.
+
+    Args:
+        target: the folder it appears at.
+        mib: how much it holds, in MiB.
+        files: how many files and folders it holds.
+        uid: who owns it; 0 for the caller.
+    """
     owner = f",uid={uid},gid={uid}" if uid else ""
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={mib}m,nr_inodes={files},mode=700{owner}")
-
-
-# --- probing by doing ------------------------------------------------------------------------------------------------
-
-
-def attempt_escapes(canary: Path) -> list[tuple[str, int]]:
-    """Tries, inside a finished jail, what it must refuse. Returns (attempt, errno), 0 where it was not."""
-    import ctypes as c
-    import socket
-
-    def read() -> None:
-        canary.read_bytes()
-
-    def write() -> None:
-        canary.open("ab").close()
-
-    def host_file() -> None:
-        Path("/etc/passwd").read_bytes()
-
-    def connect() -> None:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
-
-    def unix() -> None:
-        socket.socketpair()
-
-    def process() -> None:
-        if os.fork() == 0:
-            os._exit(0)
-
-    def signal() -> None:
-        os.kill(os.getppid(), 0)
-
-    def privilege() -> None:
-        unshare(CLONE_NEWUSER)
-
-    def native_code() -> None:
-        _libc.mmap.restype = c.c_void_p
-        address = _libc.mmap(None, c.c_size_t(4096), 7, 0x22, -1, c.c_long(0))
-        if address == c.c_void_p(-1).value:
-            raise OSError(c.get_errno(), "mmap")
-
-    def mounting() -> None:
-        mount("tmpfs", "/mnt", "tmpfs", 0)
-
-    def capability() -> None:
-        if capabilities() == 0:
-            raise PermissionError(1, "no capabilities")
-
-    attempts = {"read a file outside": read, "write a file outside": write, "read /etc/passwd": host_file,
-                "open a network socket": connect, "open a unix socket": unix, "start a process": process,
-                "signal another process": signal, "enter a namespace": privilege, "map executable memory": native_code,
-                "mount": mounting, "hold a capability": capability}  # fmt: skip
-    outcome = []
-    for name, action in attempts.items():
-        try:
-            action()
-        except OSError as error:
-            outcome.append((name, error.errno or 1))
-        else:
-            outcome.append((name, 0))
-    return outcome

@@ -18,8 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 DATA = "/mnt/data"
-HOME = DATA + "/temp_processed_images/"
+HOME_BELOW = "/temp_processed_images/"
+HOME = DATA + HOME_BELOW
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_TAKE_ONE = (
+    "open stat lstat access listdir scandir mkdir rmdir remove unlink chdir readlink truncate chmod utime statvfs"
+)
+"""Functions of `os` whose first argument is a path."""
 
 _open, _stat, _getcwd, _makedirs, _exists = io.open, os.stat, os.getcwd, os.makedirs, os.path.exists
 
@@ -68,7 +73,7 @@ class PathMap:
         if not isinstance(text, str) or text == self.image_file:
             return real
         if text.startswith("/") and not text.startswith(self.scratch):
-            stand_in = self.scratch + HOME[len(DATA) :] + os.path.basename(text)
+            stand_in = self.scratch + HOME_BELOW + os.path.basename(text)
             self.aliases[os.fspath(path)] = stand_in
             text = stand_in
         folder = os.path.dirname(text)
@@ -126,8 +131,7 @@ def install() -> None:
     builtins.open = _hooked_open
     io.open = _hooked_open  # type: ignore[assignment]
     os.getcwd = _hooked_getcwd
-    for name in ("open", "stat", "lstat", "access", "listdir", "scandir", "mkdir", "rmdir", "remove", "unlink", "chdir",
-                 "readlink", "truncate", "chmod", "utime", "statvfs"):  # fmt: skip
+    for name in _TAKE_ONE.split():
         setattr(os, name, _hook(getattr(os, name), (0,)))
     for name in ("rename", "replace"):
         setattr(os, name, _hook(getattr(os, name), (0, 1)))

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.client import Client
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.images import StoredImage
-from thyme.sandbox.process import ChildProcess
 from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable
+from thyme.sandbox.session_state import SessionState
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,20 +21,23 @@ if TYPE_CHECKING:
 class SandboxSession:
     """The snippets of one rollout: one process, whose variables live from round to round. Made by Sandbox.session."""
 
-    def __init__(self, owner: Sandbox, image: StoredImage | None, image_path: str, seed: int, one_shot: bool) -> None:
-        self._owner = owner  # a sandbox that nobody holds is closed
-        self._client = owner._client
-        self._image = image
-        self._one_shot = one_shot
-        self._child: ChildProcess | None = None
-        self._had_child = False
-        self._closed = False
-        self.image_path = image_path
-        self.seed = seed
+    def __init__(self, owner: Sandbox, client: Client, state: SessionState) -> None:
+        self._owner = owner  # a sandbox is closed when nobody holds it or a session of it
+        self._client, self._state = client, state
+
+    @property
+    def image_path(self) -> str:
+        """The path of the input image as snippets know it."""
+        return self._state.image_path
+
+    @property
+    def seed(self) -> int:
+        """What `random` and `numpy.random` were seeded with."""
+        return self._state.seed
 
     def run(self, code: str) -> SandboxResult:
         """Runs one snippet and waits for it. Never raises because of the snippet; see SandboxResult.status."""
-        round_ = self._client.submit(self, code)
+        round_ = self._client.submit(self._state, code)
         try:
             return round_.future.result()
         except BaseException:
@@ -44,11 +46,11 @@ class SandboxSession:
 
     async def arun(self, code: str) -> SandboxResult:
         """`run` for asyncio. A cancelled await kills the snippet."""
-        return await asyncio.wrap_future(self._client.submit(self, code).future)
+        return await asyncio.wrap_future(self._client.submit(self._state, code).future)
 
     def close(self) -> None:
         """Ends the process and deletes its scratch. Further runs are REFUSED."""
-        self._client.close_session(self)
+        self._client.close_session(self._state)
 
     def __enter__(self) -> SandboxSession:
         return self
@@ -60,6 +62,9 @@ class SandboxSession:
 class Sandbox:
     """Runs model-written Python in jailed processes. Use as a context manager, or call close().
 
+    Args:
+        config: the limits; the default SandboxConfig() where None.
+
     Raises:
         SandboxUnavailable: the machine lacks the layers that isolation needs (config.isolation="auto").
     """
@@ -70,8 +75,11 @@ class Sandbox:
         if sys.platform != "linux":
             raise SandboxUnavailable(f"the sandbox needs Linux, this is {sys.platform}")
         if self.config.isolation == "none":
-            warnings.warn("sandbox isolation is 'none': model-written code can do whatever this user can",
-                          RuntimeWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                "sandbox isolation is 'none': model-written code can do whatever this user can",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._client = Client(self.config, _off)
         self._finalizer = weakref.finalize(self, self._client.close)
 
@@ -91,18 +99,39 @@ class Sandbox:
         return self._session(image, image_path, seed, one_shot=False)
 
     def run(
-        self, code: str, image: Image.Image | str | os.PathLike[str] | None = None, image_path: str | None = None, *,
+        self,
+        code: str,
+        image: Image.Image | str | os.PathLike[str] | None = None,
+        image_path: str | None = None,
+        *,
         seed: int = 0,
-    ) -> SandboxResult:  # fmt: skip
-        """One snippet in a process of its own."""
+    ) -> SandboxResult:
+        """Runs one snippet in a process of its own and waits for it.
+
+        Args:
+            code: Python as the model wrote it.
+            image: as for `session`.
+            image_path: as for `session`.
+            seed: as for `session`.
+
+        Returns:
+            What the snippet did. Nothing a snippet does raises.
+
+        Raises:
+            ValueError: the image cannot be read.
+        """
         with self._session(image, image_path, seed, one_shot=True) as session:
             return session.run(code)
 
     async def arun(
-        self, code: str, image: Image.Image | str | os.PathLike[str] | None = None, image_path: str | None = None, *,
+        self,
+        code: str,
+        image: Image.Image | str | os.PathLike[str] | None = None,
+        image_path: str | None = None,
+        *,
         seed: int = 0,
-    ) -> SandboxResult:  # fmt: skip
-        """`run` for asyncio."""
+    ) -> SandboxResult:
+        """`run` for asyncio. A cancelled await kills the snippet."""
         with self._session(image, image_path, seed, one_shot=True) as session:
             return await session.arun(code)
 
@@ -122,8 +151,8 @@ class Sandbox:
     def _session(self, image: Any, image_path: str | None, seed: int, *, one_shot: bool) -> SandboxSession:
         if image_path is None:
             image_path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image.png"
-        stored = None if image is None else self._client.images.acquire(image)
-        return SandboxSession(self, stored, image_path, seed, one_shot)
+        state = self._client.open_session(image, image_path, seed, one_shot=one_shot)
+        return SandboxSession(self, self._client, state)
 
     def __enter__(self) -> Sandbox:
         return self

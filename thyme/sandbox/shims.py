@@ -23,12 +23,34 @@ from thyme.sandbox.result import Fix
 
 SNIPPET = "<snippet"
 _PIL_REMOVED = {"ANTIALIAS": "LANCZOS", "LINEAR": "BILINEAR", "CUBIC": "BICUBIC"}
-_NUMPY_REMOVED = {"int": int, "float": float, "bool": bool, "complex": complex, "object": object, "str": str,
-                  "float_": "float64", "int0": "intp", "Inf": "inf", "NaN": "nan", "infty": "inf", "PINF": "inf",
-                  "product": "prod", "cumproduct": "cumprod", "alltrue": "all", "sometrue": "any", "in1d": "isin",
-                  "round_": "round", "trapz": "trapezoid", "row_stack": "vstack", "asfarray": "asarray"}  # fmt: skip
-_CV2_INT_POINTS = {"rectangle": (1, 2), "line": (1, 2), "circle": (1, 2), "putText": (2,), "ellipse": (1, 2),
-                   "arrowedLine": (1, 2), "getRectSubPix": (1,)}  # fmt: skip
+_NUMPY_TYPES = {"int": int, "float": float, "bool": bool, "complex": complex, "object": object, "str": str}
+_NUMPY_RENAMED = {
+    "float_": "float64",
+    "int0": "intp",
+    "Inf": "inf",
+    "NaN": "nan",
+    "infty": "inf",
+    "PINF": "inf",
+    "product": "prod",
+    "cumproduct": "cumprod",
+    "alltrue": "all",
+    "sometrue": "any",
+    "in1d": "isin",
+    "round_": "round",
+    "trapz": "trapezoid",
+    "row_stack": "vstack",
+    "asfarray": "asarray",
+}
+_NUMPY_REMOVED = {**_NUMPY_TYPES, **_NUMPY_RENAMED}
+_CV2_INT_POINTS = {
+    "rectangle": (1, 2),
+    "line": (1, 2),
+    "circle": (1, 2),
+    "putText": (2,),
+    "ellipse": (1, 2),
+    "arrowedLine": (1, 2),
+    "getRectSubPix": (1,),
+}
 
 _open_image = Image.open
 _exists = os.path.exists
@@ -156,7 +178,15 @@ def clamp_box(box: Any, width: int, height: int) -> tuple[Any, str]:
 
 
 def _patch_pillow() -> None:
-    crop, save = Image.Image.crop, Image.Image.save
+    _patch_image_files()
+    _patch_image_methods()
+    _patch_removed_constants()
+    _patch_fonts()
+
+
+def _patch_image_files() -> None:
+    """`Image.open` and `save`: paths are translated, missing input is forgiven, JPEG takes every mode."""
+    save = Image.Image.save
 
     @functools.wraps(_open_image)
     def open_image(fp: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,14 +196,6 @@ def _patch_pillow() -> None:
         if mapping is not None and mapping.image_format and real == mapping.image_file:
             image.format = mapping.image_format  # what the file was before it was stored in a form that decodes fast
         return image
-
-    @functools.wraps(crop)
-    def crop_inside(self: Image.Image, box: Any = None) -> Image.Image:
-        if box is not None and paths.current() is not None:
-            box, done = clamp_box(box, self.width, self.height)
-            if done:
-                notes.fix("crop", f"crop box: {done}")
-        return crop(self, box)
 
     @functools.wraps(save)
     def save_image(self: Image.Image, fp: Any, format: str | None = None, **kwargs: Any) -> None:
@@ -191,11 +213,29 @@ def _patch_pillow() -> None:
         _saving(fp, lambda real: save(image, real, format, **kwargs))
 
     Image.open = open_image
-    Image.Image.crop = crop_inside  # type: ignore[method-assign]
     Image.Image.save = save_image  # type: ignore[method-assign]
+
+
+def _patch_image_methods() -> None:
+    """Boxes are clamped, sizes are rounded, what would be shown on a screen is returned."""
+    crop = Image.Image.crop
+
+    @functools.wraps(crop)
+    def crop_inside(self: Image.Image, box: Any = None) -> Image.Image:
+        if box is not None and paths.current() is not None:
+            box, done = clamp_box(box, self.width, self.height)
+            if done:
+                notes.fix("crop", f"crop box: {done}")
+        return crop(self, box)
+
+    Image.Image.crop = crop_inside  # type: ignore[method-assign]
     Image.Image.show = lambda self, *args, **kwargs: show(self)  # type: ignore[method-assign]
     Image.Image.resize = _rounding(Image.Image.resize, (1,))  # type: ignore[method-assign]
     Image.new = _rounding(Image.new, (1,))
+
+
+def _patch_removed_constants() -> None:
+    """`Image.ANTIALIAS` and its like are what replaced them."""
     previous = getattr(Image, "__getattr__", None)
 
     def removed(name: str) -> Any:
@@ -207,6 +247,10 @@ def _patch_pillow() -> None:
         raise AttributeError(f"module 'PIL.Image' has no attribute {name!r}")
 
     Image.__getattr__ = removed  # type: ignore[attr-defined, method-assign]
+
+
+def _patch_fonts() -> None:
+    """A font that is not here is the default font; `getsize` and `textsize`, which Pillow removed, measure."""
     truetype = ImageFont.truetype
 
     @functools.wraps(truetype)
@@ -216,8 +260,6 @@ def _patch_pillow() -> None:
         except OSError:
             notes.fix("font", f"font {font!r} is not here: the default font is used")
             return ImageFont.load_default(size)
-
-    ImageFont.truetype = any_font
 
     def getsize(self: Any, text: str, *args: Any, **kwargs: Any) -> tuple[int, int]:
         notes.fix("removed", "font.getsize() is gone: measured with getbbox()")
@@ -229,12 +271,11 @@ def _patch_pillow() -> None:
         left, top, right, bottom = self.textbbox((0, 0), text, font=font)
         return round(right - left), round(bottom - top)
 
-    for owner, name, shim in (
-        (ImageFont.FreeTypeFont, "getsize", getsize),
-        (ImageDraw.ImageDraw, "textsize", textsize),
-    ):
-        if not hasattr(owner, name):
-            setattr(owner, name, shim)
+    ImageFont.truetype = any_font
+    if not hasattr(ImageFont.FreeTypeFont, "getsize"):
+        ImageFont.FreeTypeFont.getsize = getsize  # type: ignore[attr-defined]
+    if not hasattr(ImageDraw.ImageDraw, "textsize"):
+        ImageDraw.ImageDraw.textsize = textsize  # type: ignore[attr-defined]
 
 
 def _patch_numpy() -> None:

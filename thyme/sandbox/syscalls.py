@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import struct
 
+# Tables of numbers: one call a line would be two hundred lines.
+# fmt: off
 # name -> (x86_64, aarch64); None where the processor does not have it
 ALLOW: dict[str, tuple[int | None, int | None]] = {
     # files and folders: Landlock or the mount namespace decides which
@@ -43,7 +45,7 @@ ALLOW: dict[str, tuple[int | None, int | None]] = {
     # the interpreter itself
     "futex": (202, 98), "set_robust_list": (273, 99), "get_robust_list": (274, 100), "set_tid_address": (218, 96),
     "rseq": (334, 293), "restart_syscall": (219, 128), "exit": (60, 93), "exit_group": (231, 94),
-}  # fmt: skip
+}
 
 # name -> ((x86_64, aarch64), errno); errno 0 pretends success
 ANSWER: dict[str, tuple[tuple[int | None, int | None], int]] = {
@@ -54,7 +56,8 @@ ANSWER: dict[str, tuple[tuple[int | None, int | None], int]] = {
     "listxattr": ((194, 11), errno.ENOTSUP), "llistxattr": ((195, 12), errno.ENOTSUP),
     "flistxattr": ((196, 13), errno.ENOTSUP), "getxattr": ((191, 8), errno.ENOTSUP),
     "lgetxattr": ((192, 9), errno.ENOTSUP), "fgetxattr": ((193, 10), errno.ENOTSUP),
-}  # fmt: skip
+}
+# fmt: on
 
 # machine -> (column above, AUDIT_ARCH_*)
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -103,9 +106,13 @@ def _deny_quiet_truncation(index: int) -> list[Instruction]:
 
 def _checks() -> dict[str, list[Instruction]]:
     own_process = [
-        (_LD, 0, 0, _argument(0)), (_JEQ, 0, 3, 0), (_LD, 0, 0, _argument(0, high=True)), (_JEQ, 0, 1, 0),
-        (_RET, 0, 0, _PASS), _deny(),
-    ]  # fmt: skip
+        (_LD, 0, 0, _argument(0)),
+        (_JEQ, 0, 3, 0),
+        (_LD, 0, 0, _argument(0, high=True)),
+        (_JEQ, 0, 1, 0),
+        (_RET, 0, 0, _PASS),
+        _deny(),
+    ]
     return {
         "mmap": _deny_bits(2, _PROT_EXEC),
         "mprotect": _deny_bits(2, _PROT_EXEC),

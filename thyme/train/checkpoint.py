@@ -1,33 +1,37 @@
 """Checkpoints: a Hugging Face folder anybody can load, and beside it what only resuming needs.
 
-    checkpoints/step_100/model/      written by thyme.model.save
-    checkpoints/step_100/trainer.pt  optimizer state, next step, random state
+    checkpoints/sft_100/model/      the model's folder
+    checkpoints/sft_100/trainer.pt  optimizer state, next step, random state
 
 A checkpoint appears whole or not at all: it is written under a temporary name and renamed.
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from thyme.model.model import Model
-from thyme.model.processor import Processor
 from thyme.model.weights import load_model
-from thyme.model.weights import save as save_model
 from thyme.train.optim import Optimizer
 
 
-def save(
-    folder: Path, model: Model, processor: Processor | None, optimizer: Optimizer, *, step: int, memory: dict[str, Any]
+def write(
+    folder: Path,
+    save_model: Callable[[Path], object],
+    optimizer: Optimizer,
+    *,
+    step: int,
+    memory: dict[str, Any],
 ) -> None:
     """Writes a checkpoint, replacing what `folder` held.
 
     Args:
         folder: becomes the checkpoint.
-        model, processor: go to `folder/model` as a Hugging Face folder.
+        save_model: writes the model to the folder it is given, here `folder/model`.
         optimizer: its state.
         step: the next step to run.
         memory: what the stage itself must remember; plain numbers, strings, lists and dicts.
@@ -36,7 +40,7 @@ def save(
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     temporary.mkdir(parents=True)
     try:
-        save_model(model, processor, temporary / "model")
+        save_model(temporary / "model")
         random_state = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random_state["cuda"] = torch.cuda.get_rng_state()
@@ -50,8 +54,8 @@ def save(
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def load(folder: Path, model: Model, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
-    """Puts model, optimizer and random state back to where `save` found them.
+def read(folder: Path, model: Model, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
+    """Puts model, optimizer and random state back to where `write` found them.
 
     Returns:
         The next step to run, and `memory`.

@@ -56,36 +56,6 @@ class StageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseStageConfig(StageConfig):
-    """Stage 0, standing in for pre-training: captions of pictures. Sizes are those of the 1.7 M parameter toy."""
-
-    steps: int = 280
-    batch_size: int = 48
-    learning_rate: float = 1.8e-3
-    muon_learning_rate: float = 0.018
-    warmup_steps: int = 20
-    decay_share: float = 0.35
-    gate_steps: int = 30
-    """The gates are checked every so many steps."""
-    gate_captions: int = 256
-    """Held-out captions, a quarter of each kind."""
-    gate_ground: float = 0.95
-    """Digits of the columns and rows of single signs that must be right, as a share."""
-    gate_one: float = 0.9
-    """Single digits that must be read right, as a share."""
-    max_steps: int = 560
-    """While a gate is missed, training goes on for up to so many steps in all."""
-
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        for name in ("gate_steps", "gate_captions"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("gate_ground", "gate_one"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        require(self, "max_steps", self.max_steps >= self.steps, f"at least steps ({self.steps})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig(StageConfig):
     """The cold start: demonstrations with code, images and sandbox output."""
 

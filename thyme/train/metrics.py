@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,3 +103,27 @@ class ProgressLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+@contextmanager
+def progress(
+    total: int, label: str | None, shown: Mapping[str, str], *, then: OnStep | None = None
+) -> Iterator[OnStep | None]:
+    """A progress line to give to a stage as `on_step`; none where there is no label.
+
+    Args:
+        total: steps at which the line is full.
+        label: name of the stage.
+        shown: metric name -> short name.
+        then: is told every step too, and decides whether the stage ends.
+    """
+    if label is None:
+        yield then
+        return
+    with ProgressLine(total, label, shown) as line:
+
+        def on_step(metrics: Metrics) -> bool | None:
+            line(metrics)
+            return then(metrics) if then is not None else None
+
+        yield on_step

@@ -19,17 +19,15 @@ from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
-from thyme.model.model import Model
+from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
 from thyme.train.packing import Sample, TrainBatch
 
-_MIN_ROWS = 16
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
+class AllowedIds:
     """The ids that have a probability: below `size` and not banned. The same in the sampler."""
 
     size: int
@@ -105,31 +103,29 @@ def trained_logits(model: Model, batch: TrainBatch) -> Tensor:
 
 
 def _logits(model: Model, hidden: Tensor) -> Tensor:
-    """BLAS gives other bits for a few rows, so there are never less."""
-    padding = max(0, _MIN_ROWS - len(hidden))
-    return model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, padding)))[: len(hidden)]
+    return model.logits(hidden, min_rows=MIN_ROWS)
 
 
 def trained_logprobs(
-    model: Model, batch: TrainBatch, vocabulary: Vocabulary, temperature: Tensor | None = None, *, fused_head: bool
+    model: Model, batch: TrainBatch, allowed: AllowedIds, temperature: Tensor | None = None, *, fused_head: bool
 ) -> Tensor:
     """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N]."""
-    among: Any = {"temperature": temperature, "vocab_size": vocabulary.size, "banned_ids": vocabulary.banned_ids}
+    among: Any = {"temperature": temperature, "vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
     hidden = trained_hidden(model, batch)
     if fused_head:
         return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
 
 
-def supervised_loss(model: Model, batch: TrainBatch, vocabulary: Vocabulary, *, fused_head: bool = False) -> Tensor:
+def supervised_loss(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
     """Weighted sum of the negative log-probabilities of the trained tokens."""
-    return -(batch.weights * trained_logprobs(model, batch, vocabulary, fused_head=fused_head)).sum()
+    return -(batch.weights * trained_logprobs(model, batch, allowed, fused_head=fused_head)).sum()
 
 
-def policy_loss(
+def rollout_loss(
     model: Model,
     batch: TrainBatch,
-    vocabulary: Vocabulary,
+    allowed: AllowedIds,
     config: GrpoLossConfig,
     *,
     reference: Model | None = None,
@@ -138,7 +134,7 @@ def policy_loss(
     """The GRPO loss of one micro-batch, on-policy (the ratio is 1), with KL to `reference` if there is one."""
     ref_logprobs = None
     if reference is not None:
-        ref_logprobs = reference_logprobs(reference, batch, vocabulary, fused_head=fused_head)
+        ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
     assert batch.advantages is not None
     hidden = trained_hidden(model, batch)
     loss_of = (
@@ -155,15 +151,13 @@ def policy_loss(
         temperature=batch.temperatures,
         cu_seqlens=batch.cu_seqlens,
         segments=batch.segments,
-        vocab_size=vocabulary.size,
-        banned_ids=vocabulary.banned_ids,
+        vocab_size=allowed.size,
+        banned_ids=allowed.banned_ids,
         config=config,
     )
 
 
 @torch.no_grad()
-def reference_logprobs(
-    reference: Model, batch: TrainBatch, vocabulary: Vocabulary, *, fused_head: bool = False
-) -> Tensor:
+def reference_logprobs(reference: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
     """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy."""
-    return trained_logprobs(reference, batch, vocabulary, batch.temperatures, fused_head=fused_head)
+    return trained_logprobs(reference, batch, allowed, batch.temperatures, fused_head=fused_head)

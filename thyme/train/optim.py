@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from thyme.train.config import StageConfig
+from thyme.train.muon import Muon
 
 BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
@@ -57,7 +58,7 @@ class Optimizer:
             adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=BETAS, fused=True)
             self._peaks.append((adamw, config.learning_rate))
         if matrices:
-            muon = torch.optim.Muon(matrices, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
+            muon = Muon(matrices, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
             self._peaks.append((muon, config.muon_learning_rate))
 
     def step(self, share: float) -> float:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thyme.model.processor import ImageInputs
+from thyme.model.image_processor import ImageInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

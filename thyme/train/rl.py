@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from thyme.data.streams import Stream
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
@@ -24,13 +26,12 @@ from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout, TokenKind
 from thyme.train.advantages import group_advantages, zero_spread
 from thyme.train.config import RlConfig
-from thyme.train.metrics import Metrics, OnStep
-from thyme.train.objective import Vocabulary, normalize, policy_loss
+from thyme.train.metrics import Metrics
+from thyme.train.objective import AllowedIds, normalize, rollout_loss
 from thyme.train.optim import Optimizer, build_optimizer, rate_share
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
-from thyme.train.stage import Stage
-from thyme.train.streams import Stream
+from thyme.train.stage import Stage, StageOptions
 from thyme.train.tokenization import positions
 
 
@@ -43,9 +44,7 @@ def train_rl(
     *,
     score: Callable[[Rollout], Reward],
     seed: int = 0,
-    run_dir: Path | None = None,
-    resume_from: Path | None = None,
-    on_step: OnStep | None = None,
+    **options: Unpack[StageOptions],
 ) -> list[Metrics]:
     """Trains `model` in place by GRPO on the loop's rollouts.
 
@@ -53,10 +52,10 @@ def train_rl(
         model: the engine's own module; as it comes in it is the reference of the KL term, so a resumed run is given
             the model the first run started from.
         loop: its config says group size, temperatures and limits.
-        questions: the stream; `thyme.train.streams.endless` makes one of a finite data set.
+        questions: the stream; `thyme.data.streams.endless` makes one of a finite data set.
         score: the reward of one rollout.
         seed: of the rollouts' sampling.
-        run_dir, resume_from, on_step: see `thyme.train.stage.Stage`; with a run_dir the rollouts are recorded too.
+        options: see `thyme.train.stage.StageOptions`; with a run_dir the rollouts are recorded too.
 
     Returns:
         The metrics of every step.
@@ -64,50 +63,51 @@ def train_rl(
     Raises:
         ValueError: the loop's engine runs another module.
     """
+    _check(loop, model)
+    reference = frozen_copy(model) if config.kl_coef > 0 else None
+    same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
+    with frozen_vision(model, config.freeze_vision):
+        optimizer = build_optimizer(model, config)
+        stage = Stage("rl", model, processor, optimizer, config, **options)
+        run_dir = options.get("run_dir")
+        if options.get("resume_from") is not None:
+            loop.engine.weights_updated()
+        with stage:
+            while stage.step < config.steps and not stage.stopped:
+                laps = Laps()
+                batch = questions(stage.step * config.batch_size, config.batch_size)
+                groups = loop.run(batch, loop.config.sampling(seed=seed * 1_000_003 + stage.step))
+                laps.end("rollout")
+                sampled = rollout_metrics(
+                    groups, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
+                )
+                rewards = [[score(rollout) for rollout in group] for group in groups]
+                laps.end("reward")
+                totals = torch.tensor([[reward.total for reward in group] for group in rewards])
+                samples = policy_samples(processor, groups, totals, config)
+                rate = rate_share(config, stage.step, config.steps)
+                updated = policy_step(
+                    model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
+                )
+                laps.end("train")
+                loop.engine.weights_updated()
+                laps.end("sync")
+                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
+                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
+                stage.end_step(sampled | reward_metrics(rewards) | updated | laps.metrics())
+    return stage.history
+
+
+def _check(loop: RolloutLoop, model: Model) -> None:
+    """Raises where the loop cannot train the model; warns where what it samples is biased."""
     if loop.engine.model is not model:
         raise ValueError("the rollout loop's engine holds another model: train the one it runs")
     if loop.config.biases_logprobs:
         warnings.warn(
             "rollout.top_k, top_p, min_p or repetition_penalty is on: rollouts are not drawn from the policy whose "
             "log-probs the loss uses, so its gradient is biased; turn them off for RL",
-            stacklevel=2,
+            stacklevel=3,
         )
-    reference = frozen_copy(model) if config.kl_coef > 0 else None
-    same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
-    with frozen_vision(model, config.freeze_vision):
-        optimizer = build_optimizer(model, config)
-        stage = Stage(
-            "rl", model, processor, optimizer, config, run_dir=run_dir, resume_from=resume_from, on_step=on_step
-        )
-        if resume_from is not None:
-            loop.engine.weights_updated()
-        with stage:
-            while stage.step < config.steps and not stage.stopped:
-                laps = Laps()
-                batch = questions(stage.step * config.batch_size, config.batch_size)
-                groups = loop.run(batch, seed=seed * 1_000_003 + stage.step)
-                laps.end("rollout")
-                version = loop.engine.weight_version
-                rewards = [[score(rollout) for rollout in group] for group in groups]
-                laps.end("reward")
-                totals = torch.tensor([[reward.total for reward in group] for group in rewards])
-                samples = policy_samples(processor, groups, totals, config)
-                metrics = policy_step(
-                    model, processor, optimizer, samples, config,
-                    reference=reference, rate=rate_share(config, stage.step, config.steps), same_bits=same_bits,
-                )  # fmt: skip
-                laps.end("train")
-                loop.engine.weights_updated()
-                laps.end("sync")
-                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
-                stage.end_step(
-                    rollout_metrics(groups, rollout_s=laps.seconds["rollout"], weight_version=version)
-                    | reward_metrics(rewards)
-                    | metrics
-                    | laps.metrics()
-                )
-    return stage.history
 
 
 def policy_samples(
@@ -167,15 +167,15 @@ def policy_step(
         same_bits: see `TrainBatch`.
     """
     loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
-    vocabulary = Vocabulary.of(processor)
+    allowed = AllowedIds.of(processor)
     collected = LossMetrics()
     batches: list[TrainBatch] = pack(
         samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
     )
     for packed in batches:
         batch = replace(packed, same_bits=same_bits).to(model.device)
-        loss, metrics = policy_loss(
-            model, batch, vocabulary, loss_config, reference=reference, fused_head=config.fused_head
+        loss, metrics = rollout_loss(
+            model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
         )
         loss.backward()
         collected.add(loss.detach(), metrics)

@@ -1,121 +1,107 @@
-"""SFT: the cold start from demonstrations with code, and math annealing as a stage of its own behind a gate."""
+"""SFT: the cold start from demonstrations with code. Math annealing is the same loop behind a gate."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 
-from thyme.data.synthetic import SftRow
+from thyme.data.rows import Demonstration
+from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
-from thyme.train.config import AnnealConfig, LossRule, SftConfig
-from thyme.train.metrics import Metrics, OnStep
+from thyme.train.config import LossRule, SftConfig
+from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
 from thyme.train.optim import build_optimizer, rate_share
 from thyme.train.packing import Sample, pack
-from thyme.train.stage import Stage
-from thyme.train.streams import Stream
+from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A figure that ends a stage once it reaches its goal."""
+
+    name: str
+    """The figure is `gate/<name>` in the metrics."""
+    measure: Callable[[Model], float]
+    """Looks at the model as it is."""
+    goal: float
+    """What the figure must reach."""
+    every: int
+    """Steps between two looks."""
 
 
 def train_sft(
     model: Model,
     processor: Processor,
-    rows: Stream[SftRow],
+    rows: Stream[Demonstration],
     config: SftConfig,
     *,
+    name: str = "sft",
+    gate: Gate | None = None,
     system: str | None = None,
-    run_dir: Path | None = None,
-    resume_from: Path | None = None,
-    on_step: OnStep | None = None,
+    **options: Unpack[StageOptions],
 ) -> list[Metrics]:
-    """Trains `model` in place on `config.steps` batches of rows; each row is seen once.
+    """Trains `model` in place on `config.steps` batches of rows, or until the gate is passed.
 
     Args:
-        rows: the stream; `thyme.train.streams.endless` makes one of a finite data set.
+        model: the model to train.
+        processor: its tokenizer and picture processor.
+        rows: the stream; `thyme.data.streams.endless` makes one of a finite data set. Each row is seen once.
+        config: steps, rates, and which rounds of a response are trained.
+        name: of the stage, in metrics and checkpoints.
+        gate: looked at before the first step, every `gate.every` steps and after the last one.
         system: the system prompt the rows are to be learned under, if any.
-        run_dir, resume_from, on_step: see `thyme.train.stage.Stage`.
+        options: where the stage writes, and from where it resumes: `thyme.train.stage.StageOptions`.
 
     Returns:
-        The metrics of every step.
+        The metrics of every step; no step at all where the model already passes the gate.
     """
     optimizer = build_optimizer(model, config)
-    with Stage(
-        "sft", model, processor, optimizer, config, run_dir=run_dir, resume_from=resume_from, on_step=on_step
-    ) as stage:
-        while stage.step < config.steps and not stage.stopped:
-            batch = rows(stage.step * config.batch_size, config.batch_size)
-            metrics = supervised_step(
-                model, processor, optimizer,
-                [row_sample(processor, row, config.loss_rule, system) for row in batch],
-                rate=rate_share(config, stage.step, config.steps),
-                max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=config.fused_head,
-            )  # fmt: skip
-            stage.end_step(metrics)
-    return stage.history
-
-
-def train_anneal(
-    model: Model,
-    processor: Processor,
-    rows: Stream[SftRow],
-    config: AnnealConfig,
-    *,
-    heldout: Sequence[SftRow],
-    system: str | None = None,
-    run_dir: Path | None = None,
-    resume_from: Path | None = None,
-    on_step: OnStep | None = None,
-) -> list[Metrics]:
-    """Math annealing: goes on until held-out arithmetic passes the gate, for at most `config.steps` steps.
-
-    Args:
-        rows: arithmetic rows, perhaps with others mixed in so that those are not forgotten.
-        heldout: arithmetic rows for the gate, none of them in the stream.
-
-    Returns:
-        The metrics of every step; those with a gate check have `gate/arithmetic` in [0, 1]. No step at all when the
-        model already passes.
-    """
-    optimizer = build_optimizer(model, config)
-    gate = RowGate(processor, heldout, system)
-    with Stage(
-        "anneal", model, processor, optimizer, config,
-        memory={"passed": gate(model) >= config.gate_accuracy},
-        run_dir=run_dir, resume_from=resume_from, on_step=on_step,
-    ) as stage:  # fmt: skip
+    passed = gate is not None and gate.measure(model) >= gate.goal
+    with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
             batch = rows(stage.step * config.batch_size, config.batch_size)
             metrics = supervised_step(
-                model, processor, optimizer,
+                model,
+                processor,
+                optimizer,
                 [row_sample(processor, row, config.loss_rule, system) for row in batch],
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
                 fused_head=config.fused_head,
-            )  # fmt: skip
-            if (stage.step + 1) % config.gate_steps == 0 or stage.step + 1 == config.steps:
-                metrics["gate/arithmetic"] = gate(model)
-                stage.memory["passed"] = metrics["gate/arithmetic"] >= config.gate_accuracy
+            )
+            if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
+                metrics[f"gate/{gate.name}"] = gate.measure(model)
+                stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics)
     return stage.history
 
 
-def row_sample(processor: Processor, row: SftRow, rule: LossRule, system: str | None = None) -> Sample:
-    """The supervised sample of one demonstration."""
+def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:
+    """The supervised sample of one demonstration.
+
+    Args:
+        processor: encodes prompt and response and prepares the pictures.
+        row: the demonstration.
+        rule: which rounds are trained (`thyme.train.masks`).
+        system: the system prompt, if any.
+    """
     prompt_ids = processor.encode(processor.chat(row.prompt, system))
     images = [processor.preprocess(image) for image in row.images]
     return supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
 
 
-class RowGate:
+class RowsRight:
     """Share of held-out rows whose every trained token is the model's first choice given the true text before.
 
     For such a row greedy decoding writes exactly this response, as long as the sandbox returns what the row says.
     """
 
-    def __init__(self, processor: Processor, heldout: Sequence[SftRow], system: str | None = None) -> None:
+    def __init__(self, processor: Processor, heldout: Sequence[Demonstration], system: str | None = None) -> None:
         if not heldout:
             raise ValueError("the gate needs held-out rows")
         samples = [row_sample(processor, row, "all", system) for row in heldout]

@@ -1,16 +1,31 @@
 """What every stage does around its steps: resume, count, log, tell the callback, write checkpoints."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.model.weights import save
 from thyme.train import checkpoint
 from thyme.train.config import StageConfig
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
+
+
+class StageOptions(TypedDict, total=False):
+    """What every stage takes beside what it trains on; all may be left out."""
+
+    run_dir: Path | None
+    """Gets metrics.jsonl and checkpoints/; None writes nothing."""
+    resume_from: Path | None
+    """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
+    on_step: OnStep | None
+    """Is given every step's metrics; returning True ends the stage."""
+    save_model: Callable[[Path], object] | None
+    """Writes the model's folder of a checkpoint; None: `thyme.model.save` with nothing beside it."""
 
 
 class Stage:
@@ -18,11 +33,10 @@ class Stage:
 
     Args:
         name: of the stage, in metrics.jsonl and in the checkpoints' names.
+        model, processor, optimizer: what a checkpoint holds.
+        config: says how often a checkpoint is written.
         memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
-        run_dir: gets metrics.jsonl and checkpoints/; None writes nothing.
-        resume_from: a checkpoint of this stage to go on from; weights, optimizer and random state become what they
-            were.
-        on_step: told every step's metrics; returning True ends the stage.
+        options: see StageOptions.
     """
 
     def __init__(
@@ -34,19 +48,19 @@ class Stage:
         config: StageConfig,
         *,
         memory: dict[str, Any] | None = None,
-        run_dir: Path | None = None,
-        resume_from: Path | None = None,
-        on_step: OnStep | None = None,
+        **options: Unpack[StageOptions],
     ) -> None:
         self.history: list[Metrics] = []
         self.stopped = False
         self.step = 0
         self.memory = memory or {}
-        self._name, self._config, self._run_dir, self._on_step = name, config, run_dir, on_step
-        self._parts = (model, processor, optimizer)
+        self._name, self._config, self._optimizer = name, config, optimizer
+        self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
+        resume_from = options.get("resume_from")
         if resume_from is not None:
-            self.step, self.memory = checkpoint.load(resume_from, model, optimizer)
-        path = None if run_dir is None else run_dir / "metrics.jsonl"
+            self.step, self.memory = checkpoint.read(resume_from, model, optimizer)
+        path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
     def end_step(self, values: Metrics) -> None:
@@ -57,7 +71,7 @@ class Stage:
         every = self._config.save_steps
         if every and self._run_dir is not None and self.step % every == 0:
             folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
-            checkpoint.save(folder, *self._parts, step=self.step, memory=self.memory)
+            checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
         if self._on_step is not None and self._on_step(metrics):
             self.stopped = True
 

@@ -7,7 +7,7 @@ import torch
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.train.metrics import Metrics
-from thyme.train.objective import Vocabulary, normalize, supervised_loss
+from thyme.train.objective import AllowedIds, normalize, supervised_loss
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, pack
 
@@ -29,11 +29,11 @@ def supervised_step(
         max_tokens: packed tokens in a micro-batch.
         fused_head: see `StageConfig`.
     """
-    vocabulary = Vocabulary.of(processor)
+    allowed = AllowedIds.of(processor)
     batches = pack(normalize([samples], "batch_tokens"), image_token_id=processor.image_token_id, max_tokens=max_tokens)
     loss = torch.zeros((), device=model.device)
     for batch in batches:
-        micro_loss = supervised_loss(model, batch.to(model.device), vocabulary, fused_head=fused_head)
+        micro_loss = supervised_loss(model, batch.to(model.device), allowed, fused_head=fused_head)
         micro_loss.backward()
         loss += micro_loss.detach()
     grad_norm = optimizer.step(rate)

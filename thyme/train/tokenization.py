@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from thyme.model.processor import ImageInputs, Processor
+from thyme.model.image_processor import ImageInputs
+from thyme.model.processor import Processor
 from thyme.model.rope import mrope_positions
 from thyme.train.config import LossRule
 from thyme.train.masks import loss_spans

@@ -1,0 +1,130 @@
+"""What `thyme ask` accepts and refuses before any model is loaded."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
+from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
+from thyme.rollout.image_folder import ImageFolder
+from thyme.sandbox import Fix, SandboxResult, Status
+from thyme.verbs.ask import Config, _Printer, answer, open_image
+from thyme.verbs.folders import model_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    assert open_image(tmp_path / "phone.jpg").size == (20, 30)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    if mode == "P":
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        image.paste(0, (0, 0, 4, 8))
+        image.save(tmp_path / "a.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "a.png")
+    opened = open_image(tmp_path / "a.png")
+    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (255, 255, 255) != opened.getpixel((7, 0))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "I;16"])
+def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / "a.tiff")
+    assert open_image(tmp_path / "a.tiff").mode == "RGB"
+
+
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "nothing.png").write_bytes(b"")
+    for name in ("cut.png", "text.png", "nothing.png"):
+        with pytest.raises(ValueError, match=name):
+            open_image(tmp_path / name)
+    for missing in (tmp_path / "missing.png", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            open_image(missing)
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb.png.*decompression bomb"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_an_empty_question_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="question is empty"):
+        answer(Config(model="nowhere", image="nothing.png", question=" \n"), Console())
+
+
+def test_a_folder_or_a_training_checkpoint_is_a_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        model_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        model_folder(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == model_folder(tmp_path / "model") == tmp_path / "model"
+
+
+def test_the_folder_says_how_it_is_run(tmp_path: Path) -> None:
+    assert read_dialect(tmp_path) is None
+    write_dialect(tmp_path, Dialect(prompt_style="short", compat="released"))
+    assert read_dialect(tmp_path) == Dialect(prompt_style="short", compat="released")
+    (tmp_path / "thyme.json").write_text('{"prompt_style": "short"}')  # as earlier versions wrote it
+    assert read_dialect(tmp_path) == Dialect(prompt_style="short")
+    for content in ("{", "[]", '{"style": "short"}', '{"prompt_style": "long"}', '{"compat": "some"}'):
+        (tmp_path / "thyme.json").write_text(content)
+        with pytest.raises(ValueError, match=r"thyme\.json"):
+            read_dialect(tmp_path)
+
+
+def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    printer = _Printer(Console(file=out, width=200), ImageFolder(tmp_path))
+    printer.show(TextPiece("[bold]a\x1b[31m\x07\n"))
+    printer.show(CodeBlock("x = '\x1b[2J'"))
+    fixed = SandboxResult(
+        status=Status.OK, stdout="1\x9b", fixes=(Fix("import", 2, "added import math"),), wall_s=0.0123
+    )
+    printer.show(CodeResult(fixed, "<sandbox_output>1\x9b[0m</sandbox_output>"))
+    shown = out.getvalue()
+    assert not {c for c in shown if c != "\n" and not c.isprintable()}
+    assert "[bold]a\\x1b[31m" in shown and "line 2: added import math." in shown and "12 ms" in shown
+    assert "\n1\\x9b[0m\n" in shown
+
+
+def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    for model, image, question, named in [
+        ("model", "missing.png", "what?", "missing.png"),
+        ("model", "broken.png", "what?", "broken.png"),
+        ("model", "good.png", "  ", "question"),
+        ("model", "good.png", "what?", "model"),
+        ("empty", "good.png", "what?", "config.json"),
+    ]:
+        command = [sys.executable, "-m", "thyme", "ask", str(tmp_path / model), str(tmp_path / image), question]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and not done.stdout, done
+        assert done.stderr.count("\n") == 1 and named in done.stderr and "Traceback" not in done.stderr, done

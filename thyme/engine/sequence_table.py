@@ -1,0 +1,196 @@
+"""The numbers of all live sequences.
+
+R rows of the table (one per live sequence), C tokens of context. What a step touches of every sequence is in arrays
+over rows, so that a step costs a few numpy calls whatever the number of sequences.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyme.engine.sequence import Sampled, Sequence, Tokens
+from thyme.engine.tags import TokenKind
+
+_TOKEN = np.dtype(
+    {
+        "names": ["token_ids", "positions", "records", "weight_versions", "kinds"],
+        "formats": [np.int32, (np.int32, 3), (np.float32, 4), np.int32, np.uint8],
+    },
+    align=True,
+)
+
+
+class SequenceTable:
+    """One row per live sequence. Fields are public: Scheduler, Batch and StopChecker work on whole columns.
+
+    What is known of one token lies together, in one cache line or two: a step writes and reads a token of every row.
+    """
+
+    def __init__(self, num_rows: int, max_context: int, block_size: int) -> None:
+        self.max_context = max_context
+        self.block_size = block_size
+        self.max_blocks = -(-max_context // block_size)
+        self.sequences: list[Sequence | None] = []
+        self._free: list[int] = []
+        self._tokens = np.empty((0, max_context), dtype=_TOKEN)
+        # Blocks.
+        self.block_tables = np.empty((0, self.max_blocks), dtype=np.int32)
+        self.num_blocks = np.empty(0, dtype=np.int64)
+        self.has_shared_tail = np.empty(0, dtype=bool)
+        """The block that the next token goes to may have other holders: copy it before writing."""
+        # Progress: [0, num_computed) has its KV; num_seen is the most it ever had.
+        self.num_tokens = np.empty(0, dtype=np.int64)
+        self.num_computed = np.empty(0, dtype=np.int64)
+        self.num_seen = np.empty(0, dtype=np.int64)
+        self.next_position = np.empty(0, dtype=np.int64)
+        self.images_end = np.empty(0, dtype=np.int64)
+        """One past the last image token, 0 without images."""
+        # The round: its first token, and where it must end.
+        self.round_start = np.empty(0, dtype=np.int64)
+        self.round_end = np.empty(0, dtype=np.int64)
+        # Parameters.
+        self.temperatures = np.empty((0, 2), dtype=np.float32)
+        """In text and in code."""
+        self.seeds = np.empty(0, dtype=np.int64)
+        self.top_k = np.empty(0, dtype=np.int64)
+        self.top_p = np.empty(0, dtype=np.float32)
+        self.min_p = np.empty(0, dtype=np.float32)
+        self.truncates = np.empty(0, dtype=bool)
+        self.penalizes = np.empty(0, dtype=bool)
+        self.ban = np.empty(0, dtype=np.int64)
+        """Number of the row's set of banned ids."""
+        self.stops_at_eos = np.empty(0, dtype=bool)
+        self.stops_at_tags = np.empty(0, dtype=bool)
+        # The repetition detector's slot of an open round that is watched.
+        self.is_watched = np.empty(0, dtype=bool)
+        self.detector_slots = np.empty(0, dtype=np.int32)
+        self._grow(num_rows)
+
+    def assign(self, sequence: Sequence) -> int:
+        """Gives a sequence a row, filled with its prompt and parameters."""
+        if not self._free:
+            self._grow(2 * len(self.sequences))
+        row = self._free.pop()
+        self.sequences[row] = sequence
+        sequence.row, sequence.table = row, self
+        params = sequence.params
+        self.num_tokens[row] = 0
+        self.next_position[row] = self.images_end[row] = 0
+        self.num_blocks[row] = self.num_computed[row] = self.num_seen[row] = 0
+        self.has_shared_tail[row] = False
+        code = params.code_temperature if params.adaptive else params.temperature
+        self.temperatures[row] = params.temperature, code
+        assert params.seed is not None
+        self.seeds[row] = params.seed
+        self.top_k[row] = params.top_k or 0
+        self.top_p[row] = 1.0 if params.top_p is None else params.top_p
+        self.min_p[row] = params.min_p or 0.0
+        self.truncates[row] = params.truncates
+        self.penalizes[row] = params.repetition_penalty != 1.0
+        self.ban[row] = sequence.ban
+        self.stops_at_eos[row] = not params.ignore_eos
+        self.stops_at_tags[row] = params.stop_at_tags
+        self.is_watched[row] = False
+        self.extend(row, sequence.prompt, TokenKind.PROMPT)
+        self.begin_round(row, params.max_tokens)
+        return row
+
+    def extend(self, row: int, tokens: Tokens, kind: TokenKind) -> None:
+        """Puts given tokens at the end of a row."""
+        start = int(self.num_tokens[row])
+        end = start + len(tokens.token_ids)
+        self.token_ids[row, start:end] = tokens.token_ids
+        self.positions[row, :, start:end] = tokens.positions
+        self.kinds[row, start:end] = kind
+        for first, image in zip(tokens.image_starts, tokens.images, strict=True):
+            self.images_end[row] = start + first + image.num_tokens
+            self.kinds[row, start + first : self.images_end[row]] = TokenKind.IMAGE
+        self.num_tokens[row] = end
+        self.next_position[row] = tokens.next_position
+
+    def begin_round(self, row: int, max_tokens: int) -> None:
+        """The next sampled token is the first of a round."""
+        self.round_start[row] = self.num_tokens[row]
+        self.round_end[row] = self.num_tokens[row] + max_tokens
+
+    def push(self, rows: NDArray[np.int64], drawn: Sampled, weight_version: int) -> None:
+        """Puts one sampled token at the end of each row."""
+        at = self.num_tokens[rows]
+        position = self.next_position[rows]
+        self.token_ids[rows, at] = drawn.token_ids
+        self.kinds[rows, at] = drawn.kinds
+        self.positions[rows, :, at] = position[:, None]
+        self.records[rows, :, at] = drawn.records.T
+        self.weight_versions[rows, at] = weight_version
+        self.num_tokens[rows] = at + 1
+        self.next_position[rows] = position + 1
+
+    def fork(self, source: int, sequence: Sequence) -> int:
+        """Gives a sibling of the row's sequence, with the same prompt, a row that has come as far."""
+        row = self.assign(sequence)
+        self.num_computed[row], self.num_seen[row] = self.num_computed[source], self.num_seen[source]
+        self.num_blocks[row] = self.num_blocks[source]
+        self.block_tables[row] = self.block_tables[source]
+        return row
+
+    def free(self, row: int) -> None:
+        """Takes the row from its sequence, which keeps its token ids."""
+        sequence = self.sequences[row]
+        assert sequence is not None
+        sequence.final_ids = sequence.token_ids
+        sequence.row = sequence.table = None
+        self.sequences[row] = None
+        self._free.append(row)
+
+    def blocks(self, row: int) -> list[int]:
+        """Block ids the row holds, in the order of its tokens."""
+        return self.block_tables[row, : self.num_blocks[row]].tolist()
+
+    def round(self, row: int | None) -> tuple[list[int], dict[str, NDArray[Any]]]:
+        """Tokens of the current round, and copies of the records under Completion's names; none without a row."""
+        part = slice(0, 0)
+        if row is None:
+            row = 0
+        else:
+            part = slice(int(self.round_start[row]), int(self.num_tokens[row]))
+        logprobs, raw, entropies, temperatures = self.records[row, :, part].copy()
+        arrays: dict[str, NDArray[Any]] = dict(
+            logprobs=logprobs,
+            logprobs_raw=raw,
+            entropies=entropies,
+            temperatures=temperatures,
+            kinds=self.kinds[row, part].copy(),
+            weight_version=self.weight_versions[row, part].copy(),
+        )
+        return self.token_ids[row, part].tolist(), arrays
+
+    def _grow(self, num_rows: int) -> None:
+        old = len(self.sequences)
+        lengths = self.num_tokens[:old].tolist()
+        for name, array in vars(self).items():
+            if not isinstance(array, np.ndarray) or array.base is not None:  # columns of _tokens
+                continue
+            grown = np.empty((num_rows, *array.shape[1:]), dtype=array.dtype)
+            if array.ndim > 1 and array.shape[-1] == self.max_context:
+                for row, length in enumerate(lengths):  # pages that were never written stay unclaimed
+                    grown[row, ..., :length] = array[row, ..., :length]
+            else:
+                grown[:old] = array
+            setattr(self, name, grown)
+        self._name_columns()
+        self.sequences += [None] * (num_rows - old)
+        self._free += reversed(range(old, num_rows))
+
+    def _name_columns(self) -> None:
+        tokens = self._tokens
+        self.token_ids: NDArray[np.int32] = tokens["token_ids"]
+        """[R, C]."""
+        self.kinds: NDArray[np.uint8] = tokens["kinds"]
+        """[R, C] TokenKind."""
+        self.positions: NDArray[np.int32] = tokens["positions"].transpose(0, 2, 1)
+        """[R, 3, C]."""
+        self.records: NDArray[np.float32] = tokens["records"].transpose(0, 2, 1)
+        """[R, 4, C] logprob, logprob_raw, entropy, temperature."""
+        self.weight_versions: NDArray[np.int32] = tokens["weight_versions"]
+        """[R, C]."""

@@ -1,0 +1,257 @@
+"""Which rollouts of a run are open, what runs where, and when results are admitted.
+
+A run has questions still waiting, flights (rollouts that have begun), and code out in the sandbox.
+
+Order. Results are admitted as they come. Under a deterministic engine they are admitted in the order their code ended,
+each a fixed number of engine steps after that, so that every step sees the same sequences in every run.
+
+Exits. However a run is left (done, exception, KeyboardInterrupt, closed iterator), its sequences are aborted, what runs
+in its sessions is killed, and the thread of its executor has ended.
+"""
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thyme.engine import Completion, Engine
+from thyme.engine import Sequence as EngineSequence
+from thyme.engine.tags import TokenKind
+from thyme.model.processor import Processor
+from thyme.rollout.config import RolloutConfig
+from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, TextPiece
+from thyme.rollout.executor import Executor
+from thyme.rollout.flight import Flight
+from thyme.rollout.prompts import build_prompt
+from thyme.rollout.sampling import Sampling
+from thyme.rollout.text_stream import TextStream
+from thyme.rollout.trajectory import Trajectory
+from thyme.rollout.types import Question, RolloutStatus
+from thyme.sandbox import Sandbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTiming:
+    """What one run cost."""
+
+    wall_s: float
+    """From the first question to the last answer."""
+    idle_s: float
+    """Seconds of it in which nothing was left to decode: every open rollout waited for the sandbox."""
+    sandbox_s: float
+    """Seconds code ran, summed over code blocks (they overlap)."""
+    steps: int
+    """Engine steps."""
+    code_blocks: int
+    """Code blocks run."""
+    prefilled_tokens: int
+    """Tokens the engine prefilled: prompts once per group, sandbox outputs, and what preemption recomputed."""
+    sampled_tokens: int
+    """Tokens drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rollouts `first .. first + count` of one question, started together."""
+
+    question: Question
+    group: int
+    first: int
+    count: int
+    seed: int
+
+
+class Run:
+    """Drives the rollouts of each question to their ends.
+
+    Args:
+        engine: decodes; nothing else may use it meanwhile.
+        sandbox: runs code, in a session per rollout.
+        processor: of the engine's model.
+        config: limits and prompt style.
+        questions: what is asked; a question may occur twice.
+        sampling: how many rollouts each gets and how they are drawn.
+        streaming: also yield the text as it is decoded.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sandbox: Sandbox,
+        processor: Processor,
+        config: RolloutConfig,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        *,
+        streaming: bool,
+    ) -> None:
+        self.engine, self.processor, self.config = engine, processor, config
+        self.params = sampling.engine_params(processor, min(config.max_tokens_per_round, config.max_tokens))
+        self.max_rounds = config.max_rounds if sampling.allow_code else 0
+        self.streaming = streaming
+        self.deterministic = engine.config.deterministic
+        # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
+        sessions = sandbox.config.max_sessions
+        self.limit = min(config.max_in_flight or sessions, sessions)
+        self.waiting = deque(_pieces(questions, sampling, min(self.limit, engine.config.max_sequences)))
+        self.flights: dict[int, Flight] = {}
+        self.outstanding: deque[Flight] = deque()  # in the order their code ended
+        self.executor = Executor(sandbox, processor, config)
+        self.closing: list[Future[None]] = []
+        self.counts: Counter[str] = Counter()
+        self.sandbox_s = self.idle_s = 0.0
+        self.prefilled_before = int(engine.stats()["prefilled_tokens"])
+        self.started = time.perf_counter()
+        self.wall_s = 0.0
+
+    def events(self) -> Generator[Event, None, None]:
+        """Everything that happens; an End per rollout."""
+        with self.executor:
+            try:
+                while self.waiting or self.flights:
+                    self._start_waiting()
+                    for flight in self._arrived():
+                        yield from self._resume(flight)
+                    if len(self.flights) > len(self.outstanding):
+                        self.counts["steps"] += 1
+                        for completion in self.engine.step():
+                            yield from self._end_round(self.flights[completion.sequence.id], completion)
+                        yield from self._stream_text()
+                for closed in self.closing:
+                    closed.result()  # raises what went wrong while closing, if anything
+            finally:
+                for flight in self.flights.values():
+                    self.engine.abort(flight.sequence)
+                self.wall_s = time.perf_counter() - self.started
+
+    def timing(self) -> RunTiming:
+        """What the run cost so far."""
+        return RunTiming(
+            wall_s=self.wall_s,
+            idle_s=self.idle_s,
+            sandbox_s=self.sandbox_s,
+            steps=self.counts["steps"],
+            code_blocks=self.counts["code_blocks"],
+            prefilled_tokens=int(self.engine.stats()["prefilled_tokens"]) - self.prefilled_before,
+            sampled_tokens=self.counts["sampled_tokens"],
+        )
+
+    # From a question to sequences, and from one round to the next.
+
+    def _start_waiting(self) -> None:
+        while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
+            piece = self.waiting.popleft()
+            if piece.question.image is not None:
+                piece.question.image.load()  # decoded once, here: the executor's thread reads it too
+            prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
+            params = replace(self.params, n=piece.count, seed=piece.seed)
+            for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
+                flight = Flight(
+                    question=piece.question,
+                    group=piece.group,
+                    index=piece.first + i,
+                    seed=piece.seed + i,
+                    sequence=sequence,
+                    trajectory=Trajectory(self.processor.image_token_id),
+                    stream=self._new_stream(sequence),
+                )
+                flight.trajectory.add_given(sequence.token_ids, TokenKind.PROMPT, round_index=0)
+                self.flights[sequence.id] = flight
+
+    def _end_round(self, flight: Flight, completion: Completion) -> Iterator[Event]:
+        self.counts["sampled_tokens"] += len(completion.token_ids)
+        is_text = np.asarray(completion.kinds) != TokenKind.END
+        text = self.processor.decode(np.asarray(completion.token_ids)[is_text].tolist())
+        ended = flight.end_round(completion, text, self.max_rounds)
+        if ended is None:
+            flight.due_step = self.counts["steps"] + self.config.result_delay_steps
+            flight.future = self.executor.run(flight.sequence.id, flight.question, flight.seed, flight.code)
+            self.outstanding.append(flight)
+            self.counts["code_blocks"] += 1
+        if flight.stream is not None:
+            unclosed = ended is not None and not flight.is_answered
+            if shown := flight.stream.end(text, with_unclosed=unclosed):
+                yield TextPiece(shown)
+        if ended is None:
+            yield CodeBlock(flight.code)
+        else:
+            yield from self._finish(flight, ended)
+
+    def _resume(self, flight: Flight) -> Iterator[Event]:
+        assert flight.future is not None
+        result, output = flight.future.result()
+        flight.future = None
+        self.sandbox_s += result.wall_s
+        yield CodeResult(result, output.text)
+        if ended := flight.end_code(result, output, self.config, self.engine.max_context):
+            yield from self._finish(flight, ended)
+            return
+        budget = min(self.config.max_tokens_per_round, self.config.max_tokens - flight.num_sampled)
+        self.engine.append(flight.sequence, output.token_ids, images=output.images, max_tokens=budget)
+        flight.stream = self._new_stream(flight.sequence)
+
+    def _finish(self, flight: Flight, status: RolloutStatus) -> Iterator[Event]:
+        rollout = flight.finished(status)
+        self.engine.release(flight.sequence)
+        del self.flights[flight.sequence.id]
+        self.closing.append(self.executor.end(flight.sequence.id))
+        if rollout.answer is not None:
+            yield Answer(rollout.answer)
+        yield End(rollout)
+
+    # Text as it is decoded.
+
+    def _new_stream(self, sequence: EngineSequence) -> TextStream | None:
+        return TextStream(self.processor.decode, len(sequence)) if self.streaming else None
+
+    def _stream_text(self) -> Iterator[Event]:
+        for flight in self.flights.values():
+            if (
+                flight.stream is not None
+                and flight.future is None
+                and (shown := flight.stream.push(flight.sequence.token_ids))
+            ):
+                yield TextPiece(shown)
+
+    # Results, as they come.
+
+    def _arrived(self) -> Iterator[Flight]:
+        """The rollouts whose results are to be admitted now; waits if nothing else is left to do."""
+        while self.outstanding:
+            idle = len(self.flights) == len(self.outstanding)
+            if self.deterministic:
+                if not idle and self.outstanding[0].due_step > self.counts["steps"]:
+                    return
+                flight = self.outstanding[0]
+                self._wait([flight], idle=idle)
+            else:
+                if idle:
+                    self._wait(self.outstanding, idle=True)
+                ready = (f for f in self.outstanding if f.future is not None and f.future.done())
+                first = next(ready, None)
+                if first is None:
+                    return
+                flight = first
+            self.outstanding.remove(flight)
+            yield flight
+
+    def _wait(self, flights: Sequence[Flight], *, idle: bool) -> None:
+        before = time.perf_counter()
+        wait([f.future for f in flights if f.future is not None], return_when=FIRST_COMPLETED)
+        if idle:
+            self.idle_s += time.perf_counter() - before
+
+
+def _pieces(questions: Sequence[Question], sampling: Sampling, largest: int) -> Iterator[_Piece]:
+    seen: Counter[str] = Counter()
+    for group, question in enumerate(questions):
+        # From the id, not the place in the batch; a question asked twice gets other draws the second time.
+        name = f"{sampling.seed}/{question.id}/{seen[question.id]}"
+        seen[question.id] += 1
+        base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        for first in range(0, sampling.n, largest):
+            yield _Piece(question, group, first, min(largest, sampling.n - first), base + first)

@@ -1,0 +1,240 @@
+"""What the fork-server does all day: forks a child for each order, reports it, and reports its end.
+
+When there is nothing to do it forks the next child ahead of its order: forking, jailing and the first touch of some
+hundred pages cost more than most snippets. Such a child is parked until an order comes, and serves that one session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any, NamedTuple
+
+from thyme.sandbox import child, jail
+from thyme.sandbox.plan import JailPlan
+from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
+from thyme.sandbox.slots import Place, Slots
+
+_POLL_S = 0.02
+"""How often scratch folders without a quota are looked at."""
+_LAST_CLEANING_S = 2.0
+
+
+class _Waiting(NamedTuple):
+    """A child that waits for its order."""
+
+    pid: int
+    pidfd: int
+    place: Place
+    channel: socket.socket
+    ruleset: int
+
+    def close(self) -> None:
+        self.channel.close()
+        if self.ruleset >= 0:
+            os.close(self.ruleset)
+
+
+class _Working(NamedTuple):
+    """A child that got its order."""
+
+    id: str
+    pid: int
+    place: Place
+
+
+class ForkLoop:
+    """Owns the children: those that work, and one that is parked, forked ahead of the order it will get.
+
+    Args:
+        control: the socket to the client.
+        setup: the client's wishes.
+        plan: the jail that every child is put into.
+    """
+
+    def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan) -> None:
+        self.slots = Slots(plan, setup.config)
+        self._control, self._config, self._plan = control, setup.config, plan
+        self._working: dict[int, _Working] = {}  # by pidfd
+        self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
+        self._poll = select.poll()
+        self._parked: _Waiting | None = None
+        # With private mounts the image must be known before the fork.
+        self._parks = not plan.private_mounts and "parking" not in setup.off
+        self._may_park = True
+
+    def run(self) -> bool:
+        """Serves until the client hangs up. Returns whether it did so without a goodbye."""
+        self._poll.register(self._control, select.POLLIN)
+        own = os.getpid()
+        while os.getpid() == own:
+            events = self._poll.poll(self._patience_ms())
+            ready = {fd for fd, _ in events}
+            for fd in ready & self._working.keys():
+                self._reap(fd)
+            if self._parked is not None and self._parked.pidfd in ready:
+                self._bury(self._parked)
+                self._parked = None
+            if self._control.fileno() in ready:  # last: a new child may get the number of a descriptor closed above
+                message, descriptors = self._receive()
+                if message in (b"", GOODBYE):
+                    self._kill_all()
+                    return not message
+                self._serve(message, descriptors)
+            if self._working and not self._plan.rooted:
+                self._watch_scratch()
+            self.slots.clean_a_little()
+            if not events and self._wants_to_park():
+                self._park()
+        return False
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for events: not at all while there is something to do meanwhile."""
+        if self.slots.need_cleaning or self._wants_to_park():
+            return 0
+        return round(_POLL_S * 1000) if self._working and not self._plan.rooted else None
+
+    # --- the client --------------------------------------------------------------------------------------------------
+
+    def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        data = json.dumps(message).encode()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: its end of file is next
+            if descriptors:
+                socket.send_fds(self._control, [data], descriptors)
+            else:
+                self._control.send(data)
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        try:
+            return socket.recv_fds(self._control, MESSAGE_BYTES, 4)[:2]
+        except ConnectionResetError:  # it ended without having read all that it was told
+            return b"", []
+
+    def _serve(self, message: bytes, descriptors: list[int]) -> None:
+        """Hands an order to the child that is parked, or to one forked for it."""
+        order = Order.decode(message)
+        image_file = order.image_file and f"{self._plan.images}/{order.image_file}"
+        waiting: _Waiting | None = None
+        try:
+            waiting = self._unpark() or self._spawn(image_file, early=False)
+            self._working[waiting.pidfd] = _Working(order.id, waiting.pid, waiting.place)
+            more = [waiting.ruleset] if waiting.ruleset >= 0 else []
+            if more and image_file:
+                self._plan.allow(waiting.ruleset, image_file)
+            # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
+            self._send({"forked": order.id}, [waiting.pidfd])
+            socket.send_fds(waiting.channel, [message], [*descriptors, *more])
+        except OSError as error:
+            self._send({"exited": order.id, "failed": str(error)})
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+            if waiting is not None:
+                waiting.close()  # without an order it leaves
+        self._may_park = True
+
+    # --- children ----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, image_file: str | None, *, early: bool) -> _Waiting:
+        """Forks a child that puts half of its jail on and waits for its order."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        place: Place | None = None
+        ruleset, pid = -1, 0
+        try:
+            with theirs:
+                place = self.slots.take(image_file)
+                ruleset = self._plan.ruleset(place.scratch)
+                pid = jail.fork()
+                if pid == 0:
+                    self._become_child(place, theirs.fileno(), early)
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            ours.close()
+            if ruleset >= 0:
+                os.close(ruleset)
+            if pid:  # it leaves, as nobody can send it an order any more
+                os.waitpid(pid, 0)
+            if place is not None:
+                self.slots.release(place)
+            raise
+        self._poll.register(pidfd, select.POLLIN)
+        return _Waiting(pid, pidfd, place, ours, ruleset)
+
+    def _become_child(self, place: Place, channel: int, early: bool) -> None:
+        """The forked side. Never returns, whatever happens."""
+        leave = os._exit
+        try:
+            live = child.live
+            self._control.detach()
+            live(place, self._plan, self._config, channel, early=early)
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                os.write(2, f"{error}\n".encode())
+        finally:
+            leave(3)
+
+    def _wants_to_park(self) -> bool:
+        return self._parks and self._may_park and self._parked is None
+
+    def _park(self) -> None:
+        """Forks the next child while nobody waits for it. One that cannot be had or does not last is not tried again
+        before the next order."""
+        self._may_park = False
+        with contextlib.suppress(OSError):
+            self._parked = self._spawn(None, early=True)
+
+    def _unpark(self) -> _Waiting | None:
+        """The child that was forked ahead, if there is one and it lives."""
+        parked, self._parked = self._parked, None
+        if parked is not None and select.select([parked.pidfd], [], [], 0)[0]:
+            self._bury(parked)
+            return None
+        return parked
+
+    def _bury(self, parked: _Waiting) -> None:
+        """A parked child that ended before it got an order."""
+        self._poll.unregister(parked.pidfd)
+        parked.close()
+        os.close(parked.pidfd)
+        os.waitpid(parked.pid, 0)
+        self.slots.release(parked.place)
+
+    def _reap(self, pidfd: int) -> None:
+        """A child that ended after its order."""
+        ended = self._working.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status, usage = os.wait4(ended.pid, 0)
+        self.slots.release(ended.place)
+        cpu_s, over_quota = usage.ru_utime + usage.ru_stime, pidfd in self._over_quota
+        self._over_quota.discard(pidfd)
+        self._send({"exited": ended.id, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
+
+    def _watch_scratch(self) -> None:
+        for pidfd, working in self._working.items():
+            if self.slots.is_over_quota(working.place):
+                self._over_quota.add(pidfd)
+                _kill(pidfd)
+
+    def _kill_all(self) -> None:
+        for pidfd in self._working:
+            _kill(pidfd)
+        for working in self._working.values():
+            os.waitpid(working.pid, 0)
+            self.slots.release(working.place)
+        if self._parked is not None:
+            _kill(self._parked.pidfd)
+            self._bury(self._parked)
+        until = time.monotonic() + _LAST_CLEANING_S
+        while self.slots.need_cleaning and time.monotonic() < until:
+            self.slots.clean_a_little()
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)

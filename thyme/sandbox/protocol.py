@@ -1,0 +1,74 @@
+"""The messages between the client and the fork-server. One socket (SOCK_SEQPACKET), JSON, descriptors beside it.
+
+From the client: first a Setup, then one Order for each process, with four descriptors (stdout, session socket, pixels,
+code), and last GOODBYE from a client that cleans up after itself. From the fork-server: {"hello": ...} once, then
+{"forked": id} with the pidfd of the process, and {"exited": id, ...} when it has ended or could not be started.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thyme.sandbox.config import SandboxConfig
+
+MESSAGE_BYTES = 64 * 1024
+"""The longest message, in either direction."""
+GOODBYE = b"{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a fork-server needs to know before it does anything."""
+
+    config: SandboxConfig
+    run_dir: Path
+    """The client's folder: images, scratch folders, the root file system."""
+    off: frozenset[str]
+    """Layers that are switched off, so that tests can show that each of them is needed."""
+    groups: tuple[Path, ...]
+    """The control groups the fork-server was put into."""
+
+    def encode(self) -> bytes:
+        message = {
+            "config": asdict(self.config),
+            "run_dir": str(self.run_dir),
+            "off": sorted(self.off),
+            "groups": [str(group) for group in self.groups],
+        }
+        return json.dumps(message).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Setup:
+        fields = json.loads(message)
+        config = {**fields["config"], "preload": tuple(fields["config"]["preload"])}
+        return cls(
+            config=SandboxConfig(**config),
+            run_dir=Path(fields["run_dir"]),
+            off=frozenset(fields["off"]),
+            groups=tuple(map(Path, fields["groups"])),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A request for the process of one session."""
+
+    id: str
+    image_path: str
+    """The path of the input image as the model was told it."""
+    image_file: str | None
+    """The name of the stored image in the folder of images, None without an image."""
+    image_format: str | None
+    """What the image was before it was stored ("JPEG"); None where that is not known."""
+    seed: int
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Order:
+        fields: dict[str, Any] = json.loads(message)
+        return cls(**fields)

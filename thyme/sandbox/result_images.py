@@ -1,0 +1,160 @@
+"""Which images a snippet returns, and their pixels in memory shared with the client."""
+
+# Paths here are the snippet's strings.
+# ruff: noqa: PTH119
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Any
+
+from PIL import Image
+
+from thyme.sandbox import paths
+from thyme.sandbox.config import SandboxConfig
+
+PIXELS = 4
+"""The descriptor of the shared memory."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_PRINTED_IMAGE = re.compile(r"[^\s'\"<>|,;()\[\]{}]+\.(?:png|jpe?g|bmp|webp)\b", re.IGNORECASE)
+_LONGEST_LINE, _MOST_NAMES = 4096, 256
+
+# The snippet can replace these names where they come from.
+_stat, _lstat, _scandir, _pwrite = os.stat, os.lstat, os.scandir, os.pwrite
+_join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
+_image_open = Image.open
+
+
+class ResultImages:
+    """Finds the files that are a round's result and hands their pixels over.
+
+    Args:
+        path_map: what paths mean to the snippet.
+        config: how many images of how many pixels may be returned.
+    """
+
+    def __init__(self, path_map: paths.PathMap, config: SandboxConfig) -> None:
+        self._map, self._config = path_map, config
+        self._files: dict[str, tuple[int, int]] = {}
+        """What lay in the scratch after the last round that left something; see `_list_files`."""
+        self._folders = tuple(path_map.scratch + name for name in ("", "/tmp", paths.HOME_BELOW[:-1]))
+        self._touched = self._when_touched()
+
+    def find(self, printed: str, processed_path: Any, saved: list[str]) -> list[str]:
+        """The files that are the result: `processed_path` and printed paths if they are there; else every new image.
+
+        Args:
+            printed: all that the snippet printed.
+            processed_path: the snippet's variable of that name where it set it in this round, else None.
+            saved: paths the snippet saved images to, in order.
+        """
+        chosen: list[str] = []
+        for name in _named(printed, processed_path):
+            path = self._in_scratch(name)
+            if path is not None and path not in chosen and _isfile(path):
+                chosen.append(path)
+        touched = self._when_touched()
+        if not chosen and not self._files and not saved and touched == self._touched:
+            return []
+        before, after = self._files, self._list_files()
+        self._files, self._touched = after, touched
+        if chosen:
+            return chosen
+        new = {p for p, facts in after.items() if before.get(p) != facts and p.lower().endswith(paths.IMAGE_SUFFIXES)}
+        in_order = [self._real(p) for p in saved]
+        ordered = [p for p in in_order if p in new]
+        return ordered + sorted(new - set(ordered), key=lambda p: (after[p][0], p))
+
+    def hand_over(self, files: list[str]) -> tuple[list[tuple[int, int]], str]:
+        """Writes the RGB pixels of `files` to the shared memory; what is no image is left out.
+
+        Returns:
+            (width, height) of each image written, and what was too much ("" where nothing was).
+        """
+        sizes: list[tuple[int, int]] = []
+        offset = 0
+        for path in files:
+            image = _opened(path)
+            if image is None:
+                continue
+            excess = self._excess(image, os.path.basename(path)[:80], len(sizes), offset)
+            if excess:
+                return sizes, excess
+            try:
+                raw = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
+            except (OSError, ValueError, SyntaxError):
+                continue
+            view = memoryview(raw)
+            while view:
+                done = _pwrite(PIXELS, view, offset)
+                view, offset = view[done:], offset + done
+            sizes.append(image.size)
+        return sizes, ""
+
+    def _excess(self, image: Image.Image, name: str, num_before: int, num_bytes_before: int) -> str:
+        """Why the image cannot be returned after others; "" where it can."""
+        width, height = image.size
+        config = self._config
+        if num_before >= config.max_images:
+            return f"more than {config.max_images} images: return fewer"
+        if width * height * 3 + num_bytes_before > config.max_pixels * 3:
+            return f"{name} ({width}x{height}) is over the limit of {config.max_pixels} pixels: make it smaller"
+        if max(width, height) > config.max_aspect * min(width, height):
+            return f"{name} ({width}x{height}) has a side {config.max_aspect:g} times the other or more"
+        return ""
+
+    def _in_scratch(self, name: str) -> str | None:
+        """Where the file that a snippet calls `name` lies; None where that is not in the scratch."""
+        real = self._map.real(name)
+        if not isinstance(real, str) or real == self._map.image_file or "\0" in real:
+            return None
+        path = _abspath(real if real.startswith("/") else _join(self._map.scratch + paths.HOME_BELOW, real))
+        return path if path.startswith(self._map.scratch + "/") else None
+
+    def _real(self, path: str) -> str:
+        real = self._map.real(path)
+        return real if isinstance(real, str) else path
+
+    def _when_touched(self) -> list[int]:
+        """When entries were last made or deleted: cheaper than looking at them all."""
+        return [_stat(folder).st_mtime_ns for folder in self._folders]
+
+    def _list_files(self) -> dict[str, tuple[int, int]]:
+        """Regular files below the scratch -> (mtime in ns, bytes); symbolic links are not followed."""
+        found: dict[str, tuple[int, int]] = {}
+        pending = [self._map.scratch]
+        while pending and len(found) < 4 * self._config.max_files:
+            folder = pending.pop()
+            try:
+                with _scandir(folder) as entries:
+                    for entry in entries:
+                        path = _join(folder, entry.name)
+                        facts = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(facts.st_mode):
+                            pending.append(path)
+                        elif stat.S_ISREG(facts.st_mode):
+                            found[path] = (facts.st_mtime_ns, facts.st_size)
+            except OSError:
+                continue
+        return found
+
+
+def _named(printed: str, processed_path: Any) -> list[str]:
+    """What could be names of result images, in order: `processed_path`, lines and words of the printed text."""
+    named = [os.fspath(processed_path)] if isinstance(processed_path, (str, os.PathLike)) else []
+    for line in printed.splitlines():
+        if len(line) > _LONGEST_LINE:
+            continue
+        stripped = line.strip()
+        named += [stripped] if stripped.lower().endswith(paths.IMAGE_SUFFIXES) else []
+        named += [path for path in _PRINTED_IMAGE.findall(line) if "/" in path]
+    return named[:_MOST_NAMES]
+
+
+def _opened(path: str) -> Image.Image | None:
+    """A regular file that Pillow takes for an image, not decoded yet."""
+    try:
+        return _image_open(path, formats=_FORMATS) if stat.S_ISREG(_lstat(path).st_mode) else None
+    except (OSError, ValueError, SyntaxError):
+        return None

@@ -1,0 +1,144 @@
+"""Which snippet starts next: rounds that wait, and the sessions whose processes take or may take them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from thyme.sandbox.child_handle import ChildHandle
+from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.protocol import Order
+from thyme.sandbox.session_state import Round, SessionState
+from thyme.sandbox.zygote_handle import ZygoteHandle
+
+_FORK_S = 5.0
+"""A child that is not there by then means a stuck fork-server."""
+
+
+class RoundQueue:
+    """Rounds in the order in which they came, and what may run at once. Every call needs the client's lock.
+
+    Args:
+        config: how many snippets run at once, how many sessions have a process.
+        on_child: called with every session that gets a process, before the process is told what to run.
+    """
+
+    def __init__(self, config: SandboxConfig, on_child: Callable[[SessionState], None]) -> None:
+        self.waiting: deque[Round] = deque()
+        self.live: dict[str, SessionState] = {}
+        """Sessions that have a process, by its id."""
+        self.num_running = 0
+        self._config, self._on_child = config, on_child
+        self._num_ordered = 0
+
+    def has_work(self) -> bool:
+        """Whether a round waits and one more may run, though its own session may not be free."""
+        return bool(self.waiting) and self.num_running < self._config.workers
+
+    def start_waiting(self, server: ZygoteHandle) -> list[tuple[Round, str]]:
+        """Starts whatever may start now, first come first served.
+
+        A round whose session is busy, or for whose process there is no room, lets others pass. Where the fork-server
+        takes no order now, what is left waits for the next call.
+
+        Returns:
+            The rounds that cannot be started for want of resources, each with the reason.
+        """
+        failed: list[tuple[Round, str]] = []
+        skipped: list[Round] = []
+        busy: set[SessionState] = set()
+        while self.has_work():
+            round_ = self.waiting.popleft()
+            if round_.session in busy or not self._may_start(round_.session):
+                busy.add(round_.session)
+                skipped.append(round_)
+                continue
+            try:
+                started = self._start(round_, server)
+            except OSError as error:
+                failed.append((round_, f"the sandbox is out of resources: {error}"))
+                continue
+            if not started:
+                self.waiting.appendleft(round_)
+                break
+        self.waiting.extendleft(reversed(skipped))
+        return failed
+
+    def take_back(self, round_: Round) -> bool:
+        """Removes a round that waits; False where it does not."""
+        if round_ not in self.waiting:
+            return False
+        self.waiting.remove(round_)
+        return True
+
+    def take_back_all(self, session: SessionState | None = None) -> list[Round]:
+        """Removes the rounds of `session` that wait, or all."""
+        taken = [round_ for round_ in self.waiting if session in (None, round_.session)]
+        self.waiting = deque(round_ for round_ in self.waiting if session not in (None, round_.session))
+        return taken
+
+    def end_round(self, session: SessionState) -> None:
+        """The session's process runs nothing any more."""
+        if session.round is not None:
+            session.round = None
+            self.num_running -= 1
+
+    def forget(self, session: SessionState) -> ChildHandle | None:
+        """Parts a session from its process, which the caller closes; None where it has none."""
+        child = session.child
+        if child is None:
+            return None
+        self.end_round(session)
+        del self.live[child.id]
+        session.child = None
+        return child
+
+    def _may_start(self, session: SessionState) -> bool:
+        if session.child is not None:
+            return session.round is None
+        return session.one_shot or self._num_sessions() < self._config.max_sessions
+
+    def _num_sessions(self) -> int:
+        return sum(not session.one_shot for session in self.live.values())
+
+    def _start(self, round_: Round, server: ZygoteHandle) -> bool:
+        session, now, limit = round_.session, time.monotonic(), self._config.timeout_s
+        child = session.child
+        if child is None:
+            self._num_ordered += 1
+            child = ChildHandle(self._num_ordered, self._config)
+            if not _order(child, session, server):
+                child.close()
+                return False
+            session.child = child
+            self.live[child.id] = session
+            self._on_child(session)
+            round_.restarted = session.had_child
+            session.had_child = True
+            round_.tries += 1
+            limit = _FORK_S
+        round_.started, round_.deadline = now, now + limit
+        child.send(round_.code)
+        session.round = round_
+        self.num_running += 1
+        return True
+
+
+def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle) -> bool:
+    """Sends the order to fork; False where it cannot be sent now."""
+    image = session.image
+    order = Order(
+        id=child.id,
+        image_path=session.image_path,
+        image_file=Path(image.file).name if image else None,
+        image_format=image.format if image else None,
+        seed=session.seed,
+    )
+    with child.far_end:
+        try:
+            server.fork(order, [child.stdout, child.far_end.fileno(), child.pixels, child.code])
+        except OSError:  # full, or the server is gone: its end of file is on the way and restarts it
+            return False
+    return True

@@ -1,0 +1,68 @@
+"""What a snippet prints: straight into memory shared with the client, up to a limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+STDOUT = 1
+"""The descriptor of the shared memory; what native code prints goes there as well."""
+_CUT = b"\n[output cut here]\n"
+
+# The snippet can replace these names where they come from.
+_lseek, _write, _pwrite, _pread = os.lseek, os.write, os.pwrite, os.pread
+
+
+class Stdout(io.RawIOBase):
+    """Standard output and standard error of one snippet; what does not fit is dropped.
+
+    Args:
+        max_bytes: how much may be printed, the mark of a cut included.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.was_cut = False
+        _lseek(STDOUT, 0, os.SEEK_SET)
+
+    def install(self) -> None:
+        """Makes it what `print` writes to, and standard input empty."""
+        out = io.TextIOWrapper(self, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
+        for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+            setattr(sys, name, out)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return STDOUT
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        room = self.max_bytes - len(_CUT) - num_printed()
+        if len(data) > room:
+            self.was_cut = True
+        if room > 0 and data:
+            _write(STDOUT, data[:room])
+        return len(data)
+
+    def text(self) -> str:
+        """All that was printed so far."""
+        return _pread(STDOUT, min(num_printed(), self.max_bytes), 0).decode("utf-8", "replace")
+
+    def finish(self) -> int:
+        """Marks a cut, if there was one. Returns how many bytes there are."""
+        length = num_printed()
+        if self.was_cut:
+            length = min(length, self.max_bytes - len(_CUT))
+            _pwrite(STDOUT, _CUT, length)
+            length += len(_CUT)
+        return length
+
+
+def num_printed() -> int:
+    """Bytes printed so far in this round, by Python or by native code."""
+    return _lseek(STDOUT, 0, os.SEEK_CUR)

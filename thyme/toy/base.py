@@ -1,0 +1,86 @@
+"""Stage 0, the tiny stand-in for pre-training: learn to read and to locate from dense captions.
+
+Demonstrations alone teach a model from random weights perfect code and nothing visual. Captions whose every token must
+be read off the picture do, in minutes, given Muon and a flat rate with a decay at the end.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from thyme.data.streams import Stream
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.toy.captions import Caption
+from thyme.toy.config import BaseStageConfig
+from thyme.toy.gates import CaptionGate, caption_sample
+from thyme.train.metrics import Metrics
+from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.stage import Stage, StageOptions
+from thyme.train.supervised import supervised_step
+
+
+def train_base(
+    model: Model,
+    processor: Processor,
+    captions: Stream[Caption],
+    config: BaseStageConfig,
+    *,
+    heldout: Sequence[Caption],
+    **options: Unpack[StageOptions],
+) -> list[Metrics]:
+    """Trains `model` in place until the gates are met after the last decay, or `config.max_steps` are done.
+
+    Args:
+        model: the model to train.
+        processor: its tokenizer and picture processor.
+        captions: the stream; each is seen once.
+        config: steps, rates and gates.
+        heldout: captions for the gates, none of them in the stream; some of kind "ground" and some of kind "one".
+        options: see `thyme.train.stage.StageOptions`.
+
+    Returns:
+        The metrics of every step; those with a gate check have `gate/<kind>` in [0, 1].
+
+    Raises:
+        ValueError: `heldout` lacks a kind that a gate needs.
+    """
+    missing = {"ground", "one"} - {caption.kind for caption in heldout}
+    if missing:
+        raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
+    optimizer = build_optimizer(model, config)
+    gate = CaptionGate(processor, heldout)
+    with Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage:
+        while stage.step < stage.memory["end"] and not stage.stopped:
+            batch = captions(stage.step * config.batch_size, config.batch_size)
+            metrics = supervised_step(
+                model,
+                processor,
+                optimizer,
+                [caption_sample(processor, caption) for caption in batch],
+                rate=_rate(config, stage.step),
+                max_tokens=config.max_tokens_per_micro_batch,
+                fused_head=config.fused_head,
+            )
+            is_last = stage.step + 1 == stage.memory["end"]
+            if is_last or (stage.step + 1) % config.gate_steps == 0:
+                metrics |= {f"gate/{kind}": accuracy for kind, accuracy in gate(model).items()}
+            if is_last and not gates_met(metrics, config):
+                stage.memory["end"] = min(stage.memory["end"] + _decay_steps(config), config.max_steps)
+            stage.end_step(metrics)
+    return stage.history
+
+
+def gates_met(metrics: Metrics, config: BaseStageConfig) -> bool:
+    """Whether the last gate check in `metrics` passed: single signs located, single digits read."""
+    return metrics["gate/ground"] >= config.gate_ground and metrics["gate/one"] >= config.gate_one
+
+
+def _decay_steps(config: BaseStageConfig) -> int:
+    return max(1, round(config.decay_share * config.steps))
+
+
+def _rate(config: BaseStageConfig, step: int) -> float:
+    """The schedule; a stage that goes on beyond it decays again and again from half the peak rate."""
+    if step < config.steps:
+        return rate_share(config, step, config.steps)
+    return 0.5 * (1 - (step - config.steps) % _decay_steps(config) / _decay_steps(config))

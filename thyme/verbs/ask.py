@@ -1,0 +1,179 @@
+"""Answer one question about a picture, showing thoughts, code, sandbox output and answer as they come.
+
+What the user got wrong is a ValueError or FileNotFoundError whose message says what, where and what to do; the command
+line prints that one line. Pictures that code made are kept, named by content, in `runs/ask/images/`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.padding import Padding
+from rich.syntax import Syntax
+
+from thyme.config import POSITIONAL
+from thyme.engine.config import EngineConfig
+from thyme.rollout.config import RolloutConfig
+from thyme.sandbox.config import SandboxConfig
+from thyme.verbs.config import LoopConfig, RunConfig
+from thyme.verbs.folders import RUNS, model_folder
+
+if TYPE_CHECKING:
+    from thyme.rollout.events import Event
+    from thyme.rollout.image_folder import ImageFolder
+    from thyme.rollout.types import Rollout
+    from thyme.sandbox import SandboxResult
+
+MAX_CONTEXT = 32768
+"""Tokens the cache is sized for, images included; models that are meant for fewer get fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """One question."""
+
+    name: str = "ask"
+    model: str = field(metadata=POSITIONAL)
+    """A Hugging Face Qwen2.5-VL folder, or a checkpoint of ours (runs/demo/checkpoints/rl)."""
+    image: str = field(metadata=POSITIONAL)
+    """The picture, in any format pillow reads; turned upright by its EXIF tag, alpha laid on white."""
+    question: str = field(metadata=POSITIONAL)
+    """The question."""
+    temperature: float = 0.0
+    """Of the text; code is always greedy."""
+    max_tokens: int = 2048
+    """Tokens the model may draw in all."""
+    sandbox: SandboxConfig = field(default_factory=lambda: SandboxConfig(workers=1))
+
+
+def run(config: Config) -> None:
+    """Answers on the terminal."""
+    answer(config, Console(soft_wrap=True, highlight=False))
+
+
+def answer(config: Config, console: Console) -> Rollout:
+    """Answers one question, printing what happens as it happens; returns the finished rollout.
+
+    Raises:
+        ValueError: empty question, broken image, a folder that is no vision model.
+        FileNotFoundError: no such image or folder.
+    """
+    if not config.question.strip():
+        raise ValueError("the question is empty: ask something about the image")
+    picture = open_image(Path(config.image))
+    model_folder(Path(config.model))
+
+    from thyme.rollout.image_folder import ImageFolder
+    from thyme.rollout.types import Question
+    from thyme.verbs.opening import open_loop, open_model
+
+    opened = open_model(config)
+    text = opened.model.config.text
+    if opened.model.config.vision is None:
+        raise ValueError(
+            f"model {config.model}: it can't see: give a Qwen2.5-VL folder or a checkpoint of this project"
+        )
+    asked = Question(id="ask", image=picture, image_path=config.image, question=config.question, solution="")
+    context = min(MAX_CONTEXT, text.max_position_embeddings)
+    loop_config = LoopConfig(
+        model=config.model,
+        engine=EngineConfig(max_sequences=1, max_context=context, quiet=True),
+        sandbox=config.sandbox,
+        rollout=RolloutConfig(max_tokens=config.max_tokens, max_tokens_per_round=config.max_tokens),
+    )
+    printer = _Printer(console, ImageFolder(RUNS / config.name / "images"))
+    with open_loop(loop_config, opened) as loop:
+        for event in loop.stream(asked, loop.config.sampling(temperature=config.temperature, seed=config.seed)):
+            printer.show(event)
+    assert printer.rollout is not None
+    return printer.rollout
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture as RGB, upright, alpha laid on white.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, cut short, or too large to be one in good faith.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path}: no such file: give the path of a picture")
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.has_transparency_data:
+                layer = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            return upright.convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"image {path}: not an image format pillow knows: give a PNG, JPEG or WebP file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path}: can't be read ({error}): give an intact picture") from None
+
+
+class _Printer:
+    """Events to the terminal."""
+
+    def __init__(self, console: Console, store: ImageFolder) -> None:
+        self.console = console
+        self.store = store
+        self.rollout: Rollout | None = None
+        self._started = time.perf_counter()
+        self._at_line_start = True
+
+    def show(self, event: Event) -> None:
+        from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, TextPiece
+
+        match event:
+            case TextPiece(text):
+                self._print(text, end="")
+                self._at_line_start = text.endswith("\n")
+            case CodeBlock(code):
+                self._new_line()
+                snippet = Syntax(_visible(code), "python", background_color="default", word_wrap=True)
+                self.console.print(Padding(snippet, (0, 0, 0, 4)))
+            case CodeResult(result, output_text):
+                self._show_result(result, output_text)
+            case Answer(answer):
+                self._new_line()
+                self._print(f"Answer: {answer}", "bold green")
+            case End(rollout):
+                self._new_line()
+                self._show_end(rollout)
+                self.rollout = rollout
+
+    def _show_result(self, result: SandboxResult, output_text: str) -> None:
+        self._print(f"[sandbox: {result.status.value}, {result.wall_s * 1e3:.0f} ms]", "dim")
+        for fix in result.fixes:
+            self._print(f"  repaired {fix}", "yellow")
+        for image in result.images:
+            path = self.store.path(self.store.add(image))
+            self._print(f"  image {image.width}x{image.height} saved: {path}", "cyan")
+        if not result.images:
+            inner = output_text.removeprefix("<sandbox_output>").removesuffix("</sandbox_output>")
+            self._print(inner, "cyan")
+
+    def _show_end(self, rollout: Rollout) -> None:
+        if rollout.answer is None:
+            self._print(f"No answer: {rollout.status.value.replace('_', ' ')}.", "bold red")
+        counts = f"{rollout.num_sampled} tokens, {len(rollout.turns)} rounds, {rollout.num_code} code blocks"
+        self._print(f"[{counts}, {time.perf_counter() - self._started:.1f} s]", "dim")
+
+    def _print(self, text: str, style: str | None = None, end: str = "\n") -> None:
+        self.console.print(_visible(text), style=style, end=end, markup=False)
+
+    def _new_line(self) -> None:
+        if not self._at_line_start:
+            self.console.print()
+        self._at_line_start = True
+
+
+def _visible(text: str) -> str:
+    """Control characters spelled out: neither a model nor a snippet may steer the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,0 +1,62 @@
+"""Train the toy's base stage from captions: reading and locating, in place of pre-training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from thyme.toy.config import BaseStageConfig
+from thyme.verbs.config import ToyRunConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thyme.train.metrics import Metrics
+    from thyme.verbs.opening import Opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ToyRunConfig):
+    """A base stage on captions of the toy world."""
+
+    base: BaseStageConfig = field(default_factory=BaseStageConfig)
+
+
+def run(config: Config) -> None:
+    """Trains and saves the model."""
+    from thyme.verbs.folders import run_dir
+    from thyme.verbs.opening import open_model, save_model
+
+    folder, opened = run_dir(config), open_model(config)
+    train(config, opened, folder)
+    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'base')}")
+
+
+def train(config: Config, opened: Opened, folder: Path, *, label: str = "base") -> list[Metrics]:
+    """Trains the model in place; the last metrics hold the gates.
+
+    Args:
+        config: its tables `base` and `toy`.
+        opened: the model.
+        folder: gets metrics.jsonl and checkpoints/.
+        label: of the progress line.
+    """
+    from thyme.toy.base import train_base
+    from thyme.toy.captions import captions
+    from thyme.toy.streams import caption_stream
+    from thyme.train.metrics import ProgressLine
+    from thyme.verbs.opening import save_model
+
+    toy = config.toy
+    heldout = captions(toy.seed, config.base.gate_captions, toy.material, mix=toy.captions, split="heldout")
+    with ProgressLine(config.base.steps, label, {"loss": "loss", "gate/ground": "locate", "gate/one": "read"}) as line:
+        return train_base(
+            opened.model,
+            opened.processor,
+            caption_stream(toy),
+            config.base,
+            heldout=heldout,
+            run_dir=folder,
+            on_step=line,
+            save_model=lambda to: save_model(opened, to),
+        )

@@ -1,0 +1,120 @@
+"""The one door: every verb and the demo open model and rollout loop here, and save models here.
+
+What a checkpoint says of its dialect (`thyme.json`) wins over a recipe, what the command line says wins over both, and
+where they contradict each other a line on stderr says which one is followed.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from thyme.data.formats import full_prompt
+from thyme.data.rows import Demonstration
+from thyme.data.streams import Stream
+from thyme.engine import Engine
+from thyme.model import build, load, save
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.rollout.config import RolloutConfig
+from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
+from thyme.rollout.prompts import SYSTEM_PROMPT
+from thyme.rollout.rollout import RolloutLoop
+from thyme.sandbox import Sandbox
+from thyme.toy.model import tiny_config, tiny_processor
+from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig
+from thyme.verbs.folders import model_folder
+
+EMBEDDED_DIALECT = Dialect(prompt_style="short")
+"""It is too small to read the full prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model, ready to be trained or run."""
+
+    model: Model
+    processor: Processor
+    dialect: Dialect
+    """What it is run and trained under from here on, and what `save_model` writes beside it."""
+
+
+def open_model(config: RunConfig) -> Opened:
+    """The model of the run: a folder, or the embedded toy with random weights drawn from the seed.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: the folder is no model this project can load, or has no tokenizer.
+    """
+    torch.set_num_threads(config.threads)
+    said: Dialect | None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.model == EMBEDDED:
+        processor, said = tiny_processor(), EMBEDDED_DIALECT
+        model = build(tiny_config(), processor, seed=config.seed, device=device)
+    else:
+        folder = model_folder(Path(config.model))
+        said = read_dialect(folder) or read_dialect(folder.parent)
+        model, loaded = load(folder, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        if loaded is None:
+            raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
+        processor = loaded
+    return Opened(model=model, processor=processor, dialect=_dialect(config, said))
+
+
+def save_model(opened: Opened, folder: Path) -> Path:
+    """Writes a Hugging Face folder that also says how the model is to be run."""
+    save(opened.model, opened.processor, folder)
+    write_dialect(folder, opened.dialect)
+    return folder
+
+
+@contextmanager
+def open_loop(config: LoopConfig, opened: Opened) -> Iterator[RolloutLoop]:
+    """Engine and sandbox around the model, in its dialect; the sandbox is closed at the end.
+
+    Raises:
+        ValueError: sandbox.compat contradicts the dialect; a limit that the engine, loop or sandbox refuses.
+        SandboxUnavailable: the machine lacks what the sandbox stands on.
+    """
+    compat = opened.dialect.compat
+    if config.sandbox.compat not in ("none", compat):
+        raise ValueError(
+            f"sandbox.compat: {config.sandbox.compat!r}, but the model's dialect is {compat!r}: say rollout.compat, "
+            "which decides wording and rewriting together"
+        )
+    rollout = replace(config.rollout, prompt_style=opened.dialect.prompt_style, compat=compat)
+    with Sandbox(replace(config.sandbox, compat=compat)) as sandbox:
+        engine = Engine(opened.model, config.engine, processor=opened.processor)
+        yield RolloutLoop(engine, sandbox, opened.processor, rollout)
+
+
+def styled(rows: Stream[Demonstration], dialect: Dialect) -> tuple[Stream[Demonstration], str | None]:
+    """Rows with the user turns that the dialect asks for, and the system prompt they are learned under."""
+    if dialect.prompt_style == "short":
+        return rows, None
+    return lambda start, n: [replace(row, prompt=full_prompt(row.question)) for row in rows(start, n)], SYSTEM_PROMPT
+
+
+def _dialect(config: RunConfig, said: Dialect | None) -> Dialect:
+    """The checkpoint's dialect, where the command line does not say otherwise; the config's where it is silent."""
+    wanted = config.rollout if isinstance(config, LoopConfig) else RolloutConfig()
+    if said is None:
+        return Dialect(prompt_style=wanted.prompt_style, compat=wanted.compat)
+    chosen = said
+    for name in ("prompt_style", "compat"):
+        asked, theirs = getattr(wanted, name), getattr(said, name)
+        origin = config.origins.get(f"rollout.{name}")
+        if origin is None or asked == theirs:
+            continue
+        follow = asked if origin == "the command line" else theirs
+        chosen = replace(chosen, **{name: follow})
+        print(
+            f"thyme: {origin} says rollout.{name} = {asked!r}, model {config.model} was trained under {theirs!r}: "
+            f"following {follow!r}",
+            file=sys.stderr,
+        )
+    return chosen

@@ -1,0 +1,10 @@
+"""What a recipe may say: the tables of every verb that takes one. A verb reads those that its own Config has."""
+
+from dataclasses import dataclass
+
+from thyme.verbs import base, eval, rl, rollout, sft
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(base.Config, sft.Config, rl.Config, rollout.Config, eval.Config):
+    """Every table a recipe may have."""

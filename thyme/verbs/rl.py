@@ -1,0 +1,77 @@
+"""Train by GRPO-ATS from a cold start: rollouts with code in the sandbox, rewards, one on-policy step, and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from thyme.train.config import RlConfig
+from thyme.verbs.config import LoopConfig, ToyRunConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thyme.rewards import Reward
+    from thyme.rollout.rollout import RolloutLoop
+    from thyme.rollout.types import Rollout
+    from thyme.train.metrics import Metrics
+    from thyme.verbs.opening import Opened
+
+SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success_rate": "code ok"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(LoopConfig, ToyRunConfig):
+    """GRPO-ATS on the toy world's questions."""
+
+    rl: RlConfig = field(default_factory=RlConfig)
+
+
+def run(config: Config) -> None:
+    """Trains and saves the model."""
+    from thyme.verbs.folders import run_dir
+    from thyme.verbs.opening import open_loop, open_model, save_model
+
+    folder, opened = run_dir(config), open_model(config)
+    with open_loop(config, opened) as loop:
+        train(config, opened, loop, folder)
+    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'rl')}")
+
+
+def train(
+    config: Config, opened: Opened, loop: RolloutLoop, folder: Path, *, label: str | None = "rl"
+) -> list[Metrics]:
+    """GRPO-ATS, in place.
+
+    Args:
+        config: its tables `rl` and `toy`, and the seed.
+        opened: the model that the loop's engine runs.
+        loop: makes the rollouts.
+        folder: gets metrics.jsonl, rollouts/ and checkpoints/.
+        label: of the progress line; None shows none.
+    """
+    from thyme.toy.streams import question_stream
+    from thyme.train.metrics import progress
+    from thyme.train.rl import train_rl
+    from thyme.verbs.opening import save_model
+
+    with progress(config.rl.steps, label, SHOWN) as line:
+        return train_rl(
+            opened.model,
+            opened.processor,
+            loop,
+            question_stream(config.toy),
+            config.rl,
+            score=reward,
+            seed=config.seed,
+            run_dir=folder,
+            on_step=line,
+            save_model=lambda to: save_model(opened, to),
+        )
+
+
+def reward(rollout: Rollout) -> Reward:
+    """The reward of a toy question: all by rules."""
+    from thyme.rewards import RuleJudge, score
+
+    return score(rollout, RuleJudge())

@@ -1,0 +1,37 @@
+"""Sample rollouts of training questions and write them with their rewards, as JSONL and images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from thyme.verbs.config import LoopConfig, ToyRunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(LoopConfig, ToyRunConfig):
+    """Rollouts of the toy world's questions."""
+
+    count: int = 16
+    """Questions; each gets rollout.group_size rollouts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise ValueError(f"count: {self.count} must be at least 1")
+
+
+def run(config: Config) -> None:
+    """Samples, writes, and says where."""
+    from thyme.rollout.records import write_rollouts
+    from thyme.toy.streams import question_stream
+    from thyme.verbs.folders import run_dir
+    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.rl import reward
+
+    folder, opened = run_dir(config), open_model(config)
+    with open_loop(config, opened) as loop:
+        groups = loop.run(question_stream(config.toy)(0, config.count), loop.config.sampling(seed=config.seed))
+    rollouts = [rollout for group in groups for rollout in group]
+    path = folder / "rollouts" / "step_0.jsonl"
+    write_rollouts(path, rollouts, rewards=[asdict(reward(rollout)) for rollout in rollouts])
+    print(f"{len(rollouts)} rollouts of {len(groups)} questions: {path}")
