@@ -9,7 +9,6 @@ from typing import Any
 
 from thyme.kernels import linear_tiles
 
-VOCAB, FEATURES = 152_064, 3_584
 WGMMA, BULK_COPY, SPECIALIZED = r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor", r"setmaxnreg"
 
 
@@ -35,7 +34,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": f"{operands.format(dtype)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
                 "constants": split | {"KEEP": keep} | ({} if keep else absent),
                 "options": tile,
-                "aligned": "vocab_size num_features kept_width",
+                "aligned": "num_features kept_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not keep,
                 "rare": dtype == "bf16" and not tma and keep,
@@ -50,7 +49,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 f"dz_ptr:*{dtype} {shape} dz_width:i32",
                 "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
                 "options": tile,
-                "aligned": "vocab_size num_features dz_width",
+                "aligned": "num_features dz_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not entropy,
                 "rare": not tma and entropy,
