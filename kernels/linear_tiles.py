@@ -14,6 +14,7 @@ with a descriptor of the host's, whose box is the whole tile, each half's copy w
 
 import contextvars
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -462,6 +463,21 @@ def _stats(rows: HeadRows, plan: _TritonPlan, at: slice, kept: _Kept | None) -> 
     return stats
 
 
+@contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """cuBLAS may by default add up the parts of a long sum in 16 bits; dhidden sums over the whole vocabulary."""
+    flags = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = [getattr(flags, name) for name in names]
+    try:
+        for name in names:
+            setattr(flags, name, False)
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            setattr(flags, name, value)
+
+
 def backward_tiles(
     rows: HeadRows, stats: Tensor, kept: _Kept | None, g: Tensor, h: Tensor | None, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -483,10 +499,11 @@ def backward_tiles(
         else:
             _dlogits(rows, plan, at, workspace, *arguments)
         dz = workspace[:num, :vocab_size]
-        if dhidden is not None:
-            torch.mm(dz, rows.weight[:vocab_size], out=dhidden[at])
-        if dweight is not None:
-            dweight.add(dz, rows.hidden[at])
+        with _sums_in_float32():
+            if dhidden is not None:
+                torch.mm(dz, rows.weight[:vocab_size], out=dhidden[at])
+            if dweight is not None:
+                dweight.add(dz, rows.hidden[at])
     if unit is not None and dhidden is not None:
         dhidden = (dhidden * unit).to(dhidden.dtype)
     return dhidden, None if dweight is None else dweight.result(unit)

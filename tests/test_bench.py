@@ -125,6 +125,8 @@ def test_on_a_gpu_calls_are_captured_where_they_can_be(training: bool, monkeypat
     assert info["peak_mib"] == 3
     assert eager["ours, waits"] > info["rounds"]
     assert (eager["ours"] > info["rounds"]) == training
+    assert info["replayed"] == (not training)
+    assert measured.info("ours, waits")["replayed"] is False
 
 
 @pytest.mark.usefixtures("_ceilings")

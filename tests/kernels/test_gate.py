@@ -174,6 +174,10 @@ for n in (1, 2, 16, 33):
             shared=paged_attention.SharedPrefix(groups, torch.zeros(1, dtype=torch.int32)),
         )
 weight = torch.ones(64, requires_grad=True)
+for length in (3, 4, 16, 17):
+    x = torch.randn(2, length, 64, requires_grad=True)
+    out, total = rmsnorm.add_rmsnorm_triton(x, x, weight, 1e-6)
+    (out.sum() + total.sum()).backward()
 for n in (1, 2, 16, 17, 300, 5000):
     x = torch.randn(n, 64, requires_grad=True)
     for eps in (1e-6, 1e-5):

@@ -25,7 +25,7 @@ from thyme.kernels.linear_logprob import (
     linear_logprob_triton,
 )
 from thyme.kernels.policy_loss import GrpoLossConfig
-from thyme.kernels.token_logprobs import token_logprobs
+from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_triton
 
 Run = Callable[..., tuple[Tensor, Any]]
 # On a CPU the public op's row pass is the C++ for float32, and the reference for the other dtypes.
@@ -377,6 +377,44 @@ def test_chunks_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         two = call(linear_logprob_triton, args, workspace_bytes=70 * tile_row, **options)
         for a, b in zip(two, one, strict=True):
             torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("row_pass", ["linear", "logits"])
+def test_scoring_in_inference_mode_does_not_spoil_training(row_pass: str) -> None:
+    """The mask of banned ids is kept between calls; ids of this test alone, so that it is made here."""
+    banned = (11, 17 if row_pass == "linear" else 18)
+    hidden, weight, targets = torch.randn(3, 8), torch.randn(20, 8), torch.tensor([1, 2, 3])
+
+    def loss() -> Tensor:
+        if row_pass == "linear":
+            return linear_logprob(hidden, weight, targets, banned_ids=banned)[0].sum()
+        return token_logprobs_triton(hidden @ weight.T, targets, banned_ids=banned)[0].sum()
+
+    with torch.inference_mode():
+        scored = loss().item()
+    hidden.requires_grad_()
+    trained = loss()
+    trained.backward()
+    assert trained.item() == pytest.approx(scored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_matmuls_of_the_backward_sum_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over K = 152,064 words; cuBLAS may else add up the parts of a split sum in 16 bits. The user's choice is kept."""
+    flags = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    matmul, seen = torch.mm, []
+
+    def mm(*args: Any, out_dtype: Any = None, **more: Any) -> Tensor:  # on a CPU there is no float32 of 16 bits
+        seen.extend(getattr(flags, name) for name in names)
+        return matmul(*args, **more)
+
+    before = [getattr(flags, name) for name in names]
+    monkeypatch.setattr(torch, "mm", mm)
+    args = problem(9, 150, 20, dtype) | {"mask": None}
+    call(linear_logprob_triton, args)
+    assert len(seen) == 4 and not any(seen)
+    assert [getattr(flags, name) for name in names] == before and all(before)
 
 
 def test_exp_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
