@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from thyme.engine.sequence import FinishReason, Sequence, SequenceTable
 from thyme.engine.tags import ENDING_EVENTS, TagEvent
-from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit
+from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit, token_classes
 
 StopReason = str | int | None
 
@@ -69,7 +69,8 @@ class StopChecker:
     ) -> None:
         """`capacity` rounds may be open at once: running or preempted."""
         self.table = table
-        self._detector = RepetitionDetector(repetition, capacity)
+        classes = None if token_bytes is None else token_classes(map(token_bytes, range(vocab_size)))
+        self._detector = RepetitionDetector(repetition, capacity, classes)
         self._is_eos = np.zeros(vocab_size, dtype=bool)
         self._is_eos[list(eos_token_ids)] = True
         self._token_bytes = token_bytes
