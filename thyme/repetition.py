@@ -207,6 +207,8 @@ class RepetitionDetector:
         self, native: type[_native.RepetitionDetector], classes: NDArray[np.uint8] | None
     ) -> _native.RepetitionDetector:
         limits = asdict(self.config)
+        if classes is None and self.config.near_word_share > 0.0:
+            limits["near_tokens"] = 0  # no token is known to be a word, so the rule would never fire
         copies = [self.config.copies_of(period) for period in range(1, limits.pop("max_period") + 1)]
         return native(**limits | {"copies": copies}, classes=_checked_classes(classes), capacity=self.capacity)
 
