@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
@@ -22,17 +23,19 @@ namespace {
 
 // Borrowed as they are: a conversion here would hide a copy or wrap a wide integer.
 using Int32Array = py::array_t<int32_t, py::array::c_style>;
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
 
 // (rule, index, start, period, copies)
 using Hit = std::tuple<const char*, uint32_t, uint32_t, uint32_t, uint32_t>;
+
+constexpr const char* kRules[] = {"substring", "tail", "near"};  // by thyme::RepetitionRule
 
 // The detector behind a lock, since push lets other Python threads run.
 template <int HashBits>
 class LockedDetector {
   public:
-    LockedDetector(uint32_t window, double ratio, uint32_t min_tokens, uint32_t min_tail_tokens,
-                   std::vector<uint32_t> copies, uint32_t capacity)
-        : detector_({window, ratio, min_tokens, min_tail_tokens, std::move(copies)}, capacity) {}
+    LockedDetector(thyme::RepetitionLimits limits, const ByteArray& classes, uint32_t capacity)
+        : detector_(limits, {classes.data(), classes.data() + classes.size()}, capacity) {}
 
     uint32_t open() {
         const std::lock_guard lock(mutex_);
@@ -54,8 +57,7 @@ class LockedDetector {
         const std::lock_guard lock(mutex_);
         const thyme::RepetitionHit* hit = detector_.hit(slot);
         if (hit == nullptr) return std::nullopt;
-        const char* rule = hit->rule == thyme::RepetitionRule::kTail ? "tail" : "substring";
-        return Hit{rule, hit->index, hit->start, hit->period, hit->copies};
+        return Hit{kRules[static_cast<size_t>(hit->rule)], hit->index, hit->start, hit->period, hit->copies};
     }
     py::array_t<uint8_t> push(const Int32Array& slots, const Int32Array& tokens) {
         if (slots.ndim() != 1 || tokens.ndim() != 1 || slots.size() != tokens.size())
@@ -82,9 +84,20 @@ template <int HashBits>
 void bind_detector(py::module_& m, const char* name) {
     using Detector = LockedDetector<HashBits>;
     py::class_<Detector>(m, name)
-        .def(py::init<uint32_t, double, uint32_t, uint32_t, std::vector<uint32_t>, uint32_t>(), py::kw_only(),
-             py::arg("window"), py::arg("ratio"), py::arg("min_tokens"), py::arg("min_tail_tokens"), py::arg("copies"),
-             py::arg("capacity"))
+        .def(py::init([](uint32_t window, double ratio, uint32_t min_tokens, uint32_t min_tail_tokens, std::vector<uint32_t> copies,
+                         uint32_t structured_copies, uint32_t structured_tokens, double max_data_share, uint32_t min_numbers, uint32_t min_distinct,
+                         uint32_t near_tokens, uint32_t near_copies, uint32_t near_max_period, uint32_t near_edit_cost, double near_word_share,
+                         const ByteArray& classes, uint32_t capacity) {
+                 return std::make_unique<Detector>(
+                     thyme::RepetitionLimits{window, ratio, min_tokens, min_tail_tokens, std::move(copies), structured_copies,
+                                             structured_tokens, max_data_share, min_numbers, min_distinct, near_tokens, near_copies, near_max_period,
+                                             near_edit_cost, near_word_share},
+                     classes, capacity);
+             }),
+             py::kw_only(), py::arg("window"), py::arg("ratio"), py::arg("min_tokens"), py::arg("min_tail_tokens"), py::arg("copies"),
+             py::arg("structured_copies"), py::arg("structured_tokens"), py::arg("max_data_share"), py::arg("min_numbers"), py::arg("min_distinct"),
+             py::arg("near_tokens"), py::arg("near_copies"), py::arg("near_max_period"), py::arg("near_edit_cost"), py::arg("near_word_share"),
+             py::arg("classes").noconvert(), py::arg("capacity"))
         .def("open", &Detector::open)
         .def("fork", &Detector::fork, py::arg("slot"))
         .def("close", &Detector::close, py::arg("slot"))

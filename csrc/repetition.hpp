@@ -1,29 +1,41 @@
-// Repetition detector: both rules of thyme/repetition.py, decided on the very token that completes them.
+// Repetition detector: the three rules of thyme/repetition.py, decided on the very token that completes them.
 //
-// Substring rule. Every window of `window` tokens is looked up by rolling hash among the distinct windows of its segment,
-// which hold the greedy count of non-overlapping occurrences. While a count stands still, count * window > ratio * n can only
-// turn false as n grows; so after n = min_tokens only the window that just ended can complete the rule, and at n = min_tokens
-// the largest count can. A hash match counts only when the tokens are equal.
+// Substring rule. The distinct windows of `window` tokens, looked up by rolling hash, hold the greedy count of their non-overlapping
+// occurrences. While a count stands still, count * window > ratio * n can only turn false as n grows; so after n = min_tokens only
+// the window that just ended can complete the rule, and at n = min_tokens the one with the largest count can. Most windows occur
+// once, and those are not looked up: a window of w tokens holds a whole gram of g = (w + 1) / 2 tokens that begins at a multiple
+// of g, so one that recurs has seen the hash of such a gram of the past within its last w - g tokens. Only then are the windows up to
+// here put into the table. A hash match of windows counts only when the tokens are equal.
 //
-// Tail rule. A run counter for every period. A run grows by one token at a time, so it completes the rule exactly when it
-// reaches (copies - 1) * period; the block must not be a power of a shorter one, whose own period has its own limit.
+// Tail rule. For each period that the segment has been repeating with, where that began. A run that completes a rule is at least
+// 2 * span - 1 tokens long and so fills one of the spans the segment is cut into; periods are searched for at the end of each span. A
+// run grows by one token at a time, so it completes the rule exactly when it reaches (copies - 1) * period. What the block is made of
+// does not change while the run goes on, being the same tokens rotated.
 //
-// Cost per token: max_period / lanes + O(1) expected, + `window` comparisons where a window recurs. Memory: about 36 bytes per token
-// of the segment and 8 per period; a slot keeps its memory when restarted or closed, so a warm detector does not allocate.
-// Not thread-safe.
+// Near rule. A score begins with a run of edit cost + 1 tokens. Runs and scores of all periods are kept only while there is a score
+// or a run of half that length, which is searched for in spans too, shorter ones; until then all of them are known to be short.
+//
+// Cost per token: max_period / (lanes * span) + O(1) expected; + the periods of long runs; + max_period / lanes while runs and scores
+// are kept; + `window` comparisons where a window recurs. Memory: 7 bytes per token of the segment, and 36 more once a gram recurred;
+// a slot keeps its memory when restarted or closed, so a warm detector does not allocate. Not thread-safe.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "period_scan.hpp"
 #include "rolling_hash.hpp"
-#include "run_counters.hpp"
 
 namespace thyme {
+
+// What tokens are, as bits: thyme/repetition.py, TokenClass.
+enum TokenClass : uint8_t { kWord = 1, kNumber = 2, kMark = 4, kRow = 8, kBlank = 16 };
 
 struct RepetitionLimits {
     uint32_t window;
@@ -31,9 +43,19 @@ struct RepetitionLimits {
     uint32_t min_tokens;
     uint32_t min_tail_tokens;
     std::vector<uint32_t> copies;  // copies[p - 1] of period p; its size is the largest period
+    uint32_t structured_copies;
+    uint32_t structured_tokens;
+    double max_data_share;
+    uint32_t min_numbers;
+    uint32_t min_distinct;
+    uint32_t near_tokens;  // 0 where the near rule is off
+    uint32_t near_copies;
+    uint32_t near_max_period;
+    uint32_t near_edit_cost;
+    double near_word_share;
 };
 
-enum class RepetitionRule : uint8_t { kSubstring, kTail };
+enum class RepetitionRule : uint8_t { kSubstring, kTail, kNear };
 
 struct RepetitionHit {
     RepetitionRule rule;
@@ -43,24 +65,35 @@ struct RepetitionHit {
 template <int HashBits>
 class RepetitionDetector {
   public:
-    RepetitionDetector(const RepetitionLimits& limits, uint32_t capacity)
+    // classes[t] is the class of token t; tokens beyond count as kRow.
+    RepetitionDetector(const RepetitionLimits& limits, std::vector<uint8_t> classes, uint32_t capacity)
         : limits_(limits),
+          classes_(std::move(classes)),
           periods_(static_cast<uint32_t>(limits.copies.size())),
-          margin_(std::max(limits.window, periods_)),
-          hash_(limits.window),
+          near_periods_(std::min(limits.near_max_period, periods_)),
+          margin_(std::max(limits.window, periods_) + kDepth),
+          gram_((limits.window + 1) / 2),
+          seed_(limits.near_edit_cost + 1),
+          near_span_((seed_ + 1) / 2),
+          window_hash_(limits.window),
+          gram_hash_(gram_),
           slots_(capacity) {
-        for (uint32_t i = 0; i < periods_; ++i) {
-            const uint32_t period = periods_ - i;
-            const uint32_t floor = (limits.min_tail_tokens + period - 1) / period;
-            target_.push_back(static_cast<int32_t>((std::max(limits.copies[period - 1], floor) - 1) * period));
+        for (uint32_t period = 1; period <= periods_; ++period) {
+            plain_target_.push_back(tail_target(period, limits.copies[period - 1], limits.min_tail_tokens));
+            structured_target_.push_back(tail_target(period, limits.structured_copies, limits.structured_tokens));
         }
-        least_target_ = *std::min_element(target_.begin(), target_.end());
+        const uint32_t least = std::min(*std::min_element(plain_target_.begin(), plain_target_.end()),
+                                  *std::min_element(structured_target_.begin(), structured_target_.end()));
+        span_ = (least + 1) / 2;
+        if (limits.near_tokens > 0)
+            for (uint32_t period = near_periods_; period > 0; --period)
+                near_target_.push_back(static_cast<int32_t>(std::max(limits.near_tokens, (limits.near_copies - 1) * period)));
         for (uint32_t slot = capacity; slot-- > 0;) free_.push_back(slot);
     }
 
     uint32_t open() {
         const uint32_t slot = take();
-        reset(slots_[slot]);
+        reset(slot);
         return slot;
     }
 
@@ -76,7 +109,10 @@ class RepetitionDetector {
         free_.push_back(static_cast<uint32_t>(slot));
     }
 
-    void restart(int64_t slot) { reset(at(slot)); }
+    void restart(int64_t slot) {
+        at(slot);
+        reset(static_cast<uint32_t>(slot));
+    }
 
     // nullptr while no rule has fired.
     const RepetitionHit* hit(int64_t slot) {
@@ -104,21 +140,60 @@ class RepetitionDetector {
     // A distinct window of the segment: where it first began, where its latest counted occurrence began, how many there are.
     struct Window {
         uint32_t tag, first, latest, count;
+        bool is_plain;  // known from the second occurrence on
+    };
+
+    // All tokens of the segment from `start` on equal the one `period` before. Something is to be done at the length `due`.
+    struct Run {
+        uint32_t period, start, due;
+    };
+
+    // Classes of tokens, counted.
+    struct Mix {
+        uint32_t words = 0, numbers = 0, marks = 0, rows = 0, blank = 0;
+
+        void add(uint8_t token_class, uint32_t sign = 1) {
+            words += sign * (token_class & kWord);
+            numbers += sign * (token_class / kNumber & 1);
+            marks += sign * (token_class / kMark & 1);
+            rows += sign * (token_class / kRow & 1);
+            blank += sign * (token_class / kBlank & 1);
+        }
     };
 
     struct Slot {
         bool is_open = false;
         bool is_hit = false;
+        bool is_scored = false;     // runs and scores of the near rule are kept
+        uint32_t in_span = 0;       // tokens of the current span so far
+        uint32_t in_near_span = 0;  // and of the near rule's
         RepetitionHit hit{};
-        uint64_t hash = 0;
-        Window best{};                // largest count; of equal ones the earliest
-        std::vector<int32_t> tokens;  // margin_ times -1, then the segment
-        std::vector<int32_t> run;     // of period periods_ - i
+        std::vector<int32_t> tokens;    // margin_ times -1, then the segment
+        std::vector<uint16_t> folds;    // 16 bits of each of them
+        std::vector<uint8_t> classes;   // of the segment's tokens
+        Mix lately;                     // of the last near_tokens of them
+        std::vector<Run> runs;          // ascending periods
+        std::vector<int32_t> near_runs;  // by lane
+        std::vector<int32_t> scores;     // 0, by lane, 0, by lane, 0: before and after a token, which is which changes with each
+        size_t current = 0;             // where the scores of now begin
+        uint64_t gram = 0;              // hash of the last gram_ tokens
+        uint32_t gram_seen = 0;         // length of the segment when it last ended in a known gram, 0 for never
+        uint32_t num_grams = 0;
+        std::vector<uint32_t> grams;    // open addressing, 0 where empty; a power of two long
+        uint64_t hash = 0;              // of the last `window` of the first num_hashed tokens
+        uint32_t num_hashed = 0;
+        Window best[2]{};               // largest count of structured and plain windows; of equal ones the earliest
         std::vector<Window> windows;
         std::vector<uint32_t> table;  // open addressing by tag: 1 + index into windows, 0 where empty; a power of two long
     };
 
+    static constexpr uint32_t kDepth = 3;  // tokens compared at once when periods are searched for
+    static constexpr size_t kSmallestGrams = 64;
     static constexpr size_t kSmallestTable = 256;
+
+    static uint32_t tail_target(uint32_t period, uint32_t copies, uint32_t tokens) {
+        return (std::max(copies, (tokens + period - 1) / period) - 1) * period;
+    }
 
     uint32_t take() {
         if (free_.empty())
@@ -136,44 +211,192 @@ class RepetitionDetector {
         return slots_[slot];
     }
 
-    void reset(Slot& state) {
+    void reset(uint32_t slot) {
+        Slot& state = slots_[slot];
         state.is_open = true;
         state.is_hit = false;
-        state.hash = 0;
-        state.best = {};
+        state.is_scored = false;
+        state.in_span = slot % span_;  // slots take turns, so that no step searches for all
+        state.in_near_span = slot % near_span_;
         state.tokens.assign(margin_, -1);
-        state.run.assign(periods_, 0);
+        state.folds.assign(margin_, 0);
+        state.classes.clear();
+        state.lately = {};
+        state.runs.clear();
+        state.gram = 0;
+        state.gram_seen = 0;
+        state.num_grams = 0;
+        state.grams.assign(kSmallestGrams, 0);
+        state.hash = 0;
+        state.num_hashed = 0;
+        state.best[0] = state.best[1] = {};
         state.windows.clear();
-        state.table.assign(kSmallestTable, 0);
+        state.table.clear();
     }
 
     void prefetch(const Slot& state) const {
-        for (uint32_t i = 0; i < periods_; i += 16) {
-            __builtin_prefetch(state.run.data() + i, 1);
-            __builtin_prefetch(state.tokens.data() + state.tokens.size() - periods_ + i);
-        }
-        __builtin_prefetch(state.windows.data() + state.windows.size(), 1);
+        const size_t end = state.tokens.size();
+        __builtin_prefetch(state.tokens.data() + end, 1);
+        __builtin_prefetch(state.folds.data() + end, 1);
+        __builtin_prefetch(state.classes.data() + end - margin_, 1);
+        __builtin_prefetch(state.tokens.data() + end - gram_);
+        const uint32_t searched = state.in_span + 1 >= span_ ? periods_ : near_target_.empty() ? 0 : near_periods_;
+        if (searched == periods_ || state.in_near_span + 1 >= near_span_)
+            for (uint32_t i = 0; i < searched; i += 32) __builtin_prefetch(state.folds.data() + end - searched + i);
     }
 
     void advance(Slot& state, int32_t token) {
         const size_t end = state.tokens.size();
-        state.hash = hash_.roll(state.hash, token, state.tokens[end - limits_.window]);
+        state.gram = gram_hash_.roll(state.gram, token, state.tokens[end - gram_]);
         // The lookup misses the cache in a large batch; it arrives while the runs advance.
-        __builtin_prefetch(&state.table[tag_of(state) & (state.table.size() - 1)]);
-        const int32_t longest = advance_runs(state.tokens.data() + end - periods_, token, state.run.data(), periods_);
+        __builtin_prefetch(&state.grams[tag_of(state.gram) & (state.grams.size() - 1)]);
         state.tokens.push_back(token);
-        const auto length = static_cast<uint32_t>(state.tokens.size() - margin_);
-        if (longest >= least_target_ && check_tail(state, length)) return;
-        if (length >= limits_.window) check_substring(state, length);
+        state.folds.push_back(fold(token));
+        state.classes.push_back(static_cast<size_t>(token) < classes_.size() ? classes_[token] : static_cast<uint8_t>(kRow));
+        const auto length = static_cast<uint32_t>(state.classes.size());
+        const bool is_due = advance_runs(state, length);
+        const bool is_near = !near_target_.empty() && advance_near(state, length);
+        if (is_due && check_tail(state, length)) return;
+        if (check_substring(state, length)) return;
+        if (is_near) check_near(state, length);
     }
 
+    // ---- runs ----
+
+    static uint16_t fold(int32_t token) { return static_cast<uint16_t>((static_cast<uint32_t>(token) * 0x9e3779b1u) >> 16); }
+
+    // Whether some run is due.
+    bool advance_runs(Slot& state, uint32_t length) {
+        bool is_due = false;
+        if (!state.runs.empty()) {
+            const int32_t* now = state.tokens.data() + state.tokens.size() - 1;
+            size_t kept = 0;
+            for (const Run run : state.runs) {
+                state.runs[kept] = run;  // stays if it is not overwritten: no branch to mispredict
+                kept += now[-static_cast<ptrdiff_t>(run.period)] == *now;
+                is_due |= run.due == length;
+            }
+            state.runs.resize(kept);
+        }
+        if (++state.in_span < span_) return is_due;
+        state.in_span = 0;
+        return find_runs(state, length) || is_due;
+    }
+
+    // The length at which a run that is `run` long or longer reaches the next target.
+    uint32_t next_due(uint32_t period, uint32_t start, uint32_t run) const {
+        uint32_t due = std::numeric_limits<uint32_t>::max();
+        for (const uint32_t target : {plain_target_[period - 1], structured_target_[period - 1]})
+            if (target >= run) due = std::min(due, start + target);
+        return due;
+    }
+
+    // Adds the runs of at least span_ tokens that are not known; they began within the last 2 * span_ - 1 tokens. Whether one is due.
+    bool find_runs(Slot& state, uint32_t length) {
+        const uint32_t depth = std::min(span_, kDepth);
+        const uint16_t* last = state.folds.data() + state.folds.size() - depth;
+        size_t known = 0;
+        bool is_due = false;
+        found_.clear();
+        // From the smallest period on: the lanes from the last one down, in pieces that repeating_groups takes.
+        for (uint32_t end = periods_; end > 0;) {
+            const uint32_t begin = end > 64 * kGroup ? end - 64 * kGroup : 0;
+            uint64_t groups = repeating_groups(last - periods_ + begin, last, depth, end - begin);
+            while (groups != 0) {
+                const int group = 63 - __builtin_clzll(groups);
+                groups ^= uint64_t{1} << group;
+                const uint32_t first = begin + static_cast<uint32_t>(group) * kGroup;
+                for (uint32_t lane = std::min<uint32_t>(first + kGroup, end); lane-- > first;) {
+                    const uint16_t* at = last - periods_ + lane;
+                    if (at[0] != last[0] || at[depth - 1] != last[depth - 1]) continue;
+                    const uint32_t period = periods_ - lane;
+                    while (known < state.runs.size() && state.runs[known].period < period) ++known;
+                    if (known < state.runs.size() && state.runs[known].period == period) continue;
+                    const uint32_t run = run_of(state, period);
+                    if (run < span_) continue;
+                    found_.push_back({period, length - run, next_due(period, length - run, run)});
+                    is_due |= found_.back().due == length;
+                }
+            }
+            end = begin;
+        }
+        // Merged from the back, in place.
+        size_t from = state.runs.size(), at = from + found_.size();
+        state.runs.resize(at);
+        for (size_t rest = found_.size(); rest > 0;) {
+            const bool is_found = from == 0 || state.runs[from - 1].period < found_[rest - 1].period;
+            state.runs[--at] = is_found ? found_[--rest] : state.runs[--from];
+        }
+        return is_due;
+    }
+
+    // How many of the latest tokens equal the one `period` before.
+    uint32_t run_of(const Slot& state, uint32_t period) const {
+        const int32_t* now = state.tokens.data() + state.tokens.size() - 1;
+        const int32_t* past = now - period;
+        uint32_t run = 0;
+        while (*past >= 0 && *past == *now) ++run, --past, --now;
+        return run;
+    }
+
+    // ---- what a block is made of ----
+
+    Mix mix_of(const Slot& state, uint32_t start, uint32_t size) const {
+        Mix mix;
+        for (uint32_t i = start; i < start + size; ++i) mix.add(state.classes[i]);
+        return mix;
+    }
+
+    bool is_data(const Mix& mix, uint32_t size) const { return mix.numbers + mix.marks > limits_.max_data_share * (size - mix.blank); }
+
+    // Whether the tokens of the segment from `start` on, of which `mix` tells, look like rows of a table.
+    bool is_table(const Slot& state, const Mix& mix, uint32_t start, uint32_t size) const {
+        return mix.numbers + mix.marks + mix.rows > 0 && !has_distinct(state.tokens.data() + margin_ + start, size);
+    }
+
+    bool is_plain_window(const Slot& state, uint32_t start) const {
+        const Mix mix = mix_of(state, start, limits_.window);
+        return !is_data(mix, limits_.window) && !is_table(state, mix, start, limits_.window);
+    }
+
+    bool is_plain_tail(const Slot& state, uint32_t start, uint32_t size) const {
+        const Mix mix = mix_of(state, start, size);
+        if (size == 1 || !is_data(mix, size)) return !is_table(state, mix, start, size);
+        if (mix.words + mix.marks + mix.rows > 0) return false;
+        const uint8_t* classes = state.classes.data() + start;
+        uint32_t begun = 0;  // around the corner: the block stands for its copies
+        for (uint32_t i = 0; i < size; ++i) begun += (classes[i] & ~classes[i > 0 ? i - 1 : size - 1] & kNumber) != 0;
+        return begun >= limits_.min_numbers;
+    }
+
+    // Whether the last near_tokens tokens are plain, with words enough.
+    bool is_prose(const Slot& state, uint32_t length) const {
+        const uint32_t size = std::min(length, limits_.near_tokens);
+        if (state.lately.words < limits_.near_word_share * (size - state.lately.blank) || is_data(state.lately, size)) return false;
+        return !is_table(state, state.lately, length - size, size);
+    }
+
+    bool has_distinct(const int32_t* tokens, uint32_t size) const {
+        int32_t seen[kMostDistinct];
+        uint32_t known = 0;
+        const uint32_t wanted = std::min(size / 2 + 1, limits_.min_distinct);
+        for (uint32_t i = 0; i < size && known < wanted; ++i)
+            if (std::find(seen, seen + known, tokens[i]) == seen + known) seen[known++] = tokens[i];
+        return known >= wanted;
+    }
+
+    // ---- tail ----
+
     bool check_tail(Slot& state, uint32_t length) {
-        for (uint32_t period = 1; period <= periods_; ++period) {
-            const int32_t run = state.run[periods_ - period];
-            if (run != target_[periods_ - period] || !is_primitive(state, period)) continue;
-            const uint32_t tail = static_cast<uint32_t>(run) + period;
-            report(state, {RepetitionRule::kTail, length - 1, length - tail, period, tail / period});
-            return true;
+        for (auto& [period, start, due] : state.runs) {
+            if (due != length) continue;
+            const uint32_t run = length - start;
+            due = next_due(period, start, run + 1);
+            const bool for_plain = run == plain_target_[period - 1], for_structured = run == structured_target_[period - 1];
+            if (!(for_plain || for_structured) || !is_primitive(state, period)) continue;
+            if (!(for_plain && for_structured) && is_plain_tail(state, length - period, period) != for_plain) continue;
+            const uint32_t tail = run + period;
+            return report(state, {RepetitionRule::kTail, length - 1, length - tail, period, tail / period});
         }
         return false;
     }
@@ -181,47 +404,99 @@ class RepetitionDetector {
     // Whether the last `period` tokens are no power of a shorter block. A shorter block's length divides the period, and so
     // does period / prime for one of the primes of the period.
     bool is_primitive(const Slot& state, uint32_t period) const {
+        const int32_t* block = state.tokens.data() + state.tokens.size() - period;
         uint32_t rest = period;
         for (uint32_t prime = 2; rest > 1; ++prime) {
             if (prime * prime > rest) prime = rest;
             if (rest % prime != 0) continue;
             while (rest % prime == 0) rest /= prime;
             const uint32_t shorter = period / prime;
-            if (state.run[periods_ - shorter] >= static_cast<int32_t>(period - shorter)) return false;
+            if (std::equal(block, block + (period - shorter), block + shorter)) return false;
         }
         return true;
     }
 
-    void check_substring(Slot& state, uint32_t length) {
-        const Window current = count_window(state, length - limits_.window);
-        if (current.count > state.best.count || (current.count == state.best.count && current.first < state.best.first))
-            state.best = current;
-        if (length < limits_.min_tokens) return;
-        const Window& candidate = length == limits_.min_tokens ? state.best : current;
-        const double covered = static_cast<double>(candidate.count) * limits_.window;
-        if (candidate.count >= 2 && covered > limits_.ratio * length)
-            report(state, {RepetitionRule::kSubstring, length - 1, candidate.first, limits_.window, candidate.count});
+    // ---- substring ----
+
+    static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>((hash * 0x9e3779b97f4a7c15u) >> 32) | 1u; }
+
+    // Whether the window that just ended may have occurred before. Keeps the gram that ended if it began at a multiple of its length.
+    bool look_up_gram(Slot& state, uint32_t length) const {
+        const uint32_t tag = tag_of(state.gram);
+        const size_t mask = state.grams.size() - 1;
+        size_t cell = (tag >> 1) & mask;
+        while (state.grams[cell] != 0 && state.grams[cell] != tag) cell = (cell + 1) & mask;
+        if (state.grams[cell] == tag) {
+            state.gram_seen = length;
+        } else if (length % gram_ == 0) {
+            state.grams[cell] = tag;
+            if (2 * ++state.num_grams > state.grams.size()) grow_grams(state);
+        }
+        return state.gram_seen != 0 && length - state.gram_seen <= limits_.window - gram_;
     }
 
-    static uint32_t tag_of(const Slot& state) { return static_cast<uint32_t>((state.hash * 0x9e3779b97f4a7c15u) >> 32); }
+    static void grow_grams(Slot& state) {
+        const std::vector<uint32_t> tags = std::move(state.grams);
+        const size_t mask = 2 * tags.size() - 1;
+        state.grams.assign(mask + 1, 0);
+        for (const uint32_t tag : tags) {
+            if (tag == 0) continue;
+            size_t cell = (tag >> 1) & mask;
+            while (state.grams[cell] != 0) cell = (cell + 1) & mask;
+            state.grams[cell] = tag;
+        }
+    }
 
-    // Counts the window that starts at `start`, the latest of the segment.
-    Window count_window(Slot& state, uint32_t start) {
+    bool check_substring(Slot& state, uint32_t length) const {
+        if (length < gram_) return false;
+        const bool may_recur = look_up_gram(state, length) && length >= limits_.window;
+        const Window current = may_recur ? count_windows(state, length) : Window{};
+        if (length < limits_.min_tokens) return false;
+        if (length > limits_.min_tokens) return check_window(state, current, length);
+        const Window* first = &state.best[0];
+        const Window* second = &state.best[1];
+        if (second->count > first->count || (second->count == first->count && second->first < first->first)) std::swap(first, second);
+        return check_window(state, *first, length) || check_window(state, *second, length);
+    }
+
+    // Counts the windows that were not counted yet. Returns the last one, which has just ended.
+    Window count_windows(Slot& state, uint32_t length) const {
+        const int32_t* segment = state.tokens.data() + margin_;
+        Window last{};
+        for (uint32_t& done = state.num_hashed; done < length;) {
+            state.hash = window_hash_.roll(state.hash, segment[done], segment[static_cast<ptrdiff_t>(done) - limits_.window]);
+            if (++done >= limits_.window) last = count_window(state, done - limits_.window);
+        }
+        return last;
+    }
+
+    bool check_window(Slot& state, const Window& candidate, uint32_t length) const {
+        const uint64_t covered = uint64_t{candidate.count} * limits_.window;
+        if (candidate.count < 2 || static_cast<double>(covered) <= limits_.ratio * length) return false;
+        if (!candidate.is_plain && (candidate.count < limits_.structured_copies || covered < limits_.structured_tokens)) return false;
+        return report(state, {RepetitionRule::kSubstring, length - 1, candidate.first, limits_.window, candidate.count});
+    }
+
+    // Counts the window that starts at `start`, the latest of those counted.
+    Window count_window(Slot& state, uint32_t start) const {
+        if (state.table.empty()) state.table.assign(kSmallestTable, 0);
         const int32_t* segment = state.tokens.data() + margin_;
         const int32_t* tokens = segment + start;
-        const uint32_t tag = tag_of(state);
+        const uint32_t tag = tag_of(state.hash);
         const size_t mask = state.table.size() - 1;
-        size_t cell = tag & mask;
+        size_t cell = (tag >> 1) & mask;
         for (; state.table[cell] != 0; cell = (cell + 1) & mask) {
             Window& known = state.windows[state.table[cell] - 1];
             if (known.tag != tag || !std::equal(tokens, tokens + limits_.window, segment + known.first)) continue;
             if (start - known.latest >= limits_.window) {
                 known.latest = start;
-                known.count += 1;
+                if (++known.count == 2) known.is_plain = is_plain_window(state, start);
+                Window& best = state.best[known.is_plain];
+                if (known.count > best.count || (known.count == best.count && known.first < best.first)) best = known;
             }
             return known;
         }
-        state.windows.push_back({tag, start, start, 1});
+        state.windows.push_back({tag, start, start, 1, false});
         state.table[cell] = static_cast<uint32_t>(state.windows.size());
         if (2 * state.windows.size() > state.table.size()) grow(state);
         return state.windows.back();
@@ -231,25 +506,91 @@ class RepetitionDetector {
         const size_t size = 2 * state.table.size();
         state.table.assign(size, 0);
         for (size_t i = 0; i < state.windows.size(); ++i) {
-            size_t cell = state.windows[i].tag & (size - 1);
+            size_t cell = (state.windows[i].tag >> 1) & (size - 1);
             while (state.table[cell] != 0) cell = (cell + 1) & (size - 1);
             state.table[cell] = static_cast<uint32_t>(i + 1);
         }
     }
 
-    static void report(Slot& state, const RepetitionHit& hit) {
-        state.hit = hit;
-        state.is_hit = true;
+    // ---- near ----
+
+    // Whether some score has reached its target, in prose.
+    bool advance_near(Slot& state, uint32_t length) const {
+        state.lately.add(state.classes[length - 1]);
+        if (length > limits_.near_tokens) state.lately.add(state.classes[length - 1 - limits_.near_tokens], -1u);
+        const bool ends_span = ++state.in_near_span >= near_span_;
+        if (ends_span) state.in_near_span = 0;
+        bool is_reached = false;
+        if (state.is_scored) {
+            is_reached = score(state, 0);
+        } else if (ends_span && has_near_run(state)) {
+            state.near_runs.assign(near_periods_, 0);
+            state.scores.assign(2 * near_periods_ + 3, 0);
+            state.current = 1;
+            // No run is longer than the shortest that begins a score.
+            for (uint32_t age = std::min(seed_, length); age-- > 0;) is_reached = score(state, age);
+        }
+        return is_reached && is_prose(state, length);
     }
 
+    // Takes in the token that came `age` tokens ago. Whether some score has reached its target.
+    bool score(Slot& state, uint32_t age) const {
+        const size_t other = state.current == 1 ? near_periods_ + 2 : 1;
+        const int32_t* token = state.tokens.data() + state.tokens.size() - 1 - age;
+        const NearState now = advance_scores(token - near_periods_, *token, state.near_runs.data(), state.scores.data() + state.current,
+                                             state.scores.data() + other, near_target_.data(),
+                                             static_cast<int32_t>(limits_.near_edit_cost), static_cast<int32_t>(near_span_), near_periods_);
+        state.current = other;
+        state.is_scored = now.is_live;
+        return now.is_reached;
+    }
+
+    // Whether the segment has repeated itself for the last near_span_ tokens, or seems to.
+    bool has_near_run(const Slot& state) const {
+        const uint32_t depth = std::min(near_span_, kDepth);
+        const uint16_t* last = state.folds.data() + state.folds.size() - depth;
+        for (uint32_t begin = 0; begin < near_periods_; begin += 64 * kGroup)
+            if (repeating_groups(last - near_periods_ + begin, last, depth, std::min<size_t>(near_periods_ - begin, 64 * kGroup)) != 0) return true;
+        return false;
+    }
+
+    bool check_near(Slot& state, uint32_t length) const {
+        const int32_t* scores = state.scores.data() + state.current;
+        auto lane = static_cast<ptrdiff_t>(near_periods_) - 1;
+        while (lane >= 0 && (scores[lane] < near_target_[lane] || scores[lane] < std::max(scores[lane - 1], scores[lane + 1]))) --lane;
+        if (lane < 0) return false;
+        const uint32_t period = near_periods_ - static_cast<uint32_t>(lane);
+        const auto copies = 1 + static_cast<uint32_t>(scores[lane]) / period;
+        if (copies * period > length) return false;
+        return report(state, {RepetitionRule::kNear, length - 1, length - copies * period, period, copies});
+    }
+
+    static bool report(Slot& state, const RepetitionHit& hit) {
+        state.hit = hit;
+        state.is_hit = true;
+        return true;
+    }
+
+  public:
+    static constexpr uint32_t kMostDistinct = 64;  // of limits.min_distinct
+
+  private:
     RepetitionLimits limits_;
+    std::vector<uint8_t> classes_;
     uint32_t periods_;
+    uint32_t near_periods_;
     uint32_t margin_;
-    RollingHash<HashBits> hash_;
-    std::vector<int32_t> target_;  // run at which the period periods_ - i completes the rule
-    int32_t least_target_;
+    uint32_t gram_;
+    uint32_t seed_;  // run that begins a score: a shorter one would not outlast its first edit
+    uint32_t near_span_;
+    uint32_t span_;
+    RollingHash<HashBits> window_hash_;
+    RollingHash<HashBits> gram_hash_;
+    std::vector<uint32_t> plain_target_, structured_target_;  // [p - 1]: run at which the period p completes the rule
+    std::vector<int32_t> near_target_;                        // of period near_periods_ - i; empty where the rule is off
     std::vector<Slot> slots_;
     std::vector<uint32_t> free_;
+    std::vector<Run> found_;  // of find_runs, here so that its memory stays
 };
 
 }  // namespace thyme

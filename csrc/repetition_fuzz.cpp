@@ -1,9 +1,11 @@
 // Random segments against the definition of the rules, for a build under sanitizers: `repetition_fuzz SEGMENTS`.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "repetition.hpp"
@@ -12,12 +14,35 @@ using thyme::RepetitionHit;
 using thyme::RepetitionLimits;
 using thyme::RepetitionRule;
 using Tokens = std::vector<int32_t>;
+using Classes = std::vector<uint8_t>;
 
 static bool equal_blocks(const Tokens& s, size_t a, size_t b, size_t length) {
     return std::equal(s.begin() + a, s.begin() + a + length, s.begin() + b);
 }
 
-static bool naive_tail(const Tokens& s, const RepetitionLimits& limits, RepetitionHit& hit) {
+static bool is_plain(const Tokens& block, const RepetitionLimits& limits, const Classes& classes, bool in_tail, double word_share) {
+    const auto count = [&](uint8_t bit) {
+        return std::count_if(block.begin(), block.end(), [&](int32_t token) {
+            return ((static_cast<size_t>(token) < classes.size() ? classes[token] : uint8_t{thyme::kRow}) & bit) != 0;
+        });
+    };
+    const auto size = static_cast<ptrdiff_t>(block.size());
+    const double written = static_cast<double>(size - count(thyme::kBlank));
+    if (static_cast<double>(count(thyme::kWord)) < word_share * written) return false;
+    if (static_cast<double>(count(thyme::kNumber) + count(thyme::kMark)) > limits.max_data_share * written && (!in_tail || size > 1)) {
+        const auto is_number = [&](size_t i) {
+            return static_cast<size_t>(block[i]) < classes.size() && (classes[static_cast<size_t>(block[i])] & thyme::kNumber) != 0;
+        };
+        size_t numbers = 0;
+        for (size_t i = 0; i < block.size(); ++i) numbers += is_number(i) && !is_number((i + block.size() - 1) % block.size());
+        return in_tail && count(thyme::kWord | thyme::kMark | thyme::kRow) == 0 && numbers >= limits.min_numbers;
+    }
+    const size_t distinct = std::set<int32_t>(block.begin(), block.end()).size();
+    if (count(thyme::kNumber | thyme::kMark | thyme::kRow) == 0) return true;
+    return distinct >= limits.min_distinct || 2 * distinct > block.size();
+}
+
+static bool naive_tail(const Tokens& s, const RepetitionLimits& limits, const Classes& classes, RepetitionHit& hit) {
     const size_t n = s.size();
     for (size_t p = 1; p <= limits.copies.size() && 2 * p <= n; ++p) {
         bool primitive = true;
@@ -25,7 +50,10 @@ static bool naive_tail(const Tokens& s, const RepetitionLimits& limits, Repetiti
             if (p % d == 0 && equal_blocks(s, n - p, n - p + d, p - d)) primitive = false;
         size_t copies = 1;
         while ((copies + 1) * p <= n && equal_blocks(s, n - p, n - (copies + 1) * p, p)) ++copies;
-        if (!primitive || copies < limits.copies[p - 1] || copies * p < limits.min_tail_tokens) continue;
+        const bool plain = is_plain(Tokens(s.end() - static_cast<ptrdiff_t>(p), s.end()), limits, classes, true, 0.0);
+        const size_t needed = plain ? limits.copies[p - 1] : limits.structured_copies;
+        const size_t tokens = plain ? limits.min_tail_tokens : limits.structured_tokens;
+        if (!primitive || copies < needed || copies * p < tokens) continue;
         hit = {RepetitionRule::kTail, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
                static_cast<uint32_t>(p), static_cast<uint32_t>(copies)};
         return true;
@@ -33,7 +61,7 @@ static bool naive_tail(const Tokens& s, const RepetitionLimits& limits, Repetiti
     return false;
 }
 
-static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, RepetitionHit& hit) {
+static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, const Classes& classes, RepetitionHit& hit) {
     const size_t n = s.size(), w = limits.window;
     if (n < limits.min_tokens) return false;
     std::map<Tokens, std::vector<size_t>> starts;
@@ -42,35 +70,78 @@ static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, Rep
         if (known.empty() || i >= known.back() + w) known.push_back(i);
     }
     const std::vector<size_t>* best = nullptr;
-    for (const auto& [content, known] : starts)
+    for (const auto& [content, known] : starts) {
+        if (known.size() < 2 || static_cast<double>(known.size()) * w <= limits.ratio * n) continue;
+        if (!is_plain(content, limits, classes, false, 0.0) &&
+            (known.size() < limits.structured_copies || known.size() * w < limits.structured_tokens))
+            continue;
         if (best == nullptr || known.size() > best->size() || (known.size() == best->size() && known[0] < (*best)[0]))
             best = &known;
-    if (best == nullptr || best->size() < 2 || static_cast<double>(best->size()) * w <= limits.ratio * n) return false;
+    }
+    if (best == nullptr) return false;
     hit = {RepetitionRule::kSubstring, static_cast<uint32_t>(n - 1), static_cast<uint32_t>((*best)[0]), limits.window,
            static_cast<uint32_t>(best->size())};
     return true;
+}
+
+static bool naive_near(const Tokens& s, const RepetitionLimits& limits, const Classes& classes, RepetitionHit& hit) {
+    const size_t n = s.size(), periods = std::min<size_t>(limits.copies.size(), limits.near_max_period);
+    const auto cost = static_cast<int32_t>(limits.near_edit_cost);
+    if (limits.near_tokens == 0) return false;
+    std::vector<int32_t> scores(periods + 2), runs(periods + 1);
+    for (size_t t = 0; t < n; ++t) {
+        std::vector<int32_t> after(periods + 2);
+        for (size_t p = 1; p <= periods; ++p) {
+            const bool equal = p <= t && s[t - p] == s[t];
+            runs[p] = equal ? runs[p] + 1 : 0;
+            after[p] = std::max({0, equal && scores[p] > 0 ? scores[p] + 1 : 0, runs[p] == cost + 1 ? cost + 1 : 0,
+                                 std::max({scores[p - 1], scores[p], scores[p + 1]}) - cost});
+        }
+        scores = after;
+    }
+    for (size_t p = 1; p <= periods; ++p) {
+        const auto score = static_cast<size_t>(scores[p]);
+        if (score < std::max<size_t>(limits.near_tokens, (limits.near_copies - 1) * p)) continue;
+        if (scores[p] < std::max(scores[p - 1], scores[p + 1])) continue;
+        const size_t copies = 1 + score / p;
+        if (copies * p > n) return false;
+        const size_t judged = std::min<size_t>(n, limits.near_tokens);
+        const Tokens last(s.end() - static_cast<ptrdiff_t>(judged), s.end());
+        if (!is_plain(last, limits, classes, false, limits.near_word_share)) return false;
+        hit = {RepetitionRule::kNear, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
+               static_cast<uint32_t>(p), static_cast<uint32_t>(copies)};
+        return true;
+    }
+    return false;
 }
 
 int main(int argc, char** argv) {
     const int segments = argc > 1 ? std::atoi(argv[1]) : 1000;
     std::mt19937 rng(0);
     const auto pick = [&](uint32_t low, uint32_t high) -> uint32_t { return low + static_cast<uint32_t>(rng()) % (high - low + 1); };
-    int fired[2] = {0, 0};
+    int fired[3] = {0, 0, 0};
     for (int round = 0; round < segments; ++round) {
-        RepetitionLimits limits{pick(1, 6), pick(2, 9) / 10.0, pick(1, 40), pick(1, 20), {}};
+        RepetitionLimits limits{};
+        limits.window = pick(1, 6), limits.ratio = pick(2, 9) / 10.0, limits.min_tokens = pick(1, 40);
+        limits.min_tail_tokens = pick(1, 20);
         for (uint32_t p = pick(1, 12); p > 0; --p) limits.copies.push_back(pick(2, 8));
+        limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
+        limits.max_data_share = pick(0, 3) / 3.0, limits.min_numbers = pick(1, 3), limits.min_distinct = pick(1, 5);
+        limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_max_period = pick(1, 12), limits.near_edit_cost = pick(1, 5);
+        limits.near_word_share = pick(0, 2) / 4.0;
+        Classes classes;
+        for (uint32_t i = pick(0, 4); i > 0; --i) classes.push_back(static_cast<uint8_t>(pick(0, 31)));
         // One detector in four collides on nearly every hash.
         const bool collide = round % 4 == 0;
-        auto exact = std::make_unique<thyme::RepetitionDetector<61>>(limits, 2);
-        auto colliding = std::make_unique<thyme::RepetitionDetector<3>>(limits, 2);
+        auto exact = std::make_unique<thyme::RepetitionDetector<61>>(limits, classes, 2);
+        auto colliding = std::make_unique<thyme::RepetitionDetector<3>>(limits, classes, 2);
         const auto with = [&](auto&& action) { return collide ? action(*colliding) : action(*exact); };
         int32_t slot = static_cast<int32_t>(with([](auto& d) { return d.open(); }));
         Tokens s, block;
         for (uint32_t i = pick(1, 8); i > 0; --i) block.push_back(static_cast<int32_t>(pick(0, 2)));
         RepetitionHit want{};
         bool hit = false;
-        for (int i = 0; i < 90; ++i) {
-            const int32_t token = pick(0, 11) == 0 ? static_cast<int32_t>(pick(0, 2)) : block[i % block.size()];
+        for (int i = 0, at = 0; i < 90; ++i) {
             const uint32_t event = pick(0, 99);
             if (event == 0) {
                 with([&](auto& d) { return d.restart(slot), 0; });
@@ -80,11 +151,17 @@ int main(int argc, char** argv) {
                 const int32_t child = static_cast<int32_t>(with([&](auto& d) { return d.fork(slot); }));
                 with([&](auto& d) { return d.close(slot), 0; });
                 slot = child;
+            } else if (event < 5) {
+                ++at;  // drops a token of the block
             }
+            // Changes or adds one token in twelve.
+            const int32_t token = pick(0, 11) == 0 ? static_cast<int32_t>(pick(0, 3)) : block[static_cast<size_t>(at) % block.size()];
+            at += pick(0, 19) != 0;
             if (!hit) {
                 s.push_back(token);
-                hit = naive_tail(s, limits, want) || naive_substring(s, limits, want);
-                if (hit) ++fired[want.rule == RepetitionRule::kTail];
+                hit = naive_tail(s, limits, classes, want) || naive_substring(s, limits, classes, want) ||
+                      naive_near(s, limits, classes, want);
+                if (hit) ++fired[static_cast<size_t>(want.rule)];
             }
             uint8_t flag = 2;
             with([&](auto& d) { return d.push(&slot, &token, &flag, 1), 0; });
@@ -98,6 +175,6 @@ int main(int argc, char** argv) {
             }
         }
     }
-    std::printf("%d segments, %d substring hits, %d tail hits\n", segments, fired[0], fired[1]);
+    std::printf("%d segments, %d substring hits, %d tail hits, %d near hits\n", segments, fired[0], fired[1], fired[2]);
     return 0;
 }

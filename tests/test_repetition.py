@@ -15,16 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import repetition_rates as rates
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from thyme import _native
 from thyme.repetition import (
     RepetitionConfig,
     RepetitionDetector,
     RepetitionHit,
+    TokenClass,
+    near_scores,
     repetition_hit_ref,
     repetition_ref,
+    token_classes,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -36,18 +41,15 @@ NO_TAIL = {"max_period": 1, "copies": ((1, 30_000),)}
 NO_SUBSTRING = {"min_tokens": 30_000}
 
 
-def first_hit(tokens: Sequence[int], config: RepetitionConfig, native: type | None = None) -> RepetitionHit | None:
-    detector = RepetitionDetector(config, capacity=1)
+def first_hit(
+    tokens: Sequence[int],
+    config: RepetitionConfig,
+    native: type | None = None,
+    classes: NDArray[np.uint8] | None = None,
+) -> RepetitionHit | None:
+    detector = RepetitionDetector(config, capacity=1, classes=classes)
     if native is not None:
-        copies = [config.copies_of(period) for period in range(1, config.max_period + 1)]
-        detector._native = native(
-            window=config.window,
-            ratio=config.ratio,
-            min_tokens=config.min_tokens,
-            min_tail_tokens=config.min_tail_tokens,
-            copies=copies,
-            capacity=1,
-        )
+        detector._native = detector._open_native(native, classes)
     slot = detector.open()
     flags = detector.push(np.full(len(tokens), slot, np.int32), np.array(tokens, np.int32))
     hit = detector.hit(slot)
@@ -56,9 +58,11 @@ def first_hit(tokens: Sequence[int], config: RepetitionConfig, native: type | No
     return hit
 
 
-def expected_hit(tokens: Sequence[int], config: RepetitionConfig) -> RepetitionHit | None:
-    index = repetition_ref(tokens, config)
-    return None if index is None else repetition_hit_ref(tokens[: index + 1], config)
+def expected_hit(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
+) -> RepetitionHit | None:
+    index = repetition_ref(tokens, config, classes)
+    return None if index is None else repetition_hit_ref(tokens[: index + 1], config, classes)
 
 
 # ---- the definition, by hand -------------------------------------------------------------------------------
@@ -93,6 +97,106 @@ def test_reference_substring_by_hand() -> None:
     assert repetition_hit_ref([0, 1, 2, 3, 1, 2, 3, 4], config) == RepetitionHit("substring", 7, 1, 3, 2)
 
 
+def test_reference_structured_by_hand() -> None:
+    # 8 is a digit, 9 a bracket, 7 a blank; the others are words.
+    classes = np.array([1] * 7 + [16, 2, 4], np.uint8)
+    config = replace(
+        SMALL, **NO_SUBSTRING, max_data_share=0.25, min_numbers=3, structured_copies=5, structured_tokens=12
+    )
+
+    def fires(block: list[int], copies: int) -> bool:
+        fired = [repetition_ref(block * n, config, classes) is not None for n in (copies - 1, copies)]
+        return fired == [False, True]
+
+    assert fires([1, 2, 3], 3)
+    assert fires([1, 2, 3, 8], 3)  # a quarter of data is no more than a quarter
+    assert fires([1, 2, 8], 5)  # a third is, so five copies are needed
+    assert fires([1, 2, 3, 8, 7], 3)  # blanks do not count: a quarter again
+    assert fires([1, 8, 7, 7], 5)  # so here it is a half
+    assert fires([1, 2, 9], 5)
+    assert fires([1, 9], 6)  # five copies cover only ten tokens
+    assert fires([8], 6)  # a single token has no columns
+    assert fires([8, 7], 6)
+    assert fires([8, 5, 8, 6, 8, 4], 5)
+    plain_marks = np.array([1] * 4 + [0, 0, 0, 16, 2, 4], np.uint8)
+    assert repetition_ref([8, 5, 8, 6, 8, 4] * 3, config, plain_marks) == 17  # counting that begins again
+    assert repetition_ref([8, 5, 8, 8, 6, 4] * 3, config, plain_marks) is None  # two numbers, one of two digits
+    # Few different tokens: a table where rows may end, as far as is known; words without a line break are no table.
+    row = [1, 1, 2, 1, 1, 1]
+    low = replace(config, min_distinct=3)
+    assert repetition_ref(row * 3, low, np.ones(3, np.uint8)) == 17
+    assert repetition_ref(row * 3, low) is None
+    assert repetition_ref(row * 5, low) == 29
+    assert repetition_ref(row * 3, replace(low, min_distinct=2)) == 17
+
+
+def test_substring_of_data_needs_more_copies() -> None:
+    config = replace(SMALL, **NO_TAIL, structured_copies=3, structured_tokens=1)
+    tokens = [1, 2, 3, 0, 1, 2, 3, 5]
+    assert repetition_ref(tokens, config) == 7
+    assert repetition_ref(tokens, config, np.array([1, 1, 2, 1], np.uint8)) is None
+    assert repetition_ref([*tokens, 1, 2, 3], config, np.array([1, 1, 2, 1], np.uint8)) == 10
+
+
+def test_reference_near_by_hand() -> None:
+    config = RepetitionConfig(
+        **NO_SUBSTRING, max_period=6, copies=((6, 30_000),), near_tokens=9, near_copies=2, near_edit_cost=2,
+        near_word_share=0.0, min_distinct=1,
+    )  # fmt: skip
+
+    def score(tokens: list[int], period: int) -> int:
+        return list(near_scores(tokens, config))[-1][period]
+
+    abcd = [1, 2, 3, 4]
+    assert score(abcd * 2, 4) == 4
+    assert score([*abcd, 1, 2], 4) == 0  # begins with the third equal token
+    assert score([*abcd, 1, 2, 3], 4) == 3
+    assert score([*abcd, *abcd, 9], 4) == 2  # an edit costs two
+    assert score([*abcd, *abcd, 9, 2], 4) == 3
+    assert score([*abcd, *abcd, 9, 8], 4) == 0
+    # A token more moves the score to the next period, a token less to the one before.
+    more = [*abcd, *abcd, 9, *abcd]
+    assert (score(more[:9], 5), score(more, 5)) == (2, 6)
+    fewer = [*abcd, *abcd, 2, 3, 4]
+    assert score(fewer, 3) == 5 - 2 + 1
+    # Nine equal tokens and an edit in between: 1 2 3 4 | 1 2 3 4 | 9 2 3 4 | 1 2 ...
+    counted = [*abcd, *abcd, 9, 2, 3, 4, 7, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]
+    hit = expected_hit(counted, config)
+    assert hit is not None
+    assert (hit.rule, hit.period, hit.copies) == ("near", 4, 1 + 9 // 4)
+    assert hit.start == hit.index + 1 - 3 * 4
+    assert repetition_ref(counted[: hit.index], config) is None
+    assert repetition_ref(counted, replace(config, near_tokens=0)) is None
+    assert repetition_ref(counted, replace(config, near_word_share=0.1)) is None  # no token is known to be a word
+    assert repetition_ref(counted, replace(config, near_word_share=0.1), np.ones(10, np.uint8)) == hit.index
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (" The, cat, \u732b, 's, -known, (see, *Note, na\u00efve, \u0939, \u093e, \n\nSo", "WORD"),
+        ("1, 7,  3, \u00bd, 2nd", "NUMBER"),
+        ('[, ":,  |, |, =, #, `, ;, :, .append, _name, <td, \\frac, \tyes, \t, .., ...., $, \U0001f600,  -', "MARK"),
+        (".; ,; !; ?; ...; \u3002", ""),
+        (" ,     ", "BLANK"),
+    ],
+)
+def test_token_classes(tokens: str, expected: str) -> None:
+    parts = tokens.split(", " if expected else "; ")
+    found = [TokenClass(int(value)) & ~TokenClass.ROW for value in token_classes(part.encode() for part in parts)]
+    wanted = TokenClass[expected] if expected else TokenClass(0)
+    assert found == [wanted] * len(parts), dict(zip(parts, found, strict=True))
+
+
+def test_token_classes_of_rows_and_parts_of_characters() -> None:
+    vocabulary = [b"", b".\n", b"\n", b"\r\n", b" |\n"]
+    rows = [TokenClass.ROW, TokenClass.ROW, *[TokenClass.ROW | TokenClass.BLANK] * 2, TokenClass.ROW | TokenClass.MARK]
+    assert token_classes(vocabulary).tolist() == rows
+    # The first byte of a letter, of a symbol such as a tick, of a smiley; and one that is not first.
+    parts = ["\u732b".encode()[:2], b" " + "\u2713".encode()[:1], "\U0001f600".encode()[:2], "\u732b".encode()[1:]]
+    assert token_classes(parts).tolist() == [TokenClass.WORD, TokenClass.MARK, 0, 0]
+
+
 # ---- the detector equals it --------------------------------------------------------------------------------
 
 
@@ -106,28 +210,45 @@ def configs(draw: st.DrawFn) -> RepetitionConfig:
         max_period=draw(st.integers(1, 12)),
         min_tail_tokens=draw(st.integers(1, 24)),
         copies=tuple((limit, draw(st.integers(2, 9))) for limit in limits),
+        structured_copies=draw(st.integers(2, 12)),
+        structured_tokens=draw(st.integers(1, 40)),
+        max_data_share=draw(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0])),
+        min_numbers=draw(st.integers(1, 3)),
+        min_distinct=draw(st.integers(1, 5)),
+        near_tokens=draw(st.integers(0, 20)),
+        near_copies=draw(st.integers(2, 4)),
+        near_max_period=draw(st.integers(1, 12)),
+        near_edit_cost=draw(st.integers(1, 5)),
+        near_word_share=draw(st.sampled_from([0.0, 0.3, 0.5])),
     )
 
 
 @st.composite
 def segments(draw: st.DrawFn) -> list[int]:
-    # Copies of few blocks over few tokens, so that both rules come close and often fire.
+    # Copies of few blocks over few tokens, so that the rules come close and often fire, and a few edits.
     blocks = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=3))
     picks = draw(st.lists(st.integers(0, len(blocks) - 1), max_size=20))
-    return [token for pick in picks for token in blocks[pick]]
+    tokens = [token for pick in picks for token in blocks[pick]]
+    for at in draw(st.lists(st.integers(0, len(tokens)), max_size=4)):
+        tokens[at : at + draw(st.integers(0, 1))] = draw(st.lists(st.integers(0, 3), max_size=1))
+    return tokens
+
+
+CLASSES = st.none() | st.lists(st.integers(0, 31), max_size=5).map(lambda values: np.array(values, np.uint8))
 
 
 @settings(max_examples=400, deadline=None)
-@given(tokens=segments(), config=configs())
-def test_detector_equals_reference(tokens: list[int], config: RepetitionConfig) -> None:
-    assert first_hit(tokens, config) == expected_hit(tokens, config)
+@given(tokens=segments(), config=configs(), classes=CLASSES)
+def test_detector_equals_reference(tokens: list[int], config: RepetitionConfig, classes) -> None:
+    assert first_hit(tokens, config, classes=classes) == expected_hit(tokens, config, classes)
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens=segments(), config=configs())
-def test_colliding_hashes_change_nothing(tokens: list[int], config: RepetitionConfig) -> None:
+@given(tokens=segments(), config=configs(), classes=CLASSES)
+def test_colliding_hashes_change_nothing(tokens: list[int], config: RepetitionConfig, classes) -> None:
     # Hashes modulo 7: unequal windows meet all the time and only the comparison of tokens tells them apart.
-    assert first_hit(tokens, config, _native._CollidingRepetitionDetector) == expected_hit(tokens, config)
+    hit = first_hit(tokens, config, _native._CollidingRepetitionDetector, classes)
+    assert hit == expected_hit(tokens, config, classes)
 
 
 def fibonacci(n: int) -> list[int]:
@@ -276,6 +397,9 @@ def test_bad_arguments_are_value_errors_and_change_nothing() -> None:
         RepetitionDetector(SMALL, capacity=0)
     with pytest.raises(ValueError, match="negative"):
         repetition_ref([1, -1], SMALL)
+    for classes in ([1, 2], np.ones((2, 2), np.uint8), np.ones(2, np.int64), np.full(2, 32, np.uint8)):
+        with pytest.raises(ValueError, match="classes must be what token_classes returns"):
+            RepetitionDetector(SMALL, capacity=1, classes=classes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +415,16 @@ def test_bad_arguments_are_value_errors_and_change_nothing() -> None:
         {"copies": ((1, 1),)},
         {"copies": ((4, 3), (2, 3))},
         {"copies": ((0, 3),)},
+        {"structured_copies": 1},
+        {"structured_tokens": 0},
+        {"max_data_share": 1.1},
+        {"min_numbers": 0},
+        {"min_distinct": 65},
+        {"near_tokens": -1},
+        {"near_copies": 1},
+        {"near_max_period": 0},
+        {"near_edit_cost": 0},
+        {"near_word_share": -0.1},
     ],
     ids=str,
 )
@@ -382,6 +516,88 @@ def test_defaults_catch_a_loop_with_a_counter() -> None:
     assert hit.index < 1100
 
 
+# ---- the default limits on tokens like Qwen's --------------------------------------------------------------
+
+
+def test_no_honest_text_is_stopped() -> None:
+    tokenizer = rates.qwen_like()
+    stopped = [
+        (kind, hit, text[:200])
+        for kind, text in rates.ordinary()
+        if (hit := rates.hit(tokenizer(text), classes=tokenizer.classes)) is not None
+    ]
+    assert stopped == []
+
+
+def test_no_published_trace_is_stopped() -> None:
+    traces = list(rates.published_traces())
+    if not traces:
+        pytest.skip(f"no published traces in {rates.DATA}: set THYME_DATA")
+    tokenizer = rates.qwen_like()
+    assert [text for _, text in traces if rates.hit(tokenizer(text), classes=tokenizer.classes) is not None] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"values = {[1] * 49}",
+        f"grid = {[[0] * 16] * 16}",
+        "grid = [\n" + "    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],\n" * 16 + "]",
+        "\\begin{tabular}{cccccc}\n" + "0 & 0 & 0 & 0 & 0 & 0 \\\\\n" * 24 + "\\end{tabular}",
+        "| Name | Age | City | Phone | Date |\n|---|---|---|---|---|\n" + "|   |   |   |   |   |\n" * 24,
+        "| P | P | P |\n" * 24,
+    ],
+    ids=["ones", "zeros in a line", "zeros", "LaTeX", "form", "attendance"],
+)
+def test_equal_values_pass_without_a_vocabulary_too(text: str) -> None:
+    assert rates.hit(rates.qwen_like()(text)) is None
+
+
+def test_every_loop_is_caught_within_256_tokens() -> None:
+    late = [loop for loop in rates.loops() if (caught := rates.tokens_to_catch(loop)) is None or caught[1] > 256]
+    assert [(loop.kind, loop.once) for loop in late] == []
+
+
+def test_every_loop_with_edits_is_caught() -> None:
+    assert [loop.once for loop in rates.near_loops() if rates.tokens_to_catch(loop) is None] == []
+    unseen = replace(RepetitionConfig(), near_tokens=0)
+    seen = [loop for loop in rates.near_loops() if rates.tokens_to_catch(loop, unseen) is not None]
+    assert len(seen) < len(list(rates.near_loops())) / 4, "the exact rules see these: not a test of the near rule"
+
+
+@pytest.mark.parametrize("edit", ["changed", "added", "dropped"])
+def test_one_edit_in_ten_tokens_is_caught(edit: str) -> None:
+    # Every copy differs in two of its twenty tokens from the copy before.
+    rng = random.Random(0)
+    block, tokens = list(range(1, 21)), [*range(100, 200)]
+    for copy in range(60):
+        sites = sorted(rng.sample(range(20), 2), reverse=True)
+        if edit == "changed":
+            for site in sites:
+                block[site] = 1000 + 20 * copy + site
+        tokens += block
+        if copy % 2 and edit != "changed":
+            for site in sites:
+                at = len(tokens) - 20 + site
+                tokens[at : at + (edit == "dropped")] = [1000 + 20 * copy + site] * (edit == "added")
+    hit = first_hit(tokens, RepetitionConfig(), classes=np.ones(3000, np.uint8))
+    assert hit is not None
+    assert hit.rule == "near"
+    assert hit.index < 100 + 900
+
+
+def test_honest_and_degenerate_lists_differ_by_what_varies() -> None:
+    # A counter alone is a loop; a counter with other values beside it is a list.
+    tokenizer = rates.qwen_like()
+    rng = random.Random(0)
+    loop = "".join(f"Step {i}: I look at the picture once more, and then I read the sign.\n" for i in range(60))
+    steps = "".join(f"Step {i}: multiply {i} by {rng.randint(1, 9)}, then add it to the total.\n" for i in range(60))
+    found = rates.hit(tokenizer(loop), classes=tokenizer.classes)
+    assert found is not None
+    assert found.rule == "near"
+    assert rates.hit(tokenizer(steps), classes=tokenizer.classes) is None
+
+
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
@@ -389,9 +605,11 @@ def test_defaults_catch_a_loop_with_a_counter() -> None:
 def test_native_code_under_sanitizers(tmp_path: Path) -> None:
     """Random segments, forks and restarts against a naive check, in C++ under AddressSanitizer and UBSan."""
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
-    sources = ["csrc/repetition_fuzz.cpp", "csrc/run_counters.cpp"]
+    sources = ["csrc/repetition_fuzz.cpp", "csrc/period_scan.cpp"]
     program = tmp_path / "fuzz"
     subprocess.run(["g++", *flags, "-fno-sanitize-recover=all", *sources, "-o", program], cwd=ROOT, check=True)
     done = subprocess.run([program, "20000"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"20000 segments, (\d+) substring hits, (\d+) tail hits\n", done.stdout), done.stdout
+    hits = re.fullmatch(r"20000 segments, (\d+) substring hits, (\d+) tail hits, (\d+) near hits\n", done.stdout)
+    assert hits is not None, done.stdout
+    assert min(map(int, hits.groups())) > 1000, "each rule must fire often"

@@ -14,6 +14,17 @@ class RepetitionDetector:
         min_tokens: int,
         min_tail_tokens: int,
         copies: Sequence[int],
+        structured_copies: int,
+        structured_tokens: int,
+        max_data_share: float,
+        min_numbers: int,
+        min_distinct: int,
+        near_tokens: int,
+        near_copies: int,
+        near_max_period: int,
+        near_edit_cost: int,
+        near_word_share: float,
+        classes: NDArray[np.uint8],
         capacity: int,
     ) -> None: ...
     def open(self) -> int: ...

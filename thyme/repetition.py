@@ -1,18 +1,36 @@
 """Repetition: has what a model is writing fallen into a loop? Decided token by token, while it decodes.
 
-Two rules, each reported on the very token that completes it, over the n tokens of a segment (what one sequence sampled
-since it was opened or restarted):
+Three rules, each reported on the very token that completes it, over the n tokens of a segment (what one sequence
+sampled since it was opened or restarted):
 
 - substring (Zhang et al., "Thyme: Think Beyond Images", 2025, section 4.3): some substring of `window` tokens occurs
   k >= 2 times without overlap, counted greedily from left to right, and k * window > ratio * n, with n >= min_tokens.
 - tail: the segment ends in c exact copies of a block of p <= max_period tokens that is no power of a shorter block (so
   p is the smallest period of those copies), with c >= copies(p) and c * p >= min_tail_tokens.
+- near: the segment ends in copies that differ by a few edits, as under a counter that increments: see near_scores.
+
+Exact copies are no sign of degeneration in data: a matrix of zeros, an empty form, an attendance sheet repeat because
+what they describe does. So the copies of a block that is not plain, of a "structured" one, must number
+structured_copies and cover structured_tokens, under the tail and the substring rule alike; under the near rule they
+never count. A block is plain unless
+
+- numbers and marks (brackets, pipes ...) are more than max_data_share of its tokens that are not BLANK. Under the tail
+  rule that does not count against a block of one token, nor against one of numbers, BLANK, commas and full stops alone
+  that holds min_numbers numbers or more: no list of equal values, but counting that begins again. Or:
+- it holds numbers, marks or perhaps the end of a row, and its different tokens are fewer than min_distinct and at most
+  half of all; so does a row of a table.
+
+The classes come from the vocabulary (token_classes). Without them every token may be the end of a row and none is known
+to be data or a word: the second condition is what is left to spare tables, and the near rule is silent.
 
 RepetitionDetector (csrc/repetition.hpp) and repetition_ref mean the same; the second is the definition, and slow.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntFlag
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,9 +41,30 @@ _INT32 = np.iinfo(np.int32)
 _LARGEST = 32768  # keeps copies * period within 32 bits
 
 
+class TokenClass(IntFlag):
+    """What a token is made of, as far as it tells prose from data."""
+
+    WORD = 1
+    """Letters, with a space or an opening quote, bracket or dash before them at most; or the beginning of one."""
+    NUMBER = 2
+    """Digits."""
+    MARK = 4
+    """A mark that prose has few of: brackets, quotes, pipes, colons, letters after one as in ".append"."""
+    ROW = 8
+    """May end a row: it holds a line break, or nothing is known about it."""
+    BLANK = 16
+    """Only white space."""
+
+
+_WORD, _NUMBER, _MARK, _ROW, _BLANK = map(int, TokenClass)
+_BEGINS_A_WORD = re.compile("[\"'(\\-\u2013\u2014\u2018\u201c\u00bf\u00a1*][^\\W\\d_]").match
+# Full-width punctuation too; but two dots, or a row of them, lead to a number or wait to be filled in.
+_IS_PROSE_MARKS = re.compile("[.,\u2026\u2013\u2014\u3001\u3002\uff0c]|[.]{3}|[!?\uff01\uff1f]{1,3}").fullmatch
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionConfig:
-    """When a segment counts as repetitive. The defaults leave prose, code, tables, JSON alone, by words or bytes."""
+    """When a segment counts as repetitive. The defaults leave prose, code, tables, forms, matrices and JSON alone."""
 
     window: int = 128
     """Length of the substrings of the substring rule, in tokens."""
@@ -36,16 +75,52 @@ class RepetitionConfig:
     max_period: int = 512
     """Longest period of the tail rule, in tokens."""
     min_tail_tokens: int = 128
-    """Fewest tokens that the copies at the end must cover together."""
-    copies: tuple[tuple[int, int], ...] = ((64, 10), (128, 6), (512, 4))
-    """(largest period, copies needed), ascending; the last entry covers all longer periods too."""
+    """Fewest tokens that the copies of a plain block at the end must cover together."""
+    copies: tuple[tuple[int, int], ...] = (
+        (1, 128),
+        (2, 120),
+        (3, 80),
+        *((period, max(3, -(-192 // period))) for period in range(4, 65)),
+        (512, 3),
+    )
+    """(largest period, copies of a plain block needed), ascending; the last entry covers all longer periods too."""
+    structured_copies: int = 64
+    """Copies of a structured block needed."""
+    structured_tokens: int = 2048
+    """Fewest tokens that the copies of a structured block must cover together."""
+    max_data_share: float = 0.28
+    """A block with a larger share of numbers and marks among its tokens that are not BLANK is structured."""
+    min_numbers: int = 5
+    """Numbers in a block of the tail rule that holds little else, for it to be counting and no list of equal values."""
+    min_distinct: int = 8
+    """A block of fewer different tokens, at most half its length, is structured if it may be made of rows or data."""
+    near_tokens: int = 192
+    """Score that a period must reach under the near rule; 0 switches the rule off."""
+    near_copies: int = 8
+    """The score must reach (near_copies - 1) * period too."""
+    near_max_period: int = 256
+    """Longest period of the near rule, in tokens, where max_period is no shorter."""
+    near_edit_cost: int = 5
+    """Equal tokens that make up for one edit: loops with more than one edit in near_edit_cost + 1 tokens pass."""
+    near_word_share: float = 0.5
+    """Smallest share of WORD among the last near_tokens tokens that are not BLANK."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "min_tokens", "max_period", "min_tail_tokens"):
-            if not 1 <= getattr(self, name) <= _LARGEST:
-                raise ValueError(f"{name} must be between 1 and {_LARGEST}, got {getattr(self, name)}")
+        for name, least in (
+            *((name, 1) for name in ("window", "min_tokens", "max_period", "min_tail_tokens")),
+            *((name, 2) for name in ("structured_copies", "near_copies")),
+            *((name, 1) for name in ("structured_tokens", "min_numbers", "near_max_period", "near_edit_cost")),
+            ("near_tokens", 0),
+        ):
+            if not least <= getattr(self, name) <= _LARGEST:
+                raise ValueError(f"{name} must be between {least} and {_LARGEST}, got {getattr(self, name)}")
         if not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
+        for name in ("max_data_share", "near_word_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 1 <= self.min_distinct <= 64:
+            raise ValueError(f"min_distinct must be between 1 and 64, got {self.min_distinct}")
         if not self.copies:
             raise ValueError("copies must hold at least one (largest period, copies)")
         periods = [period for period, _ in self.copies]
@@ -56,7 +131,7 @@ class RepetitionConfig:
                 raise ValueError(f"copies of periods up to {period} must be between 2 and {_LARGEST}, got {count}")
 
     def copies_of(self, period: int) -> int:
-        """Copies that a block of `period` tokens needs."""
+        """Copies that a plain block of `period` tokens needs."""
         return next((count for largest, count in self.copies if period <= largest), self.copies[-1][1])
 
 
@@ -65,38 +140,77 @@ class RepetitionHit:
     """What was found. All positions count tokens from the start of the segment."""
 
     rule: str
-    """"substring" or "tail"; "tail" where one token completes both."""
+    """"substring", "tail" or "near". Where one token completes several: "tail" before "substring" before "near"."""
     index: int
     """The token that completed the rule."""
     start: int
     """The first token of the first copy."""
     period: int
-    """Tokens in one copy: the smallest period of the tail, or the window of the substring rule."""
+    """Tokens in one copy: the smallest period of the tail, the window of the substring rule, or the score's period."""
     copies: int
-    """Copies found, not overlapping; in a tail they follow each other and end at `index`."""
+    """Copies found, not overlapping; in a tail they follow each other and end at `index`. Under the near rule at least
+    that many: 1 + score // period, and `start` is where as many begin."""
+
+
+def token_classes(vocabulary: Iterable[bytes]) -> NDArray[np.uint8]:
+    """The TokenClass of each token of a vocabulary.
+
+    Args:
+        vocabulary: what each token adds to the text; nothing for special tokens, which count as unknown (ROW).
+
+    Returns:
+        [V] uint8.
+    """
+    return np.fromiter(map(_class_of, vocabulary), np.uint8)
+
+
+def _class_of(raw: bytes) -> int:
+    if not raw:
+        return _ROW
+    text = raw.decode(errors="replace")
+    row = _ROW if "\n" in text or "\r" in text else 0
+    if "\t" in text:  # parts columns
+        return _MARK | row
+    body = text.strip()
+    if not body:
+        return _BLANK | row
+    first = category(body[0])[0]
+    if first == "N":
+        return _NUMBER | row
+    if first in "LM" or _BEGINS_A_WORD(body):
+        return _WORD | row
+    if body[0] == "\N{REPLACEMENT CHARACTER}":  # part of a character, whose first byte says what it may be
+        lead = raw.strip()[0]
+        return (_WORD if 0xC3 <= lead <= 0xED and lead != 0xE2 else _MARK if lead == 0xE2 else 0) | row
+    return row if _IS_PROSE_MARKS(body) else _MARK | row
 
 
 class RepetitionDetector:
     """Watches up to `capacity` segments. Safe to call from several threads, one after the other.
 
-    A slot holds about 36 bytes per token of its segment and keeps that memory for the next one. The cost of a token
-    does not depend on how long its segment is.
+    A slot holds about 7 bytes per token of its segment, 43 once a substring recurred, and keeps that memory for the
+    next one. The cost of a token does not depend on how long its segment is.
     """
 
-    def __init__(self, config: RepetitionConfig, capacity: int) -> None:
-        """Raises ValueError unless capacity >= 1."""
+    def __init__(self, config: RepetitionConfig, capacity: int, classes: NDArray[np.uint8] | None = None) -> None:
+        """`classes` is what token_classes says of the vocabulary; ids beyond it count as unknown. None: all do.
+
+        Raises ValueError unless capacity >= 1 and classes are a row of TokenClass.
+        """
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.config = config
         self.capacity = capacity
-        self._native = _native.RepetitionDetector(
-            window=config.window,
-            ratio=config.ratio,
-            min_tokens=config.min_tokens,
-            min_tail_tokens=config.min_tail_tokens,
-            copies=[config.copies_of(period) for period in range(1, config.max_period + 1)],
-            capacity=capacity,
-        )
+        self._native = self._open_native(_native.RepetitionDetector, classes)
+
+    def _open_native(
+        self, native: type[_native.RepetitionDetector], classes: NDArray[np.uint8] | None
+    ) -> _native.RepetitionDetector:
+        limits = asdict(self.config)
+        if classes is None and self.config.near_word_share > 0.0:
+            limits["near_tokens"] = 0  # no token is known to be a word, so the rule would never fire
+        copies = [self.config.copies_of(period) for period in range(1, limits.pop("max_period") + 1)]
+        return native(**limits | {"copies": copies}, classes=_checked_classes(classes), capacity=self.capacity)
 
     def open(self) -> int:
         """A slot with an empty segment. Raises ValueError when all are open."""
@@ -147,20 +261,98 @@ def _int32(name: str, values: ArrayLike) -> NDArray[np.int32]:
     return np.ascontiguousarray(array)
 
 
-def repetition_ref(tokens: Sequence[int], config: RepetitionConfig) -> int | None:
+def _checked_classes(classes: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    if classes is None:
+        return np.zeros(0, np.uint8)
+    if (
+        not isinstance(classes, np.ndarray)
+        or classes.ndim != 1
+        or classes.dtype != np.uint8
+        or classes.max(initial=0) > 31
+    ):
+        raise ValueError(f"classes must be what token_classes returns, got {classes!r:.80}")
+    return np.ascontiguousarray(classes)
+
+
+def repetition_ref(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
+) -> int | None:
     """Index of the token on which the first rule fires, None if none does: the definition, quadratic in time."""
-    hits = (repetition_hit_ref(tokens[:n], config) for n in range(1, len(tokens) + 1))
-    return next((hit.index for hit in hits if hit is not None), None)
+    scores = near_scores(tokens, config)
+    for n in range(1, len(tokens) + 1):
+        if _hit_ref(tokens[:n], config, _checked_classes(classes), next(scores)) is not None:
+            return n - 1
+    return None
 
 
-def repetition_hit_ref(tokens: Sequence[int], config: RepetitionConfig) -> RepetitionHit | None:
-    """What the two rules say of a whole segment, whatever they said of its beginnings."""
+def repetition_hit_ref(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
+) -> RepetitionHit | None:
+    """What the rules say of a whole segment, whatever they said of its beginnings."""
+    scores = list(near_scores(tokens, config))
+    return _hit_ref(tokens, config, _checked_classes(classes), scores[-1]) if tokens else None
+
+
+def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[list[int]]:
+    """The scores of the near rule after each token, by period; 0 before the first period and after the last.
+
+    The score of a period p says how well the end of the segment repeats what stands about p tokens earlier. It begins
+    when near_edit_cost + 1 tokens in a row equal those p before, with their number. Each further token that equals the
+    one p before adds 1. Any other is an edit and costs near_edit_cost: one token for another, or one more or one less,
+    which moves the score to p + 1 or p - 1; of the scores that could stand at p the largest does. It ends at 0.
+
+    The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p) and is no smaller than
+    those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where the last
+    near_tokens tokens are plain and words are at least near_word_share of those that are not BLANK.
+    """
+    cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
+    scores, runs = [0] * (periods + 2), [0] * (periods + 1)
+    for n, token in enumerate(tokens):
+        after = [0] * (periods + 2)
+        for p in range(1, periods + 1):
+            equal = p <= n and tokens[n - p] == token
+            runs[p] = runs[p] + 1 if equal else 0
+            kept = scores[p] + 1 if equal and scores[p] > 0 else 0
+            edited = max(scores[p - 1 : p + 2]) - cost
+            begun = cost + 1 if runs[p] == cost + 1 else 0
+            after[p] = max(kept, edited, begun, 0)
+        scores = after
+        yield scores
+
+
+def _hit_ref(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8], scores: list[int]
+) -> RepetitionHit | None:
     if tokens and min(tokens) < 0:
         raise ValueError(f"tokens must not be negative, got {min(tokens)}")
-    return _tail_ref(tokens, config) or _substring_ref(tokens, config)
+    return (
+        _tail_ref(tokens, config, classes)
+        or _substring_ref(tokens, config, classes)
+        or _near_ref(tokens, config, classes, scores)
+    )
 
 
-def _tail_ref(tokens: Sequence[int], config: RepetitionConfig) -> RepetitionHit | None:
+def _is_plain(
+    block: Sequence[int],
+    config: RepetitionConfig,
+    classes: NDArray[np.uint8],
+    *,
+    in_tail: bool = False,
+    word_share: float = 0.0,
+) -> bool:
+    kinds = [TokenClass(int(classes[token])) if token < len(classes) else TokenClass.ROW for token in block]
+    words, numbers, marks, rows, blank = (sum(bit in kind for kind in kinds) for bit in TokenClass)
+    written = len(block) - blank
+    if words < word_share * written:
+        return False
+    if numbers + marks > config.max_data_share * written and not (in_tail and len(block) == 1):
+        # Around the corner: the block stands for its copies.
+        begun = sum(TokenClass.NUMBER in kinds[i] and TokenClass.NUMBER not in kinds[i - 1] for i in range(len(block)))
+        return in_tail and words + marks + rows == 0 and begun >= config.min_numbers
+    return numbers + marks + rows == 0 or len(set(block)) >= min(len(block) // 2 + 1, config.min_distinct)
+
+
+def _tail_ref(tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8]) -> RepetitionHit | None:
     tokens, n = list(tokens), len(tokens)
     for period in range(1, min(config.max_period, n // 2) + 1):
         block = tokens[n - period :]
@@ -169,12 +361,15 @@ def _tail_ref(tokens: Sequence[int], config: RepetitionConfig) -> RepetitionHit 
         copies = 1
         while tokens[max(0, n - (copies + 1) * period) : n - copies * period] == block:
             copies += 1
-        if copies >= config.copies_of(period) and copies * period >= config.min_tail_tokens:
+        needed = (config.structured_copies, config.structured_tokens)
+        if _is_plain(block, config, classes, in_tail=True):
+            needed = (config.copies_of(period), config.min_tail_tokens)
+        if copies >= needed[0] and copies * period >= needed[1]:
             return RepetitionHit("tail", n - 1, n - copies * period, period, copies)
     return None
 
 
-def _substring_ref(tokens: Sequence[int], config: RepetitionConfig) -> RepetitionHit | None:
+def _substring_ref(tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8]) -> RepetitionHit | None:
     n, window = len(tokens), config.window
     if n < config.min_tokens:
         return None
@@ -183,7 +378,32 @@ def _substring_ref(tokens: Sequence[int], config: RepetitionConfig) -> Repetitio
         starts = occurrences.setdefault(tuple(tokens[start : start + window]), [])
         if not starts or start >= starts[-1] + window:
             starts.append(start)
-    starts = max(occurrences.values(), key=len, default=[])
-    if len(starts) < 2 or len(starts) * window <= config.ratio * n:
+    best: list[int] = []
+    for block, starts in occurrences.items():
+        copies = len(starts)
+        if copies < 2 or copies * window <= config.ratio * n or copies <= len(best):
+            continue
+        is_enough = copies >= config.structured_copies and copies * window >= config.structured_tokens
+        if is_enough or _is_plain(block, config, classes):
+            best = starts
+    return RepetitionHit("substring", n - 1, best[0], window, len(best)) if best else None
+
+
+def _near_ref(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8], scores: list[int]
+) -> RepetitionHit | None:
+    n = len(tokens)
+    reached = [
+        p
+        for p in range(1, len(scores) - 1)
+        if scores[p] >= max(config.near_tokens, (config.near_copies - 1) * p)
+        and scores[p] == max(scores[p - 1 : p + 2])
+    ]
+    if not reached or config.near_tokens == 0:
         return None
-    return RepetitionHit("substring", n - 1, starts[0], window, len(starts))
+    period = reached[0]
+    copies = 1 + scores[period] // period
+    judged = tokens[-config.near_tokens :]
+    if copies * period > n or not _is_plain(judged, config, classes, word_share=config.near_word_share):
+        return None
+    return RepetitionHit("near", n - 1, n - copies * period, period, copies)

@@ -158,7 +158,7 @@ def test_repetition_ends_a_round_on_the_token_that_completes_it(say: Any, fragme
     script = list(range(fragments.vocab_size))
     x, y, one = (fragments.tokens.index(part) for part in (b"x", b"y", b"1"))
     script[x], script[y], script[one] = y, one, x
-    config = RepetitionConfig(max_period=8, min_tail_tokens=12, copies=((8, 4),))
+    config = RepetitionConfig(max_period=8, min_tail_tokens=12, copies=((8, 4),), max_data_share=1.0)
     engine = make_engine(Scripted(script), processor=fragments, repetition=config)
     completion = engine.generate([[x]], SamplingParams(**GREEDY))[0]
     assert completion.finish_reason == "repetition"
@@ -169,8 +169,20 @@ def test_repetition_ends_a_round_on_the_token_that_completes_it(say: Any, fragme
     assert (unwatched.finish_reason, unwatched.repetition) == ("length", None)
 
 
-def test_each_round_has_its_own_repetition_segment(fragments: Any, make_engine: Any) -> None:
+def test_the_vocabulary_says_what_is_a_table(fragments: Any, make_engine: Any) -> None:
+    script = list(range(fragments.vocab_size))
+    one, end, x, y = (fragments.tokens.index(part) for part in (b"1", b"\n", b"x", b"y"))
+    script[one], script[end], script[x], script[y] = end, one, y, x
     config = RepetitionConfig(max_period=8, min_tail_tokens=12, copies=((8, 4),))
+    engine = make_engine(Scripted(script), processor=fragments, repetition=config)
+    params = SamplingParams(**{**GREEDY, "max_tokens": 40})
+    column, words = engine.generate([[one], [x]], params)
+    assert (column.finish_reason, len(column.token_ids)) == ("length", 40)
+    assert (words.finish_reason, len(words.token_ids)) == ("repetition", 12)
+
+
+def test_each_round_has_its_own_repetition_segment(fragments: Any, make_engine: Any) -> None:
+    config = RepetitionConfig(max_period=8, min_tail_tokens=12, copies=((8, 4),), max_data_share=1.0)
     engine = make_engine(Scripted(list(range(fragments.vocab_size))), processor=fragments, repetition=config)
     sequence: Sequence = engine.add([5], SamplingParams(temperature=0.0, max_tokens=8), hold=True)
     for expected in ("length", "length", "repetition"):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from thyme.engine.sequence import FinishReason, Sequence
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.tags import ENDING_EVENTS, IS_ENDING, TagEvent
-from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit
+from thyme.repetition import RepetitionConfig, RepetitionDetector, RepetitionHit, token_classes
 
 StopReason = str | int | None
 
@@ -77,7 +77,8 @@ class StopChecker:
             token_bytes: what a token adds to the text, for stop texts.
         """
         self.table = table
-        self._detector = RepetitionDetector(repetition, capacity)
+        classes = None if token_bytes is None else token_classes(map(token_bytes, range(vocab_size)))
+        self._detector = RepetitionDetector(repetition, capacity, classes)
         self._is_eos = np.zeros(vocab_size, dtype=bool)
         self._is_eos[list(eos_token_ids)] = True
         self._token_bytes = token_bytes
