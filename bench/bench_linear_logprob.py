@@ -4,9 +4,10 @@ torch.compile of it, Liger-Kernel, cut-cross-entropy, ours.
     pytest bench/bench_linear_logprob.py
 
 Flops counted: 2 N H V forward and 6 N H V with the backward, N rows that are trained: the matmul and its two gradients,
-whatever a contender computes twice or in vain. Temperature per token throughout; in log-probs as hidden / tau for those
-who know none, in the loss 1 for Liger-Kernel. Liger-Kernel has two heads: the cross entropy in chunks, and the scaled
-one, which gives entropies too and runs on Hopper.
+whatever a contender computes twice or in vain. Ours are called as the trainer calls them: a temperature per token, of 0
+and 1, which are the same here and what the others compute at, ids that do not count, the default workspace.
+Liger-Kernel has two heads: the cross entropy in chunks, and the scaled one, which gives entropies too and runs on
+Hopper.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count, num_sampled
 from torch import Tensor
 
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
@@ -61,8 +62,8 @@ def problem(rows: int, features: int, vocab: int, dtype: torch.dtype, active: fl
     return Problem(
         hidden=hidden.requires_grad_(),
         weight=weight.requires_grad_(),
-        targets=torch.randint(0, vocab, (rows,), generator=generator, device=DEVICE),
-        tau=torch.where(torch.arange(rows, device=DEVICE) % 4 == 0, 0.7, 1.0),
+        targets=torch.randint(0, num_sampled(vocab), (rows,), generator=generator, device=DEVICE),
+        tau=torch.ones(rows, device=DEVICE),
         mask=mask if active < 1 else None,
         advantages=normal(NUM_SEQS).repeat_interleave(rows // NUM_SEQS),
         weights=mask.float() / rows,
@@ -102,17 +103,22 @@ def torch_loss(run: Callable[..., Tensor], case: Problem) -> Callable[[], Tensor
     return lambda: run(case.hidden, case.weight, case.targets, case.tau, *more)
 
 
-def ours(backward: str) -> dict[str, Any]:
-    return {"backward": backward, "workspace_bytes": 4 << 30 if GPU else 1 << 30}
+def ours(backward: str, case: Problem) -> dict[str, Any]:
+    """As the trainer calls it, with the default workspace; a temperature of 0 counts as 1, what others are given."""
+    return {
+        "backward": backward,
+        "temperature": greedy_or_one(len(case.hidden)),
+        **ids_that_count(len(case.weight)),
+    }
 
 
 def our_logprobs(backward: str, case: Problem) -> Callable[[], Tensor]:
-    more = ours(backward) | {"temperature": case.tau, "mask": case.mask}
+    more = ours(backward, case) | {"mask": case.mask}
     return lambda: linear_logprob(case.hidden, case.weight, case.targets, **more)[0]
 
 
 def our_loss(backward: str, case: Problem) -> Callable[[], Tensor]:
-    more = ours(backward) | {"temperature": case.tau, "old_logprobs": case.old, "ref_logprobs": case.ref}
+    more = ours(backward, case) | {"old_logprobs": case.old, "ref_logprobs": case.ref}
     positional = (case.hidden, case.weight, case.targets, case.advantages, case.weights)
     return lambda: linear_grpo_loss(*positional, **more)[0]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count
 from torch import Tensor
 
 from thyme.kernels.sample import sample, sample_ref
@@ -64,7 +64,9 @@ def call(name: str, kind: str, logits: Tensor, temperature: Tensor, limits: dict
         return lambda: run(logits, temperature, **limits)
     index = torch.arange(len(logits), device=logits.device)
     ours = sample if name == "ours" else sample_ref
-    return lambda: ours(logits, temperature, seed=index, position=index, **limits)
+    mixed = greedy_or_one(len(logits))
+    among = ids_that_count(logits.shape[1])
+    return lambda: ours(logits, mixed, seed=index, position=index, **among, **limits)
 
 
 def title(shape: Shape, kind: str) -> str:

@@ -1,10 +1,11 @@
 """Compile every Triton configuration we ship for a GPU that is not there, and refuse what would be slow on it.
 
-    python bench/gate.py [--targets sm_90,sm_80,sm_100] [--rare]
+    python bench/gate.py [--targets sm_90,sm_80,sm_100,sm_120] [--rare]
 
 bench/shipped/<module>.py lists what is shipped of each file of kernels/: at most six configurations an op that the
 7B model runs, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
-register shows as stack), shared memory within the chip's limit, and the instructions that make it fast are in the PTX.
+register shows as stack), shared memory within the chip's limit, every bulk copy as large as what it fills, and the
+instructions that make it fast are in the PTX.
 Prints one line each: op, kernel, registers, shared memory, tile. Exits with 1 when something fails. Results are kept
 under .cache/gate by source, so that only what changed is compiled.
 """
@@ -25,7 +26,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of dynamic shared memory one program may use
+SHARED_LIMIT = {
+    80: 166_912,
+    90: 232_448,
+    100: 232_448,
+    120: 101_376,
+}  # bytes of dynamic shared memory one program may use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +70,10 @@ def configurations() -> list[Configuration]:
 
 
 def launched(module: str) -> set[str]:
-    """The jit functions that kernels/<module>.py launches itself, `kernel[grid](...)`; others are called by those."""
+    """The jit functions that kernels/<module>.py launches itself, `kernel[grid]`; others are called by those."""
     source = (ROOT / f"kernels/{module}.py").read_text()
-    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    names = {call.value.id for call in calls if isinstance(call, ast.Subscript) and isinstance(call.value, ast.Name)}
+    indexed = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript)]
+    names = {value.id for value in indexed if isinstance(value, ast.Name)}
     return names & set(re.findall(r"^@triton\.jit.*\n(?:#.*\n)*def (\w+)", source, re.MULTILINE))
 
 
@@ -132,13 +138,45 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
     missing = [
         wanted for wanted in configuration.instructions if capability == 90 and not re.search(wanted, out.asm["ptx"])
     ]
-    return {"registers": use["REG"], "stack": use["STACK"], "shared": out.metadata.shared, "missing": missing}
+    return {
+        "registers": use["REG"],
+        "stack": use["STACK"],
+        "shared": out.metadata.shared,
+        "missing": missing,
+        "misfits": misfits(out.asm["ttgir"]),
+    }
+
+
+def misfits(ttgir: str) -> list[str]:
+    """Bulk copies whose box, what the hardware will bring, is not the shape of the shared memory that they fill.
+
+    Descriptors made in the kernel show their box where they are created; those of the host have the one in their type.
+    """
+    constants = {name: int(value) for name, value in re.findall(r"(%[\w-]+) = arith\.constant (\d+) : i32", ttgir)}
+    found = []
+
+    def compare(what: str, box: str, shape: str) -> None:
+        if box.removeprefix("1x") != shape.removeprefix("1x"):
+            found.append(f"{what} of {box} into {shape}")
+
+    boxes = {}
+    for name, box in re.findall(r"ttng\.tensormap_create (%\w+), %\w+, \[([^\]]*)\]", ttgir):
+        boxes[name] = "x".join(str(constants[size]) for size in reversed(box.split(", ")))  # the fastest comes first
+    described = r"ttng\.reinterpret_tensor_descriptor (%\w+) .*?tensordesc<(?:tensor<)?((?:\d+x)+)"
+    for name, shape in re.findall(described, ttgir):
+        compare(f"descriptor {name}", boxes[name], shape[:-1])
+    for line in ttgir.splitlines():
+        if "ttng.async_tma_copy_global_to_local" in line:
+            (box,) = re.findall(r"tensordesc<(?:tensor<)?((?:\d+x)+)", line)
+            compare("copy", box[:-1], re.findall(r"memdesc<((?:\d+x)+)", line)[-1][:-1])
+    return found
 
 
 def failures(result: dict[str, Any], capability: int) -> list[str]:
     found = [f"{result['stack']} bytes of stack: registers spill"] if result["stack"] else []
     if result["shared"] > SHARED_LIMIT[capability]:
         found.append(f"{result['shared']} bytes of shared memory, {SHARED_LIMIT[capability]} there are")
+    found += [f"bulk {misfit}" for misfit in result["misfits"]]
     return found + [f"no {wanted} in the PTX" for wanted in result["missing"]]
 
 

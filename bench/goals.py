@@ -1,11 +1,12 @@
-"""What our kernels should reach on an H200, by the title of the group: derived from its copy rate (4.3 TB/s) and matmul
-rate (788 TFLOP/s in bfloat16), and from what the best public kernels reach. Printed as met or missed on that GPU alone;
-nothing fails on them."""
+"""What our kernels should reach, by the title of the group: fractions of the ceilings that the same process measured on
+the same GPU, its copy rate or its matmul rate, whichever binds; derived from what the best public kernels reach on an
+H200 (4.3 TB/s, 788 TFLOP/s in bfloat16). Printed as met or missed on every GPU; nothing fails on them.
+
+The few calls that are too small to be bound by either have a time.
+"""
 
 from dataclasses import dataclass
 from typing import Any
-
-GPU_NAME = "H200"
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,6 @@ class Goal:
         return info[self.figure] <= self.limit if self.at_most else info[self.figure] >= self.limit
 
 
-def _cold_ms(limit: float) -> Goal:
-    return Goal("ms", limit, "ms", at_most=True)
-
-
 def _warm_ms(limit: float) -> Goal:
     return Goal("warm_ms", limit, "ms warm", at_most=True)
 
@@ -36,25 +33,22 @@ def _of_ceiling(limit: float) -> Goal:
     return Goal("of_ceiling", limit, "%", at_most=False)
 
 
-def _tflop_per_s(limit: float) -> Goal:
-    return Goal("tflop_per_s", limit, "TFLOP/s", at_most=False)
-
-
 GOALS = {
-    "grpo_loss forward + backward: 8192 x 152064 bfloat16, 100% trained": _cold_ms(2.05),
-    "grpo_loss forward + backward: 8192 x 152064 bfloat16, 40% trained": _cold_ms(0.45 * 2.05),
-    "linear_logprob forward: 8192 x 3584 x 152064 bfloat16, 100% trained": _tflop_per_s(600),
-    # 8 N H V flops at 600 TFLOP/s; the title's own count is 6 N H V.
-    "linear_logprob forward + backward: 8192 x 3584 x 152064 bfloat16, 100% trained": _cold_ms(60),
+    # One read for the forward, a read and a write for the backward. Trained or not, each row's gradient is written.
+    "grpo_loss forward + backward: 8192 x 152064 bfloat16, 100% trained": _of_ceiling(0.85),
+    "grpo_loss forward + backward: 8192 x 152064 bfloat16, 40% trained": _of_ceiling(0.85),
+    "linear_logprob forward: 8192 x 3584 x 152064 bfloat16, 100% trained": _of_ceiling(0.76),
+    # The title counts 6 N H V flops; what is recomputed makes them 8, at three quarters of the ceiling.
+    "linear_logprob forward + backward: 8192 x 3584 x 152064 bfloat16, 100% trained": _of_ceiling(0.57),
     "sample: 1 x 152064 bfloat16": _warm_ms(0.010),
     "sample: 8 x 152064 bfloat16": _warm_ms(0.010),
-    "sample: 256 x 152064 bfloat16": _cold_ms(0.026),
-    "sample with top_k 50: 256 x 152064 bfloat16": _cold_ms(0.060),
-    "sample with top_p 0.9: 256 x 152064 bfloat16": _cold_ms(0.060),
-    "sample with min_p 0.05: 256 x 152064 bfloat16": _cold_ms(0.060),
+    "sample: 256 x 152064 bfloat16": _of_ceiling(0.70),
+    "sample with top_k 50: 256 x 152064 bfloat16": _of_ceiling(0.60),
+    "sample with top_p 0.9: 256 x 152064 bfloat16": _of_ceiling(0.60),
+    "sample with min_p 0.05: 256 x 152064 bfloat16": _of_ceiling(0.60),
     "paged_attention decode: 64 x 1 new of up to 4096, 28/4 heads of 128, blocks of 16": _of_ceiling(0.80),
     "paged_attention decode, ragged: 64 x 1 new of up to 16000, 28/4 heads of 128, blocks of 16": _of_ceiling(0.72),
-    "paged_attention prefill: 1 x 8192 new of up to 8192, 28/4 heads of 128, blocks of 256": _tflop_per_s(450),
+    "paged_attention prefill: 1 x 8192 new of up to 8192, 28/4 heads of 128, blocks of 256": _of_ceiling(0.57),
     "rmsnorm: 8192 x 3584 bfloat16": _of_ceiling(0.90),
     "add_rmsnorm: 8192 x 3584 bfloat16": _of_ceiling(0.90),
     "swiglu: 8192 x 18944 bfloat16": _of_ceiling(0.90),

@@ -86,33 +86,35 @@ def record() -> dict[str, Recorder]:
             recorders[f"{path.stem}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
             setattr(module, kernel, recorder)
     sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
-    linear_tiles._has_tma = lambda hidden: hidden.dtype != torch.float32
+    linear_tiles._has_tma = lambda hidden, weight: hidden.dtype != torch.float32
     torch.mm = lambda a, b, out=None: out  # ours are all given where to write
     return recorders
 
 
 def call_as_the_7b_model(dtype: torch.dtype) -> None:
-    """Two tokens of two sequences, forward and backward. The weights are never read, so they take no memory."""
-    vocab, features, inner, queries, keys, dim = 152_064, 3_584, 18_944, 28, 4, 128
-    index, ones = torch.arange(2), torch.ones(2)
-    banned = torch.zeros(vocab, dtype=torch.bool)
+    """Two tokens of two sequences, forward and backward, as engine and trainer pass them: ids below the tokenizer's
+    size, some banned, a temperature of 1 and one of 0. The weights are never read, so they take no memory."""
+    vocab, ids, features, inner, queries, keys, dim = 152_064, 151_665, 3_584, 18_944, 28, 4, 128
+    index, ones, temperature = torch.arange(2), torch.ones(2), torch.tensor([1.0, 0.0])
+    banned = torch.arange(ids) > ids - 20
+    among: dict[str, Any] = {"vocab_size": ids, "banned_ids": banned}
     logits = torch.zeros(2, vocab, dtype=dtype, requires_grad=True)
     for limits in ({}, {"top_p": 0.9}):
-        sample.sample_triton(logits, ones, seed=index, position=index, banned_ids=banned, **limits)
+        sample.sample_triton(logits, temperature, seed=index, position=index, **among, **limits)
     config = grpo_loss.GrpoLossConfig(entropy_coef=0.1)
-    more = {"temperature": ones, "banned_ids": banned, "config": config}
+    more = {"temperature": temperature, "config": config, **among}
     grpo_loss.grpo_loss_triton(logits, index, ones, ones, **more)[0].backward()
     if dtype == torch.bfloat16:
-        token_logprobs.token_logprobs_triton(logits, index)[0].sum().backward()
+        token_logprobs.token_logprobs_triton(logits, index, vocab_size=ids)[0].sum().backward()
 
     hidden = torch.zeros(2, features, dtype=dtype, requires_grad=True)
     head = torch.empty(vocab, features, dtype=dtype)
     for backward in ("recompute", "exp_tiles"):
         logprob, entropy = linear_logprob.linear_logprob_triton(
-            hidden, head, index, temperature=ones, backward=backward
+            hidden, head, index, temperature=temperature, backward=backward, **among
         )
         (logprob.sum() if backward == "exp_tiles" else logprob.sum() + entropy.sum()).backward()
-    linear_logprob.linear_logprob_triton(hidden, head, index, temperature=ones)[0].sum().backward()
+    linear_logprob.linear_logprob_triton(hidden, head, index, temperature=temperature, **among)[0].sum().backward()
 
     weight = torch.ones(features, dtype=dtype, requires_grad=True)
     for grad in (True, False):

@@ -28,6 +28,7 @@ COLUMNS = (
     ("GB/s", "gb_per_s", "{:.4g}"),
     ("TFLOP/s", "tflop_per_s", "{:.3g}"),
     ("peak MiB", "peak_mib", "{:.0f}"),
+    ("graph", "replayed", "{!s}"),
     ("n", "rounds", "{}"),
 )
 

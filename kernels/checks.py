@@ -4,12 +4,33 @@ Every failure is a ValueError that names the argument, what it is and what it sh
 """
 
 import os
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def on_its_device(run: Callable[P, T]) -> Callable[P, T]:
+    """Runs a function with the device of its first tensor as the current one, which is where Triton launches."""
+
+    @wraps(run)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if tensor is None or not tensor.is_cuda:
+            return run(*args, **kwargs)
+        with torch.cuda.device(tensor.device):
+            return run(*args, **kwargs)
+
+    return guarded
 
 
 def check_tensor(

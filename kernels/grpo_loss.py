@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor
+from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.policy_loss import GrpoLossConfig as GrpoLossConfig
 from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_loss import policy_loss as policy_loss
@@ -77,6 +77,7 @@ def grpo_loss_ref(
     )
 
 
+@on_its_device
 def grpo_loss_triton(
     logits: Tensor,
     targets: Tensor,
@@ -112,6 +113,7 @@ def grpo_loss_triton(
     )
 
 
+@on_its_device
 def grpo_loss(
     logits: Tensor,
     targets: Tensor,

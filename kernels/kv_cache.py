@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
 from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turned
 
 
@@ -98,6 +98,7 @@ def _mrope_kernel(
     tl.store(v + HALF, b, mask=is_value)
 
 
+@on_its_device
 def mrope_write_kv_triton(
     qkv: Tensor,
     cos: Tensor,
@@ -165,6 +166,7 @@ def _check(
     return queries, keys
 
 
+@on_its_device
 def mrope_write_kv(
     qkv: Tensor,
     cos: Tensor,

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.linear_tiles import HeadRows, backward_tiles, chunks, forward_tiles, rows_at, rows_that_fit
 from thyme.kernels.policy_loss import GrpoLossConfig, GrpoMetrics, weighted_policy_loss
 from thyme.kernels.rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
@@ -224,6 +224,7 @@ def linear_logprob_ref(
     )
 
 
+@on_its_device
 def linear_logprob_triton(
     hidden: Tensor,
     weight: Tensor,
@@ -242,6 +243,7 @@ def linear_logprob_triton(
     )
 
 
+@on_its_device
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -352,6 +354,7 @@ def linear_grpo_loss_ref(
     )
 
 
+@on_its_device
 def linear_grpo_loss_triton(
     hidden: Tensor,
     weight: Tensor,
@@ -393,6 +396,7 @@ def linear_grpo_loss_triton(
     )
 
 
+@on_its_device
 def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,

@@ -5,18 +5,23 @@ logit of float32 accumulators, and a second kernel merges the splits in their or
 the other rows, bit for bit. Backward: a tile of z once more, turned into dz in its epilogue; or the exp tiles that the
 forward kept, turned into dz where they lie; then two matmuls by torch. On Hopper tiles arrive by bulk tensor copies
 from a producer warp (warp specialization), elsewhere by pointers.
+
+Tensor descriptors are made in the kernels. Warp specialization gives each of two consumers half of a tile's rows, and
+with a descriptor of the host's, whose box is the whole tile, each half's copy would write twice what its slot holds.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Iterator
+import contextvars
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 _SPLIT = 2048  # words of one program of the forward
 _GROUP = 16  # row tiles that walk the vocabulary side by side, so that they find it in the L2
@@ -64,6 +69,15 @@ def _place(num_rows, num_columns, ROWS: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _operand(pointer, num_rows, num_features, ROWS: tl.constexpr, FEATURES: tl.constexpr, TMA: tl.constexpr):
+    """A [num_rows, num_features] matrix as `_logits_tile` reads it: a descriptor for bulk copies, or as it is."""
+    if TMA:
+        return tl.make_tensor_descriptor(pointer, [num_rows, num_features], [num_features, 1], [ROWS, FEATURES])
+    else:  # noqa: RET505  the condition is a constant, and the two are of different types
+        return pointer
+
+
+@triton.jit
 def _logits_tile(
     hidden,
     weight,
@@ -100,8 +114,8 @@ def _logits_tile(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    hidden,
-    weight,
+    hidden_ptr,
+    weight_ptr,
     targets_ptr,
     tau_ptr,
     bias_ptr,
@@ -125,6 +139,8 @@ def _forward_kernel(
     """partials [5, splits, n]: largest, sum e^x, sum x e^x, sum e^(x / tau), the target's logit or -inf."""
     num_splits = tl.cdiv(vocab_size, SPLIT)
     first_row, split = _place(num_rows, num_splits, ROWS, GROUP)
+    hidden = _operand(hidden_ptr, num_rows, num_features, ROWS, FEATURES, TMA)
+    weight = _operand(weight_ptr, vocab_size, num_features, WORDS, FEATURES, TMA)
     row = first_row + tl.arange(0, ROWS)
     alive = row < num_rows
     # Finite, so that no difference is -inf - -inf.
@@ -225,8 +241,8 @@ def _merge_kernel(partials_ptr, tau_ptr, stats_ptr, num_rows, num_splits, HAS_TA
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _dlogits_kernel(
-    hidden,
-    weight,
+    hidden_ptr,
+    weight_ptr,
     targets_ptr,
     tau_ptr,
     bias_ptr,
@@ -250,6 +266,8 @@ def _dlogits_kernel(
     """One tile of z again, turned into dz; dz has whole tiles, 0 past vocab_size."""
     first_row, tile = _place(num_rows, dz_width // WORDS, ROWS, GROUP)
     first_word = tile * WORDS
+    hidden = _operand(hidden_ptr, num_rows, num_features, ROWS, FEATURES, TMA)
+    weight = _operand(weight_ptr, vocab_size, num_features, WORDS, FEATURES, TMA)
     row = first_row + tl.arange(0, ROWS)
     alive = row < num_rows
     z = _logits_tile(
@@ -324,14 +342,32 @@ def _scale_kernel(
     tl.store(kept_ptr + row * kept_width + word, dz.to(kept_ptr.dtype.element_ty), mask=inside)
 
 
-def _has_tma(hidden: Tensor) -> bool:
-    """Bulk tensor copies need Hopper or later and rows of whole 16 bytes; float32 has no fast matmul to feed."""
+def _has_tma(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether tiles of these come by bulk tensor copies, in tiles made for Hopper (other GPUs have other registers and
+    shared memory): rows of whole 16 bytes from addresses that are multiples of 16, and not float32, which has no fast
+    matmul to feed."""
     return (
         hidden.is_cuda
         and hidden.dtype != torch.float32
-        and torch.cuda.get_device_capability(hidden.device) >= (9, 0)
+        and torch.cuda.get_device_capability(hidden.device)[0] == 9
         and hidden.shape[1] * hidden.element_size() % 16 == 0
+        and hidden.data_ptr() % 16 == weight.data_ptr() % 16 == 0
     )
+
+
+def _launch(tma: bool, launch: Callable[[], object]) -> None:
+    """Descriptors made in a kernel lie in memory that Triton asks the launching context for; the caller's own context,
+    and the allocator that it may have set, stay as they are."""
+    if not tma:
+        launch()
+        return
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, _descriptor_memory)
+    context.run(launch)
+
+
+def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _launch_config(kernel: Literal["forward", "keep", "dlogits", "entropy"], tma: bool) -> dict[str, Any]:
@@ -357,7 +393,7 @@ class _TritonPlan(NamedTuple):
 
 
 def _triton_plan(rows: HeadRows) -> _TritonPlan:
-    tma = _has_tma(rows.hidden)
+    tma = _has_tma(rows.hidden, rows.weight)
     words = max(_launch_config(kernel, tma)["WORDS"] for kernel in ("keep", "dlogits", "entropy"))
     unit = _launch_config("keep", tma)["ROWS"]
     width = triton.cdiv(rows.vocab_size, words) * words
@@ -368,17 +404,6 @@ def _triton_plan(rows: HeadRows) -> _TritonPlan:
     if rows.banned is not None:
         bias[: rows.vocab_size].masked_fill_(rows.banned, -torch.inf)
     return _TritonPlan(tma, bias, min(fit, max(1, triton.cdiv(len(rows.hidden), unit)) * unit), width)
-
-
-def _operands(rows: HeadRows, at: slice, config: dict[str, Any]) -> tuple[Any, Any]:
-    hidden, weight = rows.hidden[at], rows.weight[: rows.vocab_size]
-    if not config["TMA"]:
-        return hidden, weight
-    block = config["FEATURES"]
-    return (
-        TensorDescriptor.from_tensor(hidden, [config["ROWS"], block]),
-        TensorDescriptor.from_tensor(weight, [config["WORDS"], block]),
-    )
 
 
 class _Kept(NamedTuple):
@@ -412,8 +437,10 @@ def _stats(rows: HeadRows, plan: _TritonPlan, at: slice, kept: _Kept | None) -> 
     partials = plan.bias.new_empty(5, num_splits, num_rows)
     stats = plan.bias.new_empty(5, num_rows)
     tau = rows_at(rows.tau, at)
-    _forward_kernel[(triton.cdiv(num_rows, config["ROWS"]) * num_splits,)](
-        *_operands(rows, at, config),
+    launch = partial(
+        _forward_kernel[(triton.cdiv(num_rows, config["ROWS"]) * num_splits,)],
+        rows.hidden[at],
+        rows.weight,
         rows.targets[at],
         tau,
         plan.bias,
@@ -429,10 +456,26 @@ def _stats(rows: HeadRows, plan: _TritonPlan, at: slice, kept: _Kept | None) -> 
         SPLIT=_SPLIT,
         **config,
     )
+    _launch(plan.tma, launch)
     _merge_kernel[(triton.cdiv(num_rows, 128),)](
         partials, tau, stats, num_rows, num_splits, HAS_TAU=tau is not None, ROWS=128, num_warps=4
     )
     return stats
+
+
+@contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """cuBLAS may by default add up the parts of a long sum in 16 bits; dhidden sums over the whole vocabulary."""
+    flags = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = [getattr(flags, name) for name in names]
+    try:
+        for name in names:
+            setattr(flags, name, False)
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            setattr(flags, name, value)
 
 
 def backward_tiles(
@@ -456,10 +499,11 @@ def backward_tiles(
         else:
             _dlogits(rows, plan, at, workspace, *arguments)
         dz = workspace[:num, :vocab_size]
-        if dhidden is not None:
-            torch.mm(dz, rows.weight[:vocab_size], out=dhidden[at])
-        if dweight is not None:
-            dweight.add(dz, rows.hidden[at])
+        with _sums_in_float32():
+            if dhidden is not None:
+                torch.mm(dz, rows.weight[:vocab_size], out=dhidden[at])
+            if dweight is not None:
+                dweight.add(dz, rows.hidden[at])
     if unit is not None and dhidden is not None:
         dhidden = (dhidden * unit).to(dhidden.dtype)
     return dhidden, None if dweight is None else dweight.result(unit)
@@ -478,8 +522,10 @@ def _dlogits(
 ) -> None:
     num_rows = at.stop - at.start
     config = _launch_config("dlogits" if h is None else "entropy", plan.tma)
-    _dlogits_kernel[(triton.cdiv(num_rows, config["ROWS"]) * (plan.width // config["WORDS"]),)](
-        *_operands(rows, at, config),
+    launch = partial(
+        _dlogits_kernel[(triton.cdiv(num_rows, config["ROWS"]) * (plan.width // config["WORDS"]),)],
+        rows.hidden[at],
+        rows.weight,
         targets,
         tau,
         plan.bias,
@@ -495,6 +541,7 @@ def _dlogits(
         HAS_H=h is not None,
         **config,
     )
+    _launch(plan.tma, launch)
 
 
 def _dlogits_from_tiles(

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 
 
 def mrope_tables(
@@ -62,7 +62,8 @@ def mrope_tables(
 @lru_cache(maxsize=16)
 def _row_of_pair(sections: tuple[int, ...], device: torch.device) -> Tensor:
     rows = [row for row, count in enumerate(sections) for _ in range(count)]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # it is kept, and what is made in inference mode is good for nothing else
+        return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def _turn_ref(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
@@ -161,6 +162,7 @@ def mrope_ref(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _MRope.apply(heads, cos, sin, False) if torch.is_grad_enabled() else _turn_ref(heads, cos, sin, 1)
 
 
+@on_its_device
 def mrope_triton(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`mrope` in Triton; heads of float32, bfloat16 or float16, tables of float32."""
     check_heads(heads, cos, sin, FLOATS)
@@ -186,6 +188,7 @@ def check_heads(heads: Tensor, cos: Tensor, sin: Tensor, dtypes: tuple[torch.dty
     check_tensor("sin", sin, (shape[0], 1, shape[2] // 2), (dtype,), device)
 
 
+@on_its_device
 def mrope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[j], x[j + D / 2]) of each head by its token's angle, differentiable in the heads.
 

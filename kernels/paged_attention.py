@@ -16,8 +16,10 @@ with a SharedPrefix the keys and values of the prefix once for as many sequences
 In Triton a sequence with one new token is decoded: its context is cut into splits of SPLIT keys, one program each
 (Flash-Decoding, Dao et al. 2023), merged in ascending order. A sequence with more is prefilled by tiles of queries.
 Which of the two depends on the sequence alone, and so do tiles and splits: it has the same bits in any batch, as long
-as no SharedPrefix has it computed with others. The C++ for CPUs keeps the same promise for any chunks and any number of
-threads. Each on one machine: between processors, or GPUs, sums are rounded in other orders.
+as no SharedPrefix has it computed with others. Chunks are another matter: with more than SPLIT tokens of context, a
+token that comes alone is summed by splits and has not the bits that it would have in a longer chunk. The C++ for CPUs
+has the same bits for any chunks and any number of threads too. All of this on one machine: between processors, or GPUs,
+sums are rounded in other orders.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -34,11 +36,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme import _native
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor, values_visible
+from thyme.kernels.checks import (
+    FLOATS,
+    FLOATS_AND_DOUBLE,
+    check_rows_contiguous,
+    check_tensor,
+    on_its_device,
+    values_visible,
+)
 
 SPLIT = 512
 """Keys that one program of decode reads. Were it the number of splits that is fixed, or planned for the batch, a
 sequence's sums would change with its neighbours. A partial result costs 1/64 of the traffic of 512 keys (7 heads)."""
+
+_GRID_AXIS = 65_535  # programs along any but the first axis of a grid, which is where the sequences are
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,6 +595,7 @@ def _launch_config(kernel: str, group: int, dim: int, itemsize: int) -> dict[str
     }
 
 
+@on_its_device
 def paged_attention_triton(
     q: Tensor,
     k_cache: Tensor,
@@ -604,6 +616,8 @@ def paged_attention_triton(
     num_tokens, num_heads, dim = q.shape
     block_size, num_kv = k_cache.shape[1:3]
     num_seqs = len(context_lens)
+    if num_seqs > _GRID_AXIS:
+        raise ValueError(f"context_lens has {num_seqs} sequences, a launch takes {_GRID_AXIS}: split the batch")
     group = num_heads // num_kv
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_tokens == 0:
@@ -787,6 +801,7 @@ def _check_shared(
         )
 
 
+@on_its_device
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,

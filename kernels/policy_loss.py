@@ -201,12 +201,14 @@ def _kl(d: Tensor, kind: KlKind) -> Tensor:
 
 
 def _sequence_mean(x: Tensor, active: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[N]: for each token the mean of x over the active tokens of its sequence."""
-    ends = cu_seqlens[1:].long()
-    sequence = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
-    zeros = x.new_zeros(len(ends))
-    total = zeros.index_add(0, sequence, x)
-    count = zeros.index_add(0, sequence, active.to(x.dtype))
+    """[N]: for each token the mean of x over the active tokens of its sequence.
+
+    Summed segment by segment: adding to an index would use atomics on a GPU, whose order is another one each time.
+    """
+    lengths = cu_seqlens.diff().long()
+    sequence = torch.searchsorted(cu_seqlens[1:].long(), torch.arange(len(x), device=x.device), right=True)
+    # unsafe: the lengths were checked where a look costs no sync
+    total, count = (torch.segment_reduce(part, "sum", lengths=lengths, unsafe=True) for part in (x, active.to(x.dtype)))
     return (total / count.clamp_min(1))[sequence]
 
 

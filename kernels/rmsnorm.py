@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 
 _MAX_WIDTH = 8192
 """A row stays in registers from its one read to its one write; wider rows would spill in the backward kernel."""
@@ -138,8 +138,12 @@ def _launch_config(width: int) -> dict[str, int]:
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """(x, heads, stride, head stride): heads [T, N, H] sliced from a fused projection are read where they lie."""
-    if x.dim() == 3 and x.stride(2) == 1:
+    """(x, heads, stride, head stride): heads [T, N, H] sliced from a fused projection are read where they lie.
+
+    Their number is a constant of the kernel; of a dense [B, T, H], whose T changes from call to call, it must not be.
+    """
+    dense = x.dim() == 3 and x.stride(0) == x.shape[1] * x.stride(1)
+    if x.dim() == 3 and x.stride(2) == 1 and not dense:
         return x, x.shape[1], x.stride(0), x.stride(1)
     x = x.reshape(-1, x.shape[-1])
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -247,6 +251,7 @@ def rmsnorm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _normalize(x, eps)[0] * weight
 
 
+@on_its_device
 def rmsnorm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rmsnorm` in Triton; float32, bfloat16 or float16."""
     _check("x", x, None, weight, FLOATS)
@@ -265,6 +270,7 @@ def add_rmsnorm_ref(delta: Tensor, residual: Tensor, weight: Tensor, eps: float)
     return _normalize(total, eps)[0] * weight, total
 
 
+@on_its_device
 def add_rmsnorm_triton(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`add_rmsnorm` in Triton; float32, bfloat16 or float16."""
     _check("delta", delta, residual, weight, FLOATS)
@@ -298,6 +304,7 @@ def _check_width(x: Tensor) -> None:
         raise ValueError(f"the last dimension must be in [1, {_MAX_WIDTH}] to fit one tile, got {x.shape[-1]}")
 
 
+@on_its_device
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, differentiable; Triton on a GPU, torch on a CPU.
 
@@ -315,6 +322,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (rmsnorm_triton if x.is_cuda else rmsnorm_ref)(x, weight, eps)
 
 
+@on_its_device
 def add_rmsnorm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rmsnorm(delta + residual), delta + residual) in one pass, differentiable in both; arguments as in `rmsnorm`.
 

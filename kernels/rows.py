@@ -289,11 +289,12 @@ def banned_mask(banned_ids: BannedIds, vocab_size: int, device: torch.device) ->
 def _mask_of_ids(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> Tensor:
     if not (min(ids) >= 0 and max(ids) < vocab_size):
         raise ValueError(f"banned_ids must be in [0, {vocab_size - 1}], got {min(ids) if min(ids) < 0 else max(ids)}")
-    mask = torch.zeros(vocab_size, dtype=torch.bool)
-    mask[list(ids)] = True
-    if mask.all():
-        raise ValueError(f"banned_ids bans all {vocab_size} ids")
-    return mask.to(device)
+    with torch.inference_mode(False):  # it is kept: a mask made in inference mode could not be saved for a backward
+        mask = torch.zeros(vocab_size, dtype=torch.bool)
+        mask[list(ids)] = True
+        if mask.all():
+            raise ValueError(f"banned_ids bans all {vocab_size} ids")
+        return mask.to(device)
 
 
 def ids_of(mask: Tensor | None) -> Tensor | None:

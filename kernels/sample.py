@@ -34,6 +34,7 @@ from thyme.kernels.checks import (
     check_range,
     check_rows_contiguous,
     check_tensor,
+    on_its_device,
     values_visible,
 )
 from thyme.kernels.rows import (
@@ -247,6 +248,7 @@ def _raise_not_finite(entropy: Tensor) -> None:
 
 
 @torch.no_grad()
+@on_its_device
 def sample_triton(
     logits: Tensor,
     temperature: Tensor,
@@ -279,6 +281,7 @@ def sample_triton(
     return out
 
 
+@on_its_device
 def sample(
     logits: Tensor,
     temperature: Tensor,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 _BINS = 256  # 1/8 wide each: what lies 32 and more below the largest logit is in the last one
 _LEAST_BLOCKS = 64  # to which those of a row are padded, where there is more than one; see `_running_sum`
+_NAN_FIRST = tl.constexpr(1 << 30)  # taken from a column that holds NaN, so that it goes before all others
 _LOW_ZERO_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # of each as a float32
 
 
@@ -44,13 +45,26 @@ def _running_sum(x, reverse: tl.constexpr = False):
 
 
 @triton.jit
-def _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED: tl.constexpr):
-    """A [ROWS, BLOCK] tile in float32, -inf where an id does not count."""
-    ok = row_ok[:, None] & (column < vocab_size)
-    if HAS_BANNED:
-        ok = ok & (tl.load(banned_ptr + column, mask=column < vocab_size, other=1) == 0)
+def _load_logits(
+    logits_ptr, banned_ptr, row, stride, start, row_ok, vocab_size, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A [ROWS, BLOCK] tile in float32, columns from `start` on, -inf where an id does not count.
+
+    Loads are wide, 16 bytes a thread, only where no mask tells their elements apart: so ids are banned after the load,
+    and only the last block, which a vocabulary of any size may cut anywhere, is read under a mask.
+    """
+    column = start + tl.arange(0, BLOCK)[None, :]
     at = logits_ptr + row.to(tl.int64)[:, None] * stride + column
-    return tl.load(at, mask=ok, other=-float("inf")).to(tl.float32)
+    if start + BLOCK <= vocab_size:
+        z = tl.load(at, mask=row_ok[:, None], other=-float("inf")).to(tl.float32)
+        if HAS_BANNED:
+            z = tl.where(tl.load(banned_ptr + column) == 0, z, -float("inf"))
+    else:
+        ok = row_ok[:, None] & (column < vocab_size)
+        z = tl.load(at, mask=ok, other=-float("inf")).to(tl.float32)
+        if HAS_BANNED:
+            z = tl.where(tl.load(banned_ptr + column, mask=column < vocab_size, other=1) == 0, z, -float("inf"))
+    return z
 
 
 @triton.jit
@@ -102,7 +116,7 @@ def _stats_kernel(
     block = tl.program_id(1)
     row_ok = row < num_rows
     column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
-    z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
+    z = _load_logits(logits_ptr, banned_ptr, row, stride, block * BLOCK, row_ok, vocab_size, HAS_BANNED, BLOCK)
     _greedy, inverse_tau = _load_tau(temperature_ptr, row, row_ok)
 
     m = tl.max(z, 1)
@@ -116,7 +130,9 @@ def _stats_kernel(
     tl.store(partial_ptr + plane + out, tl.sum(e, 1), mask=row_ok)
     tl.store(partial_ptr + 2 * plane + out, tl.sum(e * x, 1), mask=row_ok)
     tl.store(partial_ptr + 3 * plane + out, tl.sum(tl.exp(gap * inverse_tau[:, None]), 1), mask=row_ok)
-    tl.store(argmax_ptr + out, tl.min(tl.where(z == m[:, None], column, 2147483647), 1), mask=row_ok)
+    # NaN equals nothing, and only ids that count can hold it: there it goes before a largest that is merely -inf.
+    largest_at = tl.where(z != z, column - _NAN_FIRST, tl.where(z == m[:, None], column, 2147483647))
+    tl.store(argmax_ptr + out, tl.min(largest_at, 1), mask=row_ok)
     if BINS > 1:  # a row of several blocks; ROWS is 1
         below = tl.minimum(_bin(m)[:, None] - _bin(z), BINS - 1.0)
         below = tl.where(z > -float("inf"), below, BINS - 1.0).to(tl.int32)
@@ -232,8 +248,7 @@ def _truncate_kernel(
     row_ok, _top_k, _top_p, min_p = _load_limits(limits_ptr, temperature_ptr, row, row_ok, num_rows, vocab_size)
     if tl.sum(row_ok.to(tl.int32), 0) == 0:
         return
-    column = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
-    z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
+    z = _load_logits(logits_ptr, banned_ptr, row, stride, block * BLOCK, row_ok, vocab_size, HAS_BANNED, BLOCK)
     largest, _total_raw, _x_raw, _block_largest, _mass = _combine(
         partial_ptr, row, row_ok, num_rows, num_blocks, inverse_tau, BLOCKS
     )
@@ -241,7 +256,8 @@ def _truncate_kernel(
     last = tl.load(bounds_ptr + num_rows + row, mask=row_ok, other=-1)[:, None]
     bin = tl.minimum(_bin(largest)[:, None] - _bin(z), BINS - 1.0).to(tl.int32)
     candidate = (bin >= first) & (bin <= last) & (z > -float("inf"))
-    place = row.to(tl.int64)[:, None] * vocab_size + block * BLOCK + tl.cumsum(candidate.to(tl.int32), 1) - 1
+    width = num_blocks * BLOCK
+    place = row.to(tl.int64)[:, None] * width + block * BLOCK + tl.cumsum(candidate.to(tl.int32), 1) - 1
     tl.store(candidates_ptr + place, z.to(candidates_ptr.dtype.element_ty), mask=candidate)
 
     out = row.to(tl.int64) * num_blocks + block
@@ -273,7 +289,8 @@ def _load_candidates(candidates_ptr, number, row, start, vocab_size, BLOCK: tl.c
     """The `start`-th candidates of each block and on, [ROWS, BLOCKS * (BLOCK // BLOCKS)], -inf past a block's last."""
     BLOCKS: tl.constexpr = number.shape[1]
     place = start + tl.arange(0, BLOCK // BLOCKS)[None, None, :]
-    at = row.to(tl.int64)[:, None, None] * vocab_size + tl.arange(0, BLOCKS)[None, :, None] * BLOCK + place
+    width = tl.cdiv(vocab_size, BLOCK) * BLOCK  # whole blocks: rows are aligned whatever the vocabulary
+    at = row.to(tl.int64)[:, None, None] * width + tl.arange(0, BLOCKS)[None, :, None] * BLOCK + place
     z = tl.load(candidates_ptr + at, mask=place < number[:, :, None], other=-float("inf"))
     return tl.reshape(z.to(tl.float32), [number.shape[0], BLOCK])
 
@@ -497,7 +514,8 @@ def _draw_kernel(
     inside = tl.minimum(tl.maximum((target - before) / block_mass, 0.0), 1.0)
 
     column = chosen[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    z = _load_logits(logits_ptr, banned_ptr, row, stride, column, row_ok, vocab_size, HAS_BANNED)
+    start = tl.max(chosen, 0) * BLOCK  # a program takes several rows only where they have one block
+    z = _load_logits(logits_ptr, banned_ptr, row, stride, start, row_ok, vocab_size, HAS_BANNED, BLOCK)
     e = tl.exp((z - largest[:, None]) * inverse_tau[:, None])
     if BINS > 0:
         above = _key(z, SHIFT) > key[:, None]
@@ -515,10 +533,16 @@ def _draw_kernel(
 
     argmax = tl.load(
         argmax_ptr + row.to(tl.int64)[:, None] * num_blocks + block,
-        mask=row_ok[:, None] & (block_largest == largest[:, None]) & (block < num_blocks),
+        mask=row_ok[:, None]
+        & (block < num_blocks)
+        & ((block_largest == largest[:, None]) | ~(largest == largest)[:, None]),
         other=2147483647,
     )
-    token = tl.where(greedy, tl.min(argmax, 1), drawn)
+    largest_at = tl.min(argmax, 1)
+    largest_at = tl.where(largest_at < 0, largest_at + _NAN_FIRST, largest_at)
+    # A row of NaN has no distribution: one of its ids that count, and an entropy of NaN for the caller to see.
+    drawn = tl.where(total_raw == total_raw, drawn, largest_at)
+    token = tl.minimum(tl.where(greedy, largest_at, drawn), vocab_size - 1)
     x = tl.load(logits_ptr + row.to(tl.int64) * stride + token, mask=row_ok, other=0.0).to(tl.float32) - largest
     log_total_raw = tl.log(total_raw)
     tl.store(token_ptr + row, token.to(tl.int64), mask=row_ok)
@@ -564,7 +588,8 @@ def draw_blocks(
     histogram = bounds = candidates = num_candidates = sure = None
     if cuts is not None:
         histogram, bounds = empty(torch.int16, rows, num_blocks, bins), empty(torch.int32, 2, rows)
-        candidates, num_candidates = empty(logits.dtype, rows, vocab_size), empty(torch.int32, rows, num_blocks)
+        width = num_blocks * config["BLOCK"]
+        candidates, num_candidates = empty(logits.dtype, rows, width), empty(torch.int32, rows, num_blocks)
         sure = empty(torch.float64, 2, rows, num_blocks)
     sizes = (rows, vocab_size, num_blocks)
     tile = dict(HAS_BANNED=mask is not None, BINS=bins, **config)

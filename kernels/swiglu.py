@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,6 +159,7 @@ def swiglu_ref(gate: Tensor, up: Tensor | None = None) -> Tensor:
     return _SwiGLU.apply(gate, up, False) if torch.is_grad_enabled() else _forward_ref(gate, up)
 
 
+@on_its_device
 def swiglu_triton(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """`swiglu` in Triton; float32, bfloat16 or float16."""
     _check(gate, up, FLOATS)
@@ -176,6 +177,7 @@ def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> 
         raise ValueError(f"gate holds gate and up side by side when up is None, but {gate.shape[-1]} columns are odd")
 
 
+@on_its_device
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up, differentiable; Triton on a GPU, torch on a CPU.
 

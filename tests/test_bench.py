@@ -125,6 +125,8 @@ def test_on_a_gpu_calls_are_captured_where_they_can_be(training: bool, monkeypat
     assert info["peak_mib"] == 3
     assert eager["ours, waits"] > info["rounds"]
     assert (eager["ours"] > info["rounds"]) == training
+    assert info["replayed"] == (not training)
+    assert measured.info("ours, waits")["replayed"] is False
 
 
 @pytest.mark.usefixtures("_ceilings")
@@ -169,6 +171,14 @@ def test_a_goal_says_what_it_wants() -> None:
     assert goal.met({"of_ceiling": 0.91})
     assert not goal.met({"of_ceiling": 0.89})
     assert goals.Goal("ms", 2.05, "ms", at_most=True).met({"ms": 2.05})
+
+
+def test_goals_hold_for_any_gpu() -> None:
+    """A fraction of what its copy or matmul rate allows, below 1; a time only where a call is too small for either."""
+    for title, goal in goals.GOALS.items():
+        assert (goal.figure == "of_ceiling" and 0 < goal.limit < 1 and not goal.at_most) or (
+            goal.figure == "warm_ms" and title.startswith(("sample: 1 ", "sample: 8 "))
+        ), title
 
 
 @pytest.mark.usefixtures("_ceilings")

@@ -1,6 +1,7 @@
 """What is compiled of kernels/linear_tiles.py: log-probs and gradients in bfloat16, as Hopper runs them, and float32.
 
-Rare: bfloat16 by pointers, for GPUs without bulk copies and for widths that those do not take.
+And bfloat16 by pointers, what other GPUs run, and Hopper where bulk copies do not take the operands. Rare: the forms of
+float32 and of pointers that a training step of the 7B model has no use for.
 """
 
 from collections.abc import Iterator
@@ -8,23 +9,15 @@ from typing import Any
 
 from thyme.kernels import linear_tiles
 
-VOCAB, FEATURES = 152_064, 3_584
 WGMMA, BULK_COPY, SPECIALIZED = r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor", r"setmaxnreg"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
+    operands = "hidden_ptr:*{0} weight_ptr:*{0}"
     rows = "targets_ptr:*i64 tau_ptr:*fp32 bias_ptr:*fp32"
     shape = "num_rows:i32 vocab_size:i32 num_features:i32"
     split = {"HAS_TAU": True, "SPLIT": linear_tiles._SPLIT}
     absent = {"kept_ptr": None, "kept_max_ptr": None}
-
-    def operands(dtype: str, tile: dict[str, Any]) -> str:
-        if not tile["TMA"]:
-            return f"hidden:*{dtype} weight:*{dtype}"
-        return " ".join(
-            f"{name}:tensordesc<{dtype}[{tile[size]},{tile['FEATURES']}]>"
-            for name, size in (("hidden", "ROWS"), ("weight", "WORDS"))
-        )
 
     def fast(tile: dict[str, Any]) -> tuple[str, ...]:
         return (r"ex2\.approx", *[WGMMA, BULK_COPY] * tile["TMA"], *[SPECIALIZED] * tile["SPECIALIZE"])
@@ -38,13 +31,13 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "op": "linear_logprob",
                 "kernel": "_forward_kernel",
                 "what": f"{named}, temperature{', exp tiles' * keep}",
-                "types": f"{operands(dtype, tile)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
+                "types": f"{operands.format(dtype)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
                 "constants": split | {"KEEP": keep} | ({} if keep else absent),
                 "options": tile,
-                "aligned": "vocab_size num_features kept_width",
+                "aligned": "num_features kept_width",
                 "instructions": fast(tile),
-                "spot": dtype == "fp32" and not keep,
-                "rare": dtype == "bf16" and not tma,
+                "spot": dtype == "bf16" and not tma and not keep,
+                "rare": dtype == "bf16" and not tma and keep,
             }
         for entropy in (False, True):
             tile = linear_tiles._launch_config("entropy" if entropy else "dlogits", tma)
@@ -52,14 +45,14 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "op": "linear_grpo_loss",
                 "kernel": "_dlogits_kernel",
                 "what": f"{named}, temperature{', entropy' * entropy}",
-                "types": f"{operands(dtype, tile)} {rows} stats_ptr:*fp32 g_ptr:*fp32{' h_ptr:*fp32' * entropy} "
+                "types": f"{operands.format(dtype)} {rows} stats_ptr:*fp32 g_ptr:*fp32{' h_ptr:*fp32' * entropy} "
                 f"dz_ptr:*{dtype} {shape} dz_width:i32",
                 "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
                 "options": tile,
-                "aligned": "vocab_size num_features dz_width",
+                "aligned": "num_features dz_width",
                 "instructions": fast(tile),
-                "spot": dtype == "fp32" and not entropy,
-                "rare": dtype == "bf16" and not tma,
+                "spot": dtype == "bf16" and not tma and not entropy,
+                "rare": not tma and entropy,
             }
     yield {
         "op": "linear_logprob",

@@ -4,15 +4,18 @@ Tensors of the device "meta" have no values: to look at one raises, as it would 
 host's side of each op runs on them with its kernels left out.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from thyme.kernels import linear_tiles, sample_blocks, token_logprobs
-from thyme.kernels.checks import check_range, values_visible
+from thyme.kernels.checks import check_range, on_its_device, values_visible
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.linear_logprob import linear_logprob_triton
 from thyme.kernels.sample import sample_triton
@@ -115,3 +118,49 @@ def test_when_values_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
             check_range("x", here, 0.0, 1.0, what=" (nats)")
     with pytest.raises(LOOKED):
         check_range("x", elsewhere, 0.0, 1.0)
+
+
+def test_the_device_of_the_first_tensor_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, whatever device the tensors are on."""
+    current = ["cuda:0"]
+
+    @contextmanager
+    def device(of: torch.device) -> Iterator[None]:
+        current.append(str(of))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+
+    @on_its_device
+    def launch(*args: Any, **kwargs: Any) -> str:
+        return current[-1]
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = torch.empty(3, device="cuda:1")
+    assert launch(there) == launch(2, there) == launch(x=there) == "cuda:1"
+    assert launch(torch.zeros(3), there) == launch(3) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "sample",
+        "grpo_loss",
+        "linear_logprob",
+        "linear_grpo_loss",
+        "token_logprobs",
+        "paged_attention",
+        "mrope_write_kv",
+        "mrope",
+        "rmsnorm",
+        "add_rmsnorm",
+        "swiglu",
+    ],
+)  # each with its Triton form
+def test_every_op_launches_on_the_device_of_its_tensors(op: str) -> None:
+    homes = {"linear_grpo_loss": "linear_logprob", "mrope_write_kv": "kv_cache", "add_rmsnorm": "rmsnorm"}
+    module = importlib.import_module(f"thyme.kernels.{homes.get(op, op)}")
+    for name in (op, f"{op}_triton"):
+        code = {cell.cell_contents for cell in getattr(module, name).__closure__ or () if callable(cell.cell_contents)}
+        assert code, f"{name} does not go through on_its_device"

@@ -62,7 +62,7 @@ def test_rare_configurations_compile_for_sm_90() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "sm_120"])
 def test_the_other_targets(target: str) -> None:
     done = child("bench/gate.py", "--targets", target)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,10 +85,33 @@ print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
 
 
 def test_too_much_shared_memory_fails() -> None:
-    fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": []}
+    fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": [], "misfits": []}
     assert gate.failures(fine, 80) == []
     assert gate.failures(fine | {"shared": 200_000}, 90) == []
     assert gate.failures(fine | {"shared": 200_000}, 80) == ["200000 bytes of shared memory, 166912 there are"]
+
+
+# One line of each kind as Triton 3.6 prints it, types shortened.
+HOST_COPY = (
+    "ttng.async_tma_copy_global_to_local %hidden[%a, %b] %c, %d, %true : !tt.tensordesc<tensor<128x64xbf16, #shared>>, "
+    "!ttg.memdesc<1xi64, #bar> -> !ttg.memdesc<{0}xbf16, #shared, #smem, mutable>"
+)
+MADE = """
+%c64_i32 = arith.constant 64 : i32
+%c256_i32 = arith.constant 256 : i32
+ttng.tensormap_create %w_7, %w_ptr, [%c64_i32, %c256_i32], [%n, %v], [%s], [%one, %one] {{elem_type = 10 : i32}} : ()
+%w_9 = ttng.reinterpret_tensor_descriptor %w_7 : !tt.ptr<i8> to !tt.tensordesc<tensor<{0}xbf16, #shared1>>
+"""
+
+
+def test_a_bulk_copy_brings_what_its_destination_holds() -> None:
+    """Warp specialization halves a tile, and the box of the host's descriptor does not follow."""
+    assert gate.misfits(HOST_COPY.format("128x64")) == gate.misfits(HOST_COPY.format("1x128x64")) == []
+    assert gate.misfits(HOST_COPY.format("64x64")) == ["copy of 128x64 into 64x64"]
+    assert gate.misfits(MADE.format("256x64")) == []
+    assert gate.misfits(MADE.format("64x256")) == ["descriptor %w_7 of 256x64 into 64x256"]
+    fine = {"registers": 64, "stack": 0, "shared": 0, "missing": []}
+    assert gate.failures(fine | {"misfits": ["copy of 128x64 into 64x64"]}, 90) == ["bulk copy of 128x64 into 64x64"]
 
 
 def test_the_gate_refuses_to_gate_the_interpreter() -> None:
@@ -151,6 +174,10 @@ for n in (1, 2, 16, 33):
             shared=paged_attention.SharedPrefix(groups, torch.zeros(1, dtype=torch.int32)),
         )
 weight = torch.ones(64, requires_grad=True)
+for length in (3, 4, 16, 17):
+    x = torch.randn(2, length, 64, requires_grad=True)
+    out, total = rmsnorm.add_rmsnorm_triton(x, x, weight, 1e-6)
+    (out.sum() + total.sum()).backward()
 for n in (1, 2, 16, 17, 300, 5000):
     x = torch.randn(n, 64, requires_grad=True)
     for eps in (1e-6, 1e-5):

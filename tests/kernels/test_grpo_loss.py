@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyme.kernels.grpo_loss import (
     GrpoLossConfig,
@@ -236,6 +237,21 @@ def test_a_zero_coefficient_is_no_term(run: Run) -> None:
     assert torch.equal(without[1], zero[1])
     assert "kl_ref" in zero[2]
     assert "kl_ref" not in without[2]
+
+
+def test_gspo_adds_in_a_fixed_order() -> None:
+    """On a GPU adding to an index goes by atomics: loss and gradient would change from run to run."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **kwargs or {})
+
+    with Watch():
+        call(grpo_loss_triton, problem(dtype=torch.float32), config=GrpoLossConfig(loss="gspo"))
+    assert "segment_reduce" in seen
+    assert not {name for name in seen if name.startswith(("index_add", "scatter_add"))}
 
 
 @ALL

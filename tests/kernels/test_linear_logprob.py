@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
+from triton.runtime._allocation import NullAllocator, _allocator
 from triton.runtime.jit import create_function_from_signature
 
 from thyme.kernels import linear_tiles
@@ -24,7 +25,7 @@ from thyme.kernels.linear_logprob import (
     linear_logprob_triton,
 )
 from thyme.kernels.policy_loss import GrpoLossConfig
-from thyme.kernels.token_logprobs import token_logprobs
+from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_triton
 
 Run = Callable[..., tuple[Tensor, Any]]
 # On a CPU the public op's row pass is the C++ for float32, and the reference for the other dtypes.
@@ -67,7 +68,7 @@ def close(got: list[Tensor], exact: list[Tensor], tolerances: dict, scale: float
 @pytest.fixture
 def bulk_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiles and the descriptors of Hopper, which the interpreter has too."""
-    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden: True)
+    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden, weight: True)
 
 
 def test_reference_is_the_token_loop() -> None:
@@ -108,6 +109,54 @@ def test_the_tiles_of_hopper(options: dict[str, Any], bulk_copies: None, toleran
     close(
         call(linear_logprob_triton, args, **options), call(linear_logprob_ref, exact, **options), tolerances, scale=10
     )
+
+
+class Operand:
+    """What is asked about a matrix before it is copied in bulk."""
+
+    is_cuda, device = True, "cuda:0"
+
+    def __init__(self, dtype: torch.dtype, features: int, address: int) -> None:
+        self.dtype, self.shape, self.address = dtype, (7, features), address
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def test_bulk_copies_only_on_hopper_and_only_of_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tiles do not fit other GPUs; rows and both addresses are multiples of 16 bytes, or the copy would fail."""
+
+    def asked(capability: tuple[int, int], dtype: Any = torch.bfloat16, features: int = 64, *at: int) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        hidden, weight = (Operand(dtype, features, address) for address in (at or (256, 512)))
+        return linear_tiles._has_tma(hidden, weight)
+
+    assert asked((9, 0)) and asked((9, 0), torch.float16)
+    assert not any(asked(other) for other in ((8, 0), (8, 9), (10, 0), (10, 3), (12, 0)))
+    assert not asked((9, 0), torch.float32)
+    assert not asked((9, 0), torch.bfloat16, 68)
+    assert not asked((9, 0), torch.bfloat16, 64, 264, 512)
+    assert not asked((9, 0), torch.bfloat16, 64, 256, 520)
+
+
+def test_a_launch_leaves_the_callers_allocator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(size: int, alignment: int, stream: int | None) -> Tensor:
+        raise AssertionError
+
+    def check() -> None:
+        found.append(_allocator.get())
+
+    found: list[Any] = []
+    triton.set_allocator(mine)
+    try:
+        linear_tiles._launch(True, check)
+        check()
+    finally:
+        triton.set_allocator(NullAllocator())
+    assert found == [linear_tiles._descriptor_memory, mine]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -328,6 +377,44 @@ def test_chunks_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         two = call(linear_logprob_triton, args, workspace_bytes=70 * tile_row, **options)
         for a, b in zip(two, one, strict=True):
             torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("row_pass", ["linear", "logits"])
+def test_scoring_in_inference_mode_does_not_spoil_training(row_pass: str) -> None:
+    """The mask of banned ids is kept between calls; ids of this test alone, so that it is made here."""
+    banned = (11, 17 if row_pass == "linear" else 18)
+    hidden, weight, targets = torch.randn(3, 8), torch.randn(20, 8), torch.tensor([1, 2, 3])
+
+    def loss() -> Tensor:
+        if row_pass == "linear":
+            return linear_logprob(hidden, weight, targets, banned_ids=banned)[0].sum()
+        return token_logprobs_triton(hidden @ weight.T, targets, banned_ids=banned)[0].sum()
+
+    with torch.inference_mode():
+        scored = loss().item()
+    hidden.requires_grad_()
+    trained = loss()
+    trained.backward()
+    assert trained.item() == pytest.approx(scored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_matmuls_of_the_backward_sum_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over K = 152,064 words; cuBLAS may else add up the parts of a split sum in 16 bits. The user's choice is kept."""
+    flags = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    matmul, seen = torch.mm, []
+
+    def mm(*args: Any, out_dtype: Any = None, **more: Any) -> Tensor:  # on a CPU there is no float32 of 16 bits
+        seen.extend(getattr(flags, name) for name in names)
+        return matmul(*args, **more)
+
+    before = [getattr(flags, name) for name in names]
+    monkeypatch.setattr(torch, "mm", mm)
+    args = problem(9, 150, 20, dtype) | {"mask": None}
+    call(linear_logprob_triton, args)
+    assert len(seen) == 4 and not any(seen)
+    assert [getattr(flags, name) for name in names] == before and all(before)
 
 
 def test_exp_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -472,6 +472,17 @@ def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
         run(**(good | change))
 
 
+def test_more_sequences_than_an_axis_of_a_grid_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 65_536
+    args = problem([1], [3], 2, 1, 16, 4)
+    args["q"] = torch.zeros(count, 2, 16)
+    args["block_tables"] = args["block_tables"].expand(count, -1)
+    args["context_lens"] = torch.full((count,), 3, dtype=torch.int32)
+    args["cu_seqlens_q"] = torch.arange(count + 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"context_lens has 65536 sequences, a launch takes 65535: split the batch"):
+        paged_attention_triton(**args)
+
+
 def test_a_wrong_hint_is_seen_where_values_are() -> None:
     args = problem([2, 0, 1], [8, 9, 3], 4, 2, 16, 4)
     for run in (paged_attention_ref, paged_attention_triton):

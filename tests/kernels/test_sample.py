@@ -16,6 +16,7 @@ from thyme.kernels import sample as sample_module
 from thyme.kernels import sample_blocks
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref, grpo_loss_triton
 from thyme.kernels.sample import SampleOutput, sample, sample_ref, sample_triton, uniform
+from thyme.kernels.sample_blocks import draw_blocks
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
 # On a CPU the public op is the C++ for float32, and the reference for the other dtypes.
@@ -569,6 +570,25 @@ def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     arguments = GOOD | change
     with pytest.raises(ValueError, match=message):
         run(arguments.pop("logits"), arguments.pop("temperature"), **arguments)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("vocab", "size"), [(163, 160), (8192, 8192), (9001, 8999)])
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN|divide by zero):RuntimeWarning")  # numpy, in the interpreter
+def test_rows_of_nan_draw_an_id_that_counts(vocab: int, size: int, temperature: float) -> None:
+    """On a GPU nobody looks at the values: the engine would use the id as an index before anyone sees the entropy."""
+    logits = torch.randn(4, vocab)
+    logits[0] = torch.nan  # all of the row; all that counts of the last block; one id; nothing
+    logits[1, size // 2 :] = torch.nan
+    logits[2, 50] = torch.nan
+    banned = torch.zeros(size, dtype=torch.bool)
+    banned[:9] = banned[-30:] = True
+    index = torch.arange(4)
+    for cuts in (None, torch.tensor([[40.0], [0.9], [0.01]], dtype=torch.float64).expand(3, 4).contiguous()):
+        token, _, _, entropy, _ = draw_blocks(logits, torch.full((4,), temperature), index, index, banned, size, cuts)
+        assert ((token >= 0) & (token < size)).all()
+        assert not banned[token].any()
+        assert entropy.isnan().tolist() == [True, True, True, False]
 
 
 def test_strided_rows_are_refused_by_triton_and_taken_by_the_reference() -> None:

@@ -246,11 +246,18 @@ def _values(features: _Features) -> Tensor:
 
 def _unpack(packed: NDArray[np.int32]) -> Sampled:
     found = packed[1]
+    records = packed[2:].view(np.float32)
+    broken = int((~np.isfinite(records[2])).sum())
+    if broken:
+        raise ValueError(
+            f"the model's logits hold NaN or infinity, or nothing finite that may be sampled, in {broken} of "
+            f"{len(found)} rows: its weights are broken, load those of an earlier checkpoint"
+        )
     return Sampled(
         token_ids=packed[0].astype(np.int64),
         events=(found >> 8 & 0xFF).astype(np.uint8),
         kinds=(found >> 16).astype(np.uint8),
-        records=packed[2:].view(np.float32),
+        records=records,
     )
 
 
