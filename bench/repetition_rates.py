@@ -329,6 +329,8 @@ def _code(rng: random.Random) -> Iterator[Text]:
     yield Text("code: boilerplate", '<option value="">Select an option</option>\n' * 30)
     yield Text("code: boilerplate", "try:\n    pass\nexcept Exception:\n    pass\n" * 15)
     yield Text("code: boilerplate", "INSERT INTO people (name, age) VALUES (NULL, NULL);\n" * 30)
+    statements = (f"ALTER FUNCTION {name}_{rng.choice(_NAMES)}(citext, citext) PARALLEL SAFE;\n" for _ in range(40))
+    yield Text("code: boilerplate", "".join(statements))
 
 
 def _dumps(rng: random.Random) -> Iterator[Text]:

@@ -53,6 +53,7 @@ struct RepetitionLimits {
     uint32_t near_max_period;
     uint32_t near_edit_cost;
     double near_word_share;
+    double near_mark_share;
 };
 
 enum class RepetitionRule : uint8_t { kSubstring, kTail, kNear };
@@ -369,11 +370,14 @@ class RepetitionDetector {
         return begun >= limits_.min_numbers;
     }
 
-    // Whether the last near_tokens tokens are plain, with words enough.
+    // Whether the last near_tokens tokens are plain, with words enough and few marks.
     bool is_prose(const Slot& state, uint32_t length) const {
         const uint32_t size = std::min(length, limits_.near_tokens);
-        if (state.lately.words < limits_.near_word_share * (size - state.lately.blank) || is_data(state.lately, size)) return false;
-        return !is_table(state, state.lately, length - size, size);
+        const Mix& mix = state.lately;
+        const uint32_t written = size - mix.blank;
+        if (mix.words < limits_.near_word_share * written || mix.marks > limits_.near_mark_share * written) return false;
+        if (is_data(mix, size)) return false;
+        return !is_table(state, mix, length - size, size);
     }
 
     bool has_distinct(const int32_t* tokens, uint32_t size) const {

@@ -20,25 +20,24 @@ static bool equal_blocks(const Tokens& s, size_t a, size_t b, size_t length) {
     return std::equal(s.begin() + a, s.begin() + a + length, s.begin() + b);
 }
 
-static bool is_plain(const Tokens& block, const RepetitionLimits& limits, const Classes& classes, bool in_tail, double word_share) {
-    const auto count = [&](uint8_t bit) {
-        return std::count_if(block.begin(), block.end(), [&](int32_t token) {
-            return ((static_cast<size_t>(token) < classes.size() ? classes[token] : uint8_t{thyme::kRow}) & bit) != 0;
-        });
-    };
-    const auto size = static_cast<ptrdiff_t>(block.size());
-    const double written = static_cast<double>(size - count(thyme::kBlank));
-    if (static_cast<double>(count(thyme::kWord)) < word_share * written) return false;
-    if (static_cast<double>(count(thyme::kNumber) + count(thyme::kMark)) > limits.max_data_share * written && (!in_tail || size > 1)) {
-        const auto is_number = [&](size_t i) {
-            return static_cast<size_t>(block[i]) < classes.size() && (classes[static_cast<size_t>(block[i])] & thyme::kNumber) != 0;
-        };
+static double count(const Tokens& block, const Classes& classes, uint8_t bits) {
+    return static_cast<double>(std::count_if(block.begin(), block.end(), [&](int32_t token) {
+        return ((static_cast<size_t>(token) < classes.size() ? classes[static_cast<size_t>(token)] : uint8_t{thyme::kRow}) & bits) != 0;
+    }));
+}
+
+static bool is_plain(const Tokens& block, const RepetitionLimits& limits, const Classes& classes, bool in_tail) {
+    const auto size = static_cast<double>(block.size());
+    const double written = size - count(block, classes, thyme::kBlank);
+    const double data = count(block, classes, thyme::kNumber) + count(block, classes, thyme::kMark);
+    if (data > limits.max_data_share * written && (!in_tail || block.size() > 1)) {
+        const auto is_number = [&](size_t i) { return count({block[i]}, classes, thyme::kNumber) != 0; };
         size_t numbers = 0;
         for (size_t i = 0; i < block.size(); ++i) numbers += is_number(i) && !is_number((i + block.size() - 1) % block.size());
-        return in_tail && count(thyme::kWord | thyme::kMark | thyme::kRow) == 0 && numbers >= limits.min_numbers;
+        return in_tail && count(block, classes, thyme::kWord | thyme::kMark | thyme::kRow) == 0 && numbers >= limits.min_numbers;
     }
     const size_t distinct = std::set<int32_t>(block.begin(), block.end()).size();
-    if (count(thyme::kNumber | thyme::kMark | thyme::kRow) == 0) return true;
+    if (count(block, classes, thyme::kNumber | thyme::kMark | thyme::kRow) == 0) return true;
     return distinct >= limits.min_distinct || 2 * distinct > block.size();
 }
 
@@ -50,7 +49,7 @@ static bool naive_tail(const Tokens& s, const RepetitionLimits& limits, const Cl
             if (p % d == 0 && equal_blocks(s, n - p, n - p + d, p - d)) primitive = false;
         size_t copies = 1;
         while ((copies + 1) * p <= n && equal_blocks(s, n - p, n - (copies + 1) * p, p)) ++copies;
-        const bool plain = is_plain(Tokens(s.end() - static_cast<ptrdiff_t>(p), s.end()), limits, classes, true, 0.0);
+        const bool plain = is_plain(Tokens(s.end() - static_cast<ptrdiff_t>(p), s.end()), limits, classes, true);
         const size_t needed = plain ? limits.copies[p - 1] : limits.structured_copies;
         const size_t tokens = plain ? limits.min_tail_tokens : limits.structured_tokens;
         if (!primitive || copies < needed || copies * p < tokens) continue;
@@ -72,7 +71,7 @@ static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, con
     const std::vector<size_t>* best = nullptr;
     for (const auto& [content, known] : starts) {
         if (known.size() < 2 || static_cast<double>(known.size()) * w <= limits.ratio * n) continue;
-        if (!is_plain(content, limits, classes, false, 0.0) &&
+        if (!is_plain(content, limits, classes, false) &&
             (known.size() < limits.structured_copies || known.size() * w < limits.structured_tokens))
             continue;
         if (best == nullptr || known.size() > best->size() || (known.size() == best->size() && known[0] < (*best)[0]))
@@ -84,14 +83,17 @@ static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, con
     return true;
 }
 
-static bool naive_near(const Tokens& s, const RepetitionLimits& limits, const Classes& classes, RepetitionHit& hit) {
-    const size_t n = s.size(), periods = std::min<size_t>(limits.copies.size(), limits.near_max_period);
-    const auto cost = static_cast<int32_t>(limits.near_edit_cost);
-    if (limits.near_tokens == 0) return false;
-    std::vector<int32_t> scores(periods + 2), runs(periods + 1);
-    for (size_t t = 0; t < n; ++t) {
-        std::vector<int32_t> after(periods + 2);
-        for (size_t p = 1; p <= periods; ++p) {
+// The scores of the near rule, by period, after all tokens of a segment.
+struct NearScores {
+    std::vector<int32_t> scores, runs;
+
+    void reset(size_t periods) { scores.assign(periods + 2, 0), runs.assign(periods + 1, 0); }
+
+    // Takes in the last token of s.
+    void push(const Tokens& s, int32_t cost) {
+        const size_t t = s.size() - 1;
+        std::vector<int32_t> after(scores.size());
+        for (size_t p = 1; p < runs.size(); ++p) {
             const bool equal = p <= t && s[t - p] == s[t];
             runs[p] = equal ? runs[p] + 1 : 0;
             after[p] = std::max({0, equal && scores[p] > 0 ? scores[p] + 1 : 0, runs[p] == cost + 1 ? cost + 1 : 0,
@@ -99,6 +101,12 @@ static bool naive_near(const Tokens& s, const RepetitionLimits& limits, const Cl
         }
         scores = after;
     }
+};
+
+static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, const RepetitionLimits& limits, const Classes& classes,
+                       RepetitionHit& hit) {
+    const size_t n = s.size(), periods = scores.size() - 2;
+    if (limits.near_tokens == 0) return false;
     for (size_t p = 1; p <= periods; ++p) {
         const auto score = static_cast<size_t>(scores[p]);
         if (score < std::max<size_t>(limits.near_tokens, (limits.near_copies - 1) * p)) continue;
@@ -107,7 +115,10 @@ static bool naive_near(const Tokens& s, const RepetitionLimits& limits, const Cl
         if (copies * p > n) return false;
         const size_t judged = std::min<size_t>(n, limits.near_tokens);
         const Tokens last(s.end() - static_cast<ptrdiff_t>(judged), s.end());
-        if (!is_plain(last, limits, classes, false, limits.near_word_share)) return false;
+        const double written = static_cast<double>(judged) - count(last, classes, thyme::kBlank);
+        if (count(last, classes, thyme::kWord) < limits.near_word_share * written) return false;
+        if (count(last, classes, thyme::kMark) > limits.near_mark_share * written) return false;
+        if (!is_plain(last, limits, classes, false)) return false;
         hit = {RepetitionRule::kNear, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
                static_cast<uint32_t>(p), static_cast<uint32_t>(copies)};
         return true;
@@ -128,7 +139,7 @@ int main(int argc, char** argv) {
         limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
         limits.max_data_share = pick(0, 3) / 3.0, limits.min_numbers = pick(1, 3), limits.min_distinct = pick(1, 5);
         limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_max_period = pick(1, 12), limits.near_edit_cost = pick(1, 5);
-        limits.near_word_share = pick(0, 2) / 4.0;
+        limits.near_word_share = pick(0, 2) / 4.0, limits.near_mark_share = pick(0, 3) / 3.0;
         Classes classes;
         for (uint32_t i = pick(0, 4); i > 0; --i) classes.push_back(static_cast<uint8_t>(pick(0, 31)));
         // One detector in four collides on nearly every hash.
@@ -141,11 +152,15 @@ int main(int argc, char** argv) {
         for (uint32_t i = pick(1, 8); i > 0; --i) block.push_back(static_cast<int32_t>(pick(0, 2)));
         RepetitionHit want{};
         bool hit = false;
+        NearScores near;
+        const size_t near_periods = std::min<size_t>(limits.copies.size(), limits.near_max_period);
+        near.reset(near_periods);
         for (int i = 0, at = 0; i < 90; ++i) {
             const uint32_t event = pick(0, 99);
             if (event == 0) {
                 with([&](auto& d) { return d.restart(slot), 0; });
                 s.clear();
+                near.reset(near_periods);
                 hit = false;
             } else if (event == 1) {
                 const int32_t child = static_cast<int32_t>(with([&](auto& d) { return d.fork(slot); }));
@@ -159,8 +174,9 @@ int main(int argc, char** argv) {
             at += pick(0, 19) != 0;
             if (!hit) {
                 s.push_back(token);
+                near.push(s, static_cast<int32_t>(limits.near_edit_cost));
                 hit = naive_tail(s, limits, classes, want) || naive_substring(s, limits, classes, want) ||
-                      naive_near(s, limits, classes, want);
+                      naive_near(s, near.scores, limits, classes, want);
                 if (hit) ++fired[static_cast<size_t>(want.rule)];
             }
             uint8_t flag = 2;

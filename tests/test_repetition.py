@@ -168,7 +168,11 @@ def test_reference_near_by_hand() -> None:
     assert repetition_ref(counted[: hit.index], config) is None
     assert repetition_ref(counted, replace(config, near_tokens=0)) is None
     assert repetition_ref(counted, replace(config, near_word_share=0.1)) is None  # no token is known to be a word
-    assert repetition_ref(counted, replace(config, near_word_share=0.1), np.ones(10, np.uint8)) == hit.index
+    words = np.ones(10, np.uint8)
+    assert repetition_ref(counted, replace(config, near_word_share=0.1), words) == hit.index
+    words[4] = TokenClass.MARK  # one of the last nine tokens, or two
+    fired = [repetition_ref(counted, replace(config, near_mark_share=share), words) for share in (0.0, 0.3)]
+    assert fired == [None, hit.index]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +224,7 @@ def configs(draw: st.DrawFn) -> RepetitionConfig:
         near_max_period=draw(st.integers(1, 12)),
         near_edit_cost=draw(st.integers(1, 5)),
         near_word_share=draw(st.sampled_from([0.0, 0.3, 0.5])),
+        near_mark_share=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
     )
 
 
@@ -425,6 +430,7 @@ def test_bad_arguments_are_value_errors_and_change_nothing() -> None:
         {"near_max_period": 0},
         {"near_edit_cost": 0},
         {"near_word_share": -0.1},
+        {"near_mark_share": 1.5},
     ],
     ids=str,
 )

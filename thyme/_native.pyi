@@ -24,6 +24,7 @@ class RepetitionDetector:
         near_max_period: int,
         near_edit_cost: int,
         near_word_share: float,
+        near_mark_share: float,
         classes: NDArray[np.uint8],
         capacity: int,
     ) -> None: ...

@@ -104,6 +104,8 @@ class RepetitionConfig:
     """Equal tokens that make up for one edit: loops with more than one edit in near_edit_cost + 1 tokens pass."""
     near_word_share: float = 0.5
     """Smallest share of WORD among the last near_tokens tokens that are not BLANK."""
+    near_mark_share: float = 0.1
+    """Largest share of MARK among them: statements of a program differ by a name as loops do by a counter."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -116,7 +118,7 @@ class RepetitionConfig:
                 raise ValueError(f"{name} must be between {least} and {_LARGEST}, got {getattr(self, name)}")
         if not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
-        for name in ("max_data_share", "near_word_share"):
+        for name in ("max_data_share", "near_word_share", "near_mark_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 1 <= self.min_distinct <= 64:
@@ -303,7 +305,8 @@ def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[lis
 
     The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p) and is no smaller than
     those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where the last
-    near_tokens tokens are plain and words are at least near_word_share of those that are not BLANK.
+    near_tokens tokens are plain and of those that are not BLANK at least near_word_share are words and at most
+    near_mark_share are marks.
     """
     cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
     scores, runs = [0] * (periods + 2), [0] * (periods + 1)
@@ -332,19 +335,17 @@ def _hit_ref(
     )
 
 
-def _is_plain(
-    block: Sequence[int],
-    config: RepetitionConfig,
-    classes: NDArray[np.uint8],
-    *,
-    in_tail: bool = False,
-    word_share: float = 0.0,
-) -> bool:
+def _mix(block: Sequence[int], classes: NDArray[np.uint8]) -> tuple[list[TokenClass], int, int, int, int, int]:
+    """The class of each token, and how many are words, numbers, marks, perhaps ends of rows, and not blank."""
     kinds = [TokenClass(int(classes[token])) if token < len(classes) else TokenClass.ROW for token in block]
     words, numbers, marks, rows, blank = (sum(bit in kind for kind in kinds) for bit in TokenClass)
-    written = len(block) - blank
-    if words < word_share * written:
-        return False
+    return kinds, words, numbers, marks, rows, len(block) - blank
+
+
+def _is_plain(
+    block: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8], *, in_tail: bool = False
+) -> bool:
+    kinds, words, numbers, marks, rows, written = _mix(block, classes)
     if numbers + marks > config.max_data_share * written and not (in_tail and len(block) == 1):
         # Around the corner: the block stands for its copies.
         begun = sum(TokenClass.NUMBER in kinds[i] and TokenClass.NUMBER not in kinds[i - 1] for i in range(len(block)))
@@ -404,6 +405,9 @@ def _near_ref(
     period = reached[0]
     copies = 1 + scores[period] // period
     judged = tokens[-config.near_tokens :]
-    if copies * period > n or not _is_plain(judged, config, classes, word_share=config.near_word_share):
+    _, words, _, marks, _, written = _mix(judged, classes)
+    if words < config.near_word_share * written or marks > config.near_mark_share * written:
+        return None
+    if copies * period > n or not _is_plain(judged, config, classes):
         return None
     return RepetitionHit("near", n - 1, n - copies * period, period, copies)
