@@ -102,3 +102,24 @@ def test_partial_rewards() -> None:
     assert total(right, right, end="\n") == 1.5
     assert total(right, right, RolloutStatus.FORGED) == 1.5
     assert score(_rollout(question, "<think>", RolloutStatus.LENGTH), JUDGE).total == 0.0
+
+
+def test_a_part_that_raises_costs_itself_and_not_the_step() -> None:
+    class Failing(RuleJudge):
+        def correct(self, question: str, answer: str, solution: str) -> bool:
+            raise OSError("the judge is away")
+
+        def consistent(self, thinking: str, answer: str) -> bool:
+            raise OSError("the judge is away")
+
+    question = questions(0, 1, {"direct": 1.0})[0]
+    right = f"<think>The digit is {question.solution}.</think>\n<answer>{question.solution}</answer>"
+    reward = score(_rollout(question, right), Failing())
+    assert (reward.total, reward.result, reward.consistency, reward.formatting) == (1.5, 1.0, 0.0, 1.0)
+    assert reward.error == "consistency: OSError: the judge is away"
+
+    wrong = "<think>The digit is unclear.</think>\n<answer>something else</answer>"
+    reward = score(_rollout(question, wrong), Failing())
+    assert (reward.total, reward.result, reward.consistency, reward.formatting) == (0.5, 0.0, 0.0, 1.0)
+    assert reward.error == "result: OSError: the judge is away"
+    assert score(_rollout(question, right), JUDGE).error is None

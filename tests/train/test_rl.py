@@ -227,6 +227,13 @@ def test_reward_metrics_by_hand() -> None:
     assert metrics["reward/result/mean"] == 0.25 and metrics["reward/formatting/mean"] == 0.75
     assert metrics["reward/group_std"] == pytest.approx(1.5 / 2**0.5 / 2)
     assert metrics["reward/frac_zero_std"] == 0.5
+    assert metrics["reward/errors"] == 0.0
+
+
+def test_reward_metrics_count_what_could_not_be_scored() -> None:
+    good = Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0)
+    failed = Reward(total=0.0, result=0.0, consistency=0.0, formatting=0.0, error="result: ValueError: no")
+    assert reward_metrics([[good, failed], [good, good]])["reward/errors"] == 0.25
 
 
 def test_rollout_metrics_by_hand() -> None:

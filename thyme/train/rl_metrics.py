@@ -65,13 +65,14 @@ class LossMetrics:
 
 
 def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
-    """Means of the reward and its parts, the spread within groups, and how many groups have none."""
+    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share."""
     totals = np.array([[reward.total for reward in group] for group in rewards])
     out = {"reward/mean": float(totals.mean())}
     for part in ("result", "consistency", "formatting"):
         out[f"reward/{part}/mean"] = float(np.mean([[getattr(reward, part) for reward in group] for group in rewards]))
     out["reward/group_std"] = float(totals.std(axis=1, ddof=1).mean())
     out["reward/frac_zero_std"] = float((totals.min(axis=1) == totals.max(axis=1)).mean())
+    out["reward/errors"] = float(np.mean([[reward.error is not None for reward in group] for group in rewards]))
     return out
 
 
