@@ -24,7 +24,7 @@ _PREAMBLE = re.compile(
     re.I,
 )
 _CHINESE_PREAMBLE = re.compile(
-    r"^(?:因此|所以|故)?,?\s*(?:(?:最终|正确)?的?(?:答案|选项)\s*(?:是|为|:)\s*:?\s*|应?选择?\s*:?\s*(?=[(\[]?[A-Z]))"
+    r"^(?:因此|所以|故)?,?\s*(?:(?:最终|正确)?的?(?:答案|选项)\s*(?:是|为|:)\s*:?\s*|应?[选選]择?\s*:?\s*(?=[(\[]?[A-Z]))"
 )
 _CHARACTERS = str.maketrans(
     {"：": ": ", "．": ". ", "。": ". ", "，": ", ", "、": ", ", "；": "; ", "º": "°", "⁄": "/", "⋅": "·"}  # noqa: RUF001
@@ -39,6 +39,7 @@ _REFUSAL = re.compile(
     r"|\b(?:can ?not|can't|could not|couldn't|unable to|impossible to|not possible to|hard to)(?: be)? "
     r"(?:tell|told|determined?|say|said|know|known|answer|answered|identify|help|view|access|assist)\b"
     r"|\b(?:do not|don't|did not|didn't) (?:know|have enough)|\bnot (?:sure|certain|enough)\b"
+    r"|\b(?:image|picture|photo) (?:is|was) (?:missing|not (?:provided|given|available|visible))\b"
     r"|\b(?:unsure|sorry)\b|无法|不知道|看不清"
 )
 _STATEMENT = re.compile(
@@ -47,7 +48,7 @@ _STATEMENT = re.compile(
 _INSTRUCTION = re.compile(
     r"\s+(?:please\s+)?(?:answer|choose|select|respond|reply)\b.*\b(?:letters?|options?)\b.*", re.I
 )
-_BARE_LETTER = re.compile(r"^[(\[]?([A-Za-z])[)\]]?[.:]?$")
+_BARE_LETTER = re.compile(r"^[(\[]?([A-Za-z])[)\]]?[.:!]?$")
 # A letter with a text needs a mark between the two: "A dog" is a phrase, "e.g." an abbreviation, neither an option.
 _LETTER_AND_TEXT = re.compile(r"^\(?([A-Za-z])(?:\)[.:]?\s*|[.:]\s+)(\S.*)$", re.DOTALL)
 _MARK = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.):]\s*", re.M)
@@ -157,7 +158,7 @@ def _listed(question: str) -> dict[str, str]:
 
 def _clean(text: str) -> str:
     """One spelling of characters and no wrappers, before anything else looks; case and words stay."""
-    text = re.sub(r"</?answer>", "", text)
+    text = re.sub(r"</?(?:answer|b|strong|em|i)>", "", text)
     text = re.sub(r"(?<=\d)[．](?=\d)", ".", text)  # noqa: RUF001
     text = re.sub(r"^\s*([A-Za-z])、(?!\s*[A-Z](?:[、,\s]|$))\s*", r"\1. ", text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)

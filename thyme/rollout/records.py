@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write_rollouts(
     path: Path | str,
     rollouts: Sequence[Rollout],
-    rewards: Sequence[Mapping[str, float]] | None = None,
+    rewards: Sequence[Mapping[str, float | str | None]] | None = None,
     *,
     images_dir: Path | str | None = None,
 ) -> None:
