@@ -49,8 +49,7 @@ def train_rl(
     """Trains `model` in place by GRPO on the loop's rollouts.
 
     Args:
-        model: the engine's own module; as it comes in it is the reference of the KL term, so a resumed run is given
-            the model the first run started from.
+        model: the engine's own; as it comes in it is the KL term's reference, so a resumed run gets the first one's.
         loop: its config says group size, temperatures and limits.
         questions: the stream; `thyme.data.streams.endless` makes one of a finite data set.
         score: the reward of one rollout.
