@@ -15,11 +15,12 @@ import torch
 
 from thyme.model import build
 from thyme.toy.captions import captions
+from thyme.toy.config import BaseStageConfig
 from thyme.toy.gates import caption_sample
 from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
-from thyme.train.config import BaseStageConfig, SftConfig
-from thyme.train.objective import Vocabulary, normalize, supervised_loss
+from thyme.train.config import SftConfig
+from thyme.train.objective import AllowedIds, normalize, supervised_loss
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import Sample, pack
 from thyme.train.sft import row_sample
@@ -54,12 +55,12 @@ def test_train_step(benchmark, stage: str, part: str, threads: int) -> None:
     make, config = STAGES[stage]
     model = build(tiny_config(), PROCESSOR, seed=0)
     optimizer = build_optimizer(model, config)
-    vocabulary = Vocabulary.of(PROCESSOR)
+    allowed = AllowedIds.of(PROCESSOR)
     samples = make()
     (batch,) = pack(normalize([samples], "batch_tokens"), image_token_id=PROCESSOR.image_token_id)
 
     def forward() -> torch.Tensor:
-        return supervised_loss(model, batch, vocabulary)
+        return supervised_loss(model, batch, allowed)
 
     def step() -> None:
         supervised_step(model, PROCESSOR, optimizer, make(), rate=0.1, max_tokens=config.max_tokens_per_micro_batch)

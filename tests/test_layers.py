@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,40 @@ def test_help_is_instant_in_imports() -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def import_graph(folder: Path, package: str) -> dict[str, set[str]]:
+    """Module -> modules of the same package it imports, wherever in its text; what an __init__ imports is its face."""
+    names = {}
+    for path in folder.rglob("*.py"):
+        if path.stem != "__init__":
+            names[".".join([package, *path.relative_to(folder).with_suffix("").parts])] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = imports(path)
+        graph[name] = {target for target in found if target in names}
+    return graph
+
+
+def test_imports_form_no_circle_those_for_types_and_inside_functions_included() -> None:
+    graph = import_graph(ROOT / "thyme", "thyme") | import_graph(ROOT / "kernels", "thyme.kernels")
+    assert len(graph) > 150
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    "upper",
+    [
+        "from p.part.lower import Lower",
+        "import p.part.lower",
+        "from p.part import lower",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.part.lower import Lower",
+        "def late():\n    from p.part import lower",
+    ],
+)
+def test_a_circle_is_seen(tmp_path: Path, upper: str) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "upper.py").write_text(upper)
+    (tmp_path / "part" / "lower.py").write_text("import json\nfrom p import upper")
+    with pytest.raises(CycleError):
+        TopologicalSorter(import_graph(tmp_path, "p")).prepare()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from tests import tiny
+from thyme.kernels import linear_logprob
 from thyme.kernels.mrope import mrope
 from thyme.kernels.swiglu import swiglu
+from thyme.model.config import ModelConfig
 from thyme.model.layers import GatedMLP, RMSNorm
+from thyme.model.model import MIN_ROWS, Model
 
 
 def test_rms_norm() -> None:
@@ -69,3 +73,16 @@ def test_without_gradients_the_arithmetic_is_the_same() -> None:
     with torch.inference_mode():
         plain = run()
     assert all(torch.equal(a, b) for a, b in zip(plain, run(), strict=True))
+
+
+def test_logits_of_few_rows_are_made_among_zero_rows() -> None:
+    """No bits of their own: those the rows have in a larger product. The kernels' own padding is to the same number."""
+    model = Model(ModelConfig(model_type="qwen2", text=tiny.text_config()))
+    hidden = torch.randn(40, 48)
+    whole = model.logits(hidden)
+    for count in (1, 2, MIN_ROWS - 1, MIN_ROWS, MIN_ROWS + 1):
+        padded = torch.cat((hidden[:count], torch.zeros(max(0, MIN_ROWS - count), 48)))
+        logits = model.logits(hidden[:count], min_rows=MIN_ROWS)
+        assert torch.equal(logits, model.logits(padded)[:count])
+        torch.testing.assert_close(logits, whole[:count])
+    assert linear_logprob._MIN_ROWS == MIN_ROWS

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import ast
+import html
 import keyword
+import re
+import signal
+import sys
+import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, Slip
+from tests.sandbox.mutations import mutated, published_snippets, slips
+from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, UNDEFINED, Slip
 from thyme.sandbox import Sandbox, Status
+from thyme.sandbox.names import KNOWN_NAMES, unbound_names
 from thyme.sandbox.released_dialect import MIN_CROP, grow_box, rewrite
-from thyme.sandbox.repair import KNOWN_NAMES, repair
+from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.shims import clamp_box
+from thyme.sandbox.source import num_lines
+from thyme.sandbox.tidy import MAX_CHARACTERS, tidied
 
 IMAGE_PATH = "/data/photo.jpg"
 
@@ -212,5 +223,162 @@ def test_released_rewriting_leaves_an_existing_image_path(tmp_path: Path) -> Non
 
 
 def test_lists_are_what_they_claim() -> None:
-    assert len({s.code for s in REPAIRED}) == len(REPAIRED) >= 100
-    assert len({code for _, code in NOT_REPAIRED}) == len({name for name, _ in NOT_REPAIRED}) == len(NOT_REPAIRED) >= 40
+    assert len({s.code for s in REPAIRED}) == len(REPAIRED) >= 300
+    assert (
+        len({code for _, code in NOT_REPAIRED}) == len({name for name, _ in NOT_REPAIRED}) == len(NOT_REPAIRED) >= 150
+    )
+
+
+@pytest.mark.parametrize("code", UNDEFINED)
+def test_names_that_could_be_anything_stay_undefined(code: str, sandbox: Sandbox, image) -> None:
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.error is not None and result.error.type == "NameError" and not result.fixes, result
+
+
+@pytest.mark.parametrize("code", RIGHT)
+def test_what_is_right_is_left_alone(code: str, sandbox: Sandbox, image) -> None:
+    assert repair(code, image_path=IMAGE_PATH, image_size=None, defined={"image_path"}) == Repaired(code)
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.status is Status.OK and not result.fixes, result
+
+
+# snippet, line of its error as it was written
+ERRORS = [
+    ("Sure:\n```python\nx = 1\nprint(x / 0)\n```", 4),
+    ("a=1\n```\nThen:\n```python\n1 / 0", 5),
+    (">>> x = 1\n>>> x / 0", 2),
+    ("In [1]: x = 1\n\nIn [2]: x / 0", 3),
+    ("1. x = 1\n2. y = 2\n3. 1 / 0", 3),
+    ("    x = 1\n    1 / 0", 2),
+    ("x = 1\\ny = 2\\n1 / 0", 1),
+    ("\n\nx = 1\\n1 / 0\n", 3),
+    ("import opencv as cv2\nimage_size = img.size\n1 / 0", 3),
+    ("if True\n    1 / 0", 2),
+    ("x = 3\nif x = 3:\n    pass", 2),
+    ("```python\nx = 1\nif x = 3:\n    pass\n```", 1),
+]
+
+
+@pytest.mark.parametrize(("code", "line"), ERRORS)
+def test_errors_have_the_lines_of_the_snippet_as_it_was_written(code: str, line: int, sandbox: Sandbox, image) -> None:
+    result = sandbox.run(code, image, IMAGE_PATH)
+    assert result.error is not None and result.error.line == line, result
+    assert all(fix.line <= code.count("\n") + 1 for fix in result.fixes)
+
+
+def test_what_cannot_be_put_right_has_the_error_of_pillow(sandbox: Sandbox, image) -> None:
+    result = sandbox.run("from PIL import Image\nImage.new('RGB', 100)", image, IMAGE_PATH)
+    assert result.error is not None and "ize must be a list or tuple" in result.error.message and not result.fixes
+
+
+def test_names_of_the_input_without_an_input(sandbox: Sandbox) -> None:
+    for code in ("print(img.size)", "import cv2\nprint(cv2.flip(img, 0))"):
+        result = sandbox.run(code)
+        assert result.error is not None and result.error.type == "NameError" and not result.fixes, result
+
+
+def test_names_of_earlier_rounds_are_not_the_input(sandbox: Sandbox, image) -> None:
+    with sandbox.session(image, IMAGE_PATH) as session:
+        assert session.run("img = 'a'\nimport pillow").fixes[0].kind == "import"
+        result = session.run("print(img.upper())\nimport pillow.Image as I\nfrom PIL import Image\nprint(I is Image)")
+        assert result.stdout == "A\nTrue\n", result
+        result = session.run("img = img.lower()\nprint(img)")
+        assert result.stdout == "a\n" and not result.fixes
+
+
+def test_exit_ends_the_snippet_as_its_status_says(sandbox: Sandbox) -> None:
+    for code, status in (("exit()", Status.OK), ("quit(1)", Status.ERROR), ("import sys\nsys.exit(0)", Status.OK)):
+        assert sandbox.run(code).status is status, code
+
+
+# --- mutated snippets ------------------------------------------------------------------------------------------------
+
+_HANG_S = 2.0
+"""CPU seconds no snippet comes near (the slowest takes hundredths of one): only a hang uses them up."""
+_WORD = re.compile(r"[A-Za-z_]\w+")
+_OF_REPAIRS = {"pass", "as", "elif", "except", "print", "cv2", "skimage", "sklearn", "and"}
+
+
+def test_mutated_snippets() -> None:
+    check_mutations(slips(), 3_000, seed=1)
+
+
+@pytest.mark.soak
+def test_mutated_snippets_long() -> None:
+    check_mutations(slips(), 50_000, seed=2)
+
+
+@pytest.mark.soak
+def test_mutated_published_snippets() -> None:
+    published = published_snippets()
+    if not published:
+        pytest.skip("no published traces: set THYME_DATA to the folder that holds published_traces/")
+    check_mutations(published, 50_000, seed=3)
+
+
+def check_mutations(sources: list[str], count: int, seed: int) -> None:
+    """Nothing raises, nothing hangs, nothing that is right is touched, lines stay where they are."""
+    changed = 0
+    for code in mutated(sources, count, seed):
+        with no_hang(code):
+            repaired = repair(code, image_path=IMAGE_PATH, image_size=None, defined={"image_path"})
+        changed += repaired.code != code
+        check_repaired(code, repaired)
+    assert count / 10 < changed < count / 2  # the mutations are neither harmless nor hopeless
+
+
+@contextmanager
+def no_hang(code: str) -> Iterator[None]:
+    def stop(signum: int, frame: object) -> None:
+        raise AssertionError(f"repair() hangs on {code!r}")
+
+    previous = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _HANG_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+def check_repaired(code: str, repaired: Repaired) -> None:
+    if is_python(code) and not unbound_names(code, {"image_path"}):
+        assert repaired.code == code, code
+        assert all("comes too late" in fix.message or fix.kind in ("import", "name") for fix in repaired.fixes), code
+    if repaired.code == code:
+        assert repaired.fixes == tuple(needed.fix for needed in repaired.imports), code
+        return
+    assert is_python(repaired.code) and repaired.fixes, code
+    assert all(0 <= fix.line <= num_lines(code) for fix in repaired.fixes), code
+    again = repair(repaired.code, image_path=IMAGE_PATH, image_size=None, defined={"image_path"})
+    assert again.code == repaired.code, code
+    if "escaped line ends" not in " ".join(fix.message for fix in repaired.fixes):
+        check_lines(code, repaired.code)
+
+
+def check_lines(code: str, repaired: str) -> None:
+    """Every word of a line was in that line before."""
+    before, after = re.split("\r\n|\r|\n", code), re.split("\r\n|\r|\n", repaired)
+    assert len(before) == len(after), code
+    for old, new in zip(before, after, strict=True):
+        plain = unicodedata.normalize("NFKC", old.translate(dict.fromkeys(map(ord, "\u200b\u00ad"))))
+        known = _WORD.findall(f"{old} {plain} {html.unescape(plain)}")
+        assert {*_WORD.findall(new)} <= {*known} | _OF_REPAIRS, (code, repaired)
+
+
+def is_python(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(code, "<test>", "exec")
+        except (SyntaxError, ValueError):
+            return False
+    return True
+
+
+def test_autopep8_is_asked_last_and_under_a_bound() -> None:
+    crooked = "if True:\n  x = 1\n"
+    assert tidied(crooked) == "if True:\n    x = 1\n"
+    assert tidied("x = 1\n\\\n\n  y = 2\n") is None  # a stray backslash line makes autopep8 loop for ever
+    assert tidied(crooked + "#" * MAX_CHARACTERS) is None
+    assert sys.gettrace() is None or "tidy" not in repr(sys.gettrace())

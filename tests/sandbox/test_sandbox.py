@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import signal
@@ -451,6 +452,19 @@ def test_close_leaves_nothing() -> None:
     assert sandbox.run("print(1)").status is Status.REFUSED
     session.close()
     sandbox.close()  # twice is fine
+
+
+def test_a_sandbox_nobody_holds_is_closed() -> None:
+    """Also one whose last session was not closed and has a process: what the client keeps of it does not hold it."""
+    sandbox = Sandbox(SandboxConfig(workers=1, memory_mib=256))
+    client, session = sandbox._client, sandbox.session()
+    assert session.run("print(1)").stdout == "1\n"
+    del sandbox
+    assert session.run("print(2)").stdout == "2\n"
+    del session
+    gc.collect()
+    assert client.closed
+    assert not client.run_dir.exists()
 
 
 def test_killed_client_leaves_no_orphan() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import signal
 import socket
@@ -94,7 +95,7 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
 
     def rehearse(*_: object) -> None:
         steps.append("rehearse")
-        socket.send_fds(ours, [order.encode()], [read_end for read_end, _ in pipes])
+        socket.send_fds(ours, [json.dumps(order).encode()], [read_end for read_end, _ in pipes])
 
     def confine(_: object, ruleset: int) -> None:
         received.append(ruleset)

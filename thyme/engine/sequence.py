@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from thyme.engine.params import SamplingParams
 from thyme.model.image_processor import ImageInputs
 from thyme.repetition import RepetitionHit
-
-if TYPE_CHECKING:
-    from thyme.engine.sequence_table import SequenceTable
 
 
 class SequenceStatus(Enum):
@@ -69,6 +66,17 @@ class Sampled:
     """[4, S]: logprob, logprob_raw, entropy, temperature."""
 
 
+class TokenRows(Protocol):
+    """What a sequence reads of the table it has a row in; the table itself (sequence_table.py) knows sequences."""
+
+    num_tokens: NDArray[np.int64]
+    """[R]"""
+
+    @property
+    def token_ids(self) -> NDArray[Any]:
+        """[R, C]"""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One sequence of tokens from its prompt to its end. Read what you like; only the engine writes.
@@ -90,7 +98,7 @@ class Sequence:
     images: list[ImageInputs] = field(default_factory=list)
     image_starts: list[int] = field(default_factory=list)
     row: int | None = None
-    table: SequenceTable | None = None
+    table: TokenRows | None = None
     node: int = 0
     """Node of the prefix tree after the first num_published blocks."""
     num_published: int = 0

@@ -15,7 +15,7 @@ from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
 from thyme.rollout.sampling import Sampling
-from thyme.rollout.scheduler import Run, RunTiming
+from thyme.rollout.scheduler import RolloutScheduler, RunTiming
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 
@@ -58,13 +58,13 @@ class RolloutLoop:
             ValueError: an empty question, an image that can't be used.
         """
         sampling = sampling or self.config.sampling()
-        run = self._new_run(questions, sampling)
+        scheduler = self._scheduler(questions, sampling)
         rollouts: list[dict[int, Rollout]] = [{} for _ in questions]
-        with closing(run.events()) as events:
+        with closing(scheduler.events()) as events:
             for event in events:
                 if isinstance(event, End):
                     rollouts[event.rollout.group][event.rollout.index] = event.rollout
-        self.timing = run.timing()
+        self.timing = scheduler.timing()
         return [[group[index] for index in range(sampling.n)] for group in rollouts]
 
     def stream(self, question: Question, sampling: Sampling | None = None) -> Generator[Event, None, None]:
@@ -72,9 +72,13 @@ class RolloutLoop:
 
         Close the generator to cancel the rollout.
         """
-        run = self._new_run([question], replace(sampling or self.config.sampling(), n=1), streaming=True)
-        yield from run.events()
-        self.timing = run.timing()
+        scheduler = self._scheduler([question], replace(sampling or self.config.sampling(), n=1), streaming=True)
+        yield from scheduler.events()
+        self.timing = scheduler.timing()
 
-    def _new_run(self, questions: Sequence[Question], sampling: Sampling, *, streaming: bool = False) -> Run:
-        return Run(self.engine, self.sandbox, self.processor, self.config, questions, sampling, streaming=streaming)
+    def _scheduler(
+        self, questions: Sequence[Question], sampling: Sampling, *, streaming: bool = False
+    ) -> RolloutScheduler:
+        return RolloutScheduler(
+            self.engine, self.sandbox, self.processor, self.config, questions, sampling, streaming=streaming
+        )

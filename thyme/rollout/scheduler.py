@@ -65,7 +65,7 @@ class _Piece:
     seed: int
 
 
-class Run:
+class RolloutScheduler:
     """Drives the rollouts of each question to their ends.
 
     Args:

@@ -40,6 +40,7 @@ class Group:
 
     @property
     def folders(self) -> list[Path]:
+        """The groups that could be made; one where both controllers share a hierarchy."""
         return list(dict.fromkeys(self._folders.values()))
 
     def add(self, pid: int) -> None:
@@ -53,6 +54,7 @@ class Group:
             self._try(self._bound)
 
     def layer(self) -> Layer:
+        """What the groups bound, or why there are none."""
         if self._problem:
             return Layer("cgroup", False, False, f"{self._problem}; what idle sessions hold has no bound in all")
         return Layer("cgroup", True, False, f"in all {self.limit >> 20} MiB and {self.num_processes} processes")

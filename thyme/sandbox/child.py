@@ -118,17 +118,17 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
     for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), descriptors[:4], strict=True):
         os.dup2(source, number, inheritable=False)
     os.closerange(CODE + 1, _MAX_FD)
-    serve(_job(Order.decode(message), place, plan), config)
+    serve(_job(json.loads(message), place, plan), config)
 
 
 def _job(order: Order, place: Place, plan: JailPlan) -> Job:
-    file = order.image_file and (_INPUT if plan.private_mounts else f"{plan.images}/{order.image_file}")
+    file = order["image_file"] and (_INPUT if plan.private_mounts else f"{plan.images}/{order['image_file']}")
     return Job(
         scratch=place.scratch,
-        image_path=order.image_path,
+        image_path=order["image_path"],
         image_file=file,
-        image_format=order.image_format,
-        seed=order.seed,
+        image_format=order["image_format"],
+        seed=order["seed"],
     )
 
 

@@ -9,13 +9,11 @@ own snippet.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from thyme.sandbox.cgroup import Group
 from thyme.sandbox.child_handle import FRAME_BYTES, kill_process
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.image_store import ImageStore
+from thyme.sandbox.outbox import Outbox
 from thyme.sandbox.reader import Reader
 from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
 from thyme.sandbox.round_queue import RoundQueue
@@ -38,12 +37,8 @@ _log = logging.getLogger("thyme.sandbox")
 _MAX_TRIES = 2
 _EXIT_S = 2.0
 """After a child hung up, its exit status must follow."""
-_IDLE_SWEEP_S = 1.0
 _IDLE_CPU_S = 0.25
 """A process between two snippets that burns more than this is ended."""
-_RETRY_S = 0.01
-"""How soon an order is tried again that the fork-server could not take."""
-_NEVER_S = 3600.0
 
 
 class Client:
@@ -56,7 +51,7 @@ class Client:
         self.closed = False
         self.broken: SandboxUnavailable | None = None
         self.restarts = 0
-        self.done: list[tuple[Future[SandboxResult], SandboxResult]] = []
+        self.outbox = Outbox(self.lock)
         self.rounds = RoundQueue(config, self._listen)
         self.run_dir = make_run_folder()
         self.group = Group(config, off)
@@ -64,7 +59,7 @@ class Client:
             self.images = ImageStore(self.run_dir / "images")
             self._start()
             self.reader = Reader(
-                self.lock, on_time=self._on_time, on_error=self._on_own_error, afterwards=self._resolve
+                self.lock, on_time=self._on_time, on_error=self._on_own_error, afterwards=self.outbox.flush
             )
             self.reader.watch(self.server.control, self._on_control)
         except BaseException:
@@ -79,10 +74,12 @@ class Client:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """What isolates here; see Sandbox.layers."""
         return self.server.layers
 
     @property
     def isolation(self) -> str:
+        """What isolates here in a word; see Sandbox.isolation."""
         return self.server.isolation
 
     def open_session(
@@ -117,7 +114,7 @@ class Client:
             else:
                 self.rounds.waiting.append(round_)
                 self._dispatch()
-        self._resolve()
+        self.outbox.flush()
         return round_
 
     def cancel(self, round_: Round) -> None:
@@ -128,7 +125,7 @@ class Client:
                 self._discard(round_.session)
             if not self.closed:
                 self._dispatch()
-        self._resolve()
+        self.outbox.flush()
 
     def close_session(self, session: SessionState) -> None:
         """Ends the session's process; what it has queued or running is REFUSED."""
@@ -145,7 +142,7 @@ class Client:
                 self._dispatch()
         if image is not None:
             self.images.release(image)
-        self._resolve()
+        self.outbox.flush()
 
     def close(self) -> None:
         """Kills what runs, ends the fork-server, deletes every scratch folder. Twice is fine."""
@@ -163,13 +160,14 @@ class Client:
         self.reader.join()
         self.server.stop()
         self._release()
-        self._resolve()
+        self.outbox.flush()
         _live.discard(self)
 
     def abandon(self) -> None:
         """In a fork of this process: let go of the descriptors, so that the server notices when the original ends."""
         self.closed = True
         self.lock = threading.RLock()  # a thread that is not here may have held it
+        self.outbox = Outbox(self.lock)
         self.images.abandon()
         self.server.control.close()
         for session in self.rounds.live.values():
@@ -181,7 +179,7 @@ class Client:
     def _dispatch(self) -> None:
         """Starts what may start now, and has the reader awake in time for its deadlines."""
         self._start_waiting()
-        self.reader.wake_by(self._next_deadline(time.monotonic()))
+        self.reader.wake_by(self.rounds.next_deadline(time.monotonic()))
 
     def _start_waiting(self) -> None:
         if self.broken is None:
@@ -317,7 +315,7 @@ class Client:
             message = f"the snippet's process sent nonsense: {error}"[:200]
             self._end(session, Status.CRASHED, SnippetError("ProtocolError", message, None))
             return
-        self.done.append((round_.future, result))
+        self.outbox.put(round_.future, result)
         self.rounds.end_round(session)
         session.child.rest()
         if session.one_shot or result.status is Status.MEMORY:
@@ -342,17 +340,7 @@ class Client:
                 else:
                     self._end(session, Status.CRASHED, SnippetError("Crash", "the process hung up", None))
         self._start_waiting()
-        return self._next_deadline(now)
-
-    def _next_deadline(self, now: float) -> float:
-        first = now + _NEVER_S
-        for session in self.rounds.live.values():
-            assert session.child is not None
-            if session.round is not None:
-                first = min(first, session.round.deadline or first)
-            else:
-                first = min(first, session.child.idle_since + self.config.idle_s, now + _IDLE_SWEEP_S)
-        return min(first, now + _RETRY_S) if self.rounds.has_work() else first
+        return self.rounds.next_deadline(now)
 
     def _on_own_error(self, error: Exception) -> None:
         """A bug of ours must not hang every caller."""
@@ -398,22 +386,10 @@ class Client:
             restarted=round_.restarted,
             cpu_s=cpu_s,
         )
-        self.done.append((round_.future, result))
+        self.outbox.put(round_.future, result)
 
     def _refuse(self, round_: Round, reason: str) -> None:
         self._finish(round_, Status.REFUSED, error=SnippetError("Refused", reason, None))
-
-    def _resolve(self) -> None:
-        """Resolves futures outside the lock: their callbacks are other people's code."""
-        while True:
-            with self.lock:
-                ready, self.done = self.done, []
-            if not ready:
-                return
-            for future, result in ready:
-                if not future.cancelled():
-                    with contextlib.suppress(Exception):  # cancelled in this very moment
-                        future.set_result(result)
 
 
 _live: weakref.WeakSet[Client] = weakref.WeakSet()

@@ -13,9 +13,10 @@ import select
 import signal
 import socket
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from thyme.sandbox import child, jail
+from thyme.sandbox import jail
+from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
 from thyme.sandbox.slots import Place, Slots
@@ -25,8 +26,14 @@ _POLL_S = 0.02
 _LAST_CLEANING_S = 2.0
 
 
-class _Waiting(NamedTuple):
-    """A child that waits for its order."""
+class Life(Protocol):
+    """What a child does from its birth to its end; see child.live."""
+
+    def __call__(self, place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, early: bool) -> None: ...
+
+
+class _Child(NamedTuple):
+    """A forked child. Channel and ruleset are of use until it has got its order."""
 
     pid: int
     pidfd: int
@@ -35,17 +42,10 @@ class _Waiting(NamedTuple):
     ruleset: int
 
     def close(self) -> None:
+        """Closes what hands an order over."""
         self.channel.close()
         if self.ruleset >= 0:
             os.close(self.ruleset)
-
-
-class _Working(NamedTuple):
-    """A child that got its order."""
-
-    id: str
-    pid: int
-    place: Place
 
 
 class ForkLoop:
@@ -55,15 +55,16 @@ class ForkLoop:
         control: the socket to the client.
         setup: the client's wishes.
         plan: the jail that every child is put into.
+        live: what a child does.
     """
 
-    def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan) -> None:
+    def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan, live: Life) -> None:
         self.slots = Slots(plan, setup.config)
-        self._control, self._config, self._plan = control, setup.config, plan
-        self._working: dict[int, _Working] = {}  # by pidfd
+        self._control, self._config, self._plan, self._live = control, setup.config, plan, live
+        self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
-        self._parked: _Waiting | None = None
+        self._parked: _Child | None = None
         # With private mounts the image must be known before the fork.
         self._parks = not plan.private_mounts and "parking" not in setup.off
         self._may_park = True
@@ -117,30 +118,30 @@ class ForkLoop:
 
     def _serve(self, message: bytes, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
-        order = Order.decode(message)
-        image_file = order.image_file and f"{self._plan.images}/{order.image_file}"
-        waiting: _Waiting | None = None
+        order: Order = json.loads(message)
+        image_file = order["image_file"] and f"{self._plan.images}/{order['image_file']}"
+        child: _Child | None = None
         try:
-            waiting = self._unpark() or self._spawn(image_file, early=False)
-            self._working[waiting.pidfd] = _Working(order.id, waiting.pid, waiting.place)
-            more = [waiting.ruleset] if waiting.ruleset >= 0 else []
+            child = self._unpark() or self._spawn(image_file, early=False)
+            self._working[child.pidfd] = order["id"], child
+            more = [child.ruleset] if child.ruleset >= 0 else []
             if more and image_file:
-                self._plan.allow(waiting.ruleset, image_file)
+                self._plan.allow(child.ruleset, image_file)
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
-            self._send({"forked": order.id}, [waiting.pidfd])
-            socket.send_fds(waiting.channel, [message], [*descriptors, *more])
+            self._send({"forked": order["id"]}, [child.pidfd])
+            socket.send_fds(child.channel, [message], [*descriptors, *more])
         except OSError as error:
-            self._send({"exited": order.id, "failed": str(error)})
+            self._send({"exited": order["id"], "failed": str(error)})
         finally:
             for fd in descriptors:
                 os.close(fd)
-            if waiting is not None:
-                waiting.close()  # without an order it leaves
+            if child is not None:
+                child.close()  # without an order it leaves
         self._may_park = True
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def _spawn(self, image_file: str | None, *, early: bool) -> _Waiting:
+    def _spawn(self, image_file: str | None, *, early: bool) -> _Child:
         """Forks a child that puts half of its jail on and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
@@ -163,15 +164,14 @@ class ForkLoop:
                 self.slots.release(place)
             raise
         self._poll.register(pidfd, select.POLLIN)
-        return _Waiting(pid, pidfd, place, ours, ruleset)
+        return _Child(pid, pidfd, place, ours, ruleset)
 
     def _become_child(self, place: Place, channel: int, early: bool) -> None:
         """The forked side. Never returns, whatever happens."""
         leave = os._exit
         try:
-            live = child.live
             self._control.detach()
-            live(place, self._plan, self._config, channel, early=early)
+            self._live(place, self._plan, self._config, channel, early=early)
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 os.write(2, f"{error}\n".encode())
@@ -188,7 +188,7 @@ class ForkLoop:
         with contextlib.suppress(OSError):
             self._parked = self._spawn(None, early=True)
 
-    def _unpark(self) -> _Waiting | None:
+    def _unpark(self) -> _Child | None:
         """The child that was forked ahead, if there is one and it lives."""
         parked, self._parked = self._parked, None
         if parked is not None and select.select([parked.pidfd], [], [], 0)[0]:
@@ -196,7 +196,7 @@ class ForkLoop:
             return None
         return parked
 
-    def _bury(self, parked: _Waiting) -> None:
+    def _bury(self, parked: _Child) -> None:
         """A parked child that ended before it got an order."""
         self._poll.unregister(parked.pidfd)
         parked.close()
@@ -206,27 +206,27 @@ class ForkLoop:
 
     def _reap(self, pidfd: int) -> None:
         """A child that ended after its order."""
-        ended = self._working.pop(pidfd)
+        id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(ended.pid, 0)
         self.slots.release(ended.place)
         cpu_s, over_quota = usage.ru_utime + usage.ru_stime, pidfd in self._over_quota
         self._over_quota.discard(pidfd)
-        self._send({"exited": ended.id, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
+        self._send({"exited": id_, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
 
     def _watch_scratch(self) -> None:
-        for pidfd, working in self._working.items():
-            if self.slots.is_over_quota(working.place):
+        for pidfd, (_, child) in self._working.items():
+            if self.slots.is_over_quota(child.place):
                 self._over_quota.add(pidfd)
                 _kill(pidfd)
 
     def _kill_all(self) -> None:
         for pidfd in self._working:
             _kill(pidfd)
-        for working in self._working.values():
-            os.waitpid(working.pid, 0)
-            self.slots.release(working.place)
+        for _, child in self._working.values():
+            os.waitpid(child.pid, 0)
+            self.slots.release(child.place)
         if self._parked is not None:
             _kill(self._parked.pidfd)
             self._bury(self._parked)

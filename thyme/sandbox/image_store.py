@@ -62,6 +62,7 @@ class ImageStore:
         raise ValueError(f"image must be a PIL image, a path or None, got {type(image).__name__}")
 
     def release(self, stored: StoredImage) -> None:
+        """Gives back what `acquire` gave; the file may go when nobody has it."""
         with self._lock:
             image, users = self._files[stored.file]
             self._files[stored.file] = (image, users - 1)

@@ -12,7 +12,7 @@ import resource
 import sys
 import types
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix, SnippetError
 from thyme.sandbox.result_images import ResultImages
 from thyme.sandbox.snippet_error import is_full, line_of, memory_error, runtime_error, syntax_error, text_of
+from thyme.sandbox.source import num_lines
 from thyme.sandbox.stdout import Stdout, num_printed
 
 _FUTURE_FLAGS = functools.reduce(
@@ -46,19 +47,8 @@ class Job:
     seed: int
 
 
-class _End(NamedTuple):
-    """How the run of a snippet ended, by the names of the answer to the client."""
-
-    status: str
-    error: SnippetError | None = None
-
-
-class _Program(NamedTuple):
-    """A snippet, and apart from it the last expression, where it ends in one whose value could be shown."""
-
-    body: types.CodeType
-    last: types.CodeType | None = None
-    last_line: int = 0
+_End = tuple[str, SnippetError | None]
+"""How the run of a snippet ended: status by the names of the answer to the client, error."""
 
 
 class Interpreter:
@@ -101,23 +91,23 @@ class Interpreter:
             for statement, fix in repaired.imports:
                 try:
                     exec(statement, self.names)
-                except ImportError:
+                except (ImportError, OSError):  # not installed; no input image
                     fixes.remove(fix)
-            end = self._execute(repaired, code)
-            if end.status in ("ok", "error"):
+            status, error = self._execute(repaired, code)
+            if status in ("ok", "error"):
                 printed, path = stdout.text(), self.names.get("processed_path")
                 found = self.images.find(printed, None if path is previous_path else path, shims.notes.saved)
                 sizes, excess = self.images.hand_over(found)
-                if excess and end.status == "ok":
-                    end = _End("output_limit", SnippetError("OutputLimit", excess, None))
+                if excess and status == "ok":
+                    status, error = "output_limit", SnippetError("OutputLimit", excess, None)
         except MemoryError:
-            end = _End("memory", memory_error(self.config))
+            status, error = "memory", memory_error(self.config)
         except BaseException as problem:
-            end = _End("error", SnippetError(type(problem).__name__, text_of(problem), None))
+            status, error = "error", SnippetError(type(problem).__name__, text_of(problem), None)
         return {
-            "status": end.status,
+            "status": status,
             "stdout": stdout.finish(),
-            "error": None if end.error is None else self._shortened(end.error),
+            "error": None if error is None else self._shortened(error, num_lines(code)),
             "images": sizes,
             "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:_MOST_FIXES],
             "cpu_s": round(_cpu_s() - self.cpu_before, 4),
@@ -134,41 +124,43 @@ class Interpreter:
     def _execute(self, repaired: Repaired, original: str) -> _End:
         filename = f"{shims.SNIPPET} {self.round}>"
         try:
-            program = _compiled(repaired.code, filename)
+            body, last, last_line = _compiled(repaired.code, filename)
         except (SyntaxError, ValueError, RecursionError) as problem:
-            return _End("error", syntax_error(problem, original))
+            return "error", syntax_error(problem, original)
         try:
-            exec(program.body, self.names)
-            if program.last is not None:
-                _show_last(eval(program.last, self.names), program.last_line)
+            exec(body, self.names)
+            if last is not None:
+                _show_last(eval(last, self.names), last_line)
         except SystemExit as stop:
             if stop.code in (None, 0):
-                return _End("ok")
-            return _End("error", SnippetError("SystemExit", text_of(stop), line_of(stop, filename)))
+                return "ok", None
+            return "error", SnippetError("SystemExit", text_of(stop), line_of(stop, filename))
         except MemoryError as problem:
-            return _End("memory", memory_error(self.config, text_of(problem), line_of(problem, filename)))
+            return "memory", memory_error(self.config, text_of(problem), line_of(problem, filename))
         except BaseException as problem:
             error = runtime_error(problem, filename, self.config, self.map.image_path)
-            return _End("output_limit" if is_full(problem) else "error", error)
+            return "output_limit" if is_full(problem) else "error", error
         finally:
             with contextlib.suppress(BaseException):  # a snippet may leave anything in sys.stdout
                 sys.stdout.flush()
-        return _End("ok")
+        return "ok", None
 
-    def _shortened(self, error: SnippetError) -> SnippetError:
+    def _shortened(self, error: SnippetError, last_line: int) -> SnippetError:
+        line = error.line and min(error.line, last_line)  # escaped line ends were made real ones
         message = self.map.shown(error.message).encode("utf-8", "replace")[: self.config.max_error_bytes]
-        return SnippetError(str(error.type)[:100], message.decode("utf-8", "ignore"), error.line)
+        return SnippetError(str(error.type)[:100], message.decode("utf-8", "ignore"), line)
 
 
-def _compiled(code: str, filename: str) -> _Program:
+def _compiled(code: str, filename: str) -> tuple[types.CodeType, types.CodeType | None, int]:
+    """The program, and apart from it the last expression with its line, where it ends in one that could be shown."""
     tree = ast.parse(code, filename)
     last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr) or _is_docstring(tree):
-        return _Program(compile(tree, filename, "exec"))
+        return compile(tree, filename, "exec"), None, 0
     tree.body.pop()
     body: types.CodeType = compile(tree, filename, "exec")
     flags = body.co_flags & _FUTURE_FLAGS
-    return _Program(body, compile(ast.Expression(last.value), filename, "eval", flags), last.lineno)
+    return body, compile(ast.Expression(last.value), filename, "eval", flags), last.lineno
 
 
 def _is_docstring(tree: ast.Module) -> bool:

@@ -128,6 +128,7 @@ def landlock_rule(path: str | Path, abi: int, *, writable: bool = False) -> byte
 
 
 def landlock_close(rule: bytes) -> None:
+    """Closes the descriptor that a rule holds."""
     os.close(struct.unpack("=Qi", rule)[1])
 
 

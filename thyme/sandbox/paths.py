@@ -98,6 +98,7 @@ def use(paths: PathMap | None) -> None:
 
 
 def current() -> PathMap | None:
+    """The translation of this process; None before `use`."""
     return _current
 
 

@@ -131,7 +131,14 @@ class Sandbox:
         *,
         seed: int = 0,
     ) -> SandboxResult:
-        """`run` for asyncio. A cancelled await kills the snippet."""
+        """`run` for asyncio. A cancelled await kills the snippet.
+
+        Args:
+            code: Python as the model wrote it.
+            image: as for `session`.
+            image_path: as for `session`.
+            seed: as for `session`.
+        """
         with self._session(image, image_path, seed, one_shot=True) as session:
             return await session.arun(code)
 

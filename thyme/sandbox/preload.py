@@ -70,6 +70,7 @@ def _bar(names: list[str]) -> None:
 
 
 def is_left_out(name: str | None) -> bool:
+    """Whether a module is there on the host but kept from snippets."""
     return name in sys.modules and sys.modules[name] is None
 
 

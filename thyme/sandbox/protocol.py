@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from thyme.sandbox.config import SandboxConfig
 
@@ -32,6 +32,7 @@ class Setup:
     """The control groups the fork-server was put into."""
 
     def encode(self) -> bytes:
+        """The message."""
         message = {
             "config": asdict(self.config),
             "run_dir": str(self.run_dir),
@@ -42,6 +43,7 @@ class Setup:
 
     @classmethod
     def decode(cls, message: bytes) -> Setup:
+        """What `encode` made a message of."""
         fields = json.loads(message)
         config = {**fields["config"], "preload": tuple(fields["config"]["preload"])}
         return cls(
@@ -52,8 +54,7 @@ class Setup:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(TypedDict):
     """A request for the process of one session."""
 
     id: str
@@ -64,11 +65,3 @@ class Order:
     image_format: str | None
     """What the image was before it was stored ("JPEG"); None where that is not known."""
     seed: int
-
-    def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def decode(cls, message: bytes) -> Order:
-        fields: dict[str, Any] = json.loads(message)
-        return cls(**fields)

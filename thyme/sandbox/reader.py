@@ -46,6 +46,7 @@ class Reader:
         self._thread = threading.Thread(target=self._loop, name="thyme-sandbox", daemon=True)
 
     def start(self) -> None:
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -76,6 +77,7 @@ class Reader:
             self._epoll.unregister(source)
 
     def is_watched(self, source: socket.socket) -> bool:
+        """Whether `watch` was called for it and `unwatch` was not."""
         return source.fileno() in self._watched
 
     def wake_by(self, deadline: float) -> None:

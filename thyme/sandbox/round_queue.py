@@ -15,6 +15,11 @@ from thyme.sandbox.zygote_handle import ZygoteHandle
 
 _FORK_S = 5.0
 """A child that is not there by then means a stuck fork-server."""
+_RETRY_S = 0.01
+"""How soon what waits is tried again: the fork-server may not have taken an order, a session may have become free."""
+_IDLE_SWEEP_S = 1.0
+"""How often idle processes are looked at for what they burn."""
+_NEVER_S = 3600.0
 
 
 class RoundQueue:
@@ -65,6 +70,17 @@ class RoundQueue:
                 break
         self.waiting.extendleft(reversed(skipped))
         return failed
+
+    def next_deadline(self, now: float) -> float:
+        """When a process must be looked at or a waiting round be tried again, at the latest; by the monotonic clock."""
+        first = now + (_RETRY_S if self.has_work() else _NEVER_S)
+        for session in self.live.values():
+            assert session.child is not None
+            if session.round is not None:
+                first = min(first, session.round.deadline or first)
+            else:
+                first = min(first, session.child.idle_since + self._config.idle_s, now + _IDLE_SWEEP_S)
+        return first
 
     def take_back(self, round_: Round) -> bool:
         """Removes a round that waits; False where it does not."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from thyme.sandbox import paths
+from thyme.sandbox import arguments, paths
 from thyme.sandbox.result import Fix
 
 SNIPPET = "<snippet"
@@ -65,6 +65,7 @@ class Notes:
         self.shown = 0
 
     def fix(self, kind: str, message: str) -> None:
+        """Notes a leniency, at the line of the snippet that runs now."""
         frame = sys._getframe(1)
         while frame.f_back is not None and not frame.f_code.co_filename.startswith(SNIPPET):
             frame = frame.f_back
@@ -74,6 +75,7 @@ class Notes:
             self.fixes.append(note)
 
     def save(self, path: str) -> None:
+        """Notes that an image was saved to `path`, after all that were saved before."""
         if path in self.saved:
             self.saved.remove(path)
         if len(self.saved) < 256:
@@ -132,8 +134,10 @@ def _missing_input(path: Any) -> Any:
     if mapping is None or not isinstance(path, (str, os.PathLike)):
         return path
     text, real = str(path), mapping.real(path)
+    if text == mapping.image_path and mapping.substitute is None:
+        mapping.substitute = text  # the snippet knows its input: whatever else is missing is another file
     missing = isinstance(real, (str, os.PathLike)) and not _exists(real)
-    looks_like_image = text.lower().endswith(paths.IMAGE_SUFFIXES)
+    looks_like_image = text.lower().endswith(paths.IMAGE_SUFFIXES) and not text.startswith(paths.HOME)
     if missing and looks_like_image and mapping.image_file and mapping.substitute in (None, text):
         mapping.substitute = text
         notes.fix("path", f"{text!r} does not exist: the input image {mapping.image_path!r} is used")
@@ -326,6 +330,7 @@ def install() -> None:
     """Puts the shims in place, once, in the zygote."""
     paths.install()
     _patch_pillow()
+    arguments.install(lambda message: notes.fix("arguments", message))
     _patch_numpy()
     try:
         cv2 = importlib.import_module("cv2")

@@ -53,6 +53,7 @@ class Slots:
 
     @property
     def need_cleaning(self) -> bool:
+        """Whether `clean_a_little` has something to do."""
         return bool(self._wiping)
 
     def take(self, image_file: str | None = None) -> Place:

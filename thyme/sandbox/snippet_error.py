@@ -39,6 +39,7 @@ def syntax_error(problem: BaseException, original: str) -> SnippetError:
 
 
 def memory_error(config: SandboxConfig, detail: str = "", line: int | None = None) -> SnippetError:
+    """The error of a snippet that ran out of memory."""
     message = f"the snippet used more than {config.memory_mib} MiB" + (f" ({detail})" if detail else "")
     return SnippetError("MemoryError", message, line)
 

@@ -17,17 +17,15 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from thyme.sandbox import jail
+from thyme.sandbox.fork_loop import ForkLoop
 from thyme.sandbox.plan import enter_namespace, enter_namespaces, holds, make_plan
 from thyme.sandbox.preload import preload, readable_paths
 from thyme.sandbox.protocol import MESSAGE_BYTES, Setup
 from thyme.sandbox.result import Layer
 from thyme.sandbox.run_folder import remove_run_folder
-
-if TYPE_CHECKING:
-    from thyme.sandbox.fork_loop import ForkLoop
 
 _ORPHANED = 3
 """Exit status of a fork-server whose client ended without a goodbye."""
@@ -99,7 +97,6 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
     missing = preload(list(setup.config.preload))
     # Only now: they load Pillow, and the child patches what it loads.
     from thyme.sandbox import child, shims
-    from thyme.sandbox.fork_loop import ForkLoop
     from thyme.sandbox.probe import probe
 
     child.set_up()
@@ -112,7 +109,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
     jail.collapse_heap()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     plan = make_plan(setup, layers, readable, pages * os.sysconf("SC_PAGE_SIZE"))
-    loop = ForkLoop(control, setup, plan)
+    loop = ForkLoop(control, setup, plan, child.live)
     sys.path_importer_cache.clear()
     shims.install()
     child.warm_up(f"{plan.slots}/warm", setup.config)

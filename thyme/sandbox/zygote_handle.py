@@ -111,7 +111,7 @@ class ZygoteHandle:
             BlockingIOError: the socket is full.
             OSError: the server has ended.
         """
-        socket.send_fds(self.control, [order.encode()], descriptors, socket.MSG_DONTWAIT)
+        socket.send_fds(self.control, [json.dumps(order).encode()], descriptors, socket.MSG_DONTWAIT)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message with its descriptors; None where there is none yet.

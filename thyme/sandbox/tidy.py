@@ -1,0 +1,42 @@
+"""autopep8's reading of a broken indentation, under a bound of its own: some input makes it loop for ever."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+MAX_CHARACTERS = 4096
+MAX_STEPS = 60_000
+"""Lines of Python that autopep8 may run; about 25 ms; a snippet of 30 lines takes half of it."""
+
+
+class _OutOfSteps(BaseException):
+    """Not an Exception: autopep8 must not catch it."""
+
+
+def tidied(text: str) -> str | None:
+    """The text with its indentation tidied; None if that would cost too much, or loses or adds a line."""
+    if len(text) > MAX_CHARACTERS:
+        return None
+    import autopep8
+
+    left = MAX_STEPS
+
+    def count(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _OutOfSteps
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        out = str(autopep8.fix_code(text, options={"select": ["E1", "W1"], "aggressive": 0}))
+    except _OutOfSteps:
+        return None
+    finally:
+        sys.settrace(before)
+    same = out.count("\n") - out.endswith("\n") == text.count("\n") - text.endswith("\n")
+    return out if same else None
