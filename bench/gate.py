@@ -54,7 +54,7 @@ class Configuration:
     rare: bool = False
     """Compiled only where --rare asks for it."""
     aligned: frozenset[str] = field(default_factory=frozenset)
-    """Integer arguments that are multiples of 16 at run time; pointers always are."""
+    """Integer arguments that are multiples of 16 at run time; pointers are, but for those of vectors."""
 
 
 def configurations() -> list[Configuration]:
@@ -123,7 +123,7 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if types.get(name, "").startswith("*") or name in configuration.aligned
+        if is_aligned(configuration, kernel, name)
     }
     source = ASTSource(kernel, signature, configuration.constants, aligned)
     out = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=configuration.options)
@@ -145,6 +145,13 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
         "missing": missing,
         "misfits": misfits(out.asm["ttgir"]),
     }
+
+
+def is_aligned(configuration: Configuration, kernel: Any, name: str) -> bool:
+    """Whether an argument is compiled as a multiple of 16: a pointer is, unless its kernel is told not to ask."""
+    (parameter,) = (one for one in kernel.params if one.name == name)
+    pointer = configuration.types.get(name, "").startswith("*") and not parameter.do_not_specialize_on_alignment
+    return pointer or name in configuration.aligned
 
 
 def misfits(ttgir: str) -> list[str]:

@@ -73,7 +73,7 @@ def compiled(configuration: gate.Configuration) -> str:
         if kind is None:
             arguments[name] = f"={configuration.constants[name]}"
         else:
-            arguments[name] = f":{kind}{'/16' * (kind.startswith('*') or name in configuration.aligned)}"
+            arguments[name] = f":{kind}{'/16' * gate.is_aligned(configuration, kernel, name)}"
     return _described(arguments, configuration.options)
 
 

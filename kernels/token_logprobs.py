@@ -56,7 +56,7 @@ def _load_row(row_ptr, banned_ptr, start, vocab_size, HAS_BANNED: tl.constexpr, 
     return z
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["targets_ptr", "tau_ptr", "mask_ptr"])
 def _forward_kernel(
     logits_ptr,
     targets_ptr,
@@ -116,7 +116,7 @@ def _forward_kernel(
     tl.store(out + 4 * num_rows, log_total_raw - x_total / total)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["targets_ptr", "tau_ptr", "g_ptr", "h_ptr"])
 def _backward_kernel(
     logits_ptr,
     targets_ptr,

@@ -158,6 +158,10 @@ for n in (1, 2, 16, 33):
         more = {"seed": index, "position": index, "top_k": top_k, "bitwise_logprobs": True}
         sample.sample_triton(torch.randn(n, 320), torch.ones(n), **more)
     token_logprobs.token_logprobs_triton(torch.randn(n, 320), index)  # without temperature or mask: the same binary
+    tail = torch.arange(n + 1)[1:]  # and for vectors that begin anywhere
+    token_logprobs.token_logprobs_triton(
+        torch.randn(n, 320), tail, temperature=torch.ones(n + 1)[1:], mask=torch.ones(n + 1, dtype=torch.bool)[1:]
+    )
 for n in (1, 2, 16, 33):
     for width in (1, 7, 16, 64, 512):
         kv = torch.zeros(40, 16, 2, 16)

@@ -174,6 +174,22 @@ def test_sixteen_bits(backward: Backward, dtype: torch.dtype, tolerances: dict) 
         torch.testing.assert_close(a.double(), b, atol=atol, rtol=rtol)
 
 
+@pytest.mark.parametrize("tma", [False, True], ids=["pointers", "bulk copies"])
+@BACKWARDS
+def test_bfloat16_in_triton(backward: Backward, tma: bool, monkeypatch: pytest.MonkeyPatch, tolerances: dict) -> None:
+    """dz is rounded to bfloat16 before its products, and they are again: four times the tolerance of one rounding."""
+    monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden, weight: tma)
+    args = problem(9, 300, 72, torch.bfloat16)
+    entropy = 0.0 if backward == "exp_tiles" else 0.3
+    exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
+    got = call(linear_logprob_triton, args, entropy=entropy, backward=backward)
+    expected = call(linear_logprob_ref, exact, entropy=entropy)
+    assert [x.dtype for x in got] == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    for name, a, b in zip(("logprob", "entropy", "grad", "grad"), got, expected, strict=True):
+        atol, rtol = tolerances[name, torch.bfloat16]
+        torch.testing.assert_close(a.double(), b, atol=4 * atol if name == "grad" else atol, rtol=rtol)
+
+
 @BACKWARDS
 def test_gradcheck(backward: Backward) -> None:
     args = problem(5, 7, 3)

@@ -103,7 +103,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @ALL
 def test_against_the_loop(run: Run, shape: tuple[Any, ...], dtype: torch.dtype, tolerances: dict) -> None:
     if run is paged_attention_native:
