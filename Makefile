@@ -37,7 +37,7 @@ soak: $(READY)
 	$(PY) -m pytest -m "soak and not gpu"
 
 bench: $(READY)
-	$(PY) bench/run.py
+	$(PY) bench/table.py
 
 gate: $(READY)
 	$(PY) bench/gate.py

@@ -77,7 +77,7 @@ if "$PYTHON" -c "import pytest_benchmark" 2> /dev/null; then
     done
     results=$(find "$OUT" -name "bench-*.json" -size +0 | sort)
     # shellcheck disable=SC2086
-    [[ -z $results ]] || "$PYTHON" bench/run.py --print $results --baseline "$OUT" | tee "$OUT/table.txt"
+    [[ -z $results ]] || "$PYTHON" bench/table.py --print $results --baseline "$OUT" | tee "$OUT/table.txt"
 else
     say "benchmarks: not run, pytest-benchmark is not installed"
 fi

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.logit_rows import BannedIds
 from thyme.kernels.policy_loss import GrpoLossConfig as GrpoLossConfig
 from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_loss import policy_loss as policy_loss
 from thyme.kernels.policy_loss import weighted_policy_loss
-from thyme.kernels.rows import BannedIds
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
 

@@ -38,8 +38,8 @@ from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.linear_tiles import HeadRows, backward_tiles, chunks, forward_tiles, rows_at, rows_that_fit
+from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 from thyme.kernels.policy_loss import GrpoLossConfig, GrpoMetrics, weighted_policy_loss
-from thyme.kernels.rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 
 Backward = Literal["recompute", "exp_tiles"]
 

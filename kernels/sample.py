@@ -37,7 +37,7 @@ from thyme.kernels.checks import (
     on_its_device,
     values_visible,
 )
-from thyme.kernels.rows import (
+from thyme.kernels.logit_rows import (
     MIN_TEMPERATURE,
     ROW_PASS,
     Backend,

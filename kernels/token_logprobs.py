@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor, on_its_device
-from thyme.kernels.rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
+from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 
 
 class TokenRows(NamedTuple):

@@ -21,7 +21,7 @@ import bench_swiglu
 import goals
 import harness
 import pytest
-import run
+import table
 import torch
 from torch import Tensor
 
@@ -203,8 +203,8 @@ def test_the_table_and_the_figures_worth_keeping(
             {"benchmarks": rows, "machine_info": machine, "commit_info": {"id": "0123456789abcdef", "dirty": True}}
         )
     )
-    monkeypatch.setattr("sys.argv", ["run.py", "--print", str(path), "--baseline", str(tmp_path)])
-    assert run.main() == 0
+    monkeypatch.setattr("sys.argv", ["table.py", "--print", str(path), "--baseline", str(tmp_path)])
+    assert table.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "NVIDIA H200 (a CPU); torch 2.11.0; commit 0123456789ab-dirty"
     at = lines.index("t")

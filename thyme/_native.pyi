@@ -67,7 +67,7 @@ def softmax_rows_f32(
     p: NDArray[np.float32] | None,
     num_threads: int,
 ) -> None:
-    """The softmax pass of thyme.kernels.rows for z [n, V]: stats [4, n] and, unless None, p [n, V] are filled.
+    """The softmax pass of thyme.kernels.logit_rows for z [n, V]: stats [4, n] and, unless None, p [n, V] are filled.
 
     banned are ids; rows of counted False are not read, their stats are 0 and their p is left as it is. z and p may be
     strided but for the last dimension. ValueError for shapes that do not fit and ids out of range.
@@ -84,7 +84,7 @@ def softmax_rows_gradient_f32(
     dz: NDArray[np.float32],
     num_threads: int,
 ) -> None:
-    """The gradient pass of thyme.kernels.rows: dz [n, columns >= V] is filled, with 0 from V on; dz may be z.
+    """The gradient pass of thyme.kernels.logit_rows: dz [n, columns >= V] is filled, with 0 from V on; dz may be z.
 
     Rows whose g and h are 0 are not read. ValueError for shapes that do not fit and ids out of range.
     """

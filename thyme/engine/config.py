@@ -35,8 +35,8 @@ class EngineConfig:
     several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
-    CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. See
-    ModelRunner for what it rests on."""
+    CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. On
+    a GPU it does not hold yet beyond 512 tokens of context between decoding and chunks. See ModelRunner."""
     quiet: bool = False
     """Do not log the size of the cache at start."""
 

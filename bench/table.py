@@ -1,7 +1,7 @@
 """`make bench`: runs every bench_*.py, writes build/bench.json and prints one table.
 
-    python bench/run.py [pytest options]                            run and print
-    python bench/run.py --print RESULTS.json... [--baseline OUT]    print what runs have written, and keep the figures
+    python bench/table.py [pytest options]                            run and print
+    python bench/table.py --print RESULTS.json... [--baseline OUT]    print what runs have written, and keep the figures
 
 Each row is one pytest-benchmark. Kernels come first, a group a shape, the fraction of the ceiling in the first
 column; other rows say in `extra_info` what they measured: `figure` and `goal` (strings), `met` (bool) and any counted
