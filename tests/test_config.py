@@ -32,7 +32,7 @@ def test_the_resolved_config_is_a_recipe_that_repeats_the_run() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    assert from_dict(Recipe, load_recipe(path, Recipe)).name == path.stem
+    assert "name" not in load_recipe(path, Recipe)  # or every verb with this recipe would write into one folder
     assert load_recipe(path.stem, Recipe) == load_recipe(path, Recipe)
 
 
@@ -154,6 +154,13 @@ def test_a_mistake_on_the_command_line_is_named(args: list[str], words: list[str
         parse(rl.Config, args, recipes=Recipe)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["base", "sft", "rl", "rollout", "eval"])
+def test_a_verb_writes_into_a_folder_of_its_own(verb: str) -> None:
+    config = import_module(VERBS[verb]).Config
+    assert parse(config, [], recipes=Recipe).name == parse(config, ["demo"], recipes=Recipe).name == verb
+    assert parse(config, ["demo", "--name", "mine"], recipes=Recipe).name == "mine"
 
 
 def test_arguments_by_place() -> None:

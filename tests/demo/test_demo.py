@@ -146,7 +146,11 @@ def test_the_seed_goes_wherever_something_is_drawn() -> None:
     assert (recipe("--seed", "3").seed, recipe("--seed", "3").toy.seed) == (3, 3)
     assert recipe("--seed", "3", "--toy.seed", "4").toy.seed == 4
     assert recipe("--material", "digits").toy.material == "digits"
-    assert recipe("--compare").name == "compare" != recipe().name
+    assert (recipe().name, recipe("--compare").name, recipe("--compare", "--name", "x").name) == (
+        "demo",
+        "compare",
+        "x",
+    )
 
 
 SHORT = (

@@ -12,6 +12,7 @@ from thyme.verbs.recipe import Recipe
 class Config(Recipe):
     """The demo: a recipe, and which story it tells."""
 
+    name: str = "demo"
     compare: bool = False
     """Instead of the main curve, run the fragile cold start twice: ATS, and temperature 1 everywhere."""
     material: Material | None = None
@@ -32,11 +33,12 @@ def run(config: Config) -> None:
 
 
 def settled(config: Config) -> Recipe:
-    """The recipe that is run: the seed wherever something is drawn, the material in its place."""
+    """The recipe that is run: the seed wherever something is drawn, the material in its place, a folder for each."""
     toy = config.toy
     if "toy.seed" not in config.origins:
         toy = replace(toy, seed=config.seed)
     if config.material is not None:
         toy = replace(toy, material=config.material)
+    name = "compare" if config.compare and "name" not in config.origins else config.name
     values = {f.name: getattr(config, f.name) for f in fields(Recipe)}
-    return Recipe(**values | {"toy": toy})
+    return Recipe(**values | {"toy": toy, "name": name})

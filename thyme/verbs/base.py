@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Config(ToyRunConfig):
     """A base stage on captions of the toy world."""
 
+    name: str = "base"
     base: BaseStageConfig = field(default_factory=BaseStageConfig)
 
 

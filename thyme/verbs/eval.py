@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Config(LoopConfig, ToyRunConfig):
     """An evaluation on the toy world's held-out questions."""
 
+    name: str = "eval"
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 

@@ -8,3 +8,5 @@ from thyme.verbs import base, eval, rl, rollout, sft
 @dataclass(frozen=True, kw_only=True)
 class Recipe(base.Config, sft.Config, rl.Config, rollout.Config, eval.Config):
     """Every table a recipe may have."""
+
+    name: str = "run"

@@ -24,6 +24,7 @@ SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success
 class Config(LoopConfig, ToyRunConfig):
     """GRPO-ATS on the toy world's questions."""
 
+    name: str = "rl"
     rl: RlConfig = field(default_factory=RlConfig)
 
 

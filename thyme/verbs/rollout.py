@@ -11,6 +11,7 @@ from thyme.verbs.config import LoopConfig, ToyRunConfig
 class Config(LoopConfig, ToyRunConfig):
     """Rollouts of the toy world's questions."""
 
+    name: str = "rollout"
     count: int = 16
     """Questions; each gets rollout.group_size rollouts."""
 

@@ -24,6 +24,7 @@ ANNEAL_GATE_ROWS = 64
 class Config(ToyRunConfig):
     """A cold start and what it is annealed by."""
 
+    name: str = "sft"
     sft: SftConfig = field(default_factory=SftConfig)
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
 
