@@ -44,6 +44,7 @@ def test_there_are_recipes() -> None:
     ("raw", "words"),
     [
         ({"sed": 1}, ["unknown key sed", "did you mean seed"]),
+        ({"rl": {"lr": 1}}, ["unknown key rl.lr", "did you mean rl.learning_rate"]),
         ({"rollout": {"max_round": 1}}, ["unknown key rollout.max_round", "rollout.max_rounds"]),
         ({"seed": "0"}, ["seed", "expected int", "'0'"]),
         ({"rollout": 3}, ["rollout", "expected a table"]),
@@ -133,7 +134,7 @@ def test_what_the_command_line_can_say(args: list[str], key: str, value: object)
     ("args", "words"),
     [
         (["--rl.step", "2"], ["--rl.step:", "did you mean --rl.steps"]),
-        (["--rl.lr", "1"], ["--rl.lr:", "did you mean --rl."]),
+        (["--rl.lr", "1"], ["--rl.lr:", "did you mean --rl.learning-rate"]),
         (["--steps", "2"], ["did you mean --rl.steps"]),
         (["--seeds", "2"], ["did you mean --seed?"]),
         (["--rollout", "2"], ["--rollout is a table", "--rollout."]),

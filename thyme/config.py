@@ -79,7 +79,12 @@ def keys_of(raw: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """Of the known keys the one that `key` most likely means."""
+    """Of the known keys the one that `key` most likely means; `lr` means `learning_rate`."""
+    table, _, last = key.rpartition(".")
+    for candidate in sorted(known := set(known)):
+        inside, _, name = candidate.rpartition(".")
+        if len(last) > 1 and inside == table and "".join(word[:1] for word in name.split("_")) == last:
+            return candidate
     return difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
 
 
