@@ -21,7 +21,7 @@ class Recorder:
         self.deadlines: list[float] = []
         """What `on_time` returns, one after the other; never again after that."""
         self.turns, self.errors = 0, list[Exception]()
-        self.turned, self.failed = threading.Event(), threading.Event()
+        self.turned, self.failed = threading.Semaphore(0), threading.Event()  # counted: two turns may follow at once
         self.fail_next = False
         self.then = list[object]()
         self.reader = Reader(self.lock, on_time=self._on_time, on_error=self._on_error, afterwards=self._afterwards)
@@ -31,7 +31,7 @@ class Recorder:
             self.fail_next = False
             raise RuntimeError("a bug")
         self.turns += 1
-        self.turned.set()
+        self.turned.release()
         return self.deadlines.pop(0) if self.deadlines else now + 1000.0
 
     def _on_error(self, error: Exception) -> None:
@@ -45,9 +45,7 @@ class Recorder:
             action()
 
     def wait_for_turn(self) -> bool:
-        came = self.turned.wait(WAIT_S)
-        self.turned.clear()
-        return came
+        return self.turned.acquire(timeout=WAIT_S)
 
 
 @pytest.fixture
