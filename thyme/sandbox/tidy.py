@@ -26,9 +26,9 @@ def tidied(text: str) -> str | None:
     def count(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal left
         left -= 1
-        if left < 0:
+        if left == -1:  # once: generators that are closed on the way out have a line or two left
             raise _OutOfSteps
-        return count
+        return count if left >= 0 else None
 
     before = sys.gettrace()
     sys.settrace(count)
