@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import FrameType
 from typing import Any
@@ -21,14 +22,16 @@ def tidied(text: str) -> str | None:
         return None
     import autopep8
 
-    left = MAX_STEPS
+    left, stopped = MAX_STEPS, False
 
     def count(frame: FrameType, event: str, arg: Any) -> Any:
-        nonlocal left
+        nonlocal left, stopped
         left -= 1
-        if left == -1:  # once: generators that are closed on the way out have a line or two left
+        # Once, and never in a generator: one that is being closed can't pass it on.
+        if left < 0 and not stopped and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            stopped = True
             raise _OutOfSteps
-        return count if left >= 0 else None
+        return count
 
     before = sys.gettrace()
     sys.settrace(count)
