@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyme.engine.tags import TokenKind
+from thyme.pictures import upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +56,8 @@ class Question:
     id: str
     """Unique within its data set."""
     image: Image.Image | None
-    """RGB, original size; None for a text-only question."""
+    """In any mode and its original size; turned upright here by its EXIF tag, so that sizes and crops mean the same to
+    the model and its code. None for a text-only question."""
     image_path: str
     """The path the model is told and its code may open; "" without an image."""
     question: str
@@ -66,6 +68,10 @@ class Question:
     """One of thyme.toy.scenarios.SCENARIOS, or "" for other sources."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about how the question was made: boxes in pixels, angle in degrees, ..."""
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            object.__setattr__(self, "image", upright(self.image))
 
     @property
     def image_size(self) -> tuple[int, int] | None:
