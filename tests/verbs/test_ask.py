@@ -61,6 +61,17 @@ def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "\n1\\x9b[0m\n" in shown
 
 
+def test_a_question_in_words_that_the_toy_lacks_is_said_to_make_no_sense(
+    demo_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
+    for question, words in (("What colour is the car?", ["colour", "car"]), ("What digit is on the red sign?", [])):
+        asked = Config(model=str(demo_checkpoint), image=str(tmp_path / "a.png"), question=question, max_tokens=2)
+        answer(asked, Console(file=io.StringIO()))
+        err = capsys.readouterr().err
+        assert err.count("\n") == bool(words) and all(word in err for word in words)
+
+
 def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "empty").mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from thyme.pictures import to_rgb
 class ImageInputs:
     """One preprocessed picture."""
 
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray = field(repr=False)
     """[P, channels * frames * side * side] float32, patches in the order of the vision tower."""
     grid: Grid
     """(1, patch rows, patch columns)."""

@@ -7,6 +7,7 @@ line prints that one line. Pictures that code made are kept, named by content, i
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ def answer(config: Config, console: Console) -> Rollout:
 
     from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Question
+    from thyme.toy.tokenizer import words_it_lacks
     from thyme.verbs.opening import open_loop, open_model
 
     opened = open_model(config)
@@ -78,6 +80,13 @@ def answer(config: Config, console: Console) -> Rollout:
     if opened.model.config.vision is None:
         raise ValueError(
             f"model {config.model}: it can't see: give a Qwen2.5-VL folder or a checkpoint of this project"
+        )
+    unknown = words_it_lacks(opened.processor.tokenizer, config.question)
+    if unknown:
+        print(
+            f"thyme: model {config.model} has the toy's tokenizer, which only spells {', '.join(unknown)}: expect no "
+            'sense; it was trained on such as "What digit is on the red sign?"',
+            file=sys.stderr,
         )
     asked = Question(id="ask", image=picture, image_path=config.image, question=config.question, solution="")
     context = min(MAX_CONTEXT, text.max_position_embeddings)
