@@ -17,7 +17,7 @@ from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
 
 MOST_NAMED = 8
-ADVICE = "The last checkpoint is good: lower the learning rate, or look at these rows"
+ADVICE = "Checkpoints from before it are good: lower the learning rate, or look at these rows"
 _log = logging.getLogger(__name__)
 
 
