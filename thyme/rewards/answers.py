@@ -20,8 +20,9 @@ from thyme.rewards.quantities import quantity, same, without_unit
 from thyme.rewards.refusals import is_refusal
 from thyme.rewards.spelling import folded, normal, normal_question
 
+MAX_CHARACTERS = 1_000
+"""Longer texts, and lists of more than `MAX_ITEMS` items, are compared as texts."""
 MAX_ITEMS = 32
-"""A list of more is compared as text."""
 
 _YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
@@ -37,7 +38,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _NAMED_LIST = re.compile(r"^(?:\"?[A-Za-z_][\w ]{0,15}\"?\s*[=:]\s*|[A-Z]'?\s*)(?=[(\[{])")
 _LABEL = re.compile(r"^\"?([A-Za-z]\w{0,11})\"?\s*[=:]\s*(?=\S)(.+)$", re.DOTALL)
 _SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
-_NOT_MATHEMATICS = re.compile(r"[:?\"#@&~$€£¥]")
+_NOT_MATHEMATICS = re.compile(r"[:?\"#@~$€£¥]|&(?![^\\]*\\)")
 
 
 def matches(answer: str, solution: str, question: str) -> bool:
@@ -99,10 +100,18 @@ def _names(answer: str, given: Choice | None, wanted: Choice, options: Mapping[s
             letters = tuple(answer)
         return letters == wanted.letters or (not in_order and sorted(letters) == sorted(wanted.letters))
     (letter,) = wanted.letters
-    text = wanted.said or options.get(letter)
-    if given is None:
-        return bool(text) and _equivalent(answer, text or "")
-    return given.letters == wanted.letters and (not given.said or not text or _equivalent(given.said, text))
+    text = wanted.said or options.get(letter, "")
+    if given is not None:
+        return given.letters == wanted.letters and (not given.said or not text or _equivalent(given.said, text))
+    return bool(text) and _equivalent(answer, text) and letter in (_closest(answer, options) or [letter])
+
+
+def _closest(answer: str, options: Mapping[str, str]) -> list[str]:
+    """Options whose texts are the answer: to the letter, else up to case and marks; where two are, it names neither."""
+    for same_text in (lambda text: normal(text) == answer, lambda text: folded(normal(text)) == folded(answer)):
+        if found := [letter for letter, text in options.items() if same_text(text)]:
+            return found if len(found) == 1 else [""]
+    return []
 
 
 def _equivalent(answer: str, reference: str) -> bool:
@@ -114,6 +123,8 @@ def _equivalent(answer: str, reference: str) -> bool:
         return True
     if right in _YES or right in _CHINESE:
         return _says(left) == _CHINESE.get(right, right)
+    if max(len(answer), len(reference)) > MAX_CHARACTERS:
+        return False
     answer, reference = _sides(answer, reference)
     for rule in (_same_scalar, _same_range, _same_list):
         if (verdict := rule(answer, reference)) is not None:
@@ -128,7 +139,7 @@ def _says(text: str) -> str | None:
     """
     if match := re.match(r"([\u4e00-\u9fff]{1,2})(?=[,.;!\s]|$)", text):
         return _CHINESE.get(match[1])
-    match = re.match(r"([a-z]+)\b( ?[,.;:!-]|$)?", text)
+    match = re.match(r"([a-z]+)\b(?!\. ?\d)( ?[,.;:!-]|$)?", text)  # "No. 5" is a number
     word = None if match is None else _ALSO.get(match[1], match[1])
     if match is None or word not in _YES:
         return None
@@ -298,7 +309,7 @@ def _same_formula(answer: str, reference: str) -> bool:
     if not (formulas.has_operators(answer) or formulas.has_operators(reference)):
         return False
     (mine, unit), (theirs, wanted_unit) = without_unit(answer), without_unit(reference)
-    if unit and wanted_unit and not set(unit).intersection(wanted_unit):
+    if unit and wanted_unit and unit != wanted_unit:
         return False
     if _squeezed(mine) == _squeezed(theirs):
         return True
@@ -306,6 +317,8 @@ def _same_formula(answer: str, reference: str) -> bool:
 
 
 def _is_mathematics(text: str) -> bool:
+    if len(text) > formulas.MAX_CHARACTERS:
+        return False
     # "5-10" is a range, "2024-01-05" a date, "555-1234" a number to call: no reference is an open subtraction.
     if _NOT_MATHEMATICS.search(text) or _SUBTRACTION.match(text) or moment(folded(text)):
         return False

@@ -47,7 +47,7 @@ _SYMBOLS = dict(zip(_TYPED.split()[::2], _TYPED.split()[1::2], strict=True))
 _SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in sorted(_SYMBOLS, key=len, reverse=True)))
 _NAME = re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS}|infinity|infty)(?![a-zA-Z])")
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt|\\sqrt(?=\s*[(\w])")
-_COMMAND = re.compile(r"\\[a-zA-Z]+|\\[{}|]")
+_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}|\\[a-zA-Z]+|\\[{}|]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _SIGNS = re.compile(r"\d|[-+*/^=<>|!(){}\[\]]|\\")
 _OPERATORS = re.compile(r"[-+*/^=<>|!(){}\[\]]|\d\s*[a-zA-Z]|\\")
@@ -69,9 +69,10 @@ def _is_installed() -> bool:
 
 def is_formula(text: str) -> bool:
     """Whether all of a normal text is mathematics, in LaTeX or as typed; a lone number is, words are not."""
-    if len(text) > MAX_CHARACTERS or not _SIGNS.search(text):
+    if len(text) > MAX_CHARACTERS:
         return False
-    return _WORD.search(_COMMAND.sub(" ", to_latex(text))) is None
+    latex = to_latex(text)
+    return _SIGNS.search(latex) is not None and _WORD.search(_COMMAND.sub(" ", latex)) is None
 
 
 def has_operators(text: str) -> bool:

@@ -9,6 +9,9 @@ from functools import lru_cache
 
 from thyme.rewards.spelling import folded
 
+MAX_CHARACTERS = 1_000
+"""Of an option's text; what follows is cut off."""
+
 _MARK = re.compile(r"(?:^|(?<=[\s(\[,;|/*]))[(\[]?([A-Z])(?:[.:)\]]+(?:\s*:)?|\s+-(?=\s))\s*", re.M)
 _LOWER_MARK = re.compile(r"(?:^|(?<=[\s(\[,;|/*]))(?:[(\[]([a-z])[)\]]|([a-z])\)|(?<![^\n])([a-z])[.:](?=\s))\s*", re.M)
 _LINE_MARK = re.compile(r"^([A-Z])\s+(?=\S)", re.M)
@@ -28,8 +31,7 @@ _LOOSE = re.compile(r"^([A-Z])(?:,\s+|\s+-\s+|\s*\n\s*|\s+)(\S.*)$", re.DOTALL)
 _IN_BRACKETS = re.compile(r"^([A-Z])\s*[(\[](.+)[)\]][.]?$", re.DOTALL)
 _BEHIND = re.compile(r"^(.*\S)\s*[(\[]([A-Z])[)\]][.]?$", re.DOTALL)
 _REASON = re.compile(r"^(?:because|since|as|for|due to)\b", re.I)
-_SEPARATOR = r"(?:\s*(?:[,;&+]|\band\b|[和与及])\s*)+"
-_SEVERAL = re.compile(rf"^[(\[{{]?[A-Z][)\]}}]?(?:(?:{_SEPARATOR}|\s+|(?<=[)\]])\s*)[(\[]?[A-Z][)\]}}]?)+[.]?$")
+_SEPARATOR = re.compile(r"[\s,;&+()\[\]{}.]+|\band\b|[和与及]")
 _RUN = re.compile(r"^[A-Z]{2,}$")
 _BETWEEN_OPTIONS = re.compile(r"[,;\n]|\band\b|[和与及]")
 
@@ -76,8 +78,9 @@ def choice(text: str, options: Mapping[str, str]) -> Choice | None:
     text = text.strip()
     if match := _BARE.match(text):
         return Choice((match[1].upper(),))
-    if _SEVERAL.match(text):
-        return Choice(tuple(re.findall(r"[A-Z]", text)))
+    letters = tuple(filter(None, _SEPARATOR.split(text[:200])))
+    if len(letters) > 1 and len(text) < 200 and all(re.fullmatch("[A-Z]", letter) for letter in letters):
+        return Choice(letters)
     if _RUN.match(text) and len(set(text)) == len(text) and set(text) <= set(options):
         return Choice(tuple(text))
     if match := _MARKED.match(text):
@@ -135,7 +138,7 @@ def _several(text: str, options: Mapping[str, str]) -> Choice | None:
 
 
 def _text(words: str) -> str:
-    words = _INSTRUCTION.sub("", words.split("\n")[0])
+    words = _INSTRUCTION.sub("", words.split("\n")[0][:MAX_CHARACTERS])
     return re.sub(
         r"(?:\s*[,;|/]|\s+(?:or|and))+\s*$", "", words.strip().removesuffix("(").removesuffix("[").strip()
     ).strip()

@@ -58,9 +58,10 @@ pixel 1 px pixel 像素
 # Units that are only equal to themselves.
 _OTHER_UNITS = """
 kwh wh kw mw w watt hz khz mhz ghz pa kpa mpa hpa bar psi db v volt kv mv a amp ampere ma ohm ω n newton kn j joule kj
-cal kcal k mol ppm rpm fps dpi bpm mph kph knot kb mb gb tb bit byte ha hectare acre mmhg lux
+cal kcal k mol ppm rpm fps dpi bpm knot kb mb gb tb bit byte ha hectare acre mmhg lux
 """
 _AMBIGUOUS = {"¥": ("yuan", "yen"), "pound": ("pound", "mass"), "c": ("celsius",), "f": ("fahrenheit",)}
+_SHORT_SPEEDS = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
 _POUND_MASS = Fraction(45359237, 100000000)
 _COUNTERS = (
     "个個只隻条條张張本人辆輛匹头頭件棵朵座位名种種次岁歲台臺支枝把双雙杯瓶艘架家间間颗粒根层層道页頁倍年月日号號"
@@ -79,7 +80,7 @@ bacteria data
 _NO_NOUNS = """
 wrong incorrect false right correct true maybe perhaps possibly probably guess guesses unsure impossible or and to not
 is if but than never no none minus plus times less more over under above below yes this thus as was has does versus vs
-unless besides approximately roughly about between at of in per the
+unless besides approximately roughly about between at of in per the st nd rd th
 """
 _TRAILING = re.compile(r"\s+(?:in total|in all|altogether|total|overall)$", re.I)
 
@@ -107,9 +108,9 @@ def quantity(text: str, *, decimal_comma: bool = True) -> Quantity | None:
         text: a normal text (`thyme.rewards.spelling`), case kept: "m" and "M" differ.
         decimal_comma: whether "3,5" without a unit is a number; "3,5 cm" is.
     """
-    text = _TRAILING.sub("", text.strip().strip("=").rstrip(".!,;: ").strip())
-    if len(text) > MAX_CHARACTERS or not text:
+    if len(text) > MAX_CHARACTERS:
         return None
+    text = _TRAILING.sub("", text.strip().strip("=").rstrip(".,;: ").strip())
     first = _single(text, decimal_comma=decimal_comma)
     return _compound(text) if first is None else first
 
@@ -211,8 +212,8 @@ def _signed(text: str) -> tuple[str, str]:
 def _unit(text: str) -> dict[str, Fraction] | None:
     """Dimensions that a unit's name may have, with its factor; None for a word that is no unit."""
     text = text.strip().strip(".").strip()
-    if not text:
-        return {}
+    if not text or len(text) > 40:
+        return None if text else {}
     if power := re.fullmatch(
         r"(?:(square|sq\.?|cubic|cu\.?|平方|立方)\s*)?(.+?)\s*(?:\^?\{?([23])\}?|(squared|cubed))?", text, re.I
     ):
@@ -233,6 +234,8 @@ def _unit(text: str) -> dict[str, Fraction] | None:
     key = re.sub(r"^(degree|pound)s?\s+", r"\1_", key).replace("° ", "°").replace("per cent", "per_cent")
     if len(text) == 1 and text in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" and text not in "CFKVWNJALM":
         return None
+    if key in _SHORT_SPEEDS:
+        return _unit(_SHORT_SPEEDS[key])
     for name in (key, key.removesuffix("s"), key.removesuffix("es")):
         if name in _AMBIGUOUS:
             return {unit: _POUND_MASS if unit == "mass" else Fraction(1) for unit in _AMBIGUOUS[name]}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
-from thyme.rewards.spelling import folded
+from thyme.rewards.spelling import MAX_CHARACTERS, folded
 
-_CANNOT = r"(?:can ?not|can't|could not|couldn't|unable to|(?:not able|impossible|not possible|difficult|hard|no way) to|no way of)"
+_CANNOT = (
+    r"(?:can ?not|can't|could not|couldn't|unable to|no way of"
+    r"|(?:not able|impossible|not possible|difficult|hard|no way) to)"
+)
 _ADVERB = r"(?: (?:be|reliably|really|definitively|accurately|clearly|possibly|currently|directly))*"
 _KNOW = (
     r"(?:tell|told|determined?|say|said|know|known|answer(?:ed)?|identif(?:y|ied)|help|assist|comply|decided?|concluded?"
@@ -60,4 +63,4 @@ _REFUSAL = re.compile("|".join(_REFUSALS))
 
 def is_refusal(text: str) -> bool:
     """Whether a normal text (`thyme.rewards.spelling`) declines to answer, says that it cannot know, or hedges."""
-    return _REFUSAL.search(folded(text).replace(",", ", ")) is not None
+    return _REFUSAL.search(folded(text[:MAX_CHARACTERS]).replace(",", ", ")) is not None

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-MAX_CHARACTERS = 4_000
+MAX_CHARACTERS = 2_000
 """A longer text is taken as it is: no answer is that long, and every rule below stays cheap."""
 
 _HTML = re.compile(
@@ -40,10 +40,9 @@ _LATEX_TEXT = re.compile(
     r"|operatorname|underline)\s*\{([^{}]*)\}"
 )
 _UNCLOSED_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{(?=[^{}]*$)")
-_INNER_BOX = re.compile(r"^\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\.?\s*$", re.DOTALL)
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?:s)?\b")
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac(?:\s*(\d)\s*(\d)|(?=\s*\{))")
-_LATEX_SPACE = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[,;:! ])(?![a-zA-Z])|\\[()\[\]]")
+_LATEX_SPACE = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[,;:! ()\[\]])")
 _TILDE = re.compile(r"(?<!\d)~|~(?!\d)")
 _DOLLARS = re.compile(r"^(\$\$?)(.+?)\1[.]?$", re.DOTALL)
 _QUOTES = "\"'`"
@@ -57,7 +56,9 @@ _PREAMBLE = re.compile(
     r"(?:will|'ll) (?:go with|choose|pick)|go with)\b(?:\s+that\b)?:?\s+(?=\S)"
     r"|^(?:i'd (?:say|go with|choose|pick))\b:?\s+(?=\S)"
     rf"|^(?:the|my|our)?\s*{_NOUN}\s*(?:(?:is|was|would be|should be|must be|will be)\b(?!\s+not\b)|[:=]|->)\s*:?\s*"
-    r"|^(?:it|this|that)(?:\s+(?:is|was|would be|should be|must be|has to be)\b(?!\s+not\b)|'s\b(?!\s+not\b))\s+(?=\S)"
+    r"|^(?:it|this|that)(?:\s+(?:is|was|(?:would|should|must|has to) be|looks like|(?:seems|appears)(?: to be)?)\b"
+    r"|'s\b)(?!\s+not\b)\s+(?=\S)"
+    r"|^(?:definitely|clearly|obviously|certainly|probably|likely|most likely)\s+(?=[(\[]?[A-Z][)\]]?[.]?$)"
     r"|^(?:the\s+)?(?:(?:correct|final|right|best)\s+)?(?:option|choice|letter|answer)\s+(?=[(\[]?[A-Z]\b)"
     r"|^(?:options|choices|letters|answers|both)\s+(?=[(\[]?[A-Z]\b)",
     re.I,
@@ -88,33 +89,48 @@ def normal(text: str) -> str:
 @lru_cache(maxsize=16_384)
 def normal_question(text: str) -> str:
     """The same for a question, whose lines and words all stay."""
-    return _without_latex_text(_one_character_set(_without_html(text[: 16 * MAX_CHARACTERS]))).replace("**", "")
+    return _without_latex_text(_one_character_set(_without_html(text[: 32 * MAX_CHARACTERS]))).replace("**", "")
 
 
 @lru_cache(maxsize=16_384)
 def folded(text: str) -> str:
     """What the text of a normal text is compared by: no case, article, end mark, nor spaces at punctuation."""
-    text = re.sub(r"\s+", " ", text).strip("\"'` ").rstrip(".!?;:, ").strip("\"'` ").casefold()
+    text = re.sub(r"\s+", " ", text).strip("\"'` ")
+    text = _without_end_marks(text).strip("\"'` ").casefold()
     text = re.sub(r"^(?:the|a|an) (?=.)", "", text)
     return re.sub(r" ?([,:/=;&]) ?", r"\1", text)
+
+
+def _without_end_marks(text: str) -> str:
+    """ "Stop!" is a word with a mark, but "5!" a number of its own."""
+    end = len(text)
+    while end and (text[end - 1] in ".?;:, " or (text[end - 1] == "!" and not text[: end - 1][-1:].isdigit())):
+        end -= 1
+    return text[:end]
 
 
 def _without_html(text: str) -> str:
     if "<" in text:
         text = _HTML.sub(lambda tag: " " if re.match(r"</?(?:br|p|div|li|td|tr)\b", tag[0], re.I) else "", text)
         text = _POWER.sub(r"^\1", text)
-    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
+    if "&" in text:
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    return text
 
 
 def _one_character_set(text: str) -> str:
     if text.isascii():
-        return text
+        return _without_runs_of_spaces(text)
     text = re.sub(r"(?<=\d)[．](?=\d)", ".", text)  # noqa: RUF001
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", " ", text)
     text = _CHINESE_MARK.sub(r"\1. ", text)
     text = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
     text = _BEFORE_VULGAR_FRACTION.sub(" ", text)
-    return unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+    return _without_runs_of_spaces(unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS))
+
+
+def _without_runs_of_spaces(text: str) -> str:
+    return re.sub(r" ?\n[ \n]*", "\n", re.sub(r"[^\S\n]+", " ", text))
 
 
 def _without_latex_text(text: str) -> str:
@@ -123,7 +139,9 @@ def _without_latex_text(text: str) -> str:
         text = _SHORT_FRACTION.sub(lambda m: rf"\frac{{{m[1]}}}{{{m[2]}}}" if m[1] else r"\frac", text)
         for _ in range(4):
             text = _LATEX_TEXT.sub(r"\1", text)
-        text = _INNER_BOX.sub(r"\1", _UNCLOSED_TEXT.sub("", text))
+        text = _UNCLOSED_TEXT.sub("", text)
+        if (stripped := text.strip()).startswith("\\boxed{") and stripped.endswith("}"):
+            text = stripped[len("\\boxed{") : -1]
         text = _LATEX_SPACE.sub(lambda space: " " if "quad" in space[0] else "", text)
         text = text.replace("\\%", "%").replace("\\$", "$").replace("\\_", "_").replace("\\&", "&")
     return _TILDE.sub(" ", text.replace("{,}", ","))
@@ -133,9 +151,9 @@ def _bare(text: str) -> str:
     """Without markdown, dollar signs and quotes around it."""
     text = _MARKDOWN.sub("", text.strip()).strip()
     text = _DOLLARS.sub(r"\2", text).strip().strip("*").strip()
-    inner = text.lstrip(_QUOTES)
+    inner = text.strip(_QUOTES)
     # A mark behind a digit may be inches or minutes, unless another one opened the text.
-    return (inner.rstrip(_QUOTES) if inner != text else re.sub(r"(?<!\d)[\"'`]+$", "", text)).strip()
+    return text if text[:1] not in _QUOTES and inner[-1:].isdigit() else inner.strip()
 
 
 def _without_preamble(text: str) -> str:
