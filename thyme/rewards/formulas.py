@@ -94,7 +94,7 @@ def _with_root_arguments(text: str) -> str:
         rest = text[match.end() :].lstrip()
         end = _closing(rest) if rest.startswith("(") else 0
         if end:
-            argument, rest = rest[1 : end - 1], rest[end:]
+            argument, rest = _with_root_arguments(rest[1 : end - 1]), rest[end:]
         elif operand := re.match(r"\d+(?:\.\d+)?|[a-zA-Z]", rest):
             argument, rest = operand[0], rest[operand.end() :]
         else:
