@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from thyme.pictures import to_rgb, upright
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -105,13 +107,14 @@ class ImageStore:
     def _store(self, image: Image.Image) -> StoredImage:
         if image.width == 0 or image.height == 0:
             raise ValueError(f"image has no pixels: {image.width}x{image.height}")
+        image, original = upright(image), image.format
         buffer = io.BytesIO()
         if image.mode in _BITMAP_MODES:
             image.save(buffer, "BMP")
         elif image.mode in _PNG_MODES:
             image.save(buffer, "PNG", compress_level=0)
         else:
-            image.convert("RGB").save(buffer, "BMP")
+            to_rgb(image).save(buffer, "BMP")
         content = buffer.getbuffer()
         target = self._folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.img"
         if not target.exists():
@@ -123,7 +126,7 @@ class ImageStore:
             except OSError:  # no room: half an image must not take more of it
                 part.unlink(missing_ok=True)
                 raise
-        return StoredImage(file=str(target), format=image.format, num_bytes=len(content))
+        return StoredImage(file=str(target), format=original, num_bytes=len(content))
 
     def _forget(self) -> None:
         total = sum(image.num_bytes for image, _ in self._files.values())

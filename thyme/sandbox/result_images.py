@@ -11,13 +11,16 @@ from typing import Any
 
 from PIL import Image
 
+from thyme.pictures import to_rgb
 from thyme.sandbox import paths
 from thyme.sandbox.config import SandboxConfig
 
 PIXELS = 4
 """The descriptor of the shared memory."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_PRINTED_IMAGE = re.compile(r"[^\s'\"<>|,;()\[\]{}]+\.(?:png|jpe?g|bmp|webp)\b", re.IGNORECASE)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_PRINTED_IMAGE = re.compile(
+    rf"[^\s'\"<>|,;()\[\]{{}}]+(?:{'|'.join(map(re.escape, paths.IMAGE_SUFFIXES))})\b", re.IGNORECASE
+)
 _LONGEST_LINE, _MOST_NAMES = 4096, 256
 
 # The snippet can replace these names where they come from.
@@ -82,8 +85,8 @@ class ResultImages:
             if excess:
                 return sizes, excess
             try:
-                raw = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
-            except (OSError, ValueError, SyntaxError):
+                raw = to_rgb(image).tobytes()
+            except ValueError:
                 continue
             view = memoryview(raw)
             while view:
