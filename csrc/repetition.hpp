@@ -416,14 +416,13 @@ class RepetitionDetector {
         return begun >= limits_.min_numbers;
     }
 
-    // Whether the last near_tokens tokens are plain, with words enough and few marks.
+    // Whether the last near_tokens tokens hold words and different tokens enough, and little data.
     bool is_prose(const Slot& state, uint32_t length) const {
         const uint32_t size = std::min(length, limits_.near_tokens);
         const Mix& mix = state.lately;
         const uint32_t written = size - mix.blank;
         if (mix.words < limits_.near_word_share * written || mix.marks > limits_.near_mark_share * written) return false;
-        if (is_data(mix, size)) return false;
-        return !is_table(state, mix, length - size, size);
+        return !is_data(mix, size) && has_distinct(state.tokens.data() + margin_ + length - size, size);
     }
 
     bool has_distinct(const int32_t* tokens, uint32_t size) const {

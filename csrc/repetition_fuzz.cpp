@@ -117,7 +117,10 @@ static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, cons
         const double written = static_cast<double>(judged) - count(last, classes, thyme::kBlank);
         if (count(last, classes, thyme::kWord) < limits.near_word_share * written) return false;
         if (count(last, classes, thyme::kMark) > limits.near_mark_share * written) return false;
-        if (!is_plain(last, limits, classes, false)) return false;
+        const double data = count(last, classes, thyme::kNumber) + count(last, classes, thyme::kMark);
+        if (data > limits.max_data_share * written) return false;
+        const size_t distinct = std::set<int32_t>(last.begin(), last.end()).size();
+        if (distinct < limits.min_distinct && 2 * distinct <= judged) return false;
         hit = {RepetitionRule::kNear, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
                static_cast<uint32_t>(p), static_cast<uint32_t>(copies)};
         return true;

@@ -307,8 +307,8 @@ def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[lis
 
     The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p, near_edit_cost + 1) and is
     no smaller than those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where
-    the last near_tokens tokens are plain and of those that are not BLANK at least near_word_share are words and at most
-    near_mark_share are marks.
+    of the last near_tokens tokens that are not BLANK at least near_word_share are words, at most near_mark_share are
+    marks and at most max_data_share are numbers and marks, and where min_distinct of all or more than half differ.
     """
     cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
     scores = [0] * (periods + 2)
@@ -349,7 +349,11 @@ def _is_plain(
         # Around the corner: the block stands for its copies.
         begun = sum(TokenClass.NUMBER in kinds[i] and TokenClass.NUMBER not in kinds[i - 1] for i in range(len(block)))
         return in_tail and words + marks + rows == 0 and begun >= config.min_numbers
-    return numbers + marks + rows == 0 or len(set(block)) >= min(len(block) // 2 + 1, config.min_distinct)
+    return numbers + marks + rows == 0 or _has_distinct(block, config)
+
+
+def _has_distinct(block: Sequence[int], config: RepetitionConfig) -> bool:
+    return len(set(block)) >= min(len(block) // 2 + 1, config.min_distinct)
 
 
 def _tail_ref(tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8]) -> RepetitionHit | None:
@@ -404,9 +408,9 @@ def _near_ref(
     period = reached[0]
     copies = 1 + scores[period] // period
     judged = tokens[-config.near_tokens :]
-    _, words, _, marks, _, written = _mix(judged, classes)
+    _, words, numbers, marks, _, written = _mix(judged, classes)
     if words < config.near_word_share * written or marks > config.near_mark_share * written:
         return None
-    if copies * period > n or not _is_plain(judged, config, classes):
+    if numbers + marks > config.max_data_share * written or not _has_distinct(judged, config) or copies * period > n:
         return None
     return RepetitionHit("near", n - 1, n - copies * period, period, copies)
