@@ -1,7 +1,7 @@
-"""Input images for snippets: decoded once, stored once in a form that costs nothing to decode again.
+"""Input images for snippets, stored once: a file as its own bytes, an image in memory without loss.
 
-A group of rollouts shares one image; the store keeps one file per content, named by digest, read-only. It runs in the
-trusted process and sees only the caller's own images, never anything a snippet made.
+A group of rollouts shares one image; the store keeps one read-only file for each. It runs in the trusted process and
+sees only the caller's own images, never anything a snippet made.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 _KEPT_BYTES = 512 << 20
 _BITMAP_MODES = ("L", "RGB")
 _PNG_MODES = ("RGBA", "LA", "P", "1", "I;16")
+_TIFF_MODES = ("CMYK", "YCbCr", "LAB", "I", "F")
+_NOT_IN_SANDBOX = ("AVIF",)
+"""Formats whose decoders snippets do not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A file with the image's pixels."""
+    """A file with the image."""
 
     file: str
     format: str | None
-    """What the original was ("JPEG"); None for an image made in memory."""
+    """What it was read from ("JPEG") where it is stored as something else; None where the file itself says."""
     num_bytes: int
 
 
@@ -76,16 +79,23 @@ class ImageStore:
         from PIL import Image
 
         try:
-            facts = Path(path).stat()
-            key = (os.path.realpath(path), facts.st_mtime_ns, facts.st_size)
-            known = self._by_path.get(key)
-            if known is not None and known.file in self._files:
-                return known
-            image: Image.Image = Image.open(path)
-            image.load()
+            with Path(path).open("rb") as file:
+                facts = os.fstat(file.fileno())
+                key = (os.path.realpath(path), facts.st_mtime_ns, facts.st_size)
+                known = self._by_path.get(key)
+                if known is not None and known.file in self._files:
+                    return known
+                image: Image.Image = Image.open(file)
+                image.load()
+                file.seek(0)
+                content = file.read()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"image {os.fspath(path)!r} cannot be read: {error}") from error
-        stored = self._by_path[key] = self._store(image)
+        if image.format in _NOT_IN_SANDBOX:
+            stored = self._store(image)
+        else:
+            stored = self._keep(hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest(), content, None)
+        self._by_path[key] = stored
         return stored
 
     def _of_object(self, image: Image.Image) -> StoredImage:
@@ -110,12 +120,18 @@ class ImageStore:
             image.save(buffer, "BMP")
         elif image.mode in _PNG_MODES:
             image.save(buffer, "PNG", compress_level=0)
+        elif image.mode in _TIFF_MODES:
+            image.save(buffer, "TIFF")
         else:
             image.convert("RGB").save(buffer, "BMP")
         content = buffer.getbuffer()
-        target = self._folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.img"
+        return self._keep(hashlib.blake2b(content, digest_size=16).hexdigest(), content, image.format)
+
+    def _keep(self, name: str, content: bytes | memoryview, format: str | None) -> StoredImage:
+        """Writes a file that is not there yet, whole or not at all."""
+        target = self._folder / f"{name}.img"
         if not target.exists():
-            part = target.with_suffix(f".{os.getpid()}-{id(buffer)}")
+            part = target.with_suffix(f".{os.getpid()}-{id(content)}")
             try:
                 part.write_bytes(content)
                 part.chmod(0o444)
@@ -123,7 +139,7 @@ class ImageStore:
             except OSError:  # no room: half an image must not take more of it
                 part.unlink(missing_ok=True)
                 raise
-        return StoredImage(file=str(target), format=image.format, num_bytes=len(content))
+        return StoredImage(file=str(target), format=format, num_bytes=len(content))
 
     def _forget(self) -> None:
         total = sum(image.num_bytes for image, _ in self._files.values())
