@@ -12,7 +12,7 @@ from typing import Any, Literal
 _MEMORY_CEILINGS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 BYTES_PER_PIXEL = 3
 """Of a returned picture, in the memory shared with the caller: RGB."""
-_MEMORY_MIB = 1536
+_MEMORY_MIB = 2048
 _SCRATCH_MIB = 192
 _MAX_PIXELS = 64 << 20
 _MEMORY_PER_PIXEL = 12
@@ -48,7 +48,7 @@ class SandboxConfig:
     """Limits of a sandbox and how it isolates. All of them hold for every snippet.
 
     The defaults let a snippet open a photograph of 50 megapixels, rotate, resize or brighten the whole of it with
-    Pillow or OpenCV and save it as JPEG or PNG. One worker may then take 1,920 MiB: `memory_mib` 1536, `scratch_mib`
+    Pillow or OpenCV and save it as JPEG or PNG. One worker may then take 2,432 MiB: `memory_mib` 2048, `scratch_mib`
     192, and 192 for the pixels it returns (BYTES_PER_PIXEL x `max_pixels`). On a machine of 4 GiB that is one worker.
 
     Raises:
@@ -64,7 +64,7 @@ class SandboxConfig:
     session_timeouts: int = 20
     """CPU seconds of a session, as a multiple of what one snippet may use (timeout_s + 1)."""
     memory_mib: int = _DERIVED
-    """Address space a snippet may add to what the warm interpreter maps, in MiB (RLIMIT_AS). Left out: 1536, less
+    """Address space a snippet may add to what the warm interpreter maps, in MiB (RLIMIT_AS). Left out: 2048, less
     where half of the machine's memory does not hold one worker."""
     idle_s: float = 300.0
     """A session's process is killed after so many seconds without a snippet."""
