@@ -71,6 +71,13 @@ def test_the_command_line_prints_one_line_and_exits_2(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["rl", "demo"])
+def test_a_group_of_one_is_refused_before_anything_is_loaded(verb: str) -> None:
+    result = thyme(verb, "--dry-run", "--rollout.group-size", "1")
+    assert result.returncode == 2 and "rollout.group_size: 1 must be at least 2" in result.stderr
+    assert thyme("rollout", "--dry-run", "--rollout.group-size", "1").returncode == 0
+
+
 def test_dry_run_prints_the_resolved_config() -> None:
     result = thyme("rl", "--dry-run", "--seed", "7", "--rl.steps", "2")
     assert result.returncode == 0, result.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thyme.data.rows import Demonstration, Question
+from thyme.pictures import to_rgb
 from thyme.rollout.prompts import SYSTEM_PROMPT, text_prompt, user_prompt
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def rl_record(question: Question) -> dict[str, Any]:
 def encode_image(image: Image.Image) -> str:
     """Base64 of a PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
+    to_rgb(image).save(buffer, "PNG", compress_level=6)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -78,6 +78,6 @@ def check_context(max_context: int, num_blocks: int, block_size: int) -> None:
     """
     if max_context > num_blocks * block_size:
         raise ValueError(
-            f"EngineConfig.max_context ({max_context}) does not fit into a cache of {num_blocks} blocks of {block_size} "
+            f"EngineConfig.max_context ({max_context}) does not fit into {num_blocks} blocks of {block_size} "
             f"tokens ({num_blocks * block_size}): lower max_context or raise num_blocks or kv_bytes"
         )

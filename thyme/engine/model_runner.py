@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme.engine.batch import Batch, ImageSlice
-from thyme.engine.config import AttentionName, EngineConfig
+from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix

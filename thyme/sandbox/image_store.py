@@ -6,6 +6,7 @@ sees only the caller's own images, never anything a snippet made.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -14,7 +15,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from thyme.pictures import to_rgb, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,8 +26,6 @@ _KEPT_BYTES = 512 << 20
 _BITMAP_MODES = ("L", "RGB")
 _PNG_MODES = ("RGBA", "LA", "P", "1", "I;16")
 _TIFF_MODES = ("CMYK", "YCbCr", "LAB", "I", "F")
-_NOT_IN_SANDBOX = ("AVIF",)
-"""Formats whose decoders snippets do not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +90,9 @@ class ImageStore:
                 image.load()
                 file.seek(0)
                 content = file.read()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damaged files make the decoders raise whatever they meet
             raise ValueError(f"image {os.fspath(path)!r} cannot be read: {error}") from error
-        if image.format in _NOT_IN_SANDBOX:
+        if upright(image) is not image:  # model and snippet see the same picture
             stored = self._store(image)
         else:
             stored = self._keep(hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest(), content, None)
@@ -115,17 +116,9 @@ class ImageStore:
     def _store(self, image: Image.Image) -> StoredImage:
         if image.width == 0 or image.height == 0:
             raise ValueError(f"image has no pixels: {image.width}x{image.height}")
-        buffer = io.BytesIO()
-        if image.mode in _BITMAP_MODES:
-            image.save(buffer, "BMP")
-        elif image.mode in _PNG_MODES:
-            image.save(buffer, "PNG", compress_level=0)
-        elif image.mode in _TIFF_MODES:
-            image.save(buffer, "TIFF")
-        else:
-            image.convert("RGB").save(buffer, "BMP")
-        content = buffer.getbuffer()
-        return self._keep(hashlib.blake2b(content, digest_size=16).hexdigest(), content, image.format)
+        image, original = upright(image), image.format
+        content = _encoded(image)
+        return self._keep(hashlib.blake2b(content, digest_size=16).hexdigest(), content, original)
 
     def _keep(self, name: str, content: bytes | memoryview, format: str | None) -> StoredImage:
         """Writes a file that is not there yet, whole or not at all."""
@@ -152,3 +145,25 @@ class ImageStore:
                 total -= image.num_bytes
         self._by_path = {k: s for k, s in self._by_path.items() if s.file in self._files}
         self._by_object = {k: v for k, v in self._by_object.items() if v[1].file in self._files and v[0]() is not None}
+
+
+def _encoded(image: Image.Image) -> memoryview:
+    """A file with the pixels of the image in its mode, and its metadata; what decodes fast where there is a choice."""
+    buffer, details = io.BytesIO(), _metadata(image)
+    if image.mode in _PNG_MODES:
+        image.save(buffer, "PNG", compress_level=0, **details)
+    elif image.mode in _TIFF_MODES or (details and image.mode in _BITMAP_MODES):
+        image.save(buffer, "TIFF", **details)
+    else:
+        (image if image.mode in _BITMAP_MODES else to_rgb(image)).save(buffer, "BMP")
+    return buffer.getbuffer()
+
+
+def _metadata(image: Image.Image) -> dict[str, Any]:
+    """Resolution, colour profile and EXIF block, where it has them."""
+    details = {name: image.info[name] for name in ("dpi", "icc_profile") if image.info.get(name)}
+    with contextlib.suppress(Exception):  # a damaged block
+        exif = image.getexif()
+        if image.format != "TIFF" and len(exif):  # there the block holds the layout of the file as well
+            details["exif"] = exif
+    return details

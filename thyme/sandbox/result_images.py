@@ -11,13 +11,16 @@ from typing import Any
 
 from PIL import Image
 
+from thyme.pictures import to_rgb
 from thyme.sandbox import paths
 from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 
 PIXELS = 4
 """The descriptor of the shared memory."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_PRINTED_IMAGE = re.compile(r"[^\s'\"<>|,;()\[\]{}]+\.(?:png|jpe?g|bmp|webp)\b", re.IGNORECASE)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_PRINTED_IMAGE = re.compile(
+    rf"[^\s'\"<>|,;()\[\]{{}}]+(?:{'|'.join(map(re.escape, paths.IMAGE_SUFFIXES))})\b", re.IGNORECASE
+)
 _LONGEST_LINE, _MOST_NAMES = 4096, 256
 _STRIP_BYTES = 1 << 18
 """Pixels are handed over in pieces of about this size, which need no memory beside the picture's."""
@@ -164,9 +167,8 @@ def _hand_over(image: Image.Image, offset: int) -> tuple[int, int] | None:
     """Writes the RGB pixels of an image to the shared memory from `offset` on. Returns its (width, height), None where
     the file is broken."""
     try:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        rgb.load()
-    except (OSError, ValueError, SyntaxError):
+        rgb = to_rgb(image)
+    except ValueError:
         return None
     width, height = rgb.size
     rows = max(1, _STRIP_BYTES // (width * BYTES_PER_PIXEL))

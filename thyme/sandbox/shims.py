@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from thyme.pictures import to_rgb
 from thyme.sandbox import arguments, paths
 from thyme.sandbox.result import Fix
 from thyme.sandbox.snippet_error import is_full
@@ -210,7 +211,7 @@ def _patch_image_files() -> None:
         image = self
         if kind in ("JPEG", "JPG") and self.mode not in ("RGB", "L", "CMYK", "1", "YCbCr"):
             notes.fix("mode", f"JPEG cannot hold {self.mode}: converted to RGB")
-            image = self.convert("RGB")
+            image = to_rgb(self)
         if format is not None and format.upper() == "JPG":
             notes.fix("format", "the format is called 'JPEG'")
             format = "JPEG"

@@ -27,6 +27,23 @@ class Config(LoopConfig, ToyRunConfig):
     name: str = "rl"
     rl: RlConfig = field(default_factory=RlConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_group_size(self.rollout.group_size)
+
+
+def check_group_size(group_size: int) -> None:
+    """Before a model is loaded.
+
+    Raises:
+        ValueError: a group of one has no advantages.
+    """
+    if group_size < 2:
+        raise ValueError(
+            f"rollout.group_size: {group_size} must be at least 2 to train by: an advantage is what a rollout earned "
+            "beyond the others of its question"
+        )
+
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
