@@ -245,8 +245,11 @@ def test_what_is_moved_into_a_new_root() -> None:
     readable = (("/usr/lib/x", True), ("/usr/share/f.py", False), ("/tmp/env/y", True), ("/dev/null", False))
     base = BaseRoot(tops=("/dev", "/usr"), readable=readable, namespace=-1, proc=-1)
     image = InputImage(file="f", path="/usr/pictures/a.png", folder="/usr/pictures")
-    assert base.moves(None) == [("/dev", True), ("/usr", True), ("/tmp/env/y", True)]
-    assert base.moves(image) == [("/dev", True), ("/usr/lib/x", True), ("/usr/share/f.py", False), ("/tmp/env/y", True)]
+    usual, special = base.layout(None), base.layout(image)
+    assert usual.moves == ("/dev", "/usr", "/tmp/env/y")
+    assert special.moves == ("/dev", "/usr/lib/x", "/usr/share/f.py", "/tmp/env/y")
+    assert set(special.folders) - set(usual.folders) == {"/usr/lib", "/usr/lib/x", "/usr/share"}
+    assert set(special.files) - set(usual.files) == {"/usr/share/f.py"}
     assert not base.has_room_for(image)
 
 

@@ -149,8 +149,9 @@ def landlock_ruleset(abi: int, rules: Iterable[bytes]) -> int:
     scoped = 3 if abi >= 6 else 0
     attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
-    for rule in rules:
-        landlock_add(ruleset, rule)
+    for rule in rules:  # some thirty for every child
+        if _libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, None, None) < 0:
+            _check(-1, "landlock_add_rule")
     return ruleset
 
 

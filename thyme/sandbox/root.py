@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from thyme.sandbox import jail, paths
 from thyme.sandbox.config import SandboxConfig
@@ -42,29 +43,43 @@ class Image:
     """The folder of it that the child may write to, where that is one more than the scratch has anyway."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout(NamedTuple):
+    """What a child's root is made of."""
+
+    folders: tuple[str, ...]
+    """Parents first."""
+    files: tuple[str, ...]
+    moves: tuple[str, ...]
+    """Mounts of the fork-server's root that are moved to the folder or file of their name."""
+
+
 class BaseRoot:
-    """The root of the fork-server, from which those of the children are made."""
+    """The root of the fork-server, from which those of the children are made.
 
-    tops: tuple[str, ...]
-    """Folders right below the root that are mounts of their own."""
-    readable: tuple[tuple[str, bool], ...]
-    """The mounts in it that every child sees, and which of them are folders."""
-    namespace: int
-    """Descriptor of the mount namespace it is in."""
-    proc: int
-    """Descriptor of the host's /proc, in which a process finds its own mount namespace."""
+    Args:
+        tops: folders right below the root that are mounts of their own.
+        readable: the mounts in it that every child sees, and which of them are folders.
+        namespace: descriptor of the mount namespace it is in.
+        proc: descriptor of the host's /proc, in which a process finds its own mount namespace.
+    """
 
-    def moves(self, image: Image | None) -> list[tuple[str, bool]]:
-        """What to move into a child's root: whole tops, except where the image needs folders of its own in one."""
-        tops = [top for top in self.tops if image is None or _top(image.path) != top]
-        return [(top, True) for top in tops] + [
-            (path, is_folder) for path, is_folder in self.readable if _top(path) not in tops
-        ]
+    def __init__(self, *, tops: Sequence[str], readable: Sequence[tuple[str, bool]], namespace: int, proc: int) -> None:
+        self._tops, self._readable = tops, readable
+        self._namespace, self._proc = namespace, proc
+        self._usual = self.layout(None)
+
+    def layout(self, image: Image | None) -> _Layout:
+        """What to make a root of: whole tops are moved, except where the image needs folders of its own in one."""
+        tops = [top for top in self._tops if image is None or _top(image.path) != top]
+        single = [(path, is_folder) for path, is_folder in self._readable if _top(path) not in tops]
+        folders = {"/mnt", *_SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
+        folders |= {parent for path, _ in single for parent in _parents(path)}
+        files = (INPUT, *(path for path, is_folder in single if not is_folder))
+        return _Layout(tuple(sorted(folders)), files, (*tops, *(path for path, _ in single)))
 
     def has_room_for(self, image: Image) -> bool:
         """Whether it can be put into a root that was made without knowing of it."""
-        return _top(image.path) not in self.tops
+        return _top(image.path) not in self._tops
 
     def build(self, config: SandboxConfig, uid: int, image: Image | None = None) -> None:
         """Makes a root and moves the calling process there, into a mount namespace of its own.
@@ -75,20 +90,17 @@ class BaseRoot:
             image: the input image, if it is known by now.
         """
         mount_fd = self.detached(image) if image is not None else -1
-        moves = self.moves(image)
-        parents = {p for path, _ in moves for p in _parents(path)}
-        own = parents | {path for path, is_folder in moves if is_folder} | {_parents(paths.DATA)[0], *_SCRATCH}
-        files = [INPUT, *(path for path, is_folder in moves if not is_folder)]
+        layout = self._usual if image is None or self.has_room_for(image) else self.layout(image)
         umask = os.umask(0)
         try:
             jail.unshare(jail.CLONE_NEWNS)
-            inodes = 1 + len(own) + len(files) + config.max_files
+            inodes = 1 + len(layout.folders) + len(layout.files) + config.max_files
             jail.mount_memory(_NEW, mib=config.scratch_mib, inodes=inodes, mode=_mode(uid))
-            for folder in sorted(own):
+            for folder in layout.folders:
                 _make_folder(_NEW + folder, uid, writable=folder in _SCRATCH)
-            for file in files:
+            for file in layout.files:
                 _make_file(_NEW + file)
-            for path, _ in moves:
+            for path in layout.moves:
                 jail.mount(path, _NEW + path, None, jail.MS_MOVE)
             os.chdir(_NEW)
             jail.mount(".", "/", None, jail.MS_MOVE)  # on top of the old root, which nothing can reach any more
@@ -110,11 +122,11 @@ class BaseRoot:
         try:
             yield
         finally:
-            jail.enter_mount_namespace(self.namespace)
+            jail.enter_mount_namespace(self._namespace)
 
     def own_namespace(self) -> int:
         """Descriptor of the calling process's mount namespace."""
-        return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+        return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
 
 
 def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
