@@ -237,10 +237,12 @@ def set_up() -> None:
     seed(0)
 
 
-def warm_up(place: Place, config: SandboxConfig) -> None:
+def warm_up(place: Place, plan: JailPlan, config: SandboxConfig) -> None:
     """Rehearses in the fork-server until the interpreter has specialised the code around a snippet and filled its free
     lists: every child is born with that, instead of doing it over on pages copied for the purpose."""
     if place.scratch is not None:
         make_places(place.scratch)
     for _ in range(_REHEARSALS):
+        if plan.root is not None:
+            plan.root.rehearse(config, plan.uid_of(place.slot))
         rehearse(_places(place), config)

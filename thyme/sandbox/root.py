@@ -111,6 +111,14 @@ class BaseRoot:
         if image is not None:
             put_image(mount_fd, image, config, uid)
 
+    def rehearse(self, config: SandboxConfig, uid: int) -> None:
+        """Builds a root and leaves it again, which goes with it: the interpreter specialises the code that builds."""
+        try:
+            self.build(config, uid)
+            os.close(self.own_namespace())
+        finally:
+            jail.enter_mount_namespace(self._namespace)
+
     def detached(self, image: Image) -> int:
         """A mount of the image that is nowhere yet (a descriptor). Only in the fork-server's root."""
         return jail.detached(f"{IMAGES}/{image.file}")

@@ -115,7 +115,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
         paths.install()
     shims.install()
     warm = loop.slots.take()
-    child.warm_up(warm, setup.config)
+    child.warm_up(warm, plan, setup.config)
     loop.slots.release(warm)
     gc.collect()
     gc.freeze()  # collected objects would be written to, and so copied, in every child
