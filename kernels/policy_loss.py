@@ -48,7 +48,8 @@ class GrpoLossConfig:
     ratio_cap: float | None = None
     """Two-sided clip: the ratio never counts for more than this, also where the advantage is negative; None: no cap."""
     kl_coef: float = 0.001
-    """Coefficient of the KL penalty to ref_logprobs; without ref_logprobs there is none."""
+    """Coefficient of the KL penalty to ref_logprobs; without ref_logprobs there is none, and at 0 they
+    only make the metric."""
     kl: KlKind = "k3"
     """Estimator of KL(policy, reference) from a token: k1 -d, k2 d^2 / 2, k3 exp(d) - d - 1; d = ref - logprob."""
     kl_times_ratio: bool = False
@@ -158,7 +159,8 @@ def policy_loss(
     kl = None
     if ref_logprobs is not None:
         kl = _kl(used(ref_logprobs) - current, config.kl)
-        per_token = per_token + config.kl_coef * (kl * token_ratio if config.kl_times_ratio else kl)
+        if config.kl_coef:  # 0 times what may be infinite is no number
+            per_token = per_token + config.kl_coef * (kl * token_ratio if config.kl_times_ratio else kl)
     if config.entropy_coef:
         per_token = per_token - config.entropy_coef * entropy
     if config.greedy_tokens == "exclude":

@@ -124,7 +124,7 @@ def test_a_damaged_sft_row_is_named(damage: Callable[[dict[str, Any]], None], me
     report = check_file(folder / "sft.jsonl")
     assert {problem.row for problem in report.problems} == {3} and report.bad_rows == 1
     assert any(message in problem.message for problem in report.problems)
-    assert str(report.problems[0]).startswith("row 3: ")
+    assert str(report.problems[0]).startswith(f"{folder / 'sft.jsonl'}: row 3: ")
 
 
 @pytest.mark.parametrize(

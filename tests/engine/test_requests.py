@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tests import tiny
 from thyme.engine import Engine, EngineConfig, Prompt, SamplingParams
-from thyme.model import Model, ModelConfig, build, load_model, save
+from thyme.model import Model, ModelConfig, Processor, build, load_model, save
 
 PARAMS = SamplingParams(max_tokens=6, seed=1, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -223,3 +224,14 @@ def test_an_engine_waits_for_more_sequences_than_it_runs(text_model: Model, make
     assert ids == [alone.generate([[3 + i]], PARAMS)[0].sequence.token_ids for i in range(9)]
     for sequence in held:
         engine.release(sequence)
+
+
+def test_what_comes_back_prints_in_a_line_or_two(model: Model, processor: Processor) -> None:
+    engine = Engine(model, EngineConfig(quiet=True, max_sequences=1), processor=processor)
+    picture = processor.preprocess(Image.new("RGB", (400, 300), "red"))
+    ids = processor.encode("<|vision_start|><|image_pad|><|vision_end|>What is 3?")
+    long = replace(PARAMS, max_tokens=500, stop_at_tags=False)
+    completion = engine.generate([Prompt(token_ids=ids, images=(picture,))], long)[0]
+    assert len(repr(completion)) < 250 and "500 tokens [" in repr(completion) and "'length'" in repr(completion)
+    for part in (completion.sequence, completion.sequence.prompt, picture):
+        assert len(repr(part)) < 800 and "pixel_values" not in repr(part)

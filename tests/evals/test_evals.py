@@ -115,6 +115,22 @@ def test_a_summary_counts_what_it_says() -> None:
     assert summarize(groups[3:]).code_ok is None
 
 
+def test_an_answer_that_cannot_be_judged_is_wrong_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def matches(answer: str, solution: str, question: str) -> bool:
+        if answer == "hang":
+            raise TimeoutError("too long")
+        return answer == solution
+
+    monkeypatch.setattr("thyme.rewards.rules.matches", matches)
+    asked = question("crop", "7")
+    summary = summarize([[rollout(asked, "7"), rollout(asked, "hang")]])
+    assert (summary.accuracy, summary.errors) == (0.5, 1)
+    assert "question 'crop0': result: TimeoutError: too long" in caplog.text
+    assert summarize([[rollout(asked, "7"), rollout(asked, None)]]).errors == 0
+
+
 def test_evaluation_is_greedy_by_default_and_split_by_scenario() -> None:
     questions = [question("crop", "1", 0), question("direct", "2"), question("crop", "3", 1)]
     loop = Loop(lambda q, i: rollout(q, "1" if q.scenario == "crop" else "2"))

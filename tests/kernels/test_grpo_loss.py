@@ -237,6 +237,11 @@ def test_a_zero_coefficient_is_no_term(run: Run) -> None:
     assert torch.equal(without[1], zero[1])
     assert "kl_ref" in zero[2]
     assert "kl_ref" not in without[2]
+    for held in (float("-inf"), float("inf"), float("nan")):  # not even where 0 times it is no number
+        spoilt = args | {"ref_logprobs": torch.full_like(args["ref_logprobs"], held)}
+        ignored = call(run, spoilt, config=GrpoLossConfig(kl_coef=0.0))
+        assert without[0] == ignored[0]
+        assert torch.equal(without[1], ignored[1])
 
 
 def test_gspo_adds_in_a_fixed_order() -> None:

@@ -64,7 +64,9 @@ def test_preprocess_equals_transformers(
 def test_other_modes_equal_transformers(mode: str, byte_level: Processor) -> None:
     image = noise(60, 90, mode)
     assert image.mode == mode
-    theirs = Qwen2VLImageProcessorPil()(image, return_tensors="np")
+    shown = Image.new("RGB", image.size, "white")  # transformers drops alpha; qwen_vl_utils lays it on white before
+    shown.paste(image.convert("RGB"), mask=image.getchannel("A") if "A" in mode else None)
+    theirs = Qwen2VLImageProcessorPil()(shown, return_tensors="np")
     assert np.array_equal(byte_level.preprocess(image).pixel_values, theirs["pixel_values"])
 
 

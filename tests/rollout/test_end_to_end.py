@@ -19,6 +19,7 @@ from thyme.engine.tags import TokenKind
 from thyme.evals import evaluate, no_code_control
 from thyme.model import Model, build, save
 from thyme.model.attention import PackedAttention
+from thyme.pictures import read_picture
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts, write_rollouts
 from thyme.rollout.dialect import Dialect, write_dialect
 from thyme.rollout.prompts import build_prompt
@@ -28,7 +29,7 @@ from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
 from thyme.train.packing import pack
 from thyme.train.tokenization import positions, supervised_sample
-from thyme.verbs.ask import Config, answer, open_image
+from thyme.verbs.ask import Config, answer
 
 CONFIG = RolloutConfig(prompt_style="short", max_tokens_per_round=72, max_tokens=160, max_rounds=2)
 
@@ -229,4 +230,4 @@ def test_ask_prints_thoughts_code_images_and_answer(
     assert -1 not in found and found == sorted(found), printed
     kept = list((tmp_path / "runs" / "kept" / "images").glob("*.png"))
     assert len(kept) == 2 and all(path.name in printed.replace("\n", "") for path in kept)
-    assert {open_image(path).tobytes() for path in kept} == {image.tobytes() for image in rows[0].images[1:]}
+    assert {read_picture(path).tobytes() for path in kept} == {image.tobytes() for image in rows[0].images[1:]}

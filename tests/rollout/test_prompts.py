@@ -1,11 +1,21 @@
 """Prompts are byte-equal to the released ones; the code and answer rules follow the original."""
 
 import hashlib
+import random
 from collections.abc import Iterable
 
 import pytest
 
-from thyme.rollout.prompts import SYSTEM_PROMPT, build_prompt, extract_answer, extract_code, text_prompt, user_prompt
+from thyme.engine.tags import Mode, TagAutomaton, TagEvent
+from thyme.rollout.prompts import (
+    SYSTEM_PROMPT,
+    build_prompt,
+    extract_answer,
+    extract_code,
+    text_prompt,
+    until_answer,
+    user_prompt,
+)
 from thyme.rollout.types import Question
 
 
@@ -80,10 +90,65 @@ def test_extract_code(text: str, code: str | None) -> None:
         (r"<answer>\boxed{6}, \boxed{7</answer>", "6"),
         ("<answer>7", None),
         ("7</answer>", None),
+        ("7</answer> <answer>8</answer>", None),  # the turn ended at the first </answer>
+        ("<code>print('<answer>6</answer>')</code>", None),
+        ("<code># <answer></code><sandbox_output>1</sandbox_output> 7</answer>", None),
+        ("<code>'</answer>'</code><sandbox_output>1</sandbox_output><answer>7</answer>", "7"),
+        ("<code>1</code><sandbox_output><answer>6</answer></sandbox_output>", None),
+        ("<code>1</code><sandbox_output><answer>6</answer></sandbox_output><answer>7</answer>", "7"),
+        ("<answer>6<code>1</code><sandbox_output>1</sandbox_output></answer>", None),
+        ("<answer>6<code>1</code><sandbox_output>1</sandbox_output><answer>7</answer>", "7"),
+        ("<code>1 <answer>7</answer>", None),
+        (r"<answer>} \boxed{7} {</answer>", "7"),
+        (r"<answer>" + r"\boxed{" * 20_000 + "</answer>", r"\boxed{" * 20_000),
     ],
 )
 def test_extract_answer(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
+
+
+class _Bytes:
+    """A tokenizer of single bytes."""
+
+    vocab_size = 128
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+def _decoded(rounds: Iterable[str]) -> tuple[str, bool]:
+    """The turn that a rollout writes whose rounds would be `rounds` if nothing ended them, and whether it answered."""
+    automaton = TagAutomaton.compile(_Bytes())
+    written = ""
+    for words in rounds:
+        state = 0
+        for byte in words.encode():
+            mode, event = automaton.modes[state], automaton.event[state, byte]
+            state = automaton.next_state[state, byte]
+            written += chr(byte)
+            if event == TagEvent.ANSWER_END:
+                return written, mode == Mode.ANSWER
+            if event == TagEvent.FORGED:
+                return written, False
+            if event == TagEvent.CODE_END:
+                written += "<sandbox_output><image>&lt;/answer></sandbox_output>"
+                break
+        else:
+            return written, False
+    return written, False
+
+
+def test_an_answer_is_found_where_decoding_saw_one_and_nowhere_else() -> None:
+    rng = random.Random(0)
+    pieces = ["<code>", "</code>", "<answer>", "</answer>", "<sandbox_output>", "<think>", "<", "a", "'", " 7", "<answ"]
+    outcomes = set()
+    for _ in range(4000):
+        rounds = ["".join(rng.choices(pieces, (6, 4, 6, 3, 1, 1, 1, 1, 1, 1, 1), k=rng.randrange(9))) for _ in range(4)]
+        text, answered = _decoded(rounds)
+        assert (extract_answer(text) is not None) == answered, text
+        assert until_answer(text) == text and until_answer(text + "<answer>x</answer>").startswith(text)
+        outcomes.add((answered, text.count("<answer>") > 1, "</code>" in text))
+    assert len(outcomes) == 8
 
 
 def _question(text: str = "How many?", path: str = "a.png") -> Question:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from tests.material import published_cases
 from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, UNDEFINED
 
 _INSERTED = [
@@ -96,9 +94,7 @@ _INSERTED = [
 
 def published_snippets() -> list[str]:
     """Code of the published traces; empty where they are not at hand."""
-    folder = Path(os.environ.get("THYME_DATA", Path(__file__).parents[3] / "shared" / "data")) / "published_traces"
-    cases = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("case*/case.json"))]
-    return [step["code"] for case in cases for step in case["rounds"]]
+    return [step["code"] for case in published_cases().values() for step in case["rounds"]]
 
 
 def slips() -> list[str]:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.material import MISSING
 from tests.sandbox.mutations import mutated, published_snippets, slips
 from tests.sandbox.slips import NOT_REPAIRED, REPAIRED, RIGHT, UNDEFINED, Slip
 from thyme.sandbox import Sandbox, Status
@@ -312,7 +313,7 @@ def test_mutated_snippets_long() -> None:
 def test_mutated_published_snippets() -> None:
     published = published_snippets()
     if not published:
-        pytest.skip("no published traces: set THYME_DATA to the folder that holds published_traces/")
+        pytest.skip(MISSING)
     check_mutations(published, 50_000, seed=3)
 
 

@@ -297,7 +297,7 @@ def test_images_come_back_from_everywhere(
 def test_as_many_files_as_were_promised_and_no_more(path: str | None, image: Image.Image) -> None:
     """Whatever the sandbox itself puts into the scratch."""
     for off in (frozenset[str](), frozenset({"parking"})):
-        with Sandbox(SandboxConfig(**_LIMITS, max_files=7, scratch_mib=2), _off=off) as sandbox:
+        with Sandbox(SandboxConfig(**_LIMITS, max_files=7, max_images=2, scratch_mib=2), _off=off) as sandbox:
             if not is_mounted(sandbox):
                 pytest.skip("scratch is on a disk here: looked at every 20 ms")
             for number, status in ((7, Status.OK), (8, Status.OUTPUT_LIMIT)):

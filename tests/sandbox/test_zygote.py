@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -170,7 +171,8 @@ def test_from_inside_it_looks_like_one_forked_for_its_order(own: Sandbox, unpark
 
 def test_off_means_off(unparked: Sandbox) -> None:
     assert unparked.run("print(1)").stdout == "1\n"
-    assert not eventually(lambda: children_of(started_by(unparked)) - snippets_of(started_by(unparked)), 0.3)
+    time.sleep(0.3)  # in which one would have been parked; a child that is ending may be seen for a moment
+    assert eventually(lambda: children_of(started_by(unparked)) <= snippets_of(started_by(unparked)))
 
 
 @pytest.mark.parametrize("mode", ["full", "plain"])

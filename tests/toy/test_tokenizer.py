@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
-from thyme.toy.tokenizer import CODE_LEXEMES, SPECIAL_TOKENS, TAGS, TEXT_LEXEMES, toy_tokenizer
+from thyme.toy.tokenizer import CODE_LEXEMES, SPECIAL_TOKENS, TAGS, TEXT_LEXEMES, toy_tokenizer, words_it_lacks
 
 TOKENIZER = toy_tokenizer()
 ASCII = "".join(map(chr, range(32, 127))) + "\n\t"
@@ -70,3 +71,21 @@ def test_saved_folder_loads_with_transformers(tmp_path: Path) -> None:
     assert again.encode(text) == TOKENIZER.encode(text)
     assert again.decode(again.encode(text)) == text
     assert again.eos_token_id == TOKENIZER.eos_token_id and len(again) == len(TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("text", "lacking"),
+    [
+        ("What digit is on the red sign?", ()),
+        ("What is 12 * 34?", ()),
+        ("What colour is the car?", ("What", "colour", "is", "the", "car")),
+        ("Where is the Müllauto? \u6570\u5b57", ("Müllauto", "\u6570\u5b57")),
+    ],
+)
+def test_words_that_can_only_be_spelled_are_named(text: str, lacking: tuple[str, ...]) -> None:
+    named = words_it_lacks(TOKENIZER, text)
+    assert set(lacking) <= set(named) if lacking else named == ()
+
+
+def test_other_tokenizers_lack_no_word(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert words_it_lacks(byte_level_tokenizer, "Qu'est-ce que c'est? \u6570\u5b57") == ()

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -14,61 +13,10 @@ from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
 from thyme.rollout.image_folder import ImageFolder
 from thyme.sandbox import Fix, SandboxResult, Status
-from thyme.verbs.ask import Config, _Printer, answer, open_image
+from thyme.verbs.ask import Config, _Printer, answer
 from thyme.verbs.folders import model_folder
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
-    image = Image.new("RGB", (30, 20), "red")
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    image.save(tmp_path / "phone.jpg", exif=exif)
-    assert open_image(tmp_path / "phone.jpg").size == (20, 30)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_white(mode: str, tmp_path: Path) -> None:
-    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
-    if mode == "P":
-        image = Image.new("P", (8, 8), 1)
-        image.putpalette([0, 0, 0, 255, 0, 0])
-        image.paste(0, (0, 0, 4, 8))
-        image.save(tmp_path / "a.png", transparency=0)
-    else:
-        image.convert(mode).save(tmp_path / "a.png")
-    opened = open_image(tmp_path / "a.png")
-    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (255, 255, 255) != opened.getpixel((7, 0))
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "I;16"])
-def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
-    Image.new(mode, (8, 8)).save(tmp_path / "a.tiff")
-    assert open_image(tmp_path / "a.tiff").mode == "RGB"
-
-
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "whole.png")
-    data = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.png").write_text("not an image")
-    (tmp_path / "nothing.png").write_bytes(b"")
-    for name in ("cut.png", "text.png", "nothing.png"):
-        with pytest.raises(ValueError, match=name):
-            open_image(tmp_path / name)
-    for missing in (tmp_path / "missing.png", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no such file"):
-            open_image(missing)
-
-
-def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"bomb.png.*decompression bomb"):
-        open_image(tmp_path / "bomb.png")
 
 
 def test_an_empty_question_is_refused_first(tmp_path: Path) -> None:
@@ -111,6 +59,17 @@ def test_output_is_shown_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert not {c for c in shown if c != "\n" and not c.isprintable()}
     assert "[bold]a\\x1b[31m" in shown and "line 2: added import math." in shown and "12 ms" in shown
     assert "\n1\\x9b[0m\n" in shown
+
+
+def test_a_question_in_words_that_the_toy_lacks_is_said_to_make_no_sense(
+    demo_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
+    for question, words in (("What colour is the car?", ["colour", "car"]), ("What digit is on the red sign?", [])):
+        asked = Config(model=str(demo_checkpoint), image=str(tmp_path / "a.png"), question=question, max_tokens=2)
+        answer(asked, Console(file=io.StringIO()))
+        err = capsys.readouterr().err
+        assert err.count("\n") == bool(words) and all(word in err for word in words)
 
 
 def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:

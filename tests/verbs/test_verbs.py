@@ -1,6 +1,7 @@
 """Every verb as a user runs it, on a checkpoint of the demo and on a Hugging Face folder; and whose word counts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,36 @@ def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(
 
 def test_a_folder_without_thyme_json_is_run_as_the_config_says(hub_folder: Path) -> None:
     assert open_model(LoopConfig(model=str(hub_folder), threads=1)).dialect == Dialect()
+
+
+CARD = "---\nbase_model:\n- Qwen/Qwen2.5-VL-7B-Instruct\ndatasets:\n- Kwai-Keye/Thyme-SFT\n- Kwai-Keye/Thyme-RL\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "card", "compat"),
+    [
+        ("Thyme-RL", None, "released"),
+        ("Kwai-Keye/thyme-sft", None, "released"),
+        ("models--Kwai-Keye--Thyme-RL/snapshots/4fd9aa21", None, "released"),
+        ("anything", CARD, "released"),
+        ("thyme-rl/Qwen2.5-VL-7B-Instruct", None, "none"),
+        ("Qwen2.5-VL-7B-Instruct", "Compared with Kwai-Keye/Thyme-RL it ...", "none"),
+    ],
+)
+def test_a_released_checkpoint_is_run_as_it_was_trained(
+    place: str, card: str | None, compat: str, hub_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / place
+    shutil.copytree(hub_folder, folder)
+    if card:
+        (folder / "README.md").write_text(card)
+    opened = open_model(LoopConfig(model=str(folder), threads=1))
+    assert opened.dialect == Dialect(compat=compat)
+    assert ("a released Thyme checkpoint" in capfd.readouterr().err) == (compat == "released")
+    with open_loop(LoopConfig(model=str(folder), threads=1), opened) as loop:
+        assert (loop.config.compat, loop.sandbox.config.compat) == (compat, compat)
+    write_dialect(folder, Dialect())  # what the folder itself says goes first
+    assert open_model(LoopConfig(model=str(folder), threads=1)).dialect == Dialect()
 
 
 def test_one_field_decides_wording_and_rewriting(demo_checkpoint: Path, tmp_path: Path) -> None:

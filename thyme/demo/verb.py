@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from thyme.toy.config import Material
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.rl import check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,10 @@ class Config(Recipe):
     """Instead of the main curve, run the fragile cold start twice: ATS, and temperature 1 everywhere."""
     material: Material | None = None
     """What is on the signs and behind them: glyphs (drawn), digits (handwritten), photos; none: toy.material."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trainable(self.rollout, self.rl)
 
 
 def default_recipe(args: list[str]) -> str:

@@ -45,7 +45,7 @@ class Tokens:
 
     token_ids: NDArray[np.int32]
     """[T]."""
-    positions: NDArray[np.int32]
+    positions: NDArray[np.int32] = field(repr=False)
     """[3, T] M-RoPE."""
     next_position: int
     images: tuple[ImageInputs, ...]
@@ -89,22 +89,22 @@ class Sequence:
     """Which of the params.n sequences of its prompt."""
     params: SamplingParams
     """With the seed of this sequence, and n = 1."""
-    prompt: Tokens
+    prompt: Tokens = field(repr=False)
     hold: bool
     ban: int
     """Number of its set of banned ids."""
     status: SequenceStatus = SequenceStatus.WAITING
-    followers: list[Sequence] = field(default_factory=list)
-    images: list[ImageInputs] = field(default_factory=list)
-    image_starts: list[int] = field(default_factory=list)
+    followers: list[Sequence] = field(repr=False, default_factory=list)
+    images: list[ImageInputs] = field(repr=False, default_factory=list)
+    image_starts: list[int] = field(repr=False, default_factory=list)
     row: int | None = None
-    table: TokenRows | None = None
+    table: TokenRows | None = field(default=None, repr=False)
     node: int = 0
     """Node of the prefix tree after the first num_published blocks."""
     num_published: int = 0
     has_begun: bool = False
     """Its current round has reached the sampler's state (automaton, detector)."""
-    final_ids: list[int] | None = None
+    final_ids: list[int] | None = field(default=None, repr=False)
 
     @property
     def prompt_len(self) -> int:
@@ -126,7 +126,7 @@ class Sequence:
         return self.prompt_len if self.row is None or self.table is None else int(self.table.num_tokens[self.row])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Completion:
     """One round of a sequence that has ended: T sampled tokens, as they were sampled, and what is known of each."""
 
@@ -151,3 +151,11 @@ class Completion:
     """"</code>", "</answer>", "forged", the stop text, the stop id; None where finish_reason says it all."""
     repetition: RepetitionHit | None = None
     """What was found, its positions counted from the round's first token."""
+
+    def __repr__(self) -> str:
+        ids = np.array2string(np.asarray(self.token_ids, dtype=np.int64), threshold=16, edgeitems=6, separator=", ")
+        found = "" if self.repetition is None else f", repetition={self.repetition}"
+        return (
+            f"Completion(index={self.index}, {len(self.token_ids)} tokens {ids}, "
+            f"finish_reason={self.finish_reason.value!r}, stop_reason={self.stop_reason!r}{found})"
+        )

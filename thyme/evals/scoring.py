@@ -1,5 +1,6 @@
 """From rollouts to figures: is the answer right, and how sure is the share of right ones."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from math import sqrt
 
 from thyme import rewards
 from thyme.rollout.types import Question, Rollout
+
+_log = logging.getLogger(__name__)
 
 Z_95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -32,13 +35,21 @@ class Summary:
     """Decoded rounds per rollout: 1 without code."""
     statuses: dict[str, int]
     """Rollouts by why they ended."""
+    errors: int = 0
+    """Answers that the rules could not judge and that count as wrong: a formula that took too long, say."""
 
 
 def is_correct(rollout: Rollout) -> bool:
-    """Whether the rules of the result reward accept the answer; no judge is asked."""
-    if rollout.answer is None:
-        return False
-    return rewards.result(rollout.answer, rollout.question.solution, rollout.question.question) == 1.0
+    """Whether the rules of the result reward accept the answer; no judge is asked, and what raises is wrong."""
+    return _judged(rollout)[0] == 1.0
+
+
+def _judged(rollout: Rollout) -> tuple[float, str | None]:
+    question = rollout.question
+    value, error = rewards.judged(rollout.answer, question.solution, question.question)
+    if error is not None:
+        _log.warning("question %r: %s", question.id, error)
+    return value, error
 
 
 def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
@@ -52,7 +63,8 @@ def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
     """
     if not groups or not all(groups):
         raise ValueError("summarize: needs at least one question, and at least one rollout of each")
-    accuracy = sum(sum(map(is_correct, group)) / len(group) for group in groups) / len(groups)
+    verdicts = [[_judged(rollout) for rollout in group] for group in groups]
+    accuracy = sum(sum(value for value, _ in group) / len(group) for group in verdicts) / len(groups)
     low, high = wilson(accuracy, len(groups))
     rollouts = [rollout for group in groups for rollout in group]
     with_code = [rollout for rollout in rollouts if rollout.num_code]
@@ -65,6 +77,7 @@ def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
         code_ok=sum(rollout.code_ok for rollout in with_code) / len(with_code) if with_code else None,
         mean_rounds=sum(len(rollout.turns) for rollout in rollouts) / len(rollouts),
         statuses=dict(Counter(rollout.status.value for rollout in rollouts).most_common()),
+        errors=sum(error is not None for group in verdicts for _, error in group),
     )
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from thyme.model.config import ImageConfig
 from thyme.model.rope import Grid
+from thyme.pictures import to_rgb
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageInputs:
     """One preprocessed picture."""
 
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray = field(repr=False)
     """[P, channels * frames * side * side] float32, patches in the order of the vision tower."""
     grid: Grid
     """(1, patch rows, patch columns)."""
@@ -40,15 +41,16 @@ class ImageProcessor:
     def preprocess(self, image: Image.Image) -> ImageInputs:
         """Resizes to multiples of the merged patch within the pixel limits, normalizes, cuts into patches.
 
-        Bitwise what transformers' Qwen2VLImageProcessorPil returns. Orientation tags are the caller's matter.
+        Bitwise what transformers' Qwen2VLImageProcessorPil returns for the upright RGB picture, see thyme/pictures.py.
 
         Raises:
-            ValueError: a picture with a side of 0 or an aspect ratio above 200.
+            ValueError: a picture with a side of 0 or an aspect ratio above 200, or one that can't be decoded.
         """
+        image = to_rgb(image)
         config = self.config
         side, merge = config.patch_size, config.merge_size
         height, width = smart_resize(image.height, image.width, side * merge, config.min_pixels, config.max_pixels)
-        resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         rows, columns = height // side, width // side
         # [rows / m, m, side, columns / m, m, side, 3] -> merged squares in raster order, patches of a square together
         patches = resized.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)

@@ -3,6 +3,17 @@
 from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge, RuleJudge
 from thyme.rewards.reward import Reward, score
-from thyme.rewards.rules import combine, formatting, result
+from thyme.rewards.rules import combine, formatting, guarded, judged, result
 
-__all__ = ["Judge", "Reward", "RuleJudge", "combine", "consistency", "formatting", "result", "score"]
+__all__ = [
+    "Judge",
+    "Reward",
+    "RuleJudge",
+    "combine",
+    "consistency",
+    "formatting",
+    "guarded",
+    "judged",
+    "result",
+    "score",
+]

@@ -1,85 +1,44 @@
-r"""Do two answers say the same? Decided from the strings alone, for rewards and evaluation alike.
+"""Do two answers say the same? Decided from the strings alone, for rewards and evaluation alike.
 
-Numbers and fractions exactly, option letters with or without their text, yes and no, and text up to case, articles,
-markup and punctuation. Nothing is guessed: what is not accepted here may still be right, and is for a judge to decide.
+Everything is first brought to one spelling (spelling.py). Then the first rule that knows the kind of the reference
+decides: options by letter or text, yes and no, dates and times, numbers with units, ranges, lists, and text up to case,
+articles and punctuation. Formulas are math-verify's (formulas.py). Nothing is guessed: what is not accepted here may
+still be right, and is for a judge to decide; a refusal never is.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-RELATIVE_TOLERANCE = Fraction(1, 10_000)
-"""Between numbers of which the reference is not an integer; integers must be equal."""
+from thyme.rewards import formulas
+from thyme.rewards.moments import moment
+from thyme.rewards.numerals import ordinal
+from thyme.rewards.options import Choice, asks_for_an_order, choice, listed, named_by_text
+from thyme.rewards.quantities import quantity, same, without_unit
+from thyme.rewards.refusals import is_refusal
+from thyme.rewards.spelling import folded, normal, normal_question
 
-MAX_NUMBER_CHARACTERS = 400
-"""Longer texts are compared as texts: no answer is such a number, and Python refuses to convert thousands of digits."""
+MAX_CHARACTERS = 1_000
+"""Longer texts, and lists of more than `MAX_ITEMS` items, are compared as texts."""
+MAX_ITEMS = 32
 
-_PREAMBLE = re.compile(
-    r"^(?:(?:so|thus|therefore|hence)\b)?,?\s*(?:"
-    r"(?:the |my )?(?:(?:correct|final|right|best) )?(?:answer|option|choice)(?: is|:|\s*=)\s*:?\s*"
-    r"|(?:the )?(?:(?:correct|final|right|best) )?(?:option|choice)\s+(?=[(\[]?[A-Z]\b)"
-    r"|(?:i choose|i pick|it is|it's)\s+(?=\S))",
-    re.I,
-)
-_CHINESE_PREAMBLE = re.compile(
-    r"^(?:因此|所以|故)?,?\s*(?:(?:最终|正确)?的?(?:答案|选项)\s*(?:是|为|:)\s*:?\s*|应?[选選]择?\s*:?\s*(?=[(\[]?[A-Z]))"
-)
-_CHARACTERS = str.maketrans(
-    {"：": ": ", "．": ". ", "。": ". ", "，": ", ", "、": ", ", "；": "; ", "º": "°", "⁄": "/", "⋅": "·"}  # noqa: RUF001
-    | dict.fromkeys("“”„«»「」『』", '"')
-    | dict.fromkeys("‘’‚", "'")  # noqa: RUF001
-    | dict.fromkeys("‐‑‒–—−", "-")  # noqa: RUF001
-)
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_REFUSAL = re.compile(
-    r"\b(?:no|without (?:an?|the|any)) (?:idea|clue|image|images|picture|photo|way|information|info|answer|context|data"
-    r"|opinion|comment|visual|input)\b"
-    r"|\b(?:can ?not|can't|could not|couldn't|unable to|impossible to|not possible to|hard to)(?: be)? "
-    r"(?:tell|told|determined?|say|said|know|known|answer|answered|identify|help|view|access|assist)\b"
-    r"|\b(?:do not|don't|did not|didn't) (?:know|have enough)|\bnot (?:sure|certain|enough)\b"
-    r"|\b(?:image|picture|photo) (?:is|was) (?:missing|not (?:provided|given|available|visible))\b"
-    r"|\b(?:unsure|sorry)\b|无法|不知道|看不清"
-)
+_YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
+_CHINESE_YES = {"是": "yes", "是的": "yes", "对": "yes", "对的": "yes", "正确": "yes", "有": "yes"}
+_CHINESE_NO = {"否": "no", "不是": "no", "不对": "no", "不": "no", "错": "no", "错误": "no", "没有": "no"}
+_CHINESE = _CHINESE_YES | _CHINESE_NO
 _STATEMENT = re.compile(
     r" (?:there|it|they|he|she|this|that|these|those|i|we|you|the|its|it's|there's|because|since|as|is|are|was|were)\b"
 )
-_INSTRUCTION = re.compile(
-    r"\s+(?:please\s+)?(?:answer|choose|select|respond|reply)\b.*\b(?:letters?|options?)\b.*", re.I
-)
-_BARE_LETTER = re.compile(r"^[(\[]?([A-Za-z])[)\]]?[.:!]?$")
-# A letter with a text needs a mark between the two: "A dog" is a phrase, "e.g." an abbreviation, neither an option.
-_LETTER_AND_TEXT = re.compile(r"^\(?([A-Za-z])(?:\)[.:]?\s*|[.:]\s+)(\S.*)$", re.DOTALL)
-_MARK = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.):]\s*", re.M)
-_LETTERS = re.compile(r"^[A-Z](?:(?:\s*[,;&]\s*|\s+)(?:and\s+)?[A-Z])+$")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-_QUANTITY = re.compile(
-    r"^(?P<currency>[$\u20ac\u00a3\u00a5])?\s*(?P<sign>[-+\u2212])?\s*"
-    r"(?:(?:(?P<whole>\d+)\s+)?(?P<fraction>\d+/\d+)|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+))"
-    r"(?:e(?P<exponent>[-+]?\d{1,3})|\s*(?:\\times|\u00d7|\\cdot|\u00b7|x|\*)\s*10\^\{?(?P<power>[-+]?\d{1,3})\}?)?"
-    r"\s*(?P<unit>%|(?!(?:\w+ )?(?:or|and|to|not|is|if|but|than)\b)"
-    r"[a-z\u03bc\u00b0/^$\u20ac\u00a3\u00a5]+[23]?(?: [a-z]+)?)?$"
-)
-_SMALL = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_WORD_VALUES = {word: value for value, word in enumerate(_SMALL)} | {w: 10 * i for i, w in enumerate(_TENS, 2)}
-_UNITS = {
-    "percent": "%", "per cent": "%", "degree": "\u00b0", "deg": "\u00b0", "\u5ea6": "\u00b0",
-    "degree celsius": "\u00b0c", "\u00b0 c": "\u00b0c", "degree fahrenheit": "\u00b0f", "\u00b0 f": "\u00b0f",
-    "millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km", "inche": "in", "inch": "in",
-    "feet": "ft", "foot": "ft", "mile": "mi", "gram": "g", "kilogram": "kg", "milligram": "mg", "liter": "l",
-    "milliliter": "ml", "second": "s", "sec": "s", "minute": "min", "mins": "min", "hour": "h", "hr": "h", "hrs": "h",
-    "dollar": "$", "usd": "$", "euro": "\u20ac", "eur": "\u20ac", "pound": "\u00a3",
-}  # fmt: skip
-_CHINESE_UNITS = {
-    "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "米": "m", "千克": "kg", "公斤": "kg", "克": "g",
-    "度": "\u00b0", "个": "", "只": "", "元": "\u00a5",
-}  # fmt: skip
-_OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_RANGE = re.compile(r"(?:from |between )?(.+?)\s*(?:(?<=[\w%°)])-(?=[\s\d$€£.])|\bto\b|(?<=^between )\band\b|~)\s*(.+)")
+_BETWEEN = re.compile(r"between (.+?) and (.+)")
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_NAMED_LIST = re.compile(r"^(?:\"?[A-Za-z_][\w ]{0,15}\"?\s*[=:]\s*|[A-Z]'?\s*)(?=[(\[{])")
+_LABEL = re.compile(r"^\"?([A-Za-z]\w{0,11})\"?\s*[=:]\s*(?=\S)(.+)$", re.DOTALL)
+_SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
+_NOT_MATHEMATICS = re.compile(r"[:?\"#@~$€£¥]|&(?![^\\]*\\)")
 
 
 def matches(answer: str, solution: str, question: str) -> bool:
@@ -89,196 +48,282 @@ def matches(answer: str, solution: str, question: str) -> bool:
         answer: what the model concluded.
         solution: the reference answer.
         question: the bare question; options it lists ("A. red") tie letters to their texts.
+
+    Raises:
+        thyme.rewards.formulas.FormulaError: math-verify could not compare the two.
     """
-    answer, solution = _clean(answer), _clean(solution)
-    listed = _listed(_clean(question))
-    (chosen, said), (letter, text) = _option(answer), _option(solution)
-    spaced = re.match(r"([A-Z]) (.+)$", answer, re.DOTALL) if chosen is None else None
-    if spaced is not None and spaced[1] in listed and equivalent(spaced[2], listed[spaced[1]]):
-        chosen, said = spaced[1], spaced[2]
-    if letter is None:
-        if _LETTERS.match(solution) and (_LETTERS.match(answer) or re.fullmatch(r"[A-Z]{2,}", answer)):
-            first, second = ([c for c in t if c.isupper()] for t in (answer, solution))
-            return first == second or (set(second) <= set(listed) and sorted(first) == sorted(second))
-        meant = said or listed.get(chosen or "")
-        return equivalent(answer, solution) or (meant is not None and equivalent(meant, solution))
-    text = text or listed.get(letter)
-    if chosen is None:
-        return text is not None and equivalent(answer, text)
-    return chosen == letter and (said is None or text is None or equivalent(said, text))
+    if answer.strip() == solution.strip():
+        return bool(answer.strip())
+    if refuses(answer, solution, question):
+        return False
+    answer, solution = normal(answer), normal(solution)
+    options = listed(normal_question(question))
+    given, wanted = choice(answer, options), choice(solution, options)
+    if wanted is not None and wanted.letters:
+        return _names(answer, given, wanted, options, in_order=asks_for_an_order(question))
+    if _equivalent(answer, solution):
+        return given is None or given.letters != ()
+    if given is None or len(given.letters) != 1:
+        return False
+    (letter,) = given.letters
+    if letter in options and given.said is not None and not _equivalent(given.said, options[letter]):
+        return False
+    meant = given.said if given.said is not None else options.get(letter)
+    return meant is not None and _equivalent(meant, solution)
 
 
-def equivalent(a: str, reference: str) -> bool:
-    """Whether two answers say the same by rules alone, options aside. `reference` sets the precision of numbers."""
-    left, right = _normalize(a), _normalize(reference)
+def refuses(answer: str, solution: str, question: str) -> bool:
+    """Whether an answer is a refusal where the solution is none: it is wrong, and nothing a judge is asked about."""
+    answer, solution = normal(answer), normal(solution)
+    if not is_refusal(answer) or is_refusal(solution):
+        return False
+    options = listed(normal_question(question))
+    wanted = choice(solution, options)
+    # Where the right option says that it cannot be known, so may the answer.
+    return not any(is_refusal(options.get(letter, "")) for letter in (wanted.letters if wanted else ()))
+
+
+def equivalent(answer: str, reference: str) -> bool:
+    """Whether two answers say the same, options aside. `reference` sets the precision of numbers.
+
+    Raises:
+        thyme.rewards.formulas.FormulaError: math-verify could not compare the two.
+    """
+    return _equivalent(normal(answer), normal(reference))
+
+
+def _names(answer: str, given: Choice | None, wanted: Choice, options: Mapping[str, str], *, in_order: bool) -> bool:
+    """Whether an answer names the options wanted, by their letters or by their texts."""
+    if len(wanted.letters) > 1:
+        letters = given.letters if given is not None else named_by_text(answer, options)
+        if not letters and re.fullmatch(r"[A-Z]{2,}", answer):
+            letters = tuple(answer)
+        return letters == wanted.letters or (not in_order and sorted(letters) == sorted(wanted.letters))
+    (letter,) = wanted.letters
+    text = wanted.said or options.get(letter, "")
+    if given is not None:
+        return given.letters == wanted.letters and (not given.said or not text or _equivalent(given.said, text))
+    return bool(text) and _equivalent(answer, text) and letter in (_closest(answer, options) or [letter])
+
+
+def _closest(answer: str, options: Mapping[str, str]) -> list[str]:
+    """Options whose texts are the answer: to the letter, else up to case and marks; where two are, it names neither."""
+    for same_text in (lambda text: normal(text) == answer, lambda text: folded(normal(text)) == folded(answer)):
+        if found := [letter for letter, text in options.items() if same_text(text)]:
+            return found if len(found) == 1 else [""]
+    return []
+
+
+def _equivalent(answer: str, reference: str) -> bool:
+    """`equivalent` for normal texts."""
+    left, right = folded(answer), folded(reference)
     if not left or not right:
         return False
     if left == right:
         return True
-    if right in _OPPOSITE:
-        return _affirms(left, right)
-    if "=" in left and "=" not in right:
-        left = _right_side(left)
-    elif "=" in right and "=" not in left:
-        right = _right_side(right)
-    if left == right:
-        return True
-    first, second = _quantity(left), _quantity(right)
-    return first is not None and second is not None and _same_quantity(first, second)
+    if right in _YES or right in _CHINESE:
+        return _says(left) == _CHINESE.get(right, right)
+    if max(len(answer), len(reference)) > MAX_CHARACTERS:
+        return False
+    answer, reference = _sides(answer, reference)
+    for rule in (_same_scalar, _same_range, _same_list):
+        if (verdict := rule(answer, reference)) is not None:
+            return verdict
+    return folded(answer) == folded(reference) or _same_formula(answer, reference)
 
 
-def _option(text: str) -> tuple[str | None, str | None]:
-    """The letter and the text of "D", "(D)", "d.", "D. MICHIGAN", "(D) Michigan"; (None, None) for anything else."""
-    text = text.strip().strip("*").strip()
-    if match := _BARE_LETTER.match(text):
-        return match.group(1).upper(), None
-    if match := _LETTER_AND_TEXT.match(text):
-        return match.group(1).upper(), match.group(2).strip()
-    return None, None
+def _says(text: str) -> str | None:
+    """The word of "yes" and "no", "true" and "false", that a sentence says; None if it says neither or both.
 
-
-def _listed(question: str) -> dict[str, str]:
-    """Options of a question by letter; they ascend from A, so that a mark inside of an option's text is none."""
-    marks = list(_MARK.finditer(question))
-    own_line = [mark for mark in marks if not question[: mark.start()].rpartition("\n")[2].strip()]
-    if {"A", "B"} <= {mark[1] for mark in own_line}:
-        marks = own_line
-    chosen: list[re.Match[str]] = []
-    for mark in marks:
-        if mark[1] == chr(ord("A") + len(chosen)):
-            chosen.append(mark)
-    if not chosen:
-        return {}
-    ends = [mark.start() for mark in chosen[1:]] + [len(question)]
-    texts = (question[mark.end() : end].split("\n")[0] for mark, end in zip(chosen, ends, strict=True))
-    return {
-        mark[1]: _INSTRUCTION.sub("", t).strip().rstrip(",;").strip() for mark, t in zip(chosen, texts, strict=True)
-    }
-
-
-def _clean(text: str) -> str:
-    """One spelling of characters and no wrappers, before anything else looks; case and words stay."""
-    text = re.sub(r"</?(?:answer|b|strong|em|i)>", "", text)
-    text = re.sub(r"(?<=\d)[．](?=\d)", ".", text)  # noqa: RUF001
-    text = re.sub(r"^\s*([A-Za-z])、(?!\s*[A-Z](?:[、,\s]|$))\s*", r"\1. ", text)
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
-    text = re.sub(r"(?<=\d)(?=[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", " ", text)
-    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
-    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree", "°", text).replace("{,}", ",").replace("~", " ")
-    for _ in range(3):
-        text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|mathit|textit|boxed|operatorname)\s*\{([^{}]*)\}", r"\1", text)
-    text = _FRACTION.sub(r" \1/\2", text)
-    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2", text)
-    text = re.sub(r"\\left|\\right|\\[,;! ]|\\\(|\\\)|\\\[|\\\]", "", text)
-    text = re.sub(r"\*\*|__", "", text.replace("\\%", "%").replace("\\$", "$")).strip()
-    text = re.sub(r"^(\$\$?)(.+?)\1[.]?$", r"\2", text, flags=re.DOTALL).strip()
-    text = _CHINESE_PREAMBLE.sub("", _PREAMBLE.sub("", text)).strip()
-    text = re.sub(r"^(\$\$?)(.+?)\1[.]?$", r"\2", text, flags=re.DOTALL).strip()
-    return text.strip("*\"'`").strip()
-
-
-def _normalize(text: str) -> str:
-    text = re.sub(r"\s+", " ", _clean(text)).strip("\"'` ").rstrip(".!?;:").strip("\"'` ").casefold()
-    text = re.sub(r"^(?:the|a|an) (?=.)", "", text)
-    text = re.sub(r"\s*([,:/=])\s*", r"\1", text)
-    text = re.sub(r"(?<=[\w}]) (?=\\)|(?<=\}) (?=\w)", "", text) if "\\" in text else text
-    text = text.removeprefix("=")
-    value = _number_of_words(text)
-    return text if value is None else str(value)
-
-
-def _number_of_words(text: str) -> int | None:
-    """The integer that English words spell, below a million."""
-    total = current = 0
-    words = text.replace("-", " ").split()
-    if not words or len(words) > 12 or words[0] == "and" or words[-1] == "and":
+    "yes, there is no dog" says yes; a noun after the word makes it another: "no image" does not say no.
+    """
+    if match := re.match(r"([\u4e00-\u9fff]{1,2})(?=[,.;!\s]|$)", text):
+        return _CHINESE.get(match[1])
+    match = re.match(r"([a-z]+)\b(?!\. ?\d)( ?[,.;:!-]|$)?", text)  # "No. 5" is a number
+    word = None if match is None else _ALSO.get(match[1], match[1])
+    if match is None or word not in _YES:
         return None
-    previous = ""
-    for word in words:
-        if word in _WORD_VALUES:
-            small = _WORD_VALUES[word]
-            if previous in _WORD_VALUES and not (previous in _TENS and 0 < small < 10):
-                return None
-            current += small
-        elif word == "hundred" and 0 < current < 100:
-            current *= 100
-        elif word == "thousand" and current and not total:
-            total, current = 1000 * current, 0
-        elif word != "and" or previous not in ("hundred", "thousand"):
-            return None
-        previous = word
-    return total + current
+    rest = text[match.end() :]
+    if match[2] is not None:
+        return None if rest.strip() == _YES[word] else word
+    is_statement = _STATEMENT.match(rest) is not None and re.search(rf"\b{_YES[word]}\b", rest) is None
+    return word if is_statement else None
+
+
+def _sides(answer: str, reference: str) -> tuple[str, str]:
+    """Both, the right side alone of an equation ("x = 5") where the other is none."""
+    answer, reference = (re.sub(r"\\approx|≈", "=", text).strip() for text in (answer, reference))
+    if "=" in answer and "=" not in reference:
+        answer = _right_side(answer.removeprefix("=").strip())
+    elif "=" in reference and "=" not in answer:
+        reference = _right_side(reference.removeprefix("=").strip())
+    return answer, reference
 
 
 def _right_side(text: str) -> str:
     match = re.fullmatch(r"(?:[^=<>!\u2264\u2265,;]*=)+([^=,;]+)", text)
-    return text if match is None else match[1]
+    return text if match is None else match[1].strip()
 
 
-def _affirms(text: str, word: str) -> bool:
-    """Whether a sentence says `word` and not its opposite: "yes, there is no dog" says yes, "yes and no" neither.
-
-    A refusal says neither, nor does a noun after the word: "no image" is not "no".
-    """
-    match = re.match(rf"{word}\b(\s*[,.;:!-]|$)?", text)
-    if match is None or _REFUSAL.search(text):
-        return False
-    if match.group(1) is not None:
-        return text[match.end() :].strip() != _OPPOSITE[word]
-    rest = text[match.end() :]
-    return _STATEMENT.match(rest) is not None and re.search(rf"\b{_OPPOSITE[word]}\b", rest) is None
-
-
-def _quantity(text: str) -> tuple[Fraction, str] | None:
-    """Value and unit of a normalized text, or None if it is no number."""
-    if len(text) > MAX_NUMBER_CHARACTERS:
+def _same_scalar(answer: str, reference: str) -> bool | None:
+    """The verdict on two dates, times, places or quantities; None if they are not two of a kind."""
+    for read in (moment, ordinal):
+        wanted = read(folded(reference))
+        if wanted is not None and (given := read(folded(answer))) is not None:
+            return given == wanted
+    wanted_quantity = quantity(reference, decimal_comma=False)
+    given_quantity = None if wanted_quantity is None else quantity(answer)
+    if given_quantity is None or wanted_quantity is None:
         return None
-    if match := re.match(r"([a-z]+(?:-[a-z]+)?) (.+)$", text):
-        number = _number_of_words(match[1])
-        text = text if number is None else f"{number} {match[2]}"
-    text = re.sub(r"^10\^\{?(?=-?\d)", "1e", text).rstrip("}") if re.match(r"10\^\{?-?\d+\}?$", text) else text
-    if match := re.fullmatch(r"([\d.,/ -]*\d)\s*(" + "|".join(_CHINESE_UNITS) + ")", text):
-        text = match[1] + _CHINESE_UNITS[match[2]]
-    match = _QUANTITY.match(text)
+    return same(given_quantity, wanted_quantity)
+
+
+def _same_range(answer: str, reference: str) -> bool | None:
+    """The verdict on two ranges: "5-10 cm", "5 to 10", "between 5 and 10"."""
+    given, wanted = _ends(answer), _ends(reference)
+    if given is None or wanted is None:
+        return None
+    return all(_same_scalar(mine, theirs) for mine, theirs in zip(given, wanted, strict=True))
+
+
+def _ends(text: str) -> tuple[str, str] | None:
+    match = None if len(text) > 100 else _BETWEEN.fullmatch(text) or _RANGE.fullmatch(text)
     if match is None:
         return None
-    if match["fraction"]:
-        numerator, denominator = map(int, match["fraction"].split("/"))
-        if denominator == 0:
+    low, high = match[1], match[2]
+    first, last = quantity(low), quantity(high)
+    if first is None or last is None:
+        return None
+    if last.units and not first.units and (unit := re.search(r"[^\d\s.,].*$", high)):
+        low = f"{low} {unit[0]}"
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A text taken apart at its commas."""
+
+    items: tuple[str, ...]
+    brackets: str
+    """The opening and the closing one, "" for none."""
+    is_set: bool
+    """Whether the order means nothing: braces, or "and" and "or" between the items."""
+
+
+def _same_list(answer: str, reference: str) -> bool | None:
+    """The verdict on two lists: boxes, points, labelled values, enumerations; None if mathematics has to decide."""
+    given, wanted = _list(answer), _list(reference)
+    if given is None or wanted is None:
+        return None
+    labels, wanted_labels = _labelled(given.items), _labelled(wanted.items)
+    if labels and wanted_labels:
+        if labels.keys() != wanted_labels.keys():
             return None
-        value = int(match["whole"] or 0) + Fraction(numerator, denominator)
-    else:
-        value = Fraction(match["decimal"].replace(",", ""))
-    value *= Fraction(10) ** int(match["exponent"] or match["power"] or 0)
-    if match["sign"] in ("-", "\u2212"):
-        value = -value
-    return value, _unit(match["unit"] or match["currency"] or "")
-
-
-def _unit(unit: str) -> str:
-    unit = re.sub(r"metre\b", "meter", re.sub(r"metres\b", "meter", unit.strip())).replace("litre", "liter")
-    unit = re.sub(r"^degrees\b", "degree", unit)
-    if square := re.match(r"(square|sq|cubic) (.+)$", unit):
-        return _unit(square[2]) + ("^3" if square[1] == "cubic" else "^2")
-    unit = re.sub(r"(?<=m)(?=[23]$)", "^", unit)
-    if unit not in _UNITS and len(unit) > 3 and unit.endswith("s"):
-        unit = unit[:-1]
-    return _UNITS.get(unit, unit)
-
-
-def _same_quantity(a: tuple[Fraction, str], reference: tuple[Fraction, str]) -> bool:
-    (value, unit), (target, target_unit) = a, reference
-    if unit and target_unit and unit != target_unit:
+        return all(_equivalent(labels[name], value) for name, value in wanted_labels.items())
+    mine, theirs = list(labels.values()) or given.items, list(wanted_labels.values()) or wanted.items
+    if len(mine) != len(theirs):
         return False
-    if _close(value, target):
+    kinds = {given.brackets, wanted.brackets}
+    # Two numbers in brackets may be a point or an interval; three and more are a list, however they are set.
+    if len(mine) == 2 and len(kinds) == 2 and kinds != {"", "()"} and "{}" not in kinds:
+        return None
+    if all(map(_equivalent, mine, theirs)):
         return True
-    # 50 % is 0.5, whoever of the two writes the sign.
-    if "%" in (unit, target_unit) and unit != target_unit:
-        return _close(value / 100 if unit == "%" else value, target / 100 if target_unit == "%" else target)
-    return False
+    if (given.is_set or wanted.is_set) and not kinds.intersection({"()", "[]"}):
+        return _same_members(mine, theirs)
+    plain = all(quantity(item) for item in (*mine, *theirs))
+    return False if plain else None
 
 
-def _close(value: Fraction, target: Fraction) -> bool:
-    if target.denominator == 1:
-        return value == target
-    return abs(value - target) <= RELATIVE_TOLERANCE * abs(target)
+def _list(text: str) -> _List | None:
+    text = text.strip().rstrip(".;").replace("\\{", "{").replace("\\}", "}")
+    if text.startswith("{") and re.match(r"\{\s*\"", text):
+        text = text.strip("{}")  # {"x1": 10, ...} or {"box": [...]}
+    text = _NAMED_LIST.sub("", text)
+    brackets = ""
+    if text[:1] in _BRACKETS and text[-1:] in _BRACKETS.values() and _encloses(text):
+        brackets, text = text[0] + text[-1], text[1:-1].strip()
+    parts, joined = _parts(text)
+    if len(parts) > 1 and all(part[:1] in "([" and part[-1:] in ")]" for part in parts if part):
+        parts = [inner for part in parts for inner in _parts(part[1:-1])[0]]  # (1, 2), (3, 4)
+    elif (
+        len(parts) == 1
+        and re.fullmatch(r"(?:-?\d+(?:\.\d+)?\s+){1,}-?\d+(?:\.\d+)?", text)
+        and (brackets or " " in text)
+    ):
+        parts = text.split()
+    if not 2 <= len(parts) <= MAX_ITEMS or not all(parts):
+        return None
+    return _List(tuple(parts), brackets, joined or brackets == "{}")
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket is closed by the last one."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += 1 if character in "([{" else -1 if character in ")]}" else 0
+        if depth == 0 and index < len(text) - 1:
+            return text[0] == "<"
+    return True
+
+
+def _parts(text: str) -> tuple[list[str], bool]:
+    """A text cut at its commas, and at "and" and "or", outside of brackets; whether it was cut at one of the words."""
+    parts, start, depth, joined = [], 0, 0, False
+    for mark in re.finditer(r"[()\[\]{}]|[,;](?!\d{3}(?!\d))|(?<=\d),(?=\d{3},)|\s(?:and|or)\s|\s*[和与及]\s*", text):
+        if mark[0] in "([{":
+            depth += 1
+        elif mark[0] in ")]}":
+            depth -= 1
+        elif depth == 0:
+            joined |= mark[0][0] not in ",;"
+            parts.append(text[start : mark.start()].strip())
+            start = mark.end()
+    parts.append(text[start:].strip())
+    if len(parts) > 2 and not parts[-2]:  # "red, blue, and green"
+        del parts[-2]
+    return parts, joined
+
+
+def _labelled(items: Sequence[str]) -> dict[str, str]:
+    """Values by label of "x = 3, y = 4"; nothing unless each has a label of its own."""
+    found = [_LABEL.match(item) for item in items]
+    labels = {match[1].casefold(): match[2] for match in found if match is not None}
+    return labels if len(labels) == len(items) else {}
+
+
+def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    left = list(mine)
+    for wanted in theirs:
+        index = next((i for i, item in enumerate(left) if _equivalent(item, wanted)), None)
+        if index is None:
+            return False
+        del left[index]
+    return not left
+
+
+def _same_formula(answer: str, reference: str) -> bool:
+    """Whether two formulas are equal: as written, or by math-verify if it is installed."""
+    if not (_is_mathematics(answer) and _is_mathematics(reference)):
+        return False
+    if not (formulas.has_operators(answer) or formulas.has_operators(reference)):
+        return False
+    (mine, unit), (theirs, wanted_unit) = without_unit(answer), without_unit(reference)
+    if unit and wanted_unit and unit != wanted_unit:
+        return False
+    if _squeezed(mine) == _squeezed(theirs):
+        return True
+    return formulas.is_available() and formulas.equal(mine, theirs)
+
+
+def _is_mathematics(text: str) -> bool:
+    if len(text) > formulas.MAX_CHARACTERS:
+        return False
+    # "5-10" is a range, "2024-01-05" a date, "555-1234" a number to call: no reference is an open subtraction.
+    if _NOT_MATHEMATICS.search(text) or _SUBTRACTION.match(text) or moment(folded(text)):
+        return False
+    return formulas.is_formula(text)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s|\\cdot(?![a-z])|\\times(?![a-z])|[*\u00d7\u00b7]", "", text)

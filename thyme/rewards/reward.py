@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge
-from thyme.rewards.rules import combine, formatting, result
+from thyme.rewards.rules import combine, formatting, guarded, judged
 from thyme.rollout.types import Rollout, RolloutStatus
 
 
@@ -30,20 +29,15 @@ def score(rollout: Rollout, judge: Judge) -> Reward:
     A part that raises, whether by its rules or by the judge, is 0 and named in `error`: one rollout must not cost
     the step that all the others were sampled for.
     """
-    errors: list[str] = []
-
-    def part(name: str, compute: Callable[[], float]) -> float:
-        try:
-            return compute()
-        except Exception as error:
-            errors.append(f"{name}: {type(error).__name__}: {error}")
-            return 0.0
-
     question = rollout.question
-    right = part("result", lambda: result(rollout.answer, question.solution, question.question, judge))
-    agrees = part("consistency", lambda: consistency(rollout.text, judge)) if right else 0.0
-    forged = rollout.status is RolloutStatus.FORGED
-    neat = 0.0 if forged else part("formatting", lambda: formatting(rollout.text))
+    right, wrong_result = judged(rollout.answer, question.solution, question.question, judge)
+    agrees, neat = 0.0, 0.0
+    wrong_consistency = wrong_format = None
+    if right:
+        agrees, wrong_consistency = guarded("consistency", lambda: consistency(rollout.text, judge))
+    if rollout.status is not RolloutStatus.FORGED:
+        neat, wrong_format = guarded("formatting", lambda: formatting(rollout.text))
+    errors = [error for error in (wrong_result, wrong_consistency, wrong_format) if error is not None]
     return Reward(
         total=combine(right, agrees, neat),
         result=right,

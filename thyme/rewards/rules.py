@@ -5,10 +5,14 @@ What the rules do not accept is 0, unless a judge is asked.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 
-from thyme.rewards.answers import matches
+from thyme.rewards.answers import matches, refuses
 from thyme.rewards.judge import Judge
+
+_log = logging.getLogger(__name__)
 
 # Thyme's rule: text, </think>, exactly one whitespace character, one answer, nothing after it.
 _FORMAT = re.compile(r"(?:(?!</think>).)*</think>\s<answer>(?:(?!</answer>).)*</answer>", re.DOTALL)
@@ -27,17 +31,42 @@ def formatting(text: str) -> float:
 def result(answer: str | None, solution: str, question: str, judge: Judge | None = None) -> float:
     """1.0 if the answer is right: by rules, else by the judge if there is one; 0.0 without an answer.
 
+    What raises is 0.0 and logged: no answer may end a step. `judged` says what it was.
+
     Args:
         answer: what `extract_answer` found.
         solution: the reference answer.
         question: the bare question; options it lists ("A. red") tie letters to their texts.
-        judge: asked about what the rules do not accept.
+        judge: asked about what the rules do not accept, but never about a refusal.
     """
+    value, error = judged(answer, solution, question, judge)
+    if error is not None:
+        _log.warning("%s", error)
+    return value
+
+
+def judged(answer: str | None, solution: str, question: str, judge: Judge | None = None) -> tuple[float, str | None]:
+    """`result`, and what it raised: "result: OSError: ..." (`guarded`)."""
+    return guarded("result", lambda: _is_right(answer, solution, question, judge))
+
+
+def guarded(part: str, compute: Callable[[], float]) -> tuple[float, str | None]:
+    """A part of a reward, or 0.0 and "part: type: message" if it raises.
+
+    Every part is computed through this: one rollout must not cost the step that all the others were sampled for.
+    """
+    try:
+        return float(compute()), None
+    except Exception as error:
+        return 0.0, f"{part}: {type(error).__name__}: {error}"
+
+
+def _is_right(answer: str | None, solution: str, question: str, judge: Judge | None) -> bool:
     if answer is None or not answer.strip():
-        return 0.0
-    if matches(answer, solution, question) or (judge is not None and judge.correct(question, answer, solution)):
-        return 1.0
-    return 0.0
+        return False
+    if matches(answer, solution, question):
+        return True
+    return judge is not None and not refuses(answer, solution, question) and judge.correct(question, answer, solution)
 
 
 def combine(result: float, consistency: float, formatting: float) -> float:

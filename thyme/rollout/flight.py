@@ -13,13 +13,13 @@ from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output
-from thyme.rollout.prompts import extract_answer, extract_code
+from thyme.rollout.prompts import extract_answer, extract_code, until_answer
 from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import Trajectory
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import SandboxResult
 
-CODE_START, CODE_END, ANSWER_END = "<code>", "</code>", "</answer>"
+CODE_START, CODE_END = "<code>", "</code>"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class Flight:
             self.round_text = text
             self.code = extract_code(text) or ""
             return None
-        self.turns.append(Turn(text=_up_to_answer(text), code=None, result=None, output_text="", num_images=0))
+        self.turns.append(Turn(text=until_answer(text), code=None, result=None, output_text="", num_images=0))
         return _status(completion, is_answered=self.is_answered)
 
     def end_code(
@@ -103,7 +103,7 @@ class Flight:
 
     def finished(self, status: RolloutStatus) -> Rollout:
         """The rollout as it is now, ended for the reason given."""
-        text = _up_to_answer(_text(self.turns))
+        text = until_answer(_text(self.turns))
         return Rollout(
             question=self.question,
             group=self.group,
@@ -122,11 +122,6 @@ class Flight:
 
 def _text(turns: Sequence[Turn]) -> str:
     return "".join(turn.text + turn.output_text for turn in turns)
-
-
-def _up_to_answer(text: str) -> str:
-    end = text.find(ANSWER_END)
-    return text if end < 0 else text[: end + len(ANSWER_END)]
 
 
 def _status(completion: Completion, *, is_answered: bool) -> RolloutStatus:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from thyme.pictures import to_rgb, upright
+
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
@@ -23,7 +25,7 @@ class ImageFolder:
 
     def add(self, image: Image.Image) -> str:
         """Writes the image unless it is there, returns its name (without folder and ending)."""
-        image = image if image.mode in PNG_MODES else image.convert("RGB")
+        image = upright(image) if image.mode in PNG_MODES else to_rgb(image)
         digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
         digest.update(json.dumps(image.getpalette()).encode() if image.mode == "P" else b"")
         digest.update(image.tobytes())

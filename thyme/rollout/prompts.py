@@ -47,7 +47,9 @@ _OUTPUT_FORMAT = """### **Output Format (strict adherence required):**
 
 # Fences and the word "python" are optional; the first block counts.
 _CODE = re.compile(r"<code>\s*(?:```\s*)?(?:python\s*)?([\s\S]*?)\s*(?:```\s*)?</code>", re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+# The tags that count outside of code and sandbox output, as in thyme/engine/tags.py.
+_TAG = re.compile(r"</?answer>|<(code|sandbox_output)>")
+_BRACE = re.compile(r"[{}]")
 
 
 def user_prompt(question: str, image_path: str, image_size: tuple[int, int] | None) -> str:
@@ -70,13 +72,24 @@ def extract_code(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The first `<answer>`'s content, stripped; if it holds a `\boxed{}`, what the last balanced one holds."""
-    match = _ANSWER.search(text)
-    if match is None:
+    r"""The answer that an assistant's turn gives, None if it gives none.
+
+    It is what the first `<answer>` holds, stripped; if that holds a `\boxed{}`, what the last balanced one holds. Tags
+    count as they do while decoding (thyme/engine/tags.py): none inside of code or of a sandbox output is the model's
+    answer, code in the middle of an answer ends it unanswered, and what follows the first `</answer>` was never said.
+    """
+    start, end = _answer_tags(text)
+    if start is None or end is None:
         return None
-    answer = match.group(1).strip()
+    answer = text[start:end].strip()
     boxed = _last_boxed(answer)
     return answer if boxed is None else boxed.strip()
+
+
+def until_answer(text: str) -> str:
+    """An assistant's turn up to and with the first `</answer>` that counts; all of it if there is none."""
+    _, end = _answer_tags(text)
+    return text if end is None else text[: end + len("</answer>")]
 
 
 def build_prompt(question: Question, style: PromptStyle, processor: Processor) -> Prompt:
@@ -131,13 +144,33 @@ def _encode_chat(parts: list[str], system: str | None, processor: Processor) -> 
     return processor.encode_parts(pieces)
 
 
+def _answer_tags(text: str) -> tuple[int | None, int | None]:
+    """Where the answer begins and where the first `</answer>` stands; None for what is not there."""
+    start, at = None, 0
+    while match := _TAG.search(text, at):
+        at = match.end()
+        if match.group() == "</answer>":
+            return start, match.start()
+        if match.group() == "<answer>":
+            start = at if start is None else start
+            continue
+        start, closing = None, f"</{match.group(1)}>"
+        at = text.find(closing, at)
+        if at < 0:
+            break
+        at += len(closing)
+    return None, None
+
+
 def _last_boxed(text: str) -> str | None:
-    start = len(text)
-    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
-        depth = 0
-        first = start + len("\\boxed{")
-        for index in range(first - 1, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                return text[first:index]
-    return None
+    r"""What the `\boxed{}` that begins last holds, of those whose braces are balanced."""
+    opened: list[int] = []
+    start, end = -1, -1
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            opened.append(brace.end())
+        elif opened:
+            first = opened.pop()
+            if first > start and text.endswith("\\boxed{", 0, first):
+                start, end = first, brace.start()
+    return None if start < 0 else text[start:end]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyme.engine.tags import TokenKind
+from thyme.pictures import upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +56,8 @@ class Question:
     id: str
     """Unique within its data set."""
     image: Image.Image | None
-    """RGB, original size; None for a text-only question."""
+    """In any mode and its original size; turned upright here by its EXIF tag, so that sizes and crops mean the same to
+    the model and its code. None for a text-only question."""
     image_path: str
     """The path the model is told and its code may open; "" without an image."""
     question: str
@@ -66,6 +68,10 @@ class Question:
     """One of thyme.toy.scenarios.SCENARIOS, or "" for other sources."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about how the question was made: boxes in pixels, angle in degrees, ..."""
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            object.__setattr__(self, "image", upright(self.image))
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -100,25 +106,25 @@ class Rollout:
     """Index within the group."""
     seed: int
     """Seed of the sampler for this rollout."""
-    token_ids: NDArray[np.int64]
+    token_ids: NDArray[np.int64] = field(repr=False)
     """[T] image pads expanded, as sampled."""
-    kinds: NDArray[np.uint8]
+    kinds: NDArray[np.uint8] = field(repr=False)
     """[T] TokenKind."""
-    rounds: NDArray[np.int16]
+    rounds: NDArray[np.int16] = field(repr=False)
     """[T] round the token belongs to, from 0; a sandbox output belongs to the round whose code made it."""
-    sampled: NDArray[np.bool_]
+    sampled: NDArray[np.bool_] = field(repr=False)
     """[T] True where the policy drew the token: False for prompt, sandbox output and images."""
-    temperatures: NDArray[np.float32]
+    temperatures: NDArray[np.float32] = field(repr=False)
     """[T] temperature used, 0 = greedy; 0 where not sampled."""
-    logprobs: NDArray[np.float32]
+    logprobs: NDArray[np.float32] = field(repr=False)
     """[T] log-probability at the temperature used; 0 where greedy or not sampled."""
-    logprobs_raw: NDArray[np.float32]
+    logprobs_raw: NDArray[np.float32] = field(repr=False)
     """[T] log-probability at temperature 1; 0 where not sampled."""
-    entropies: NDArray[np.float32]
+    entropies: NDArray[np.float32] = field(repr=False)
     """[T] entropy in nats at temperature 1 of the distribution the token was drawn from; 0 where not sampled."""
-    weight_versions: NDArray[np.int32]
+    weight_versions: NDArray[np.int32] = field(repr=False)
     """[T] version of the weights that drew the token; -1 where not sampled."""
-    images: list[ImageInputs]
+    images: list[ImageInputs] = field(repr=False)
     """In order of appearance: the question's, then what the sandbox returned."""
     turns: list[Turn]
     text: str

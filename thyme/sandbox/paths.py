@@ -22,7 +22,7 @@ from typing import Any
 DATA, TMP = "/mnt/data", "/tmp"
 HOME_BELOW = "/temp_processed_images/"
 HOME = DATA + HOME_BELOW
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif")
 _TAKE_ONE = (
     "open stat lstat access listdir scandir mkdir makedirs rmdir remove unlink chdir readlink truncate chmod utime "
     "statvfs"

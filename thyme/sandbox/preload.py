@@ -39,7 +39,6 @@ def preload(extra: list[str]) -> list[str]:
     compiled = _COMPILED.split()
     libraries = [p for p in sys.path if p.endswith("lib-dynload")]
     left_out = [info.name for info in pkgutil.iter_modules(libraries) if info.name not in compiled]
-    left_out.append("PIL._avif")  # AVIF is no format of results, and input images come in another
     _bar(left_out)
     pillow = [f"PIL.{name}" for name in _PILLOW.split()]
     for name in (*compiled, *_PLAIN.split(), *pillow):
@@ -48,11 +47,13 @@ def preload(extra: list[str]) -> list[str]:
     for name in ("numpy", *(f"numpy.{name}" for name in _NUMPY.split())):
         importlib.import_module(name)
     importlib.import_module("PIL.Image").init()
+    vars(importlib.import_module("PIL.AvifImagePlugin"))["DEFAULT_MAX_THREADS"] = 1  # a snippet may not start threads
     with contextlib.suppress(ImportError):
         importlib.import_module("cv2")
     for name in left_out:  # what the user adds may load whatever it needs
         if sys.modules[name] is None:
             del sys.modules[name]
+    _add_builtins_of_site()
     missing = []
     for name in extra:
         try:
@@ -61,6 +62,14 @@ def preload(extra: list[str]) -> list[str]:
             missing.append(name)
     _bar(left_out)
     return missing
+
+
+def _add_builtins_of_site() -> None:
+    """`exit`, `quit`, `copyright`, `credits`, `license`, `help`: the fork-server starts without `site`, whose paths
+    and hooks are not wanted here."""
+    site = importlib.import_module("site")
+    for add in (site.setquit, site.setcopyright, site.sethelper):
+        add()
 
 
 def _bar(names: list[str]) -> None:

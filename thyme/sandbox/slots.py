@@ -15,7 +15,7 @@ from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.scratch import usage, wipe
 
 _CLEANING_S = 0.002
-NUM_FOLDERS = 4
+_OWN_FOLDERS = 4
 """What a scratch folder on a disk holds before a snippet runs: its places, and the working folder in one of them."""
 
 
@@ -98,6 +98,6 @@ class Slots:
         """Whether more lies in a scratch folder than is allowed. To be asked where the kernel keeps no quota."""
         if place.scratch is None:
             return False
-        most = self._config.max_files + NUM_FOLDERS
+        most = self._config.max_files + _OWN_FOLDERS
         used, files = usage(place.scratch, most)
         return used > self._config.scratch_mib << 20 or files > most

@@ -137,3 +137,17 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def words_it_lacks(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[str, ...]:
+    """Words of `text` that the toy's tokenizer can only spell letter by letter, or not even that.
+
+    () for every other tokenizer: those of real checkpoints know all words by their bytes.
+    """
+    backend = tokenizer.backend_tokenizer
+    if type(backend.model).__name__ != "WordLevel" or backend.token_to_id(TEXT_LEXEMES[0]) is None:
+        return ()
+    offsets = backend.encode(text, add_special_tokens=False).offsets
+    single = {start for start, end in offsets if end - start == 1}
+    words = (match for match in re.finditer(r"[^\W\d_]+", text) if len(match[0]) > 1 or not match[0].isascii())
+    return tuple(word[0] for word in words if single.issuperset(range(*word.span())))

@@ -7,18 +7,19 @@ line prints that one line. Pictures that code made are kept, named by content, i
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.padding import Padding
 from rich.syntax import Syntax
 
 from thyme.config import POSITIONAL
 from thyme.engine.config import EngineConfig
+from thyme.pictures import read_picture
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.verbs.config import LoopConfig, RunConfig
@@ -66,11 +67,12 @@ def answer(config: Config, console: Console) -> Rollout:
     """
     if not config.question.strip():
         raise ValueError("the question is empty: ask something about the image")
-    picture = open_image(Path(config.image))
+    picture = read_picture(config.image)
     model_folder(Path(config.model))
 
     from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Question
+    from thyme.toy.tokenizer import words_it_lacks
     from thyme.verbs.opening import open_loop, open_model
 
     opened = open_model(config)
@@ -78,6 +80,13 @@ def answer(config: Config, console: Console) -> Rollout:
     if opened.model.config.vision is None:
         raise ValueError(
             f"model {config.model}: it can't see: give a Qwen2.5-VL folder or a checkpoint of this project"
+        )
+    unknown = words_it_lacks(opened.processor.tokenizer, config.question)
+    if unknown:
+        print(
+            f"thyme: model {config.model} has the toy's tokenizer, which only spells {', '.join(unknown)}: expect no "
+            'sense; it was trained on such as "What digit is on the red sign?"',
+            file=sys.stderr,
         )
     asked = Question(id="ask", image=picture, image_path=config.image, question=config.question, solution="")
     context = min(MAX_CONTEXT, text.max_position_embeddings)
@@ -93,28 +102,6 @@ def answer(config: Config, console: Console) -> Rollout:
             printer.show(event)
     assert printer.rollout is not None
     return printer.rollout
-
-
-def open_image(path: Path) -> Image.Image:
-    """The picture as RGB, upright, alpha laid on white.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an image, cut short, or too large to be one in good faith.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path}: no such file: give the path of a picture")
-    try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return upright.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"image {path}: not an image format pillow knows: give a PNG, JPEG or WebP file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path}: can't be read ({error}): give an intact picture") from None
 
 
 class _Printer:

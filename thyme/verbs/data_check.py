@@ -1,32 +1,72 @@
-"""Name every bad row of a JSONL file: tags, image counts, broken pictures."""
+"""Name every bad row of a JSONL file: tags, pictures, text, answers that no later step would take."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thyme.config import POSITIONAL
+
+if TYPE_CHECKING:
+    from thyme.data.check import Later
+    from thyme.data.rows import Demonstration, Question
+    from thyme.model.processor import Processor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is checked."""
+    """What is checked, and for which model."""
 
     path: Path = field(metadata=POSITIONAL)
     """Rows in a released format."""
+    model: Path | None = None
+    """Checkpoint whose tokenizer and picture sizes are asked; none: bytes, and Qwen2.5-VL's sizes."""
 
 
 def run(config: Config) -> None:
-    """Prints every problem and the counts.
+    """Prints every problem as it is found, a line each, and the counts.
 
     Raises:
         ValueError: there are bad rows, or no rows at all.
     """
-    from thyme.data.check import check_file
+    from thyme.data.check import check_file, plain_processor
+    from thyme.model.processor import Processor
 
-    report = check_file(config.path)
-    for problem in report.problems:
-        print(problem)
+    processor = plain_processor() if config.model is None else Processor.load(config.model)
+    report = check_file(config.path, later=training_steps(processor), on_problem=print)
     print(f"{config.path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images")
-    if report.problems:
+    if report.bad_rows:
         raise ValueError(f"{config.path}: {report.bad_rows} bad rows, named above: mend or drop them")
+
+
+def training_steps(processor: Processor) -> Later:
+    """What SFT and RL refuse of a well-formed row, or would make nothing of."""
+    from thyme.data.check import model_steps
+    from thyme.data.rows import Demonstration
+    from thyme.rewards import formatting, judged
+    from thyme.rewards.spelling import normal
+    from thyme.rollout.prompts import SYSTEM_PROMPT
+    from thyme.train.masks import LOSS_RULES, loss_spans
+    from thyme.train.sft import row_sample
+
+    of_the_model = model_steps(processor, SYSTEM_PROMPT)
+
+    def refusals(row: Demonstration | Question) -> Iterator[str]:
+        refused = list(of_the_model(row))
+        yield from refused
+        if isinstance(row, Demonstration):
+            if not formatting(row.response):
+                yield "the format earns nothing: <think>...</think>, one newline, <answer>...</answer> and no more"
+            for rule in LOSS_RULES:
+                if not any(row.response[start:end].strip() for start, end in loss_spans(row.response, rule)):
+                    yield f"nothing of the response is trained under loss rule {rule!r}: it is all sandbox output"
+            if not refused:
+                row_sample(processor, row, "all", SYSTEM_PROMPT)
+            return
+        earned, error = judged(row.solution, row.solution, row.question)
+        if not earned or not normal(row.solution):
+            yield f"the solution itself earns nothing ({error or 'it says nothing'}): mend it"
+
+    return refusals

@@ -20,7 +20,7 @@ from thyme.model import build, load, save
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
-from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
+from thyme.rollout.dialect import Dialect, is_released, read_dialect, write_dialect
 from thyme.rollout.prompts import SYSTEM_PROMPT
 from thyme.rollout.rollout import RolloutLoop
 from thyme.sandbox import Sandbox
@@ -57,7 +57,7 @@ def open_model(config: RunConfig) -> Opened:
         model = build(tiny_config(), processor, seed=config.seed, device=device)
     else:
         folder = model_folder(Path(config.model))
-        said = read_dialect(folder) or read_dialect(folder.parent)
+        said = read_dialect(folder) or read_dialect(folder.parent) or _released(folder)
         model, loaded = load(folder, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
         if loaded is None:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
@@ -97,6 +97,18 @@ def styled(rows: Stream[Demonstration], dialect: Dialect) -> tuple[Stream[Demons
     if dialect.prompt_style == "short":
         return rows, None
     return lambda start, n: [replace(row, prompt=full_prompt(row.question)) for row in rows(start, n)], SYSTEM_PROMPT
+
+
+def _released(folder: Path) -> Dialect | None:
+    """The dialect of a released checkpoint, said aloud since only its name or card tells that it is one."""
+    if not is_released(folder):
+        return None
+    print(
+        f"thyme: model {folder}: a released Thyme checkpoint: its code is rewritten and its errors are worded as the "
+        'released sandbox does (a thyme.json beside it with {"compat": "none"} turns that off)',
+        file=sys.stderr,
+    )
+    return Dialect(compat="released")
 
 
 def _dialect(config: RunConfig, said: Dialect | None) -> Dialect:

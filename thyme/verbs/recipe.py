@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from thyme.verbs import base, eval, rl, rollout, sft
+from thyme.verbs.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,3 +11,6 @@ class Recipe(base.Config, sft.Config, rl.Config, rollout.Config, eval.Config):
     """Every table a recipe may have."""
 
     name: str = "run"
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)  # what one verb refuses another may take

@@ -1,0 +1,77 @@
+"""Dates and times of day as people write them, to one form that can be compared."""
+
+from __future__ import annotations
+
+import re
+
+_MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august"]
+_MONTHS += ["september", "october", "november", "december"]
+_MONTH = r"(?P<month>jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)(?P<rest>[a-z]*)\.?"
+_DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
+_WEEKDAY = re.compile(r"^(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?(?:,\s*|\s+)(?=.*\d)")
+_WORDED = [
+    re.compile(rf"{_MONTH}\s+{_DAY}(?:\s*,?\s*(?P<year>\d{{4}}))?"),
+    re.compile(rf"{_DAY}\s+(?:of\s+)?{_MONTH}(?:\s*,?\s*(?P<year>\d{{4}}))?"),
+    re.compile(rf"{_MONTH}\s*,?\s*(?P<year>\d{{4}})"),
+]
+_YEAR_FIRST = re.compile(r"(\d{4})\s*(?:[-/.]|年)\s*(\d{1,2})\s*(?:[-/.]|月)\s*(\d{1,2})\s*[日号]?")
+_YEAR_LAST = re.compile(r"(\d{1,2})\s*[-/.]\s*(\d{1,2})\s*[-/.]\s*(\d{4})")
+_CHINESE = re.compile(r"(?:(\d{4})年)?(\d{1,2})月(?:(\d{1,2})[日号])?")
+_CLOCK = re.compile(
+    r"(\d{1,2})(?:(?::|(?<=\d)\.(?=\d\d\s*[ap]))(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?|(o'clock))?"
+)
+_CHINESE_CLOCK = re.compile(r"(上午|下午|晚上|早上)?(\d{1,2})[点时時點](?:(半)|(\d{1,2})分?|整)?")
+
+
+def moment(text: str) -> tuple[str, ...] | None:
+    """What a folded text says of when: ("date", year, month, day), ("time", h, m, s); None for anything else.
+
+    A date whose order of day and month cannot be told ("01/05/2024") stays as it is written.
+    """
+    if len(text) > 60 or not (any(c.isdigit() for c in text) or text in ("noon", "midnight")):
+        return None
+    return _date(_WEEKDAY.sub("", text)) or _time(text)
+
+
+def _date(text: str) -> tuple[str, ...] | None:
+    for pattern in _WORDED:
+        if match := pattern.fullmatch(text):
+            parts = match.groupdict()
+            month = next(i for i, name in enumerate(_MONTHS, 1) if name.startswith(parts["month"][:3]))
+            if parts["rest"] and _MONTHS[month - 1] != parts["month"] + parts["rest"]:
+                return None
+            return _checked(parts.get("year"), str(month), parts.get("day"))
+    if match := _YEAR_FIRST.fullmatch(text):
+        return _checked(match[1], match[2], match[3])
+    if match := _YEAR_LAST.fullmatch(text):
+        a, b = int(match[1]), int(match[2])
+        if a == b or a > 12:
+            return _checked(match[3], match[2], match[1])
+        return _checked(match[3], match[1], match[2]) if b > 12 else ("either way round", str(a), str(b), match[3])
+    if match := _CHINESE.fullmatch(text):
+        return _checked(match[1], match[2], match[3])
+    return None
+
+
+def _checked(year: str | None, month: str, day: str | None) -> tuple[str, ...] | None:
+    if not 1 <= int(month) <= 12 or not 1 <= int(day or 1) <= 31:
+        return None
+    return ("date", year or "", str(int(month)), str(int(day)) if day else "")
+
+
+def _time(text: str) -> tuple[str, ...] | None:
+    if text in ("noon", "midnight"):
+        return ("time", "12" if text == "noon" else "0", "0", "0")
+    if match := _CHINESE_CLOCK.fullmatch(text):
+        minute = 30 if match[3] else int(match[4] or 0)
+        hour = int(match[2]) + (12 if match[1] in ("下午", "晚上") and int(match[2]) < 12 else 0)
+        return ("time", str(hour), str(minute), "0") if hour < 25 and minute < 60 else None
+    match = _CLOCK.fullmatch(text)
+    if match is None or not (match[2] or match[4] or match[5]):
+        return None
+    hour, minute, second = int(match[1]), int(match[2] or 0), int(match[3] or 0)
+    if match[4]:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + (12 if match[4] == "p" else 0)
+    return ("time", str(hour), str(minute), str(second)) if hour < 25 and minute < 60 and second < 60 else None
