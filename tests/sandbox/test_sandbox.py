@@ -275,7 +275,7 @@ def test_shown_images_and_last_expression(sandbox: Sandbox, image: Image.Image) 
 
 
 def test_variables_live_across_rounds(sandbox: Sandbox, image: Image.Image) -> None:
-    with sandbox.session(image) as session:
+    with sandbox.session(image, "/data/photo.jpg") as session:
         assert session.run("im = Image.open(image_path)\ndef half(): return im.resize((60, 40))").status is Status.OK
         second = session.run("half().save('half.png')")
         assert second.images[0].size == (60, 40)

@@ -91,8 +91,9 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pipes = [os.pipe() for _ in range(5)]
     order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", seed=3)
-    plan = SimpleNamespace(private_mounts=False, images="/i")
-    job = Job(scratch="/s", image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)
+    plan = SimpleNamespace(images="/i", folder_of_image=lambda _: None)
+    places = {"/mnt/data": "/s/data", "/tmp": "/s/tmp"}
+    job = Job(places=places, image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)
 
     def rehearse(*_: object) -> None:
         steps.append("rehearse")
@@ -107,7 +108,7 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
         steps.append((place, os.fstat(source).st_ino))
 
     monkeypatch.setattr(child, "CHANNEL", theirs.detach())
-    monkeypatch.setattr(child, "prepare", lambda *_: steps.append("prepare"))
+    monkeypatch.setattr(child, "prepare", lambda *_, **__: steps.append("prepare"))
     monkeypatch.setattr(child, "rehearse", rehearse)
     monkeypatch.setattr(child.jail, "set_name", lambda _: None)
     monkeypatch.setattr(child, "confine", confine)
@@ -116,7 +117,7 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     monkeypatch.setattr(child, "serve", lambda given, _: steps.append(given))
     for name in ("_read", "_pread"):
         monkeypatch.setattr(child, name, lambda *_: steps.append("reads"))
-    child.live(Place(slot=1, scratch="/s"), plan, None, 99, early=True)  # type: ignore[arg-type]
+    child.live(Place(slot=1, scratch="/s"), plan, None, channel=99, ruleset=-1, image=None, early=True)  # type: ignore[arg-type]
     inodes = [os.fstat(read_end).st_ino for read_end, _ in pipes]
     assert steps == [
         "prepare",
@@ -212,7 +213,7 @@ def test_a_killed_fork_server_leaves_no_files_to_the_next() -> None:
             assert eventually(lambda: sandbox._client.restarts == 1)
             with sandbox.session() as third:
                 seen = [s.run("print(sorted(os.listdir('/mnt/data')), os.listdir('.'))") for s in (one, other, third)]
-        assert [r.stdout for r in seen] == ["['temp_processed_images', 'tmp'] []\n"] * 3, seen
+        assert [r.stdout for r in seen] == ["['temp_processed_images'] []\n"] * 3, seen
         assert [r.restarted for r in seen] == [True, True, False]
 
 

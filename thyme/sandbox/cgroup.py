@@ -123,7 +123,11 @@ def expose(pid: int) -> None:
 def _adjust(pid: int, value: str) -> None:
     if os.geteuid() == 0:  # others may lower the server's, but not raise that of a child nobody may look into
         with contextlib.suppress(OSError):
-            Path(f"/proc/{pid}/oom_score_adj").write_text(value)
+            fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)  # for every child: Path is slow
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
 
 
 def _homes() -> dict[str, Path]:

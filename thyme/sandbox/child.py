@@ -5,7 +5,7 @@ It is forked from the fork-server, lives as long as its session, and is never us
 """
 
 # Paths here are the snippet's strings, or descriptors.
-# ruff: noqa: PTH102, PTH106
+# ruff: noqa: PTH102, PTH112, PTH113
 from __future__ import annotations
 
 import importlib
@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import MESSAGE_BYTES, Order
 from thyme.sandbox.repair import repair
 from thyme.sandbox.result_images import PIXELS
+from thyme.sandbox.root import INPUT, Image
 from thyme.sandbox.slots import Place
 from thyme.sandbox.stdout import STDOUT
 
@@ -35,7 +36,6 @@ SOCKET, CODE = 3, 5
 """Where the session socket and the code lie once the order is there; STDOUT is 1, PIXELS is 4."""
 CHANNEL = 3
 """Where the socket to the fork-server lies until then."""
-_INPUT = "/mnt/input"
 _FRAME_BYTES = 24 * 1024
 _MAX_FD = 1 << 16
 _REHEARSALS = 20
@@ -46,7 +46,16 @@ _exit, _read, _write, _pread = os._exit, os.read, os.write, os.pread
 _dumps = json.dumps
 
 
-def prepare(place: Place, plan: JailPlan, config: SandboxConfig, kept: Sequence[int]) -> None:
+def prepare(
+    place: Place,
+    plan: JailPlan,
+    config: SandboxConfig,
+    *,
+    kept: Sequence[int],
+    ruleset: int,
+    image: Image | None = None,
+    report_to: int = -1,
+) -> None:
     """Puts on the layers that need no order, so that a child may do it while it waits for one.
 
     Args:
@@ -54,18 +63,25 @@ def prepare(place: Place, plan: JailPlan, config: SandboxConfig, kept: Sequence[
         plan: what the machine offers.
         config: the limits.
         kept: descriptors that stay, as 3, 4, ...; 0, 1 and 2 become /dev/null, all others are closed.
+        ruleset: what Landlock allows all children; the child's own scratch is added. -1 without Landlock.
+        image: the input image, where the child gets a root of its own and knows of the image.
+        report_to: a socket, which gets the mount namespace of a child that has a root of its own; -1 without.
 
     Raises:
         OSError: a layer cannot be put on.
     """
     jail.set_name("thyme-parked")
-    uid = plan.uid_base and plan.uid_base + place.slot
-    if plan.private_mounts:
-        jail.unshare(jail.CLONE_NEWNS)
-        jail.mount_scratch(paths.DATA, config.scratch_mib, config.max_files, uid)
-        if place.image_file:
-            jail.mount(place.image_file, _INPUT, None, jail.MS_BIND)
-        jail.unmount("/images")
+    uid = plan.uid_of(place.slot)
+    if plan.root is not None:
+        plan.root.build(config, uid, image)
+        plan.allow(ruleset, paths.DATA, writable=True)
+        plan.allow(ruleset, paths.TMP, writable=True)
+        if image is not None:
+            plan.allow_image(ruleset, image)
+        if report_to >= 0:
+            namespace = plan.root.own_namespace()
+            with socket.socket(fileno=os.dup(report_to)) as server:
+                socket.send_fds(server, [b"ready"], [namespace])
     # first out of the way, then into place: a source may sit where another belongs
     sources = [os.dup(fd) for fd in (plan.null, plan.null, plan.null, *kept)]
     for number, source in enumerate(sources):
@@ -79,9 +95,22 @@ def prepare(place: Place, plan: JailPlan, config: SandboxConfig, kept: Sequence[
     jail.not_dumpable()
     if plan.drop:
         jail.drop_capabilities()
-    for folder in (place.scratch + paths.HOME_BELOW, place.scratch + "/tmp"):
-        os.mkdir(folder, 0o700)
-    os.chdir(place.scratch + paths.HOME_BELOW)
+    if place.scratch is not None:
+        make_places(place.scratch)
+    os.chdir(_places(place)[paths.DATA] + paths.HOME_BELOW)
+
+
+def make_places(scratch: str) -> None:
+    """Makes the folders of a scratch on a disk."""
+    for name in ("/data", "/data" + paths.HOME_BELOW, "/tmp", "/input"):
+        os.mkdir(scratch + name, 0o700)
+
+
+def _places(place: Place) -> dict[str, str]:
+    """The folders of the scratch as snippets know them -> where they are, but the folder of the image."""
+    if place.scratch is None:
+        return {paths.DATA: paths.DATA, paths.TMP: paths.TMP}
+    return {paths.DATA: place.scratch + "/data", paths.TMP: place.scratch + "/tmp"}
 
 
 def confine(plan: JailPlan, ruleset: int) -> None:
@@ -92,7 +121,16 @@ def confine(plan: JailPlan, ruleset: int) -> None:
         plan.seccomp.install()
 
 
-def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, early: bool) -> None:
+def live(
+    place: Place,
+    plan: JailPlan,
+    config: SandboxConfig,
+    *,
+    channel: int,
+    ruleset: int,
+    image: Image | None,
+    early: bool,
+) -> None:
     """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
 
     Nothing untrusted is read before `confine`: up to the order the child has seen only what the fork-server made, and
@@ -104,12 +142,14 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
         config: the limits.
         channel: socket to the fork-server. One message comes: the client's order, with stdout, session socket, pixels,
             code and, where there is one, the Landlock ruleset. Its end without a message is the fork-server's.
+        ruleset: as for `prepare`; shared with the fork-server, which sends it again.
+        image: as for `prepare`; None where the child is forked ahead of its order.
         early: forked ahead of the order, so that there is time to rehearse.
     """
-    prepare(place, plan, config, [channel])
+    prepare(place, plan, config, kept=[channel], ruleset=ruleset, image=image, report_to=channel if early else -1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CHANNEL) as server:
         if early and not select.select([server], [], [], 0)[0]:
-            rehearse(place.scratch, config)
+            rehearse(_places(place), config)
         message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 5)
     if len(descriptors) < 4:
         _exit(0)
@@ -122,9 +162,19 @@ def live(place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, e
 
 
 def _job(order: Order, place: Place, plan: JailPlan) -> Job:
-    file = order["image_file"] and (_INPUT if plan.private_mounts else f"{plan.images}/{order['image_file']}")
+    places, file = _places(place), order["image_file"]
+    folder = plan.folder_of_image(order["image_path"]) if file else None
+    if place.scratch is None:
+        told = paths.place_of(order["image_path"])
+        file = file and (told if os.path.isfile(told) else INPUT)
+        if folder is not None and os.path.isdir(folder):
+            places[folder] = folder
+    else:
+        file = file and f"{plan.images}/{file}"
+        if folder is not None:
+            places[folder] = place.scratch + "/input"
     return Job(
-        scratch=place.scratch,
+        places=places,
         image_path=order["image_path"],
         image_file=file,
         image_format=order["image_format"],
@@ -132,13 +182,13 @@ def _job(order: Order, place: Place, plan: JailPlan) -> Job:
     )
 
 
-def rehearse(scratch: str, config: SandboxConfig) -> None:
+def rehearse(places: Mapping[str, str], config: SandboxConfig) -> None:
     """Runs a snippet of ours as if it had been ordered, in a namespace and with an output that are thrown away. In a
     parked child the pages it writes to are copied now and not while somebody waits. Leaves nothing behind that a
     snippet could tell."""
     names = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
     streams, main = [getattr(sys, name) for name in names], sys.modules["__main__"]
-    job = Job(scratch=scratch, image_path="image.png", image_file=None, image_format=None, seed=0)
+    job = Job(places=places, image_path="image.png", image_file=None, image_format=None, seed=0)
     frame = Interpreter(job, config).run("print(1)")
     _dumps(frame, ensure_ascii=False)
     paths.use(None)
@@ -187,14 +237,12 @@ def set_up() -> None:
     seed(0)
 
 
-def warm_up(folder: str, config: SandboxConfig) -> None:
+def warm_up(place: Place, plan: JailPlan, config: SandboxConfig) -> None:
     """Rehearses in the fork-server until the interpreter has specialised the code around a snippet and filled its free
-    lists: every child is born with that, instead of doing it over on pages copied for the purpose. `folder` is made and
-    deleted."""
-    folders = (folder, folder + "/tmp", folder + paths.HOME_BELOW)
-    for name in folders:
-        os.mkdir(name)
+    lists: every child is born with that, instead of doing it over on pages copied for the purpose."""
+    if place.scratch is not None:
+        make_places(place.scratch)
     for _ in range(_REHEARSALS):
-        rehearse(folder, config)
-    for name in reversed(folders):
-        os.rmdir(name)
+        if plan.root is not None:
+            plan.root.rehearse(config, plan.uid_of(place.slot))
+        rehearse(_places(place), config)

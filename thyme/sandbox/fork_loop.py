@@ -17,19 +17,33 @@ from typing import Any, NamedTuple, Protocol
 
 from thyme.sandbox import jail
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
+from thyme.sandbox.root import BaseRoot, Image, put_image
 from thyme.sandbox.slots import Place, Slots
 
 _POLL_S = 0.02
 """How often scratch folders without a quota are looked at."""
 _LAST_CLEANING_S = 2.0
+_READY_S = 2.0
+"""How long a child that was forked ahead may take to make its root."""
 
 
 class Life(Protocol):
     """What a child does from its birth to its end; see child.live."""
 
-    def __call__(self, place: Place, plan: JailPlan, config: SandboxConfig, channel: int, *, early: bool) -> None: ...
+    def __call__(
+        self,
+        place: Place,
+        plan: JailPlan,
+        config: SandboxConfig,
+        *,
+        channel: int,
+        ruleset: int,
+        image: Image | None,
+        early: bool,
+    ) -> None: ...
 
 
 class _Child(NamedTuple):
@@ -65,8 +79,7 @@ class ForkLoop:
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
         self._parked: _Child | None = None
-        # With private mounts the image must be known before the fork.
-        self._parks = not plan.private_mounts and "parking" not in setup.off
+        self._parks = "parking" not in setup.off
         self._may_park = True
 
     def run(self) -> bool:
@@ -119,14 +132,14 @@ class ForkLoop:
     def _serve(self, message: bytes, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
-        image_file = order["image_file"] and f"{self._plan.images}/{order['image_file']}"
+        image = self._image(order)
         child: _Child | None = None
         try:
-            child = self._unpark() or self._spawn(image_file, early=False)
+            child = self._unpark(image) or self._spawn(image, early=False)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
-            if more and image_file:
-                self._plan.allow(child.ruleset, image_file)
+            if image is not None and self._plan.root is None:
+                self._plan.allow(child.ruleset, f"{self._plan.images}/{image.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._send({"forked": order["id"]}, [child.pidfd])
             socket.send_fds(child.channel, [message], [*descriptors, *more])
@@ -141,18 +154,27 @@ class ForkLoop:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def _spawn(self, image_file: str | None, *, early: bool) -> _Child:
+    def _image(self, order: Order) -> Image | None:
+        """The input image of an order."""
+        file, path = order["image_file"], order["image_path"]
+        if file is None:
+            return None
+        return Image(file=file, path=place_of(path), folder=self._plan.folder_of_image(path))
+
+    def _spawn(self, image: Image | None, *, early: bool) -> _Child:
         """Forks a child that puts half of its jail on and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
         ruleset, pid = -1, 0
         try:
             with theirs:
-                place = self.slots.take(image_file)
-                ruleset = self._plan.ruleset(place.scratch)
+                place = self.slots.take()
+                ruleset = self._plan.ruleset()
+                if place.scratch is not None:
+                    self._plan.allow(ruleset, place.scratch, writable=True)
                 pid = jail.fork()
                 if pid == 0:
-                    self._become_child(place, theirs.fileno(), early)
+                    self._become_child(place, theirs.fileno(), ruleset, image, early)
             pidfd = os.pidfd_open(pid)
         except OSError:
             ours.close()
@@ -166,12 +188,12 @@ class ForkLoop:
         self._poll.register(pidfd, select.POLLIN)
         return _Child(pid, pidfd, place, ours, ruleset)
 
-    def _become_child(self, place: Place, channel: int, early: bool) -> None:
+    def _become_child(self, place: Place, channel: int, ruleset: int, image: Image | None, early: bool) -> None:
         """The forked side. Never returns, whatever happens."""
         leave = os._exit
         try:
             self._control.detach()
-            self._live(place, self._plan, self._config, channel, early=early)
+            self._live(place, self._plan, self._config, channel=channel, ruleset=ruleset, image=image, early=early)
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 os.write(2, f"{error}\n".encode())
@@ -188,13 +210,41 @@ class ForkLoop:
         with contextlib.suppress(OSError):
             self._parked = self._spawn(None, early=True)
 
-    def _unpark(self) -> _Child | None:
-        """The child that was forked ahead, if there is one and it lives."""
-        parked, self._parked = self._parked, None
-        if parked is not None and select.select([parked.pidfd], [], [], 0)[0]:
+    def _unpark(self, image: Image | None) -> _Child | None:
+        """The child that was forked ahead, if there is one, it lives, and the image has room in its root."""
+        root, parked = self._plan.root, self._parked
+        if parked is None or (root is not None and image is not None and not root.has_room_for(image)):
+            return None
+        self._parked = None
+        try:
+            if root is not None:
+                self._furnish(root, parked, image)
+            elif select.select([parked.pidfd], [], [], 0)[0]:
+                raise ChildProcessError("it has ended")
+        except OSError:
+            _kill(parked.pidfd)
             self._bury(parked)
             return None
         return parked
+
+    def _furnish(self, root: BaseRoot, parked: _Child, image: Image | None) -> None:
+        """Puts the image into the root of the child that is parked, which has seen nothing of a snippet yet."""
+        parked.channel.settimeout(_READY_S)
+        _, descriptors, _, _ = socket.recv_fds(parked.channel, MESSAGE_BYTES, 1)
+        if not descriptors:
+            raise ChildProcessError("it has ended")
+        try:
+            if image is not None:
+                uid = self._plan.uid_of(parked.place.slot)
+                mount_fd = root.detached(image)
+                try:
+                    with root.inside(descriptors[0]):
+                        put_image(mount_fd, image, self._config, uid)
+                        self._plan.allow_image(parked.ruleset, image)
+                finally:
+                    os.close(mount_fd)
+        finally:
+            os.close(descriptors[0])
 
     def _bury(self, parked: _Child) -> None:
         """A parked child that ended before it got an order."""

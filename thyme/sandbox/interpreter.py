@@ -11,6 +11,7 @@ import operator
 import resource
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ _image_open = Image.open  # before the shims: the image is not the snippet's her
 class Job:
     """What a child is to work on, in the terms of its own file system."""
 
-    scratch: str
+    places: Mapping[str, str]
+    """The folders of the scratch as the snippet knows them -> where they are."""
     image_path: str
     """The path of the input image as the model was told it."""
     image_file: str | None
@@ -63,7 +65,7 @@ class Interpreter:
         self.config = config
         self.round = 0
         self.cpu_before = _cpu_s()
-        self.map = paths.PathMap(job.scratch, job.image_path, job.image_file, job.image_format)
+        self.map = paths.PathMap(job.places, job.image_path, job.image_file, job.image_format)
         self.image_size: tuple[int, int] | None = None
         if job.image_file and config.compat == "released":  # only its rewriting asks before the code runs
             with _image_open(job.image_file) as image:

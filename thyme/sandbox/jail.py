@@ -32,7 +32,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << i for i in range(6))
 _MAKE_DIR, _MAKE_REG = 1 << 7, 1 << 8
-_TRUNCATE = 1 << 14
+_REFER, _TRUNCATE = 1 << 13, 1 << 14
 _READ = _READ_FILE | _READ_DIR
 _SCRATCH = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG
 # Rights of the file system by ABI: 13 at first, then REFER (2), TRUNCATE (3), IOCTL_DEV (5).
@@ -58,9 +58,15 @@ NAMESPACES = {
     "cgroup": CLONE_NEWCGROUP,
 }
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 1 << 12, 1 << 13, 1 << 14, 1 << 18
 _MNT_DETACH = 2
+# These two have one number on every processor, too.
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _MADV_COLLAPSE, _HUGE = 25, 2 << 20
+
+DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
+"""The devices that a snippet has."""
 
 Limit = tuple[int, tuple[int, int]]
 """A resource and its (soft, hard) limit."""
@@ -120,8 +126,11 @@ def landlock_abi() -> int:
 
 def landlock_rule(path: str | Path, abi: int, *, writable: bool = False) -> bytes:
     """A rule for one file or folder to read, or for a `writable` folder: all but links, sockets, devices, execution.
-    It holds an O_PATH descriptor that stays open as long as rulesets are made of it."""
-    rights = _SCRATCH | (_TRUNCATE if abi >= 3 else 0) if writable else _READ
+    (REFER is for links as well as for moves between folders; seccomp refuses links.) It holds an O_PATH descriptor that
+    stays open as long as rulesets are made of it."""
+    rights = _READ
+    if writable:
+        rights = _SCRATCH | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
     if not writable and not os.path.isdir(path):
         rights &= _READ_FILE
     return struct.pack("=Qi", rights, os.open(path, os.O_PATH))
@@ -140,8 +149,9 @@ def landlock_ruleset(abi: int, rules: Iterable[bytes]) -> int:
     scoped = 3 if abi >= 6 else 0
     attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
-    for rule in rules:
-        landlock_add(ruleset, rule)
+    for rule in rules:  # some thirty for every child
+        if _libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, None, None) < 0:
+            _check(-1, "landlock_add_rule")
     return ruleset
 
 
@@ -322,37 +332,67 @@ def bind(source: Path, target: Path, *, read_only: bool = True) -> None:
         mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | _locked_flags(target))
 
 
-def change_root(root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path, str]]) -> None:
-    """Makes `root` a small read-only file system holding `readable` at their own paths, `binds` at the paths given,
-    three harmless devices and empty mount points, and moves the process there. Needs a mount namespace of its own."""
+def detached(path: str | Path) -> int:
+    """A mount of `path`, which is absolute, that is nowhere yet (a descriptor), with the flags of the mount it lies
+    on."""
+    return _syscall("open_tree", _OPEN_TREE, None, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+
+
+def attach(mount_fd: int, target: str | Path) -> None:
+    """Puts what `detached` gave at `target`, the absolute path of a file or folder; a symbolic link there is not
+    followed."""
+    _syscall("move_mount", _MOVE_MOUNT, mount_fd, b"", None, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def enter_mount_namespace(fd: int) -> None:
+    """setns(2): the process is in that mount namespace, at its root."""
+    _check(_libc.setns(fd, CLONE_NEWNS), "setns")
+
+
+def change_root(
+    root: Path, readable: Sequence[Path], binds: Sequence[tuple[Path, str]], folders: Sequence[str], tops: Sequence[str]
+) -> None:
+    """Makes `root` a small read-only file system and moves the process there. Needs a mount namespace of its own.
+
+    Args:
+        root: an empty folder.
+        readable: files and folders it shows at their own paths.
+        binds: others, with the paths they get.
+        folders: empty folders it has.
+        tops: folders right below `root` that are mounts of their own, so that all in them can be moved at once.
+    """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
+    options = "size=1m,nr_inodes=4096,mode=755"
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, options)
+    for top in tops:
+        (root / top.lstrip("/")).mkdir()
+        mount("tmpfs", root / top.lstrip("/"), "tmpfs", MS_NOSUID | MS_NODEV, options)
     for path in readable:
         bind(path, root / path.relative_to("/"))
     for source, place in binds:
         bind(source, root / place.lstrip("/"))
-    for device in ("null", "zero", "urandom"):
-        bind(Path("/dev") / device, root / "dev" / device, read_only=False)
-    for folder in ("mnt/data", "slots", "tmp", "old"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "mnt/input").touch()
+    for device in DEVICES:
+        bind(device, root / device.relative_to("/"), read_only=False)
+    for folder in (*folders, "old"):
+        (root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
     os.chdir(root)
     _syscall("pivot_root", _NR_PIVOT_ROOT[platform.machine()], b".", b"old")
     os.chdir("/")
     unmount("/old")
     os.rmdir("/old")  # noqa: PTH106
-    mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
-    mount("tmpfs", "/slots", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=711")
+    for place in ("/", *tops):
+        mount("none", place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
 
 
-def mount_scratch(target: str, mib: int, files: int, uid: int) -> None:
+def mount_memory(target: str, *, mib: int, inodes: int, mode: int, again: bool = False) -> None:
     """Mounts a file system in memory.
 
     Args:
         target: the folder it appears at.
         mib: how much it holds, in MiB.
-        files: how many files and folders it holds.
-        uid: who owns it; 0 for the caller.
+        inodes: how many files and folders it holds, its root included.
+        mode: who may do what with its root.
+        again: it is there already and only gets these limits.
     """
-    owner = f",uid={uid},gid={uid}" if uid else ""
-    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={mib}m,nr_inodes={files},mode=700{owner}")
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_REMOUNT if again else 0)
+    mount("tmpfs", target, "tmpfs", flags, f"size={mib}m,nr_inodes={inodes},mode={mode:o}")

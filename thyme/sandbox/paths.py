@@ -1,40 +1,74 @@
 """What a path means to a snippet: the folders models were trained to use, on top of the scratch they have.
 
-`/mnt/data/...` and `/tmp/...` are the scratch, the path of the input image is the input image. Hooks on the functions
-that take paths translate; where the jail has a mount namespace, `/mnt/data` is the scratch and there is little to do.
+`/mnt/data`, `/tmp` and the folder of the input image are the scratch. Where a child has a root of its own (root.py)
+the kernel sees to that, and nothing here is installed. Elsewhere hooks on the functions that take paths translate;
+what captured such a function before, or is written in C, does not.
 """
 
 # Paths here are the snippet's strings, or descriptors.
-# ruff: noqa: PTH119, PTH120
+# ruff: noqa: PTH118, PTH119, PTH120
 from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import io
 import os
 import os.path
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-DATA = "/mnt/data"
+DATA, TMP = "/mnt/data", "/tmp"
 HOME_BELOW = "/temp_processed_images/"
 HOME = DATA + HOME_BELOW
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif")
 _TAKE_ONE = (
-    "open stat lstat access listdir scandir mkdir rmdir remove unlink chdir readlink truncate chmod utime statvfs"
+    "open stat lstat access listdir scandir mkdir makedirs rmdir remove unlink chdir readlink truncate chmod utime "
+    "statvfs"
 )
 """Functions of `os` whose first argument is a path."""
 
-_open, _stat, _getcwd, _makedirs, _exists = io.open, os.stat, os.getcwd, os.makedirs, os.path.exists
+_open, _getcwd, _makedirs, _exists = io.open, os.getcwd, os.makedirs, os.path.exists
+
+
+def folder_of_image(image_path: str, readable: Iterable[str]) -> str | None:
+    """The folder of the input image, where it is one more that a snippet may write to.
+
+    Args:
+        image_path: the path of the input image as the model was told it.
+        readable: what every snippet may read: a folder among it, or around it, is not the image's.
+    """
+    folder = place_of(image_path).rpartition("/")[0]
+    taken = (*readable, DATA, TMP)
+    if _is_in(folder, taken) or any(_is_in(path, (folder,)) for path in taken):
+        return None
+    return folder
+
+
+def place_of(path: str) -> str:
+    """The absolute path, without `..`, of what a snippet knows by `path`."""
+    return "/" + os.path.normpath(os.path.join(HOME, path)).lstrip("/")
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
 
 
 class PathMap:
-    """Translates paths for one process."""
+    """Translates paths for one process.
 
-    def __init__(self, scratch: str, image_path: str, image_file: str | None, image_format: str | None = None) -> None:
-        self.scratch = scratch
-        """Where the scratch really is."""
+    Args:
+        places: the folders of the scratch as the snippet knows them -> where they are.
+        image_path: the path of the input image as the model was told it.
+        image_file: where the image is; None without one.
+        image_format: what it was before it was stored ("JPEG"); None where that is not known.
+    """
+
+    def __init__(
+        self, places: Mapping[str, str], image_path: str, image_file: str | None, image_format: str | None = None
+    ) -> None:
+        self.places = dict(places)
         self.image_path = image_path
         self.image_file = image_file
         self.image_format = image_format
@@ -45,35 +79,35 @@ class PathMap:
 
     def real(self, path: Any) -> Any:
         """The path to use instead of `path`; descriptors and other objects pass."""
-        if isinstance(path, (str, os.PathLike)):
-            text = os.fspath(path)
-        elif isinstance(path, bytes):
-            text = os.fsdecode(path)
-        else:
+        text = _text_of(path)
+        if text is None:
             return path
-        if not isinstance(text, str):
-            return path
-        if self.image_file is not None and text in (self.image_path, self.substitute) and text not in self.aliases:
+        if self.image_file is not None and text == self.image_path:
             return self.image_file
-        if text in self.aliases:
-            return self.aliases[text]
-        if text == self.image_file or text.startswith(self.scratch) or not text.startswith("/"):
+        if text == self.image_file or not text.startswith("/") or _is_in(text, self.places.values()):
             return path
-        for prefix, place in ((DATA, self.scratch), ("/tmp", self.scratch + "/tmp")):
-            if text == prefix or text.startswith(prefix + "/"):
-                return place + text[len(prefix) :]
+        for told, place in self.places.items():
+            if _is_in(text, (told,)):
+                return place + text[len(told) :]
         return path
 
+    def stand_in(self, path: Any) -> Any:
+        """Like `real`; what the snippet saved outside of the scratch, or misnamed, is found as well."""
+        text = _text_of(path)
+        if text in self.aliases:
+            return self.aliases[text]
+        return self.image_file if text is not None and text == self.substitute else self.real(path)
+
     def for_saving(self, path: Any) -> Any:
-        """Like `real`, for a file about to be written: folders are made, paths elsewhere land in the scratch."""
+        """Like `real`, for an image about to be written: folders are made, paths elsewhere land in the scratch."""
         real = self.real(path)
         if not isinstance(real, (str, os.PathLike)):
             return real
         text = os.fspath(real)
         if not isinstance(text, str) or text == self.image_file:
             return real
-        if text.startswith("/") and not text.startswith(self.scratch):
-            stand_in = self.scratch + HOME_BELOW + os.path.basename(text)
+        if text.startswith("/") and not self.is_scratch(text):
+            stand_in = f"{self.places[DATA]}{HOME_BELOW}{os.path.basename(text)}"
             self.aliases[os.fspath(path)] = stand_in
             text = stand_in
         folder = os.path.dirname(text)
@@ -81,9 +115,23 @@ class PathMap:
             _makedirs(folder, exist_ok=True)
         return text
 
+    def is_scratch(self, real: str) -> bool:
+        """Whether a path without `..`, already translated, lies in the scratch."""
+        return _is_in(real, self.places.values())
+
     def shown(self, text: str) -> str:
         """`text` with the real scratch spelled as the snippet knows it."""
-        return text if self.scratch == DATA else text.replace(self.scratch, DATA)
+        for told, place in self.places.items():
+            if place != told:
+                text = text.replace(place, told)
+        return text
+
+
+def _text_of(path: Any) -> str | None:
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(text, bytes):
+        return os.fsdecode(text)
+    return text if isinstance(text, str) else None
 
 
 _current: PathMap | None = None
@@ -94,7 +142,7 @@ def use(paths: PathMap | None) -> None:
     global _current
     _current = paths
     if paths is not None:
-        tempfile.tempdir = DATA + "/tmp"
+        tempfile.tempdir = TMP
 
 
 def current() -> PathMap | None:
@@ -113,13 +161,8 @@ def _hook(function: Callable[..., Any], positions: tuple[int, ...]) -> Callable[
     return hooked
 
 
-def _hooked_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    if _current is None:
-        return _open(file, mode, *args, **kwargs)
-    real = _current.real(file)
-    if isinstance(real, str) and any(c in mode for c in "wax") and real.startswith(_current.scratch):
-        real = _current.for_saving(real)
-    return _open(real, mode, *args, **kwargs)
+def _hooked_open(file: Any, *args: Any, **kwargs: Any) -> Any:
+    return _open(file if _current is None else _current.real(file), *args, **kwargs)
 
 
 def _hooked_getcwd() -> str:
@@ -129,10 +172,10 @@ def _hooked_getcwd() -> str:
 
 def install() -> None:
     """Puts the hooks in place, once, in the zygote: until `use` is called they pass everything through."""
-    builtins.open = _hooked_open
-    io.open = _hooked_open  # type: ignore[assignment]
+    builtins.open = io.open = _hooked_open  # type: ignore[assignment]
     os.getcwd = _hooked_getcwd
     for name in _TAKE_ONE.split():
         setattr(os, name, _hook(getattr(os, name), (0,)))
     for name in ("rename", "replace"):
         setattr(os, name, _hook(getattr(os, name), (0, 1)))
+    importlib.reload(tempfile)  # its files keep the function that deletes them

@@ -1,5 +1,7 @@
 """What this machine offers to jail with: found out by doing it, noted layer by layer, the same for every child."""
 
+# Paths here may be in another root.
+# ruff: noqa: PTH112, PTH113
 from __future__ import annotations
 
 import os
@@ -8,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thyme.sandbox import jail
+from thyme.sandbox import jail, paths
 from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 from thyme.sandbox.preload import anybody_may_read
 from thyme.sandbox.protocol import Setup
 from thyme.sandbox.result import Layer
+from thyme.sandbox.root import IMAGES, INPUT, BaseRoot, Image, base_root
 
 _UID_BASE = 1_900_000_000
 _OPEN_FILES = 64
-_DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 _CAP_SETGID_SETUID, _CAP_SYS_ADMIN = 6, 21
 
 
@@ -32,38 +34,55 @@ class JailPlan:
     """Descriptor of /dev/null."""
     seccomp: jail.SeccompFilter | None
     """None without."""
-    rooted: bool
-    """The fork-server lives in a read-only root of its own, and scratch folders have a quota."""
-    private_mounts: bool
-    """Each child gets a mount namespace with a tmpfs of its own at /mnt/data. Only where Landlock does not keep the
-    slots apart: taking mounts down waits for the kernel's RCU, about 10 ms a snippet."""
+    root: BaseRoot | None
+    """What each child's own root is made of. None where paths are translated by patches, and scratch folders lie on a
+    disk."""
+    readable_paths: tuple[str, ...]
+    """What every child may read, by name."""
     drop: bool
     """Capabilities are emptied."""
     uid_base: int
     """The child becomes uid_base + slot; 0 keeps the identity."""
     limits: tuple[jail.Limit, ...]
     images: str
-    """The folder where the stored images lie."""
+    """The folder where the stored images lie, for the fork-server."""
     slots: str
-    """The folder where the scratch folders lie."""
+    """The folder where the scratch folders lie that are on a disk."""
 
-    def ruleset(self, scratch: str) -> int:
-        """The Landlock ruleset of one child (a descriptor): what all may read, and its scratch. -1 without Landlock."""
-        if not self.abi:
-            return -1
-        own = jail.landlock_rule(scratch, self.abi, writable=True)
-        try:
-            return jail.landlock_ruleset(self.abi, (*self.readable, own))
-        finally:
-            jail.landlock_close(own)
+    @property
+    def rooted(self) -> bool:
+        """Whether every child has a root of its own, and its scratch a quota that the kernel keeps."""
+        return self.root is not None
 
-    def allow(self, ruleset: int, file: str) -> None:
-        """Lets a child read one file more: its image."""
-        rule = jail.landlock_rule(file, self.abi)
+    def ruleset(self) -> int:
+        """A Landlock ruleset (a descriptor): what all may read. -1 without Landlock."""
+        return jail.landlock_ruleset(self.abi, self.readable) if self.abi else -1
+
+    def allow(self, ruleset: int, path: str, *, writable: bool = False) -> None:
+        """Adds one file or folder to a ruleset, if there is one."""
+        if ruleset < 0:
+            return
+        rule = jail.landlock_rule(path, self.abi, writable=writable)
         try:
             jail.landlock_add(ruleset, rule)
         finally:
             jail.landlock_close(rule)
+
+    def allow_image(self, ruleset: int, image: Image) -> None:
+        """Lets a child, in whose root the caller is, read its image and write beside it."""
+        for path in (image.path, INPUT):
+            if os.path.isfile(path):
+                self.allow(ruleset, path)
+        if image.folder is not None and os.path.isdir(image.folder):
+            self.allow(ruleset, image.folder, writable=True)
+
+    def uid_of(self, slot: int) -> int:
+        """The user id of the child in a slot, 0 where it keeps the fork-server's."""
+        return self.uid_base and self.uid_base + slot
+
+    def folder_of_image(self, image_path: str) -> str | None:
+        """The folder of an input image, where a child may write to it beside the rest of its scratch."""
+        return paths.folder_of_image(image_path, self.readable_paths)
 
 
 def enter_namespaces(off: frozenset[str]) -> list[Layer]:
@@ -106,41 +125,39 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], mappe
         mapped_bytes: address space of the warm interpreter, which a child's memory limit comes on top of.
     """
     isolated, off = setup.config.isolation == "auto", setup.off
-    rooted = holds(layers, "mount namespace") and _change_root(setup.run_dir, readable, layers)
-    abi = _landlock_abi(layers, rooted) if isolated and "landlock" not in off else 0
+    root = _change_root(setup.run_dir, readable, layers) if holds(layers, "mount namespace") else None
+    abi = _landlock_abi(layers, root is not None) if isolated and "landlock" not in off else 0
     seccomp = _seccomp_filter(layers) if isolated and "seccomp" not in off else None
     uid_base = 0
     if isolated and os.geteuid() == 0 and "uid" not in off:
-        uid_base = _own_user_ids(layers, readable if rooted else (*readable, setup.run_dir))
+        uid_base = _own_user_ids(layers, readable if root is not None else (*readable, setup.run_dir))
     return JailPlan(
         abi=abi,
-        readable=tuple(jail.landlock_rule(path, abi) for path in (*readable, *_DEVICES)) if abi else (),
+        readable=tuple(jail.landlock_rule(path, abi) for path in (*readable, *jail.DEVICES)) if abi else (),
         null=os.open("/dev/null", os.O_RDWR),
         seccomp=seccomp,
-        rooted=rooted,
-        private_mounts=rooted and not abi,
+        root=root,
+        readable_paths=tuple(str(path) for path in (*readable, *jail.DEVICES)),
         drop=isolated and "capabilities" not in off,
         uid_base=uid_base,
         limits=_limits(
             setup.config, None if "limits" in off else mapped_bytes, has_quota=holds(layers, "private root")
         ),
-        images="/images" if rooted else str(setup.run_dir / "images"),
-        slots="/slots" if rooted else str(setup.run_dir / "slots"),
+        images=IMAGES if root is not None else str(setup.run_dir / "images"),
+        slots=str(setup.run_dir / "slots"),
     )
 
 
-def _change_root(run_dir: Path, readable: Sequence[Path], layers: list[Layer]) -> bool:
-    before = os.umask(0o022)
+def _change_root(run_dir: Path, readable: Sequence[Path], layers: list[Layer]) -> BaseRoot | None:
     try:
-        jail.change_root(run_dir / "root", readable, [(run_dir / "images", "/images")])
+        root = base_root(run_dir, readable)
     except OSError as error:
-        layers.append(Layer("private root", False, False, str(error)))
-        return False
-    finally:
-        os.umask(before)
-    detail = "read-only root without /proc, /etc or homes; scratch in memory"
+        detail = f"{error}; the scratch is on a disk, and paths are translated by patched functions"
+        layers.append(Layer("private root", False, False, detail))
+        return None
+    detail = "no /proc, /etc or homes; the scratch, in memory, is at /mnt/data, /tmp and the folder of the image"
     layers.append(Layer("private root", True, False, detail))
-    return True
+    return root
 
 
 def _landlock_abi(layers: list[Layer], rooted: bool) -> int:

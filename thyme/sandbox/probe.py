@@ -35,14 +35,16 @@ def probe(slots: Slots, plan: JailPlan, config: SandboxConfig, canary: Path) -> 
         A layer for each attempt, `ok` where it was refused; a single one where the jail could not be put on.
     """
     place = slots.take()
-    ruleset = plan.ruleset(place.scratch)
+    ruleset = plan.ruleset()
+    if place.scratch is not None:
+        plan.allow(ruleset, place.scratch, writable=True)
     read_end, write_end = os.pipe()
     pid = jail.fork()
     if pid == 0:
         kept = [write_end] if ruleset < 0 else [write_end, ruleset]
         report: Any = ""
         try:
-            child.prepare(place, plan, config, kept)
+            child.prepare(place, plan, config, kept=kept, ruleset=ruleset)
             child.confine(plan, -1 if ruleset < 0 else child.CHANNEL + 1)
             report = _attempt_escapes(canary)
         except OSError as error:

@@ -43,7 +43,10 @@ class ResultImages:
         self._map, self._config = path_map, config
         self._files: dict[str, tuple[int, int]] = {}
         """What lay in the scratch after the last round that left something; see `_list_files`."""
-        self._folders = tuple(path_map.scratch + name for name in ("", "/tmp", paths.HOME_BELOW[:-1]))
+        self._home = path_map.places[paths.DATA] + paths.HOME_BELOW
+        self._folders = (*path_map.places.values(), self._home)
+        self._device = _stat(self._home).st_dev
+        """Of the scratch; what else is below its folders is mounted there: the input image, installed packages."""
         self._touched = self._when_touched()
 
     def find(self, printed: str, processed_path: Any, saved: list[str]) -> list[str]:
@@ -109,8 +112,8 @@ class ResultImages:
         real = self._map.real(name)
         if not isinstance(real, str) or real == self._map.image_file or "\0" in real:
             return None
-        path = _abspath(real if real.startswith("/") else _join(self._map.scratch + paths.HOME_BELOW, real))
-        return path if path.startswith(self._map.scratch + "/") else None
+        path = _abspath(real if real.startswith("/") else _join(self._home, real))
+        return path if path != self._map.image_file and self._map.is_scratch(path) else None
 
     def _real(self, path: str) -> str:
         real = self._map.real(path)
@@ -118,12 +121,12 @@ class ResultImages:
 
     def _when_touched(self) -> list[int]:
         """When entries were last made or deleted: cheaper than looking at them all."""
-        return [_stat(folder).st_mtime_ns for folder in self._folders]
+        return [_when_changed(folder) for folder in self._folders]
 
     def _list_files(self) -> dict[str, tuple[int, int]]:
         """Regular files below the scratch -> (mtime in ns, bytes); symbolic links are not followed."""
         found: dict[str, tuple[int, int]] = {}
-        pending = [self._map.scratch]
+        pending = list(self._map.places.values())
         while pending and len(found) < 4 * self._config.max_files:
             folder = pending.pop()
             try:
@@ -131,6 +134,8 @@ class ResultImages:
                     for entry in entries:
                         path = _join(folder, entry.name)
                         facts = entry.stat(follow_symlinks=False)
+                        if facts.st_dev != self._device:
+                            continue
                         if stat.S_ISDIR(facts.st_mode):
                             pending.append(path)
                         elif stat.S_ISREG(facts.st_mode):
@@ -138,6 +143,14 @@ class ResultImages:
             except OSError:
                 continue
         return found
+
+
+def _when_changed(folder: str) -> int:
+    """0 where the snippet took the folder away."""
+    try:
+        return _stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _named(printed: str, processed_path: Any) -> list[str]:

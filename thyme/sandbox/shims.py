@@ -136,7 +136,7 @@ def _missing_input(path: Any) -> Any:
     mapping = paths.current()
     if mapping is None or not isinstance(path, (str, os.PathLike)):
         return path
-    text, real = str(path), mapping.real(path)
+    text, real = str(path), mapping.stand_in(path)
     if text == mapping.image_path and mapping.substitute is None:
         mapping.substitute = text  # the snippet knows its input: whatever else is missing is another file
     missing = isinstance(real, (str, os.PathLike)) and not _exists(real)
@@ -192,7 +192,7 @@ def _patch_pillow() -> None:
 
 
 def _patch_image_files() -> None:
-    """`Image.open` and `save`: paths are translated, missing input is forgiven, JPEG takes every mode."""
+    """`Image.open` and `save`: missing input is forgiven, folders are made, JPEG takes every mode."""
     save = Image.Image.save
 
     @functools.wraps(_open_image)
@@ -344,8 +344,7 @@ def _patch_cv2(cv2: Any) -> None:
 
 
 def install() -> None:
-    """Puts the shims in place, once, in the zygote."""
-    paths.install()
+    """Puts the shims in place, once, in the zygote. Paths are another matter: paths.install."""
     _patch_pillow()
     arguments.install(lambda message: notes.fix("arguments", message))
     _patch_numpy()

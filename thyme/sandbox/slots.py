@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from thyme.sandbox import jail
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.scratch import usage, wipe
 
 _CLEANING_S = 0.002
-_OWN_FOLDERS = 3
-"""In a scratch folder before a snippet runs, itself included."""
+_OWN_FOLDERS = 4
+"""What a scratch folder on a disk holds before a snippet runs: its places, and the working folder in one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +24,8 @@ class Place:
     """Where a child lives: known before there is work for it."""
 
     slot: int
-    scratch: str
-    image_file: str | None = None
-    """Only with private mounts, which must show it before the right to mount is given up."""
+    scratch: str | None
+    """Its folder on a disk; None where it is in the child's own root."""
 
 
 class Slots:
@@ -58,7 +56,7 @@ class Slots:
         """Whether `clean_a_little` has something to do."""
         return bool(self._wiping)
 
-    def take(self, image_file: str | None = None) -> Place:
+    def take(self) -> Place:
         """A free slot with an empty scratch folder.
 
         Raises:
@@ -66,15 +64,20 @@ class Slots:
         """
         slot = next(i for i in range(1, 1 << 20) if i not in self._taken)
         self._taken.add(slot)
-        place = Place(slot=slot, scratch=self._scratch(slot), image_file=image_file)
-        if not self._plan.private_mounts and slot not in self._folders:
-            self._make(place)
-        return place
+        if self._plan.rooted:
+            return Place(slot=slot, scratch=None)
+        scratch = f"{self._plan.slots}/{slot}"
+        if slot not in self._folders:
+            os.mkdir(scratch, 0o700)
+            if uid := self._plan.uid_of(slot):
+                os.chown(scratch, uid, uid)
+            self._folders.add(slot)
+        return Place(slot=slot, scratch=scratch)
 
     def release(self, place: Place) -> None:
         """Takes a place back from a child that has ended."""
-        if self._plan.private_mounts:
-            self._taken.discard(place.slot)  # its mount went with its mount namespace
+        if place.scratch is None:
+            self._taken.discard(place.slot)  # it went with the child's mount namespace
         else:
             self._wiping.append((place.slot, wipe(place.scratch, keep=True)))
 
@@ -93,18 +96,8 @@ class Slots:
 
     def is_over_quota(self, place: Place) -> bool:
         """Whether more lies in a scratch folder than is allowed. To be asked where the kernel keeps no quota."""
+        if place.scratch is None:
+            return False
         most = self._config.max_files + _OWN_FOLDERS
         used, files = usage(place.scratch, most)
         return used > self._config.scratch_mib << 20 or files > most
-
-    def _scratch(self, slot: int) -> str:
-        return "/mnt/data" if self._plan.private_mounts else f"{self._plan.slots}/{slot}"
-
-    def _make(self, place: Place) -> None:
-        uid = self._plan.uid_base and self._plan.uid_base + place.slot
-        os.mkdir(place.scratch, 0o700)
-        if self._plan.rooted:
-            jail.mount_scratch(place.scratch, self._config.scratch_mib, self._config.max_files + _OWN_FOLDERS, uid)
-        elif uid:
-            os.chown(place.scratch, uid, uid)
-        self._folders.add(place.slot)

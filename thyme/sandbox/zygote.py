@@ -96,7 +96,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
     """Loads what snippets use, plans the jail, rehearses and probes, and reports to the client."""
     missing = preload(list(setup.config.preload))
     # Only now: they load Pillow, and the child patches what it loads.
-    from thyme.sandbox import child, shims
+    from thyme.sandbox import child, paths, shims
     from thyme.sandbox.probe import probe
 
     child.set_up()
@@ -111,8 +111,12 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
     plan = make_plan(setup, layers, readable, pages * os.sysconf("SC_PAGE_SIZE"))
     loop = ForkLoop(control, setup, plan, child.live)
     sys.path_importer_cache.clear()
+    if not plan.rooted:
+        paths.install()
     shims.install()
-    child.warm_up(f"{plan.slots}/warm", setup.config)
+    warm = loop.slots.take()
+    child.warm_up(warm, plan, setup.config)
+    loop.slots.release(warm)
     gc.collect()
     gc.freeze()  # collected objects would be written to, and so copied, in every child
     if setup.config.isolation == "auto":

@@ -1,0 +1,250 @@
+"""The file system of one child: a root of its own, in memory, with the scratch at the paths that the model was told.
+
+The fork-server lives in a small read-only root (`change_root`). A child copies its mounts and moves them into a file
+system in memory that is the child's alone. /mnt/data, /tmp and the folder of the input image are plain folders of it
+that the child may write to: the kernel translates every path, one quota holds for all of them, and a file moves from
+one to another by a rename. The input image is a read-only mount at its own path.
+"""
+
+# Paths here may be in another root.
+# ruff: noqa: PTH102, PTH110, PTH113, PTH123
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from thyme.sandbox import jail, paths
+from thyme.sandbox.config import SandboxConfig
+
+IMAGES = "/images"
+"""Where the fork-server's root has the stored images. No child's root has them."""
+INPUT = "/mnt/input"
+"""Where a child has its input image if it cannot be at its own path."""
+_NEW = "/new"
+_DEEPEST = 64
+"""Folders that are made for one image."""
+_SCRATCH = (paths.DATA, paths.HOME.rstrip("/"), paths.TMP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An input image."""
+
+    file: str
+    """Its name among the stored images."""
+    path: str
+    """Where it belongs in the root of a child."""
+    folder: str | None
+    """The folder of it that the child may write to, where that is one more than the scratch has anyway."""
+
+
+class _Layout(NamedTuple):
+    """What a child's root is made of."""
+
+    folders: tuple[str, ...]
+    """Parents first."""
+    files: tuple[str, ...]
+    moves: tuple[str, ...]
+    """Mounts of the fork-server's root that are moved to the folder or file of their name."""
+
+
+class BaseRoot:
+    """The root of the fork-server, from which those of the children are made.
+
+    Args:
+        tops: folders right below the root that are mounts of their own.
+        readable: the mounts in it that every child sees, and which of them are folders.
+        namespace: descriptor of the mount namespace it is in.
+        proc: descriptor of the host's /proc, in which a process finds its own mount namespace.
+    """
+
+    def __init__(self, *, tops: Sequence[str], readable: Sequence[tuple[str, bool]], namespace: int, proc: int) -> None:
+        self._tops, self._readable = tops, readable
+        self._namespace, self._proc = namespace, proc
+        self._usual = self.layout(None)
+
+    def layout(self, image: Image | None) -> _Layout:
+        """What to make a root of: whole tops are moved, except where the image needs folders of its own in one."""
+        tops = [top for top in self._tops if image is None or _top(image.path) != top]
+        single = [(path, is_folder) for path, is_folder in self._readable if _top(path) not in tops]
+        folders = {"/mnt", *_SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
+        folders |= {parent for path, _ in single for parent in _parents(path)}
+        files = (INPUT, *(path for path, is_folder in single if not is_folder))
+        return _Layout(tuple(sorted(folders)), files, (*tops, *(path for path, _ in single)))
+
+    def has_room_for(self, image: Image) -> bool:
+        """Whether it can be put into a root that was made without knowing of it."""
+        return _top(image.path) not in self._tops
+
+    def build(self, config: SandboxConfig, uid: int, image: Image | None = None) -> None:
+        """Makes a root and moves the calling process there, into a mount namespace of its own.
+
+        Args:
+            config: how much it may hold.
+            uid: who may write to the scratch; 0 for the caller.
+            image: the input image, if it is known by now.
+        """
+        mount_fd = self.detached(image) if image is not None else -1
+        layout = self._usual if image is None or self.has_room_for(image) else self.layout(image)
+        umask = os.umask(0)
+        try:
+            jail.unshare(jail.CLONE_NEWNS)
+            inodes = 1 + len(layout.folders) + len(layout.files) + config.max_files
+            jail.mount_memory(_NEW, mib=config.scratch_mib, inodes=inodes, mode=_mode(uid))
+            for folder in layout.folders:
+                _make_folder(_NEW + folder, uid, writable=folder in _SCRATCH)
+            for file in layout.files:
+                _make_file(_NEW + file)
+            for path in layout.moves:
+                jail.mount(path, _NEW + path, None, jail.MS_MOVE)
+            os.chdir(_NEW)
+            jail.mount(".", "/", None, jail.MS_MOVE)  # on top of the old root, which nothing can reach any more
+            os.chroot(".")
+            os.chdir("/")
+        finally:
+            os.umask(umask)
+        if image is not None:
+            put_image(mount_fd, image, config, uid)
+
+    def rehearse(self, config: SandboxConfig, uid: int) -> None:
+        """Builds a root and leaves it again, which goes with it: the interpreter specialises the code that builds."""
+        try:
+            self.build(config, uid)
+            os.close(self.own_namespace())
+        finally:
+            jail.enter_mount_namespace(self._namespace)
+
+    def detached(self, image: Image) -> int:
+        """A mount of the image that is nowhere yet (a descriptor). Only in the fork-server's root."""
+        return jail.detached(f"{IMAGES}/{image.file}")
+
+    @contextlib.contextmanager
+    def inside(self, namespace: int) -> Iterator[None]:
+        """Takes the fork-server into the mount namespace of a child of its own, and back."""
+        jail.enter_mount_namespace(namespace)
+        try:
+            yield
+        finally:
+            jail.enter_mount_namespace(self._namespace)
+
+    def own_namespace(self) -> int:
+        """Descriptor of the calling process's mount namespace."""
+        return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+
+
+def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
+    """Makes the fork-server's root and moves the process there. Needs a mount namespace of its own.
+
+    Raises:
+        OSError: the machine does not let it, or would not let a child have a root of its own.
+    """
+    shown = (*readable, *jail.DEVICES)
+    with_mounts = {_top(str(path)) for path in shown if len(path.parts) > 2}
+    tops = tuple(sorted(with_mounts - {"/mnt", "/tmp"} - {str(path) for path in shown}))
+    base = BaseRoot(
+        tops=tops,
+        readable=tuple((str(path), path.is_dir()) for path in shown),
+        namespace=os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC),
+        proc=os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+    )
+    binds = [(run_dir / "images", IMAGES)]
+    folders = (_NEW, *_SCRATCH)  # the scratch for rehearsals
+
+    def change() -> None:
+        umask = os.umask(0o022)
+        try:
+            jail.change_root(run_dir / "root", readable, binds, folders, tops)
+        finally:
+            os.umask(umask)
+
+    def rehearse() -> None:
+        jail.unshare(jail.CLONE_NEWNS)
+        change()
+        base.build(SandboxConfig(workers=1), 0)
+        for folder in _SCRATCH:
+            with open(f"{folder}/written", "x"):
+                pass
+
+    _in_a_child(rehearse)
+    change()
+    return base
+
+
+def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int) -> None:
+    """Puts the input image at its path in the root of a child, before anything in it is the child's.
+
+    Args:
+        mount_fd: what jail.detached gave for the image.
+        image: where it belongs.
+        config: how much the root may hold beside the image.
+        uid: as for `BaseRoot.build`.
+    """
+    umask = os.umask(0)
+    in_scratch = image.path.startswith((paths.DATA + "/", paths.TMP + "/"))
+    try:
+        missing = [path for path in reversed(_parents(image.path)) if not os.path.exists(path)]
+        is_there = os.path.isfile(image.path)
+        if len(missing) > _DEEPEST:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), image.path)
+        if missing or not is_there:  # the snippet may make as many files as without them
+            inodes = os.statvfs("/").f_files + len(missing) + (not is_there)
+            jail.mount_memory("/", mib=config.scratch_mib, inodes=inodes, mode=_mode(uid), again=True)
+        for path in missing:
+            _make_folder(path, uid, writable=in_scratch or path == image.folder)
+        if not is_there:
+            _make_file(image.path)
+        jail.attach(mount_fd, image.path)
+    except (OSError, ValueError):  # it is among what all children read, is a folder, or no path at all
+        jail.attach(mount_fd, INPUT)
+    finally:
+        os.umask(umask)
+
+
+def _make_folder(path: str, uid: int, *, writable: bool) -> None:
+    os.mkdir(path, 0o700 if writable else _mode(uid))
+    if writable and uid:
+        os.chown(path, uid, uid)
+
+
+def _make_file(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444))
+
+
+def _mode(uid: int) -> int:
+    """Of what is not the child's to change: it may be the owner, but has no capabilities."""
+    return 0o755 if uid else 0o555
+
+
+def _top(path: str) -> str:
+    return "/" + path.split("/", 2)[1]
+
+
+def _parents(path: str) -> list[str]:
+    """The folders above, innermost first, without the root."""
+    parts = path.split("/")[1:-1]
+    return ["/" + "/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def _in_a_child(step: Callable[[], None]) -> None:
+    """Runs `step` in a process of its own and raises the OSError that it raised."""
+    read_end, write_end = os.pipe()
+    pid = jail.fork()
+    if pid == 0:
+        try:
+            step()
+            os.write(write_end, b"0")
+        except OSError as error:
+            os.write(write_end, f"{error.errno or 1} {error.strerror or error}".encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(pid, 0)
+    code, _, reason = os.read(read_end, 4096).decode("utf-8", "replace").partition(" ")
+    os.close(read_end)
+    if code != "0":
+        raise OSError(int(code or 1), reason or "a child could not make a root of its own")
