@@ -129,7 +129,7 @@ def test_plain_is_the_same_to_the_snippet(plain: Sandbox, sandbox: Sandbox, imag
 
 
 def test_plain_keeps_to_its_disk_quota(plain: Sandbox) -> None:
-    result = plain.run("for i in range(30): open(f'{i}', 'wb').write(b'x' * (4 << 20))\nimport time\ntime.sleep(1.5)")
+    result = plain.run("for i in range(60): open(f'{i}', 'wb').write(b'x' * (4 << 20))\nimport time\ntime.sleep(1.5)")
     assert result.status is Status.OUTPUT_LIMIT, result
 
 
