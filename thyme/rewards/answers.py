@@ -25,6 +25,7 @@ MAX_CHARACTERS = 1_000
 MAX_ITEMS = 32
 
 _YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_UNSAID = ("maybe not", "perhaps not", "or not", "not", "not really", "maybe")
 _ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
 _CHINESE_YES = {"是": "yes", "是的": "yes", "对": "yes", "对的": "yes", "正确": "yes", "有": "yes"}
 _CHINESE_NO = {"否": "no", "不是": "no", "不对": "no", "不": "no", "错": "no", "错误": "no", "没有": "no"}
@@ -38,6 +39,8 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _NAMED_LIST = re.compile(r"^(?:\"?[A-Za-z_][\w ]{0,15}\"?\s*[=:]\s*|[A-Z]'?\s*)(?=[(\[{])")
 _LABEL = re.compile(r"^\"?([A-Za-z]\w{0,11})\"?\s*[=:]\s*(?=\S)(.+)$", re.DOTALL)
 _SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
+_FALSEHOOD = re.compile(r"^[\d\s.]+=[\d\s.]+$")
+"""An equation of two numbers that was not shortened to its right side: they differ."""
 _NOT_MATHEMATICS = re.compile(r"[:?\"#@~$€£¥]|&(?![^\\]*\\)")
 
 
@@ -145,7 +148,7 @@ def _says(text: str) -> str | None:
         return None
     rest = text[match.end() :]
     if match[2] is not None:
-        return None if rest.strip() == _YES[word] else word
+        return None if rest.strip() in (_YES[word], *_UNSAID) else word
     is_statement = _STATEMENT.match(rest) is not None and re.search(rf"\b{_YES[word]}\b", rest) is None
     return word if is_statement else None
 
@@ -161,8 +164,10 @@ def _sides(answer: str, reference: str) -> tuple[str, str]:
 
 
 def _right_side(text: str) -> str:
-    match = re.fullmatch(r"(?:[^=<>!\u2264\u2265,;]*=)+([^=,;]+)", text)
-    return text if match is None else match[1].strip()
+    match = re.fullmatch(r"((?:[^=<>!\u2264\u2265,;]*=)+)([^=,;]+)", text)
+    if match is None or _same_scalar(match[1].rstrip("= "), match[2]) is False:  # "5 = 6" says nothing
+        return text
+    return match[2].strip()
 
 
 def _same_scalar(answer: str, reference: str) -> bool | None:
@@ -313,6 +318,8 @@ def _same_formula(answer: str, reference: str) -> bool:
         return False
     if _squeezed(mine) == _squeezed(theirs):
         return True
+    if "=" not in theirs and _FALSEHOOD.match(mine):
+        return False
     return formulas.is_available() and formulas.equal(mine, theirs)
 
 

@@ -46,7 +46,7 @@ _LATEX_SPACE = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?
 _TILDE = re.compile(r"(?<!\d)~|~(?!\d)")
 _DOLLARS = re.compile(r"^(\$\$?)(.+?)\1[.]?$", re.DOTALL)
 _QUOTES = "\"'`"
-_MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*>]\s+|^-\s+(?=[(\[]?[A-Z]\b)|`+")
+_MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*]\s+|^>\s+(?=[^\W\d])|^-\s+(?=[(\[]?[A-Z]\b)|`+")
 
 _NOUN = r"(?:(?:correct|final|right|best|most likely|only|true)\s+)*(?:answer|option|choice|result|conclusion)"
 _PREAMBLE = re.compile(
