@@ -23,28 +23,32 @@ THYME_CLONES uint64_t repeating_groups(const uint16_t* past, const uint16_t* las
     return groups;
 }
 
-static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+static inline int16_t larger(int16_t a, int16_t b) { return a > b ? a : b; }
+static inline int16_t smaller(int16_t a, int16_t b) { return a < b ? a : b; }
+static inline int16_t mask(bool is) { return static_cast<int16_t>(-static_cast<int16_t>(is)); }
 
-THYME_CLONES NearState advance_scores(const int32_t* __restrict past, int32_t token, int32_t* __restrict run,
-                                      const int32_t* __restrict from, int32_t* __restrict to, const int32_t* __restrict target,
-                                      int32_t edit_cost, int32_t least, size_t periods) {
-    const int32_t seed = edit_cost + 1;
-    int32_t most = 0, longest = 0, reached = 0;
+// All is 16 bits wide, so that a vector holds as many lanes as it can. Scores move down by one place, each written after its last use.
+THYME_CLONES int16_t advance_scores(const uint16_t* __restrict past_high, const uint16_t* __restrict past_low, uint16_t high, uint16_t low,
+                                    int16_t* __restrict scores, int16_t edit_cost, int16_t least, size_t periods) {
+    int16_t most = 0;
+    int16_t* const from = scores + 1;
     for (size_t i = 0; i < periods; ++i) {
-        const int32_t equal = -static_cast<int32_t>(past[i] == token);
-        const int32_t length = (run[i] + 1) & equal;
-        run[i] = length;
-        longest = larger(longest, length);
-        const int32_t here = from[i];
-        const int32_t kept = (here + 1) & equal & -static_cast<int32_t>(here > 0);
-        const int32_t begun = seed & -static_cast<int32_t>(length == seed);
-        const int32_t edited = larger(here, larger(from[static_cast<ptrdiff_t>(i) - 1], from[i + 1])) - edit_cost;
-        const int32_t score = larger(larger(kept, begun), edited);  // kept and begun are not negative
-        to[i] = score;
+        const auto equal = static_cast<int16_t>(mask(past_high[i] == high) & mask(past_low[i] == low));
+        const int16_t below = scores[i], here = from[i], above = from[i + 1];
+        const auto kept = static_cast<int16_t>((smaller(here, kMostScore - 1) + 1) & equal);
+        const auto edited = static_cast<int16_t>(larger(here, larger(below, above)) - edit_cost);
+        const int16_t score = larger(kept, static_cast<int16_t>(edited & mask(edited >= least)));
+        scores[i] = score;
         most = larger(most, score);
-        reached |= -static_cast<int32_t>(score >= target[i]);
     }
-    return {reached != 0, most > 0 || longest >= least};
+    scores[periods] = 0;
+    return most;
+}
+
+THYME_CLONES bool is_any_reached(const int16_t* __restrict scores, const int16_t* __restrict target, size_t periods) {
+    int16_t reached = 0;
+    for (size_t i = 0; i < periods; ++i) reached = static_cast<int16_t>(reached | mask(scores[i] >= target[i]));
+    return reached != 0;
 }
 
 }  // namespace thyme

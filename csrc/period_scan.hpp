@@ -13,14 +13,15 @@ constexpr size_t kGroup = 64;
 // depth is 1, 2 or 3; at most 64 * kGroup lanes in one call.
 uint64_t repeating_groups(const uint16_t* past, const uint16_t* last, size_t depth, size_t lanes);
 
-struct NearState {
-    bool is_reached;  // some score reached its target
-    bool is_live;     // some score is above 0 or some run is at least `least`
-};
+// No score is larger, so that a target may be out of reach.
+constexpr int16_t kMostScore = 32766;
 
-// Advances the runs and scores of the near rule by `token`; past[i] is the token periods - i before it.
-// run[i] counts how many of the latest tokens equal the one that far before. from[-1] and from[periods] must be 0.
-NearState advance_scores(const int32_t* past, int32_t token, int32_t* run, const int32_t* from, int32_t* to, const int32_t* target,
-                         int32_t edit_cost, int32_t least, size_t periods);
+// Advances the scores of the near rule by a token; past_high[i] and past_low[i] are halves of the token periods - i before it.
+// The scores were at scores[1 + i], with a 0 on either side, and are at scores[i] afterwards, with a 0 behind. Returns the largest.
+int16_t advance_scores(const uint16_t* past_high, const uint16_t* past_low, uint16_t high, uint16_t low, int16_t* scores, int16_t edit_cost,
+                       int16_t least, size_t periods);
+
+// Whether scores[i] >= target[i] somewhere.
+bool is_any_reached(const int16_t* scores, const int16_t* target, size_t periods);
 
 }  // namespace thyme

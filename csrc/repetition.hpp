@@ -8,16 +8,18 @@
 // here put into the table. A hash match of windows counts only when the tokens are equal.
 //
 // Tail rule. For each period that the segment has been repeating with, where that began. A run that completes a rule is at least
-// 2 * span - 1 tokens long and so fills one of the spans the segment is cut into; periods are searched for at the end of each span. A
-// run grows by one token at a time, so it completes the rule exactly when it reaches (copies - 1) * period. What the block is made of
-// does not change while the run goes on, being the same tokens rotated.
+// 2 * span - 1 tokens long and so fills one of the spans the segment is cut into; runs are searched for, and those known are followed,
+// at the end of each span only. A run grows by one token at a time, so it completes the rule exactly when it reaches
+// (copies - 1) * period; those that may within the next span are looked at with each token. In a table most runs are multiples of a
+// shorter one, which stands for them. What the block is made of does not change while the run goes on, being the same tokens rotated.
 //
-// Near rule. A score begins with a run of edit cost + 1 tokens. Runs and scores of all periods are kept only while there is a score
-// or a run of half that length, which is searched for in spans too, shorter ones; until then all of them are known to be short.
+// Near rule. The scores of all periods are kept only while there is one that an edit would not end, which begins as a run of equal
+// tokens that is searched for in spans too, shorter ones; until then all scores are the lengths of short runs.
 //
-// Cost per token: max_period / (lanes * span) + O(1) expected; + the periods of long runs; + max_period / lanes while runs and scores
-// are kept; + `window` comparisons where a window recurs. Memory: 7 bytes per token of the segment, and 36 more once a gram recurred;
-// a slot keeps its memory when restarted or closed, so a warm detector does not allocate. Not thread-safe.
+// Cost per token: max_period / (lanes * span) + O(1) expected; + the periods of long runs / span; + near_max_period / lanes while scores
+// are kept; + `window` comparisons where a window recurs other than after the one it followed before. Memory: 9 bytes per token of the
+// segment, and 36 more once a gram recurred; a slot keeps its memory when restarted or closed, so a warm detector does not allocate.
+// Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -74,8 +76,7 @@ class RepetitionDetector {
           near_periods_(std::min(limits.near_max_period, periods_)),
           margin_(std::max(limits.window, periods_) + kDepth),
           gram_((limits.window + 1) / 2),
-          seed_(limits.near_edit_cost + 1),
-          near_span_((seed_ + 1) / 2),
+          near_span_(limits.near_edit_cost / 2 + 1),
           window_hash_(limits.window),
           gram_hash_(gram_),
           slots_(capacity) {
@@ -88,7 +89,9 @@ class RepetitionDetector {
         span_ = (least + 1) / 2;
         if (limits.near_tokens > 0)
             for (uint32_t period = near_periods_; period > 0; --period)
-                near_target_.push_back(static_cast<int32_t>(std::max(limits.near_tokens, (limits.near_copies - 1) * period)));
+                near_target_.push_back(static_cast<int16_t>(
+                    std::min<uint32_t>(std::max({limits.near_tokens, (limits.near_copies - 1) * period, limits.near_edit_cost + 1}), kMostScore + 1)));
+        if (!near_target_.empty()) least_near_target_ = *std::min_element(near_target_.begin(), near_target_.end());
         for (uint32_t slot = capacity; slot-- > 0;) free_.push_back(slot);
     }
 
@@ -141,11 +144,17 @@ class RepetitionDetector {
     // A distinct window of the segment: where it first began, where its latest counted occurrence began, how many there are.
     struct Window {
         uint32_t tag, first, latest, count;
+        uint32_t next;  // 1 + index of the window that last followed it, 0 where none did
         bool is_plain;  // known from the second occurrence on
     };
 
-    // All tokens of the segment from `start` on equal the one `period` before. Something is to be done at the length `due`.
+    // All tokens of the segment from `start` on equal the one `period` before, as far as was looked.
     struct Run {
+        uint32_t period, start;
+    };
+
+    // A run that may reach a target before the span ends, at the length `due`.
+    struct DueRun {
         uint32_t period, start, due;
     };
 
@@ -168,27 +177,32 @@ class RepetitionDetector {
         bool is_scored = false;     // runs and scores of the near rule are kept
         uint32_t in_span = 0;       // tokens of the current span so far
         uint32_t in_near_span = 0;  // and of the near rule's
+        uint32_t looked = 0;        // length of the segment at the end of the last span
         RepetitionHit hit{};
         std::vector<int32_t> tokens;    // margin_ times -1, then the segment
-        std::vector<uint16_t> folds;    // 16 bits of each of them
+        std::vector<uint16_t> highs;    // halves of each of them, after a bijection that spreads ids over the first
+        std::vector<uint16_t> lows;
         std::vector<uint8_t> classes;   // of the segment's tokens
         Mix lately;                     // of the last near_tokens of them
-        std::vector<Run> runs;          // ascending periods
-        std::vector<int32_t> near_runs;  // by lane
-        std::vector<int32_t> scores;     // 0, by lane, 0, by lane, 0: before and after a token, which is which changes with each
-        size_t current = 0;             // where the scores of now begin
+        std::vector<Run> runs;          // ascending periods, as of the end of the last span
+        std::vector<DueRun> due_runs;   // ascending periods
+        std::vector<int16_t> scores;    // room to move down, 0, scores by lane, 0
+        size_t first_score = 0;         // where the scores begin now
         uint64_t gram = 0;              // hash of the last gram_ tokens
-        uint32_t gram_seen = 0;         // length of the segment when it last ended in a known gram, 0 for never
+        uint32_t gram_seen = 0;         // length of the segment when it last ended in a known gram or window, 0 for never
         uint32_t num_grams = 0;
         std::vector<uint32_t> grams;    // open addressing, 0 where empty; a power of two long
         uint64_t hash = 0;              // of the last `window` of the first num_hashed tokens
         uint32_t num_hashed = 0;
+        uint32_t last_window = 0;       // 1 + index of the window that ended with the last token, 0 where it was not counted
         Window best[2]{};               // largest count of structured and plain windows; of equal ones the earliest
         std::vector<Window> windows;
         std::vector<uint32_t> table;  // open addressing by tag: 1 + index into windows, 0 where empty; a power of two long
     };
 
+    static constexpr size_t kImplying = 4;  // runs that others are compared with: more would cost more than they save
     static constexpr uint32_t kDepth = 3;  // tokens compared at once when periods are searched for
+    static constexpr size_t kRoom = 64;      // tokens for which scores move down before they are moved back
     static constexpr size_t kSmallestGrams = 64;
     static constexpr size_t kSmallestTable = 256;
 
@@ -219,17 +233,21 @@ class RepetitionDetector {
         state.is_scored = false;
         state.in_span = slot % span_;  // slots take turns, so that no step searches for all
         state.in_near_span = slot % near_span_;
+        state.looked = 0;
         state.tokens.assign(margin_, -1);
-        state.folds.assign(margin_, 0);
+        state.highs.assign(margin_, high_of(-1));
+        state.lows.assign(margin_, low_of(-1));
         state.classes.clear();
         state.lately = {};
         state.runs.clear();
+        state.due_runs.clear();
         state.gram = 0;
         state.gram_seen = 0;
         state.num_grams = 0;
         state.grams.assign(kSmallestGrams, 0);
         state.hash = 0;
         state.num_hashed = 0;
+        state.last_window = 0;
         state.best[0] = state.best[1] = {};
         state.windows.clear();
         state.table.clear();
@@ -238,12 +256,18 @@ class RepetitionDetector {
     void prefetch(const Slot& state) const {
         const size_t end = state.tokens.size();
         __builtin_prefetch(state.tokens.data() + end, 1);
-        __builtin_prefetch(state.folds.data() + end, 1);
+        __builtin_prefetch(state.highs.data() + end, 1);
+        __builtin_prefetch(state.lows.data() + end, 1);
         __builtin_prefetch(state.classes.data() + end - margin_, 1);
         __builtin_prefetch(state.tokens.data() + end - gram_);
         const uint32_t searched = state.in_span + 1 >= span_ ? periods_ : near_target_.empty() ? 0 : near_periods_;
-        if (searched == periods_ || state.in_near_span + 1 >= near_span_)
-            for (uint32_t i = 0; i < searched; i += 32) __builtin_prefetch(state.folds.data() + end - searched + i);
+        if (searched == periods_ || state.is_scored || state.in_near_span + 1 >= near_span_)
+            for (uint32_t i = 0; i < searched; i += 32) __builtin_prefetch(state.highs.data() + end - searched + i);
+        if (!state.is_scored) return;
+        for (uint32_t i = 0; i < near_periods_; i += 32) {
+            __builtin_prefetch(state.lows.data() + end - near_periods_ + i);
+            __builtin_prefetch(state.scores.data() + state.first_score + i, 1);
+        }
     }
 
     void advance(Slot& state, int32_t token) {
@@ -252,7 +276,8 @@ class RepetitionDetector {
         // The lookup misses the cache in a large batch; it arrives while the runs advance.
         __builtin_prefetch(&state.grams[tag_of(state.gram) & (state.grams.size() - 1)]);
         state.tokens.push_back(token);
-        state.folds.push_back(fold(token));
+        state.highs.push_back(high_of(token));
+        state.lows.push_back(low_of(token));
         state.classes.push_back(static_cast<size_t>(token) < classes_.size() ? classes_[token] : static_cast<uint8_t>(kRow));
         const auto length = static_cast<uint32_t>(state.classes.size());
         const bool is_due = advance_runs(state, length);
@@ -264,24 +289,27 @@ class RepetitionDetector {
 
     // ---- runs ----
 
-    static uint16_t fold(int32_t token) { return static_cast<uint16_t>((static_cast<uint32_t>(token) * 0x9e3779b1u) >> 16); }
+    static uint32_t spread(int32_t token) { return static_cast<uint32_t>(token) * 0x9e3779b1u; }  // odd: a bijection
+    static uint16_t high_of(int32_t token) { return static_cast<uint16_t>(spread(token) >> 16); }
+    static uint16_t low_of(int32_t token) { return static_cast<uint16_t>(spread(token)); }
 
     // Whether some run is due.
     bool advance_runs(Slot& state, uint32_t length) {
         bool is_due = false;
-        if (!state.runs.empty()) {
+        if (!state.due_runs.empty()) {
             const int32_t* now = state.tokens.data() + state.tokens.size() - 1;
             size_t kept = 0;
-            for (const Run run : state.runs) {
-                state.runs[kept] = run;  // stays if it is not overwritten: no branch to mispredict
+            for (const DueRun run : state.due_runs) {
+                state.due_runs[kept] = run;  // stays if it is not overwritten: no branch to mispredict
                 kept += now[-static_cast<ptrdiff_t>(run.period)] == *now;
                 is_due |= run.due == length;
             }
-            state.runs.resize(kept);
+            state.due_runs.resize(kept);
         }
         if (++state.in_span < span_) return is_due;
         state.in_span = 0;
-        return find_runs(state, length) || is_due;
+        find_runs(state, length);
+        return std::any_of(state.due_runs.begin(), state.due_runs.end(), [length](const DueRun& run) { return run.due == length; });
     }
 
     // The length at which a run that is `run` long or longer reaches the next target.
@@ -291,14 +319,25 @@ class RepetitionDetector {
             if (target >= run) due = std::min(due, start + target);
         return due;
     }
-
-    // Adds the runs of at least span_ tokens that are not known; they began within the last 2 * span_ - 1 tokens. Whether one is due.
-    bool find_runs(Slot& state, uint32_t length) {
-        const uint32_t depth = std::min(span_, kDepth);
-        const uint16_t* last = state.folds.data() + state.folds.size() - depth;
-        size_t known = 0;
-        bool is_due = false;
+    // All runs of at least span_ tokens, except those that a shorter one stands for, and which of them may become due in the next span.
+    void find_runs(Slot& state, uint32_t length) {
         found_.clear();
+        const int32_t* segment = state.tokens.data() + margin_;
+        const int32_t* unseen = segment + state.looked;
+        size_t known = 0;
+        // Passes on the known runs of periods up to `period` that have gone on. Whether one of that very period is known.
+        const auto pass_known = [&](uint32_t period) {
+            bool is_known = false;
+            for (; known < state.runs.size() && state.runs[known].period <= period; ++known) {
+                const Run run = state.runs[known];
+                if (!std::equal(unseen, segment + length, unseen - run.period)) continue;
+                is_known = run.period == period;
+                if (!is_implied(run.period, length)) found_.push_back(run);
+            }
+            return is_known;
+        };
+        const uint32_t depth = std::min(span_, kDepth);
+        const uint16_t* last = state.highs.data() + state.highs.size() - depth;
         // From the smallest period on: the lanes from the last one down, in pieces that repeating_groups takes.
         for (uint32_t end = periods_; end > 0;) {
             const uint32_t begin = end > 64 * kGroup ? end - 64 * kGroup : 0;
@@ -311,24 +350,31 @@ class RepetitionDetector {
                     const uint16_t* at = last - periods_ + lane;
                     if (at[0] != last[0] || at[depth - 1] != last[depth - 1]) continue;
                     const uint32_t period = periods_ - lane;
-                    while (known < state.runs.size() && state.runs[known].period < period) ++known;
-                    if (known < state.runs.size() && state.runs[known].period == period) continue;
+                    if (pass_known(period) || is_implied(period, length)) continue;
                     const uint32_t run = run_of(state, period);
-                    if (run < span_) continue;
-                    found_.push_back({period, length - run, next_due(period, length - run, run)});
-                    is_due |= found_.back().due == length;
+                    if (run >= span_) found_.push_back({period, length - run});
                 }
             }
             end = begin;
         }
-        // Merged from the back, in place.
-        size_t from = state.runs.size(), at = from + found_.size();
-        state.runs.resize(at);
-        for (size_t rest = found_.size(); rest > 0;) {
-            const bool is_found = from == 0 || state.runs[from - 1].period < found_[rest - 1].period;
-            state.runs[--at] = is_found ? found_[--rest] : state.runs[--from];
+        pass_known(periods_);
+        state.looked = length;
+        state.runs.assign(found_.begin(), found_.end());
+        state.due_runs.clear();
+        for (const auto& [period, start] : state.runs) {
+            const uint32_t due = next_due(period, start, length - start);
+            if (due <= length + span_) state.due_runs.push_back({period, start, due});
         }
-        return is_due;
+    }
+
+    // Whether one of the shortest periods found stands for this multiple of it: where the last `period` tokens have that period too,
+    // both runs end with the same token, and until then they are a power of a shorter block, of which no rule speaks.
+    bool is_implied(uint32_t period, uint32_t length) const {
+        for (size_t i = 0; i < std::min(found_.size(), kImplying); ++i) {
+            const auto& [shorter, start] = found_[i];
+            if (period % shorter == 0 && length - start + shorter >= period) return true;
+        }
+        return false;
     }
 
     // How many of the latest tokens equal the one `period` before.
@@ -370,14 +416,13 @@ class RepetitionDetector {
         return begun >= limits_.min_numbers;
     }
 
-    // Whether the last near_tokens tokens are plain, with words enough and few marks.
+    // Whether the last near_tokens tokens hold words and different tokens enough, and little data.
     bool is_prose(const Slot& state, uint32_t length) const {
         const uint32_t size = std::min(length, limits_.near_tokens);
         const Mix& mix = state.lately;
         const uint32_t written = size - mix.blank;
         if (mix.words < limits_.near_word_share * written || mix.marks > limits_.near_mark_share * written) return false;
-        if (is_data(mix, size)) return false;
-        return !is_table(state, mix, length - size, size);
+        return !is_data(mix, size) && has_distinct(state.tokens.data() + margin_ + length - size, size);
     }
 
     bool has_distinct(const int32_t* tokens, uint32_t size) const {
@@ -392,7 +437,7 @@ class RepetitionDetector {
     // ---- tail ----
 
     bool check_tail(Slot& state, uint32_t length) {
-        for (auto& [period, start, due] : state.runs) {
+        for (auto& [period, start, due] : state.due_runs) {
             if (due != length) continue;
             const uint32_t run = length - start;
             due = next_due(period, start, run + 1);
@@ -453,7 +498,9 @@ class RepetitionDetector {
 
     bool check_substring(Slot& state, uint32_t length) const {
         if (length < gram_) return false;
-        const bool may_recur = look_up_gram(state, length) && length >= limits_.window;
+        const bool is_followed = state.num_hashed + 1 == length && follower(state) != 0;
+        if (is_followed) state.gram_seen = length;
+        const bool may_recur = (is_followed && length % gram_ != 0) || (look_up_gram(state, length) && length >= limits_.window);
         const Window current = may_recur ? count_windows(state, length) : Window{};
         if (length < limits_.min_tokens) return false;
         if (length > limits_.min_tokens) return check_window(state, current, length);
@@ -469,7 +516,8 @@ class RepetitionDetector {
         Window last{};
         for (uint32_t& done = state.num_hashed; done < length;) {
             state.hash = window_hash_.roll(state.hash, segment[done], segment[static_cast<ptrdiff_t>(done) - limits_.window]);
-            if (++done >= limits_.window) last = count_window(state, done - limits_.window);
+            const uint32_t followed = follower(state);
+            if (++done >= limits_.window) last = count_window(state, done - limits_.window, followed);
         }
         return last;
     }
@@ -481,8 +529,33 @@ class RepetitionDetector {
         return report(state, {RepetitionRule::kSubstring, length - 1, candidate.first, limits_.window, candidate.count});
     }
 
+    // The known window, as 1 + index, that the first num_hashed + 1 tokens end in, if it has followed the one before already; else 0.
+    // What has followed shares all but its last token with what follows now.
+    uint32_t follower(const Slot& state) const {
+        if (state.last_window == 0) return 0;
+        const uint32_t next = state.windows[state.last_window - 1].next;
+        if (next == 0) return 0;
+        const int32_t* segment = state.tokens.data() + margin_;
+        return segment[state.windows[next - 1].first + limits_.window - 1] == segment[state.num_hashed] ? next : 0;
+    }
+
     // Counts the window that starts at `start`, the latest of those counted.
-    Window count_window(Slot& state, uint32_t start) const {
+    Window count_window(Slot& state, uint32_t start, uint32_t followed) const {
+        const uint32_t index = followed != 0 ? followed : find_window(state, start);
+        if (state.last_window != 0) state.windows[state.last_window - 1].next = index;
+        state.last_window = index;
+        Window& known = state.windows[index - 1];
+        if (start - known.latest >= limits_.window) {
+            known.latest = start;
+            if (++known.count == 2) known.is_plain = is_plain_window(state, start);
+            Window& best = state.best[known.is_plain];
+            if (known.count > best.count || (known.count == best.count && known.first < best.first)) best = known;
+        }
+        return known;
+    }
+
+    // The window that starts at `start`, as 1 + index; a new one where it is not known.
+    uint32_t find_window(Slot& state, uint32_t start) const {
         if (state.table.empty()) state.table.assign(kSmallestTable, 0);
         const int32_t* segment = state.tokens.data() + margin_;
         const int32_t* tokens = segment + start;
@@ -490,20 +563,14 @@ class RepetitionDetector {
         const size_t mask = state.table.size() - 1;
         size_t cell = (tag >> 1) & mask;
         for (; state.table[cell] != 0; cell = (cell + 1) & mask) {
-            Window& known = state.windows[state.table[cell] - 1];
-            if (known.tag != tag || !std::equal(tokens, tokens + limits_.window, segment + known.first)) continue;
-            if (start - known.latest >= limits_.window) {
-                known.latest = start;
-                if (++known.count == 2) known.is_plain = is_plain_window(state, start);
-                Window& best = state.best[known.is_plain];
-                if (known.count > best.count || (known.count == best.count && known.first < best.first)) best = known;
-            }
-            return known;
+            const Window& known = state.windows[state.table[cell] - 1];
+            if (known.tag == tag && std::equal(tokens, tokens + limits_.window, segment + known.first)) return state.table[cell];
         }
-        state.windows.push_back({tag, start, start, 1, false});
-        state.table[cell] = static_cast<uint32_t>(state.windows.size());
+        state.windows.push_back({tag, start, start, 1, 0, false});
+        const auto index = static_cast<uint32_t>(state.windows.size());
+        state.table[cell] = index;
         if (2 * state.windows.size() > state.table.size()) grow(state);
-        return state.windows.back();
+        return index;
     }
 
     static void grow(Slot& state) {
@@ -528,38 +595,43 @@ class RepetitionDetector {
         if (state.is_scored) {
             is_reached = score(state, 0);
         } else if (ends_span && has_near_run(state)) {
-            state.near_runs.assign(near_periods_, 0);
-            state.scores.assign(2 * near_periods_ + 3, 0);
-            state.current = 1;
-            // No run is longer than the shortest that begins a score.
-            for (uint32_t age = std::min(seed_, length); age-- > 0;) is_reached = score(state, age);
+            state.scores.assign(kRoom + near_periods_ + 2, 0);
+            state.first_score = kRoom + 1;
+            // All scores are lengths of runs, which were shorter than near_span_ at the end of the last span.
+            for (uint32_t age = std::min(2 * near_span_ - 1, length); age-- > 0;) is_reached = score(state, age);
         }
-        return is_reached && is_prose(state, length);
+        return is_reached && is_prose(state, length) &&
+               is_any_reached(state.scores.data() + state.first_score, near_target_.data(), near_periods_);
     }
 
-    // Takes in the token that came `age` tokens ago. Whether some score has reached its target.
+    // Takes in the token that came `age` tokens ago. Whether some score has reached the smallest target.
     bool score(Slot& state, uint32_t age) const {
-        const size_t other = state.current == 1 ? near_periods_ + 2 : 1;
-        const int32_t* token = state.tokens.data() + state.tokens.size() - 1 - age;
-        const NearState now = advance_scores(token - near_periods_, *token, state.near_runs.data(), state.scores.data() + state.current,
-                                             state.scores.data() + other, near_target_.data(),
-                                             static_cast<int32_t>(limits_.near_edit_cost), static_cast<int32_t>(near_span_), near_periods_);
-        state.current = other;
-        state.is_scored = now.is_live;
-        return now.is_reached;
+        const uint16_t* high = state.highs.data() + state.highs.size() - 1 - age;
+        const uint16_t* low = state.lows.data() + state.lows.size() - 1 - age;
+        if (state.first_score == 1) {  // no room left: back to where they began
+            std::move_backward(state.scores.begin(), state.scores.begin() + near_periods_ + 2, state.scores.end());
+            state.first_score = kRoom + 1;
+        }
+        --state.first_score;
+        state.scores[state.first_score - 1] = 0;
+        const int16_t most =
+            advance_scores(high - near_periods_, low - near_periods_, *high, *low, state.scores.data() + state.first_score,
+                           static_cast<int16_t>(limits_.near_edit_cost), static_cast<int16_t>(near_span_), near_periods_);
+        state.is_scored = most >= static_cast<int16_t>(near_span_);
+        return most >= least_near_target_;
     }
 
     // Whether the segment has repeated itself for the last near_span_ tokens, or seems to.
     bool has_near_run(const Slot& state) const {
         const uint32_t depth = std::min(near_span_, kDepth);
-        const uint16_t* last = state.folds.data() + state.folds.size() - depth;
+        const uint16_t* last = state.highs.data() + state.highs.size() - depth;
         for (uint32_t begin = 0; begin < near_periods_; begin += 64 * kGroup)
             if (repeating_groups(last - near_periods_ + begin, last, depth, std::min<size_t>(near_periods_ - begin, 64 * kGroup)) != 0) return true;
         return false;
     }
 
     bool check_near(Slot& state, uint32_t length) const {
-        const int32_t* scores = state.scores.data() + state.current;
+        const int16_t* scores = state.scores.data() + state.first_score;
         auto lane = static_cast<ptrdiff_t>(near_periods_) - 1;
         while (lane >= 0 && (scores[lane] < near_target_[lane] || scores[lane] < std::max(scores[lane - 1], scores[lane + 1]))) --lane;
         if (lane < 0) return false;
@@ -585,13 +657,13 @@ class RepetitionDetector {
     uint32_t near_periods_;
     uint32_t margin_;
     uint32_t gram_;
-    uint32_t seed_;  // run that begins a score: a shorter one would not outlast its first edit
-    uint32_t near_span_;
+    uint32_t near_span_;  // also the least that is left of a score by an edit
     uint32_t span_;
     RollingHash<HashBits> window_hash_;
     RollingHash<HashBits> gram_hash_;
     std::vector<uint32_t> plain_target_, structured_target_;  // [p - 1]: run at which the period p completes the rule
-    std::vector<int32_t> near_target_;                        // of period near_periods_ - i; empty where the rule is off
+    std::vector<int16_t> near_target_;                        // of period near_periods_ - i; empty where the rule is off
+    int16_t least_near_target_ = 0;
     std::vector<Slot> slots_;
     std::vector<uint32_t> free_;
     std::vector<Run> found_;  // of find_runs, here so that its memory stays

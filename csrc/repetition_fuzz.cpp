@@ -85,19 +85,18 @@ static bool naive_substring(const Tokens& s, const RepetitionLimits& limits, con
 
 // The scores of the near rule, by period, after all tokens of a segment.
 struct NearScores {
-    std::vector<int32_t> scores, runs;
+    std::vector<int32_t> scores;
 
-    void reset(size_t periods) { scores.assign(periods + 2, 0), runs.assign(periods + 1, 0); }
+    void reset(size_t periods) { scores.assign(periods + 2, 0); }
 
     // Takes in the last token of s.
     void push(const Tokens& s, int32_t cost) {
         const size_t t = s.size() - 1;
         std::vector<int32_t> after(scores.size());
-        for (size_t p = 1; p < runs.size(); ++p) {
+        for (size_t p = 1; p + 1 < scores.size(); ++p) {
             const bool equal = p <= t && s[t - p] == s[t];
-            runs[p] = equal ? runs[p] + 1 : 0;
-            after[p] = std::max({0, equal && scores[p] > 0 ? scores[p] + 1 : 0, runs[p] == cost + 1 ? cost + 1 : 0,
-                                 std::max({scores[p - 1], scores[p], scores[p + 1]}) - cost});
+            const int32_t edited = std::max({scores[p - 1], scores[p], scores[p + 1]}) - cost;
+            after[p] = std::max(equal ? scores[p] + 1 : 0, edited > cost / 2 ? edited : 0);
         }
         scores = after;
     }
@@ -109,7 +108,7 @@ static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, cons
     if (limits.near_tokens == 0) return false;
     for (size_t p = 1; p <= periods; ++p) {
         const auto score = static_cast<size_t>(scores[p]);
-        if (score < std::max<size_t>(limits.near_tokens, (limits.near_copies - 1) * p)) continue;
+        if (score < std::max<size_t>({limits.near_tokens, (limits.near_copies - 1) * p, limits.near_edit_cost + 1})) continue;
         if (scores[p] < std::max(scores[p - 1], scores[p + 1])) continue;
         const size_t copies = 1 + score / p;
         if (copies * p > n) return false;
@@ -118,7 +117,10 @@ static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, cons
         const double written = static_cast<double>(judged) - count(last, classes, thyme::kBlank);
         if (count(last, classes, thyme::kWord) < limits.near_word_share * written) return false;
         if (count(last, classes, thyme::kMark) > limits.near_mark_share * written) return false;
-        if (!is_plain(last, limits, classes, false)) return false;
+        const double data = count(last, classes, thyme::kNumber) + count(last, classes, thyme::kMark);
+        if (data > limits.max_data_share * written) return false;
+        const size_t distinct = std::set<int32_t>(last.begin(), last.end()).size();
+        if (distinct < limits.min_distinct && 2 * distinct <= judged) return false;
         hit = {RepetitionRule::kNear, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
                static_cast<uint32_t>(p), static_cast<uint32_t>(copies)};
         return true;
@@ -134,11 +136,15 @@ int main(int argc, char** argv) {
     for (int round = 0; round < segments; ++round) {
         RepetitionLimits limits{};
         limits.window = pick(1, 6), limits.ratio = pick(2, 9) / 10.0, limits.min_tokens = pick(1, 40);
-        limits.min_tail_tokens = pick(1, 20);
-        for (uint32_t p = pick(1, 12); p > 0; --p) limits.copies.push_back(pick(2, 8));
+        // One segment in eight is long, with periods longer than a vector and runs longer than a span.
+        const bool is_long = round % 8 == 1;
+        limits.min_tail_tokens = is_long ? pick(20, 120) : pick(1, 20);
+        for (uint32_t p = is_long ? pick(20, 90) : pick(1, 12); p > 0; --p) limits.copies.push_back(pick(2, is_long ? 16 : 8));
         limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
         limits.max_data_share = pick(0, 3) / 3.0, limits.min_numbers = pick(1, 3), limits.min_distinct = pick(1, 5);
-        limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_max_period = pick(1, 12), limits.near_edit_cost = pick(1, 5);
+        limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_edit_cost = pick(1, 5);
+        limits.near_max_period = is_long ? pick(1, 60) : pick(1, 12);
+        if (is_long) limits.structured_tokens = pick(100, 300), limits.near_tokens *= pick(1, 8);
         limits.near_word_share = pick(0, 2) / 4.0, limits.near_mark_share = pick(0, 3) / 3.0;
         Classes classes;
         for (uint32_t i = pick(0, 4); i > 0; --i) classes.push_back(static_cast<uint8_t>(pick(0, 31)));
@@ -150,13 +156,19 @@ int main(int argc, char** argv) {
         int32_t slot = static_cast<int32_t>(with([](auto& d) { return d.open(); }));
         Tokens s, block;
         for (uint32_t i = pick(1, 8); i > 0; --i) block.push_back(static_cast<int32_t>(pick(0, 2)));
+        if (is_long) {  // rows of equal cells
+            const Tokens cell = block;
+            for (uint32_t i = pick(0, 20); i > 0; --i) block.insert(block.end(), cell.begin(), cell.end());
+            block.push_back(static_cast<int32_t>(pick(0, 3)));
+        }
+        const int edits = is_long ? 1000 / static_cast<int>(pick(1, 60)) : 12;
         RepetitionHit want{};
         bool hit = false;
         NearScores near;
         const size_t near_periods = std::min<size_t>(limits.copies.size(), limits.near_max_period);
         near.reset(near_periods);
-        for (int i = 0, at = 0; i < 90; ++i) {
-            const uint32_t event = pick(0, 99);
+        for (int i = 0, at = 0; i < (is_long ? 500 : 90); ++i) {
+            const uint32_t event = pick(0, is_long ? 999 : 99);
             if (event == 0) {
                 with([&](auto& d) { return d.restart(slot), 0; });
                 s.clear();
@@ -169,9 +181,9 @@ int main(int argc, char** argv) {
             } else if (event < 5) {
                 ++at;  // drops a token of the block
             }
-            // Changes or adds one token in twelve.
-            const int32_t token = pick(0, 11) == 0 ? static_cast<int32_t>(pick(0, 3)) : block[static_cast<size_t>(at) % block.size()];
-            at += pick(0, 19) != 0;
+            // Changes or adds one token in `edits`.
+            const int32_t token = pick(0, static_cast<uint32_t>(edits) - 1) == 0 ? static_cast<int32_t>(pick(0, 3)) : block[static_cast<size_t>(at) % block.size()];
+            at += pick(0, is_long ? 499 : 19) != 0;
             if (!hit) {
                 s.push_back(token);
                 near.push(s, static_cast<int32_t>(limits.near_edit_cost));

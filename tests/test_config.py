@@ -1,5 +1,6 @@
 """Recipes: strict reading, exact round trip, one clear line for every mistake."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ import pytest
 
 from thyme.cli import RECIPE_VERBS, VERBS, main
 from thyme.config import from_dict, keys_of, load_recipe, part_of, shipped_recipes, to_toml
+from thyme.demo import verb as demo
 from thyme.help import help_text
 from thyme.options import keys, parse
 from thyme.verbs import ask, eval, rl, rollout, sft
@@ -71,8 +73,41 @@ def test_the_command_line_prints_one_line_and_exits_2(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("rollout_keys", "rl_keys", "named"),
+    [
+        ({"group_size": 1}, {}, "rollout.group_size: 1 must be at least 2"),
+        ({"temperature": 0.0}, {}, "rollout.temperature: 0 draws the same"),
+        ({"temperature": 0.0, "adaptive": False, "code_temperature": 1.0}, {}, "rollout.temperature: 0 draws the same"),
+        ({}, {"greedy_tokens": "soft"}, "rollout.code_temperature: 0, but rl.greedy_tokens is 'soft'"),
+        (
+            {"temperature": 0.0, "code_temperature": 0.5},
+            {"greedy_tokens": "soft"},
+            "rollout.temperature: 0, but rl.greedy_tokens is 'soft'",
+        ),
+        ({}, {"optimizer_state": "8bit", "optimizer": "muon"}, "optimizer_state"),
+        ({}, {"optimizer_state": "bf16", "optimizer_offload": True}, "optimizer_offload is on"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_anything_is_loaded(rollout_keys: dict, rl_keys: dict, named: str) -> None:
+    raw = {"rollout": rollout_keys, "rl": rl_keys}
+    for config in (rl.Config, demo.Config):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            from_dict(config, raw)
+    if not rl_keys:
+        from_dict(rollout.Config, {"rollout": rollout_keys})  # what rl refuses another verb may take
+        from_dict(Recipe, raw)
+
+
+def test_soft_greedy_tokens_go_with_a_temperature_in_code() -> None:
+    keys = {"rollout": {"code_temperature": 0.3}, "rl": {"greedy_tokens": "soft"}}
+    assert from_dict(rl.Config, keys).rl.greedy_tokens == "soft"
+    keys = {"rollout": {"adaptive": False}, "rl": {"greedy_tokens": "soft"}}  # then code is drawn as text is
+    assert from_dict(rl.Config, keys).rollout.code_temperature == 0
+
+
 @pytest.mark.parametrize("verb", ["rl", "demo"])
-def test_a_group_of_one_is_refused_before_anything_is_loaded(verb: str) -> None:
+def test_the_command_line_refuses_a_group_of_one(verb: str) -> None:
     result = thyme(verb, "--dry-run", "--rollout.group-size", "1")
     assert result.returncode == 2 and "rollout.group_size: 1 must be at least 2" in result.stderr
     assert thyme("rollout", "--dry-run", "--rollout.group-size", "1").returncode == 0

@@ -149,8 +149,9 @@ def test_reference_near_by_hand() -> None:
 
     abcd = [1, 2, 3, 4]
     assert score(abcd * 2, 4) == 4
-    assert score([*abcd, 1, 2], 4) == 0  # begins with the third equal token
+    assert score([*abcd, 1, 2], 4) == 2
     assert score([*abcd, 1, 2, 3], 4) == 3
+    assert score([*abcd, 1, 2, 3, 9], 4) == 0  # half an edit is left, which is lost
     assert score([*abcd, *abcd, 9], 4) == 2  # an edit costs two
     assert score([*abcd, *abcd, 9, 2], 4) == 3
     assert score([*abcd, *abcd, 9, 8], 4) == 0
@@ -254,6 +255,27 @@ def test_colliding_hashes_change_nothing(tokens: list[int], config: RepetitionCo
     # Hashes modulo 7: unequal windows meet all the time and only the comparison of tokens tells them apart.
     hit = first_hit(tokens, config, _native._CollidingRepetitionDetector, classes)
     assert hit == expected_hit(tokens, config, classes)
+
+
+def test_scores_stop_at_16_bits() -> None:
+    # Marks score without end, as they are no prose. The words after them are, and the hit tells the score.
+    config = RepetitionConfig(
+        **NO_SUBSTRING,
+        max_period=4,
+        copies=((4, 30_000),),
+        structured_copies=30_000,
+        near_tokens=100,
+        near_max_period=4,
+        near_mark_share=0.5,
+        min_distinct=1,
+        max_data_share=0.5,
+    )
+    tokens = [1, 2] * 20_000 + [3, 4] * 60
+    classes = np.array([0, 4, 4, 1, 1], np.uint8)
+    hit = first_hit(tokens, config, classes=classes)
+    assert hit is not None
+    assert hit == repetition_hit_ref(tokens[: hit.index + 1], config, classes)
+    assert (hit.rule, hit.period, hit.copies) == ("near", 2, 1 + 32766 // 2)
 
 
 def fibonacci(n: int) -> list[int]:

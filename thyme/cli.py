@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         verb, rest = _verb(args)
         code = _run(verb, rest)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("THYME_TRACEBACK") == "1" or not _is_of_the_user(error):
             raise
         _fail(str(error))

@@ -39,6 +39,7 @@ from thyme import _native
 
 _INT32 = np.iinfo(np.int32)
 _LARGEST = 32768  # keeps copies * period within 32 bits
+_MOST_SCORE = 32766  # keeps scores within 16 bits, with a target beyond them
 
 
 class TokenClass(IntFlag):
@@ -114,8 +115,9 @@ class RepetitionConfig:
             *((name, 1) for name in ("structured_tokens", "min_numbers", "near_max_period", "near_edit_cost")),
             ("near_tokens", 0),
         ):
-            if not least <= getattr(self, name) <= _LARGEST:
-                raise ValueError(f"{name} must be between {least} and {_LARGEST}, got {getattr(self, name)}")
+            largest = _LARGEST if name != "near_edit_cost" else 1024
+            if not least <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} must be between {least} and {largest}, got {getattr(self, name)}")
         if not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
         for name in ("max_data_share", "near_word_share", "near_mark_share"):
@@ -190,7 +192,7 @@ def _class_of(raw: bytes) -> int:
 class RepetitionDetector:
     """Watches up to `capacity` segments. Safe to call from several threads, one after the other.
 
-    A slot holds about 7 bytes per token of its segment, 43 once a substring recurred, and keeps that memory for the
+    A slot holds about 9 bytes per token of its segment, 45 once a substring recurred, and keeps that memory for the
     next one. The cost of a token does not depend on how long its segment is.
     """
 
@@ -298,27 +300,24 @@ def repetition_hit_ref(
 def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[list[int]]:
     """The scores of the near rule after each token, by period; 0 before the first period and after the last.
 
-    The score of a period p says how well the end of the segment repeats what stands about p tokens earlier. It begins
-    when near_edit_cost + 1 tokens in a row equal those p before, with their number. Each further token that equals the
-    one p before adds 1. Any other is an edit and costs near_edit_cost: one token for another, or one more or one less,
-    which moves the score to p + 1 or p - 1; of the scores that could stand at p the largest does. It ends at 0.
+    The score of a period p says how well the end of the segment repeats what stands about p tokens earlier. Each token
+    that equals the one p before adds 1. Any other is an edit and costs near_edit_cost: one token for another, or one
+    more or one less, which moves the score to p + 1 or p - 1; of the scores that could stand at p the largest does.
+    What half the cost of an edit or less is left of is lost. No score exceeds 32766.
 
-    The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p) and is no smaller than
-    those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where the last
-    near_tokens tokens are plain and of those that are not BLANK at least near_word_share are words and at most
-    near_mark_share are marks.
+    The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p, near_edit_cost + 1) and is
+    no smaller than those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where
+    of the last near_tokens tokens that are not BLANK at least near_word_share are words, at most near_mark_share are
+    marks and at most max_data_share are numbers and marks, and where min_distinct of all or more than half differ.
     """
     cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
-    scores, runs = [0] * (periods + 2), [0] * (periods + 1)
+    scores = [0] * (periods + 2)
     for n, token in enumerate(tokens):
         after = [0] * (periods + 2)
         for p in range(1, periods + 1):
-            equal = p <= n and tokens[n - p] == token
-            runs[p] = runs[p] + 1 if equal else 0
-            kept = scores[p] + 1 if equal and scores[p] > 0 else 0
+            kept = min(scores[p], _MOST_SCORE - 1) + 1 if p <= n and tokens[n - p] == token else 0
             edited = max(scores[p - 1 : p + 2]) - cost
-            begun = cost + 1 if runs[p] == cost + 1 else 0
-            after[p] = max(kept, edited, begun, 0)
+            after[p] = max(kept, edited if edited > cost // 2 else 0)
         scores = after
         yield scores
 
@@ -350,7 +349,11 @@ def _is_plain(
         # Around the corner: the block stands for its copies.
         begun = sum(TokenClass.NUMBER in kinds[i] and TokenClass.NUMBER not in kinds[i - 1] for i in range(len(block)))
         return in_tail and words + marks + rows == 0 and begun >= config.min_numbers
-    return numbers + marks + rows == 0 or len(set(block)) >= min(len(block) // 2 + 1, config.min_distinct)
+    return numbers + marks + rows == 0 or _has_distinct(block, config)
+
+
+def _has_distinct(block: Sequence[int], config: RepetitionConfig) -> bool:
+    return len(set(block)) >= min(len(block) // 2 + 1, config.min_distinct)
 
 
 def _tail_ref(tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8]) -> RepetitionHit | None:
@@ -397,7 +400,7 @@ def _near_ref(
     reached = [
         p
         for p in range(1, len(scores) - 1)
-        if scores[p] >= max(config.near_tokens, (config.near_copies - 1) * p)
+        if scores[p] >= max(config.near_tokens, (config.near_copies - 1) * p, config.near_edit_cost + 1)
         and scores[p] == max(scores[p - 1 : p + 2])
     ]
     if not reached or config.near_tokens == 0:
@@ -405,9 +408,9 @@ def _near_ref(
     period = reached[0]
     copies = 1 + scores[period] // period
     judged = tokens[-config.near_tokens :]
-    _, words, _, marks, _, written = _mix(judged, classes)
+    _, words, numbers, marks, _, written = _mix(judged, classes)
     if words < config.near_word_share * written or marks > config.near_mark_share * written:
         return None
-    if copies * period > n or not _is_plain(judged, config, classes):
+    if numbers + marks > config.max_data_share * written or not _has_distinct(judged, config) or copies * period > n:
         return None
     return RepetitionHit("near", n - 1, n - copies * period, period, copies)

@@ -16,7 +16,7 @@ from tests.sandbox.host import check_crop, children_of, eventually
 from thyme.sandbox import Layer, Sandbox, SandboxConfig, SandboxSession, Status, cgroup
 
 ROOT = Path(__file__).parents[2]
-SMALL = SandboxConfig(workers=1, memory_mib=128, max_sessions=8, max_pixels=1 << 20, timeout_s=30.0)
+SMALL = SandboxConfig(workers=1, memory_mib=128, scratch_mib=32, max_sessions=8, max_pixels=1 << 20, timeout_s=30.0)
 HOLD = "x = np.ones({} << 20, 'u1'); print(x.nbytes >> 20)"
 
 

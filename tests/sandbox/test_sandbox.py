@@ -108,7 +108,7 @@ def test_cpu_time_is_limited_over_the_session(sandbox: Sandbox) -> None:
     [
         "for i in range(1000): open(f'{i}', 'w').close()",
         "for i in range(1000): open(f'{i}', 'wb').write(bytes(8 << 20))",
-        "open('big', 'wb').write(bytes(17 << 20))",
+        "open('big', 'wb', buffering=0).write(bytes(192 << 20)); open('more', 'wb', buffering=0).write(b'x')",
     ],
     ids=["files", "space", "one file"],
 )
@@ -118,7 +118,7 @@ def test_a_full_scratch_is_a_limit_and_says_which(sandbox: Sandbox, code: str) -
     assert result.error is not None
     if sandbox.isolation == "full":
         assert (result.error.type, result.error.line) == ("OSError", 2)
-        assert result.error.message.endswith("(at most 32 MiB in all, 16 MiB a file, 256 files and folders)")
+        assert result.error.message.endswith("(at most 192 MiB and 256 files and folders)")
 
 
 @pytest.mark.parametrize(

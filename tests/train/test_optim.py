@@ -1,8 +1,14 @@
 """The optimizer: who gets Muon, the schedule, clipping, and a state that can be saved."""
 
+import copy
+import math
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thyme.model import Model
 from thyme.train.config import StageConfig
@@ -113,3 +119,114 @@ def test_orthogonalized_is_float32_and_nearly_orthogonal(shape: tuple[int, int])
     assert values.min() > 0.6 and values.max() < 1.3
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+
+
+def in_bfloat16(model: Model) -> Model:
+    return model.to(torch.bfloat16)
+
+
+def updates(model: Model, config: StageConfig, gradients: Iterator[list[Tensor]]) -> tuple[Tensor, Tensor]:
+    """What the optimizer's own weights and the model's moved by under given gradients, each flattened to one vector."""
+    optimizer = build_optimizer(model, config)
+    stepped = [optimizer._masters.get(p, p) for p in model.parameters()]
+    before = [p.detach().float().clone() for p in stepped]
+    for step in gradients:
+        for p, gradient in zip(model.parameters(), step, strict=True):
+            p.grad = gradient.to(p.dtype)
+        optimizer.step(1.0)
+
+    def moved(parameters: Iterable[Tensor]) -> Tensor:
+        return torch.cat([(p.detach().float() - b).flatten() for p, b in zip(parameters, before, strict=True)])
+
+    return moved(stepped), moved(model.parameters())
+
+
+def drawn(model: Model, steps: int) -> Iterator[list[Tensor]]:
+    """Gradients with a direction of their own and noise on it, bfloat16 so that both arms get the same."""
+    draw = torch.Generator().manual_seed(0)
+    steady = [torch.randn(p.shape, generator=draw) for p in model.parameters()]
+    for _ in range(steps):
+        yield [(s + torch.randn(s.shape, generator=draw)).bfloat16() for s in steady]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("rate", [5e-7, 1e-5])
+def test_small_steps_add_up_under_a_bfloat16_model(rate: float, offload: bool, optimizer: str, model: Model) -> None:
+    config = StageConfig(optimizer=optimizer, learning_rate=rate, muon_learning_rate=rate, optimizer_offload=offload)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())  # both arms begin at the same weights
+    exact, _ = updates(copy.deepcopy(model), config, drawn(model, 20))
+    masters, weights = updates(in_bfloat16(model), config, drawn(model, 20))
+    assert cosine(masters, exact) > 0.9999
+    assert weights.count_nonzero() < 0.9 * len(weights)  # which is why there are masters
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.double(), b.double()) / a.double().norm() / b.double().norm())
+
+
+def test_micro_batches_are_added_up_in_float32(model: Model) -> None:
+    """256 + 1 is 256 in bfloat16."""
+    optimizer = build_optimizer(in_bfloat16(model), StageConfig())
+    first = next(model.parameters())
+    for value in (256.0, 1.0, 1.0):
+        first.grad = torch.full_like(first, value)
+        optimizer.add_up()
+    assert optimizer._masters[first].grad is not None and (optimizer._masters[first].grad == 258).all()
+    assert optimizer.step(1.0) == pytest.approx(258 * first.numel() ** 0.5, rel=1e-3)
+
+
+def test_masters_are_saved_and_come_back_to_the_bit(model: Model) -> None:
+    config = StageConfig(learning_rate=1e-6, muon_learning_rate=1e-6)
+    whole, halved = in_bfloat16(copy.deepcopy(model)), in_bfloat16(model)
+    updates(whole, config, drawn(whole, 6))
+    optimizer = build_optimizer(halved, config)
+    gradients = list(drawn(halved, 6))
+    for half in (gradients[:3], gradients[3:]):
+        state = pickle.loads(pickle.dumps(optimizer.state_dict()))
+        optimizer = build_optimizer(halved, config)
+        if state["AdamW"]["state"]:
+            optimizer.load_state_dict(state)
+        for step in half:
+            for p, gradient in zip(halved.parameters(), step, strict=True):
+                p.grad = gradient
+            optimizer.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halved.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("gradient", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, -math.inf)])
+def test_what_is_not_finite_moves_nothing(gradient: float, loss: float, dtype: torch.dtype) -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).to(dtype)
+    optimizer = build_optimizer(layers, StageConfig())
+    before = copy.deepcopy(layers.state_dict())
+    for p in layers.parameters():
+        p.grad = torch.ones_like(p)
+    layers[0].weight.grad[0, 0] = gradient  # type: ignore[index, union-attr]
+    optimizer.step(1.0, loss)
+    assert all(torch.equal(before[name], value) for name, value in layers.state_dict().items())
+    assert all(p.grad is None for p in layers.parameters())
+    for p in layers.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1.0, 1.0)  # and the next one is as if it had never been
+    assert all(value.isfinite().all() for value in layers.state_dict().values())
+
+
+def test_states_in_bfloat16_are_for_weights_in_bfloat16() -> None:
+    pytest.importorskip("torchao", reason="the extra train is not installed")
+    with pytest.raises(ValueError, match="is for weights in bfloat16"):
+        build_optimizer(nn.Linear(2, 2), StageConfig(optimizer="adamw", optimizer_state="bf16"))
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("state", "least"), [("bf16", 0.9), ("8bit", 0.9)])
+def test_small_states_learn_by_rounding_at_random(state: str, least: float, model: Model) -> None:
+    pytest.importorskip("torchao", reason="the extra train is not installed")
+    config = StageConfig(optimizer="adamw", learning_rate=1e-5, optimizer_state=state)
+    shapes = nn.ModuleList([nn.Linear(256, 256) for _ in range(2)]).to(torch.bfloat16)
+    exact, _ = updates(copy.deepcopy(shapes).float(), replace(config, optimizer_state="fp32"), drawn(shapes, 300))
+    _, weights = updates(shapes, config, drawn(shapes, 300))
+    assert cosine(weights, exact) > least

@@ -8,14 +8,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from thyme.data.rows import Demonstration
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
-from thyme.train import sft, train_sft
+from thyme.train import sft, supervised, train_sft
 from thyme.train.config import SftConfig
 from thyme.train.metrics import Metrics
+from thyme.train.optim import Optimizer, build_optimizer
 from thyme.train.packing import TrainBatch
 from thyme.train.sft import Gate, RowsRight
 
@@ -104,3 +106,81 @@ def test_row_gate_wants_every_token_of_a_row(
     assert gate(model) == 0.75
     answer_with(monkeypatch, sft, wrong_rows=(0, -1))
     assert gate(model) == 0.5
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int], part: str) -> None:
+    """Makes the loss of these steps not a number, or their gradient alone."""
+    true, count = supervised.supervised_loss, iter(range(1000))
+
+    def spoilt(*args: object, **kwargs: object) -> Tensor:
+        loss = true(*args, **kwargs)  # type: ignore[arg-type]
+        if next(count) not in steps:
+            return loss
+        if part == "gradient":
+            loss.register_hook(lambda gradient: gradient * torch.nan)
+            return loss
+        return loss * torch.nan
+
+    monkeypatch.setattr(supervised, "supervised_loss", spoilt)
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(
+    part: str, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SftConfig(steps=4, batch_size=2, save_steps=1)
+    rows = row_stream(2, 2)
+    spoil(monkeypatch, [1], part)
+    model = build(tiny_config(), processor, seed=0)
+    history = train_sft(model, processor, row_stream, config, run_dir=tmp_path)
+    assert [step["optim/skipped"] for step in history] == [0, 1, 0, 0]
+    assert all(p.isfinite().all() for p in model.parameters())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "sft step 2: " in line and "nan" in line and all(row.question.id in line for row in rows)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["sft_1", "sft_3", "sft_4"]
+
+
+def test_too_many_in_a_row_end_the_stage_and_leave_the_last_good_checkpoint(
+    processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, range(1, 1000), "loss")
+    model = build(tiny_config(), processor, seed=0)
+    config = SftConfig(steps=9, batch_size=2, save_steps=1, max_skipped_steps=3)
+    with pytest.raises(FloatingPointError, match=r"sft step 4: loss nan.*3 in a row.*before it are good"):
+        train_sft(model, processor, row_stream, config, run_dir=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sft_1"]
+    kept, _ = load(tmp_path / "checkpoints" / "sft_1" / "model")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True))
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["optim/skipped"] for line in logged] == [0, 1, 1, 1]
+
+
+def test_a_stage_does_not_end_well_on_a_step_that_was_none(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, [1], "loss")
+    with pytest.raises(FloatingPointError, match=r"sft step 2: .* that was the last step"):
+        train_sft(build(tiny_config(), processor, seed=0), processor, row_stream, SftConfig(steps=2, batch_size=2))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rate", [5e-7, 1e-5])
+def test_a_bfloat16_model_is_trained_as_a_float32_one(rate: float, processor: Processor) -> None:
+    """At these rates (Thyme's RL and SFT) most updates of a bfloat16 weight round to nothing; its master has them."""
+    config = SftConfig(steps=12, batch_size=4, optimizer="adamw", learning_rate=rate, warmup_steps=0, decay_share=0)
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(tiny_config(), processor, seed=0).to(dtype)
+        held: list[Optimizer] = []
+
+        def build_and_keep(model: Model, config: SftConfig, held: list[Optimizer] = held) -> Optimizer:
+            held.append(build_optimizer(model, config))
+            return held[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sft, "build_optimizer", build_and_keep)
+            start = [p.detach().float().clone() for p in model.parameters()]
+            train_sft(model, processor, row_stream, config)
+        ends = [held[0]._masters.get(p, p) for p in model.parameters()]
+        moved[dtype] = torch.cat([(e.detach() - s).flatten() for e, s in zip(ends, start, strict=True)])
+    assert torch.nn.functional.cosine_similarity(moved[torch.float32], moved[torch.bfloat16], dim=0) > 0.99

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from thyme.toy.config import Material
 from thyme.verbs.recipe import Recipe
-from thyme.verbs.rl import check_group_size
+from thyme.verbs.rl import check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Config(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_group_size(self.rollout.group_size)
+        check_trainable(self.rollout, self.rl)
 
 
 def default_recipe(args: list[str]) -> str:

@@ -61,3 +61,23 @@ class EngineConfig:
                 f"EngineConfig.max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences "
                 f"({self.max_sequences}): each decoding sequence takes one token of a step"
             )
+        if self.prefill_chunk is not None and self.prefill_chunk > self.max_batch_tokens:
+            raise ValueError(
+                f"EngineConfig.prefill_chunk ({self.prefill_chunk}) cannot be reached in a step of max_batch_tokens "
+                f"({self.max_batch_tokens}): lower prefill_chunk or raise max_batch_tokens"
+            )
+        if self.num_blocks is not None and self.max_context is not None:
+            check_context(self.max_context, self.num_blocks, self.block_size)
+
+
+def check_context(max_context: int, num_blocks: int, block_size: int) -> None:
+    """A sequence of `max_context` tokens must fit into the cache.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if max_context > num_blocks * block_size:
+        raise ValueError(
+            f"EngineConfig.max_context ({max_context}) does not fit into {num_blocks} blocks of {block_size} "
+            f"tokens ({num_blocks * block_size}): lower max_context or raise num_blocks or kv_bytes"
+        )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme.engine.batch import Batch, ImageSlice
-from thyme.engine.config import AttentionName, EngineConfig
+from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
@@ -279,6 +279,8 @@ def num_kv_blocks(model: Model, config: EngineConfig) -> int:
             f"the KV cache has no room: {limit} bytes for blocks of {per_token * config.block_size}: raise "
             "kv_bytes or memory_fraction, or free memory"
         )
+    if config.kv_bytes is not None and config.max_context is not None:
+        check_context(config.max_context, num_blocks, config.block_size)
     return num_blocks
 
 

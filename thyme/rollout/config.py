@@ -8,6 +8,10 @@ from thyme.rollout.sampling import Sampling
 
 Compat = Literal["none", "released"]
 
+_DERIVED: Any = None
+"""Stands in for a default that depends on another field until __post_init__ puts it in."""
+_TOKENS_PER_ROUND = 2048
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
@@ -19,8 +23,9 @@ class RolloutConfig:
     """Images in one rollout, the question's own included; an output with more ends it with MAX_IMAGES (Thyme)."""
     max_tokens: int = 6144
     """Sampled tokens in one rollout over all its rounds; the last one ends it with LENGTH."""
-    max_tokens_per_round: int = 2048
-    """Sampled tokens in one round; the last one ends the rollout with LENGTH (Thyme's evaluation: 2048)."""
+    max_tokens_per_round: int = _DERIVED
+    """Sampled tokens in one round; the last one ends the rollout with LENGTH. Left out: 2048 (as Thyme's evaluation),
+    or max_tokens if that is less."""
     max_output_chars: int = 8192
     """Characters of printed output the model is shown; the rest is cut and counted in a marker."""
     group_size: int = 4
@@ -50,12 +55,19 @@ class RolloutConfig:
     nothing else is left to decode), never earlier: the order is then the same in each run."""
 
     def __post_init__(self) -> None:
+        if self.max_tokens_per_round is None:
+            object.__setattr__(self, "max_tokens_per_round", min(_TOKENS_PER_ROUND, self.max_tokens))
         for name in ("max_tokens", "max_tokens_per_round", "max_output_chars", "group_size", "result_delay_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         for name in ("max_rounds", "max_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
+        if self.max_tokens_per_round > self.max_tokens:
+            raise ValueError(
+                f"max_tokens_per_round: {self.max_tokens_per_round} cannot be reached with max_tokens = "
+                f"{self.max_tokens}: lower it, or leave it out"
+            )
         self.sampling()  # checks the temperatures
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise ValueError(f"max_in_flight: {self.max_in_flight} must be at least 1, or absent")

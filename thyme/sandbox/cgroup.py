@@ -107,8 +107,7 @@ def leave(folders: Sequence[Path]) -> None:
 
 def budget_mib(config: SandboxConfig) -> int:
     """What snippets may hold in all, in MiB: `workers` that use all they may, and every session's ordinary rest."""
-    running = config.memory_mib + config.scratch_mib + (config.max_pixels * 3 >> 20)
-    return min(config.workers * running + config.max_sessions * _IDLE_MIB, available_memory_mib() * 3 // 4)
+    return min(config.workers * config.worker_mib + config.max_sessions * _IDLE_MIB, available_memory_mib() * 3 // 4)
 
 
 def spare(pid: int) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from thyme.sandbox import cgroup
-from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 
 FRAME_BYTES = 64 * 1024
 """The longest answer that is read."""
@@ -38,7 +38,7 @@ class ChildHandle:
         self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.stdout = _shared_memory("stdout", config.max_stdout_bytes)
-            self.pixels = _shared_memory("pixels", config.max_pixels * 3)
+            self.pixels = _shared_memory("pixels", config.max_pixels * BYTES_PER_PIXEL)
             self.code = _shared_memory("code", config.max_code_bytes)
         except OSError:
             self.close()

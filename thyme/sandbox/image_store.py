@@ -1,11 +1,12 @@
-"""Input images for snippets: decoded once, stored once in a form that costs nothing to decode again.
+"""Input images for snippets, stored once: a file as its own bytes, an image in memory without loss.
 
-A group of rollouts shares one image; the store keeps one file per content, named by digest, read-only. It runs in the
-trusted process and sees only the caller's own images, never anything a snippet made.
+A group of rollouts shares one image; the store keeps one read-only file for each. It runs in the trusted process and
+sees only the caller's own images, never anything a snippet made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -14,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thyme.pictures import to_rgb, upright
 
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 _KEPT_BYTES = 512 << 20
 _BITMAP_MODES = ("L", "RGB")
 _PNG_MODES = ("RGBA", "LA", "P", "1", "I;16")
+_TIFF_MODES = ("CMYK", "YCbCr", "LAB", "I", "F")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A file with the image's pixels."""
+    """A file with the image."""
 
     file: str
     format: str | None
-    """What the original was ("JPEG"); None for an image made in memory."""
+    """What it was read from ("JPEG") where it is stored as something else; None where the file itself says."""
     num_bytes: int
 
 
@@ -78,16 +80,23 @@ class ImageStore:
         from PIL import Image
 
         try:
-            facts = Path(path).stat()
-            key = (os.path.realpath(path), facts.st_mtime_ns, facts.st_size)
-            known = self._by_path.get(key)
-            if known is not None and known.file in self._files:
-                return known
-            image: Image.Image = Image.open(path)
-            image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with Path(path).open("rb") as file:
+                facts = os.fstat(file.fileno())
+                key = (os.path.realpath(path), facts.st_mtime_ns, facts.st_size)
+                known = self._by_path.get(key)
+                if known is not None and known.file in self._files:
+                    return known
+                image: Image.Image = Image.open(file)
+                image.load()
+                file.seek(0)
+                content = file.read()
+        except Exception as error:  # damaged files make the decoders raise whatever they meet
             raise ValueError(f"image {os.fspath(path)!r} cannot be read: {error}") from error
-        stored = self._by_path[key] = self._store(image)
+        if upright(image) is not image:  # model and snippet see the same picture
+            stored = self._store(image)
+        else:
+            stored = self._keep(hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest(), content, None)
+        self._by_path[key] = stored
         return stored
 
     def _of_object(self, image: Image.Image) -> StoredImage:
@@ -108,17 +117,14 @@ class ImageStore:
         if image.width == 0 or image.height == 0:
             raise ValueError(f"image has no pixels: {image.width}x{image.height}")
         image, original = upright(image), image.format
-        buffer = io.BytesIO()
-        if image.mode in _BITMAP_MODES:
-            image.save(buffer, "BMP")
-        elif image.mode in _PNG_MODES:
-            image.save(buffer, "PNG", compress_level=0)
-        else:
-            to_rgb(image).save(buffer, "BMP")
-        content = buffer.getbuffer()
-        target = self._folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.img"
+        content = _encoded(image)
+        return self._keep(hashlib.blake2b(content, digest_size=16).hexdigest(), content, original)
+
+    def _keep(self, name: str, content: bytes | memoryview, format: str | None) -> StoredImage:
+        """Writes a file that is not there yet, whole or not at all."""
+        target = self._folder / f"{name}.img"
         if not target.exists():
-            part = target.with_suffix(f".{os.getpid()}-{id(buffer)}")
+            part = target.with_suffix(f".{os.getpid()}-{id(content)}")
             try:
                 part.write_bytes(content)
                 part.chmod(0o444)
@@ -126,7 +132,7 @@ class ImageStore:
             except OSError:  # no room: half an image must not take more of it
                 part.unlink(missing_ok=True)
                 raise
-        return StoredImage(file=str(target), format=original, num_bytes=len(content))
+        return StoredImage(file=str(target), format=format, num_bytes=len(content))
 
     def _forget(self) -> None:
         total = sum(image.num_bytes for image, _ in self._files.values())
@@ -139,3 +145,25 @@ class ImageStore:
                 total -= image.num_bytes
         self._by_path = {k: s for k, s in self._by_path.items() if s.file in self._files}
         self._by_object = {k: v for k, v in self._by_object.items() if v[1].file in self._files and v[0]() is not None}
+
+
+def _encoded(image: Image.Image) -> memoryview:
+    """A file with the pixels of the image in its mode, and its metadata; what decodes fast where there is a choice."""
+    buffer, details = io.BytesIO(), _metadata(image)
+    if image.mode in _PNG_MODES:
+        image.save(buffer, "PNG", compress_level=0, **details)
+    elif image.mode in _TIFF_MODES or (details and image.mode in _BITMAP_MODES):
+        image.save(buffer, "TIFF", **details)
+    else:
+        (image if image.mode in _BITMAP_MODES else to_rgb(image)).save(buffer, "BMP")
+    return buffer.getbuffer()
+
+
+def _metadata(image: Image.Image) -> dict[str, Any]:
+    """Resolution, colour profile and EXIF block, where it has them."""
+    details = {name: image.info[name] for name in ("dpi", "icc_profile") if image.info.get(name)}
+    with contextlib.suppress(Exception):  # a damaged block
+        exif = image.getexif()
+        if image.format != "TIFF" and len(exif):  # there the block holds the layout of the file as well
+            details["exif"] = exif
+    return details

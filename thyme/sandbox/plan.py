@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thyme.sandbox import jail
-from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 from thyme.sandbox.preload import anybody_may_read
 from thyme.sandbox.protocol import Setup
 from thyme.sandbox.result import Layer
 
 _UID_BASE = 1_900_000_000
-_SESSION_CPU_ROUNDS = 20
-"""The CPU time of a session is that of so many snippets."""
 _OPEN_FILES = 64
-_FILE_MIB = 16
 _DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 _CAP_SETGID_SETUID, _CAP_SYS_ADMIN = 6, 21
 
@@ -124,7 +121,9 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], mappe
         private_mounts=rooted and not abi,
         drop=isolated and "capabilities" not in off,
         uid_base=uid_base,
-        limits=_limits(setup.config, None if "limits" in off else mapped_bytes),
+        limits=_limits(
+            setup.config, None if "limits" in off else mapped_bytes, has_quota=holds(layers, "private root")
+        ),
         images="/images" if rooted else str(setup.run_dir / "images"),
         slots="/slots" if rooted else str(setup.run_dir / "slots"),
     )
@@ -178,10 +177,13 @@ def _own_user_ids(layers: list[Layer], needed: Sequence[Path]) -> int:
     return base
 
 
-def _limits(config: SandboxConfig, mapped_bytes: int | None) -> tuple[jail.Limit, ...]:
+def _limits(config: SandboxConfig, mapped_bytes: int | None, *, has_quota: bool) -> tuple[jail.Limit, ...]:
+    # Without a quota, what is deleted while it is open is not seen: there descriptors bound it, too.
+    more_files = config.max_files if has_quota else 0
     return jail.limits(
         address_space=resource.RLIM_INFINITY if mapped_bytes is None else mapped_bytes + (config.memory_mib << 20),
-        cpu_s=max(1, round(config.timeout_s + 1) * _SESSION_CPU_ROUNDS),
-        file_bytes=_FILE_MIB << 20,
-        open_files=_OPEN_FILES,
+        cpu_s=max(1, round(config.timeout_s + 1) * config.session_timeouts),
+        # What the machinery itself writes is a file to the kernel as well: printed text, and the pixels of results.
+        file_bytes=max(config.scratch_mib << 20, config.max_stdout_bytes, config.max_pixels * BYTES_PER_PIXEL),
+        open_files=_OPEN_FILES + more_files,
     )

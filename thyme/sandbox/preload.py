@@ -53,6 +53,7 @@ def preload(extra: list[str]) -> list[str]:
     for name in left_out:  # what the user adds may load whatever it needs
         if sys.modules[name] is None:
             del sys.modules[name]
+    _add_builtins_of_site()
     missing = []
     for name in extra:
         try:
@@ -61,6 +62,14 @@ def preload(extra: list[str]) -> list[str]:
             missing.append(name)
     _bar(left_out)
     return missing
+
+
+def _add_builtins_of_site() -> None:
+    """`exit`, `quit`, `copyright`, `credits`, `license`, `help`: the fork-server starts without `site`, whose paths
+    and hooks are not wanted here."""
+    site = importlib.import_module("site")
+    for add in (site.setquit, site.setcopyright, site.sethelper):
+        add()
 
 
 def _bar(names: list[str]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from thyme.pictures import to_rgb
 from thyme.sandbox import paths
-from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 
 PIXELS = 4
 """The descriptor of the shared memory."""
@@ -22,11 +22,13 @@ _PRINTED_IMAGE = re.compile(
     rf"[^\s'\"<>|,;()\[\]{{}}]+(?:{'|'.join(map(re.escape, paths.IMAGE_SUFFIXES))})\b", re.IGNORECASE
 )
 _LONGEST_LINE, _MOST_NAMES = 4096, 256
+_STRIP_BYTES = 1 << 18
+"""Pixels are handed over in pieces of about this size, which need no memory beside the picture's."""
 
 # The snippet can replace these names where they come from.
 _stat, _lstat, _scandir, _pwrite = os.stat, os.lstat, os.scandir, os.pwrite
 _join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
-_image_open = Image.open
+_image_open, _crop = Image.open, Image.Image.crop
 
 
 class ResultImages:
@@ -81,30 +83,25 @@ class ResultImages:
             image = _opened(path)
             if image is None:
                 continue
-            excess = self._excess(image, os.path.basename(path)[:80], len(sizes), offset)
+            excess = self._excess(image, os.path.basename(path)[:80], len(sizes), offset // BYTES_PER_PIXEL)
             if excess:
                 return sizes, excess
-            try:
-                raw = to_rgb(image).tobytes()
-            except ValueError:
-                continue
-            view = memoryview(raw)
-            while view:
-                done = _pwrite(PIXELS, view, offset)
-                view, offset = view[done:], offset + done
-            sizes.append(image.size)
+            size = _hand_over(image, offset)
+            if size is not None:
+                sizes.append(size)
+                offset += size[0] * size[1] * BYTES_PER_PIXEL
         return sizes, ""
 
-    def _excess(self, image: Image.Image, name: str, num_before: int, num_bytes_before: int) -> str:
+    def _excess(self, image: Image.Image, name: str, num_before: int, num_pixels_before: int) -> str:
         """Why the image cannot be returned after others; "" where it can."""
         width, height = image.size
         config = self._config
         if num_before >= config.max_images:
             return f"more than {config.max_images} images: return fewer"
-        if width * height * 3 + num_bytes_before > config.max_pixels * 3:
+        if width * height + num_pixels_before > config.max_pixels:
             return f"{name} ({width}x{height}) is over the limit of {config.max_pixels} pixels: make it smaller"
         if max(width, height) > config.max_aspect * min(width, height):
-            return f"{name} ({width}x{height}) has a side {config.max_aspect:g} times the other or more"
+            return f"{name} ({width}x{height}) has a side more than {config.max_aspect:g} times the other"
         return ""
 
     def _in_scratch(self, name: str) -> str | None:
@@ -156,8 +153,28 @@ def _named(printed: str, processed_path: Any) -> list[str]:
 
 
 def _opened(path: str) -> Image.Image | None:
-    """A regular file that Pillow takes for an image, not decoded yet."""
+    """A regular file that Pillow takes for an image, not decoded yet; of any size, as the caller has its own limit."""
+    bomb, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return _image_open(path, formats=_FORMATS) if stat.S_ISREG(_lstat(path).st_mode) else None
     except (OSError, ValueError, SyntaxError):
         return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = bomb
+
+
+def _hand_over(image: Image.Image, offset: int) -> tuple[int, int] | None:
+    """Writes the RGB pixels of an image to the shared memory from `offset` on. Returns its (width, height), None where
+    the file is broken."""
+    try:
+        rgb = to_rgb(image)
+    except ValueError:
+        return None
+    width, height = rgb.size
+    rows = max(1, _STRIP_BYTES // (width * BYTES_PER_PIXEL))
+    for top in range(0, height, rows):
+        view = memoryview(_crop(rgb, (0, top, width, min(top + rows, height))).tobytes())
+        while view:
+            done = _pwrite(PIXELS, view, offset)
+            view, offset = view[done:], offset + done
+    return width, height

@@ -21,8 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from thyme.pictures import to_rgb
 from thyme.sandbox import arguments, paths
 from thyme.sandbox.result import Fix
+from thyme.sandbox.snippet_error import is_full
 
 SNIPPET = "<snippet"
+_LARGE_PIXELS = 4 << 20
 _PIL_REMOVED = {"ANTIALIAS": "LANCZOS", "LINEAR": "BILINEAR", "CUBIC": "BICUBIC"}
 _NUMPY_TYPES = {"int": int, "float": float, "bool": bool, "complex": complex, "object": object, "str": str}
 _NUMPY_RENAMED = {
@@ -213,12 +215,26 @@ def _patch_image_files() -> None:
         if format is not None and format.upper() == "JPG":
             notes.fix("format", "the format is called 'JPEG'")
             format = "JPEG"
-        if kind == "PNG":
-            kwargs.setdefault("compress_level", 1)
-        _saving(fp, lambda real: save(image, real, format, **kwargs))
+        if kind == "PNG" and "compress_level" not in kwargs:
+            _saving(fp, lambda real: _save_png(save, image, real, format, kwargs))
+        else:
+            _saving(fp, lambda real: save(image, real, format, **kwargs))
 
     Image.open = open_image
     Image.Image.save = save_image  # type: ignore[method-assign]
+
+
+def _save_png(save: Callable[..., None], image: Image.Image, real: Any, format: str | None, kwargs: Any) -> None:
+    """A large picture is not compressed, which takes seconds, as long as there is room for it."""
+    if image.width * image.height < _LARGE_PIXELS or not isinstance(real, (str, os.PathLike)):
+        save(image, real, format, compress_level=1, **kwargs)
+        return
+    try:
+        save(image, real, format, compress_level=0, **kwargs)
+    except OSError as problem:
+        if not is_full(problem):
+            raise
+        save(image, real, format, compress_level=1, **kwargs)
 
 
 def _patch_image_methods() -> None:

@@ -16,6 +16,8 @@ from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.scratch import usage, wipe
 
 _CLEANING_S = 0.002
+_OWN_FOLDERS = 3
+"""In a scratch folder before a snippet runs, itself included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +93,9 @@ class Slots:
 
     def is_over_quota(self, place: Place) -> bool:
         """Whether more lies in a scratch folder than is allowed. To be asked where the kernel keeps no quota."""
-        used, files = usage(place.scratch, self._config.max_files)
-        return used > self._config.scratch_mib << 20 or files > self._config.max_files
+        most = self._config.max_files + _OWN_FOLDERS
+        used, files = usage(place.scratch, most)
+        return used > self._config.scratch_mib << 20 or files > most
 
     def _scratch(self, slot: int) -> str:
         return "/mnt/data" if self._plan.private_mounts else f"{self._plan.slots}/{slot}"
@@ -101,7 +104,7 @@ class Slots:
         uid = self._plan.uid_base and self._plan.uid_base + place.slot
         os.mkdir(place.scratch, 0o700)
         if self._plan.rooted:
-            jail.mount_scratch(place.scratch, self._config.scratch_mib, self._config.max_files, uid)
+            jail.mount_scratch(place.scratch, self._config.scratch_mib, self._config.max_files + _OWN_FOLDERS, uid)
         elif uid:
             os.chown(place.scratch, uid, uid)
         self._folders.add(place.slot)

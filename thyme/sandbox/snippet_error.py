@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
 import socket
 
 from thyme.sandbox import paths
@@ -75,11 +74,7 @@ def _explained(problem: BaseException, config: SandboxConfig, image_path: str) -
             return f"{problem.name!r} is not in the sandbox (available: {available}, most of the standard library)"
         return f"{message} (available: {available} and the standard library)"
     if is_full(problem):
-        file_mib = resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> 20
-        return (
-            f"{message} (at most {config.scratch_mib} MiB in all, {file_mib} MiB a file, "
-            f"{config.max_files} files and folders)"
-        )
+        return f"{message} (at most {config.scratch_mib} MiB and {config.max_files} files and folders)"
     cause = getattr(problem, "reason", problem) if isinstance(problem, OSError) else problem  # of a URLError
     if isinstance(cause, socket.gaierror):
         return f"{message} (there is no network)"

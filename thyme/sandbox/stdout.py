@@ -42,7 +42,7 @@ class Stdout(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         data = bytes(data)
-        room = self.max_bytes - len(_CUT) - num_printed()
+        room = self.max_bytes - num_printed()
         if len(data) > room:
             self.was_cut = True
         if room > 0 and data:
@@ -54,13 +54,13 @@ class Stdout(io.RawIOBase):
         return _pread(STDOUT, min(num_printed(), self.max_bytes), 0).decode("utf-8", "replace")
 
     def finish(self) -> int:
-        """Marks a cut, if there was one. Returns how many bytes there are."""
+        """Puts the mark of a cut, if there was one, over the end. Returns how many bytes there are."""
         length = num_printed()
         if self.was_cut:
-            length = min(length, self.max_bytes - len(_CUT))
-            _pwrite(STDOUT, _CUT, length)
-            length += len(_CUT)
-        return length
+            start = min(length, self.max_bytes - len(_CUT))
+            _pwrite(STDOUT, _CUT, start)
+            length = start + len(_CUT)
+        return min(length, self.max_bytes)
 
 
 def num_printed() -> int:

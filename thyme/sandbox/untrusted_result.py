@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.child_handle import ChildHandle, read_all
-from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 from thyme.sandbox.result import Fix, SandboxResult, SnippetError, Status
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+_STRIP_BYTES = 1 << 18
+_KEPT_PIXEL_BYTES = 1 << 20
+"""Shared memory that may stay filled between two rounds: filling it again is what costs."""
 _STATUS = {"ok": Status.OK, "error": Status.ERROR, "memory": Status.MEMORY, "output_limit": Status.OUTPUT_LIMIT}
 
 
@@ -33,8 +41,6 @@ def read_result(
     Raises:
         ValueError, TypeError, KeyError, RecursionError: it sent nonsense.
     """
-    from PIL import Image
-
     data = json.loads(frame)
     status = _STATUS[data["status"]]
     length = _integer(data["stdout"], 0, config.max_stdout_bytes)
@@ -52,11 +58,15 @@ def read_result(
         raise ValueError("too many images")
     for pair in data["images"]:
         width, height = (_integer(side, 1, config.max_pixels) for side in pair)
-        size = width * height * 3
-        if offset + size > config.max_pixels * 3 or max(width, height) > config.max_aspect * min(width, height):
+        size = width * height * BYTES_PER_PIXEL
+        if offset + size > config.max_pixels * BYTES_PER_PIXEL or max(width, height) > config.max_aspect * min(
+            width, height
+        ):
             raise ValueError("image over the limits")
-        images.append(Image.frombytes("RGB", (width, height), read_all(child.pixels, size, offset)))
+        images.append(_read_image(child.pixels, width, height, offset))
         offset += size
+    if offset > _KEPT_PIXEL_BYTES:
+        _give_back(child.pixels, offset)
     return SandboxResult(
         status=status,
         stdout=read_all(child.stdout, length, 0).decode("utf-8", "replace"),
@@ -69,6 +79,28 @@ def read_result(
         cpu_s=_number(data["cpu_s"]),
         peak_mib=_number(data["peak_mib"]),
     )
+
+
+def _read_image(fd: int, width: int, height: int, offset: int) -> Image.Image:
+    """The image at `offset` of the shared memory, read in strips: a second copy of it would cost more than the read."""
+    from PIL import Image
+
+    row = width * BYTES_PER_PIXEL
+    rows = min(height, max(1, _STRIP_BYTES // row))
+    if rows == height:
+        return Image.frombytes("RGB", (width, height), read_all(fd, row * height, offset))
+    image = Image.new("RGB", (width, height), None)
+    for top in range(0, height, rows):
+        num = min(rows, height - top)
+        strip = Image.frombytes("RGB", (width, num), read_all(fd, row * num, offset + row * top))
+        image.paste(strip, (0, top))
+    return image
+
+
+def _give_back(fd: int, size: int) -> None:
+    """Frees the pages of the shared memory: a session between two rounds must not hold the pixels of the last one."""
+    with contextlib.suppress(OSError), mmap.mmap(fd, size) as memory:
+        memory.madvise(mmap.MADV_REMOVE)
 
 
 def how_it_ended(exited: dict[str, Any], config: SandboxConfig) -> tuple[Status, SnippetError]:

@@ -52,7 +52,7 @@ def train_base(
     with Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage:
         while stage.step < stage.memory["end"] and not stage.stopped:
             batch = captions(stage.step * config.batch_size, config.batch_size)
-            metrics = supervised_step(
+            metrics, unfit = supervised_step(
                 model,
                 processor,
                 optimizer,
@@ -66,7 +66,7 @@ def train_base(
                 metrics |= {f"gate/{kind}": accuracy for kind, accuracy in gate(model).items()}
             if is_last and not gates_met(metrics, config):
                 stage.memory["end"] = min(stage.memory["end"] + _decay_steps(config), config.max_steps)
-            stage.end_step(metrics)
+            stage.end_step(metrics, unfit)
     return stage.history
 
 

@@ -18,6 +18,12 @@ class StageConfig:
     """Sequences in an optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """"muon": Muon for the matrices inside blocks, AdamW for the rest. "adamw": AdamW for everything."""
+    optimizer_state: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """What is kept of each weight beside the model's. "fp32": a float32 master (where the model is not float32 itself)
+    and float32 moments. "bf16" and "8bit", for AdamW: no master, moments so small, and weights in bfloat16 rounded at
+    random to either side, so that small steps add up; these need torchao (extra `train`)."""
+    optimizer_offload: bool = False
+    """Masters and moments live in host memory and are stepped there; gradients then add up in the model's dtype."""
     learning_rate: float = 1e-3
     """Peak rate of AdamW."""
     muon_learning_rate: float = 1e-2
@@ -39,13 +45,20 @@ class StageConfig:
     fused_head: bool = False
     """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
     large vocabulary fit. A small one is quicker without."""
+    max_skipped_steps: int = 3
+    """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: never."""
 
     def __post_init__(self) -> None:
         one_of(self, "optimizer", ("muon", "adamw"))
+        one_of(self, "optimizer_state", ("fp32", "bf16", "8bit"))
+        if self.optimizer_state != "fp32":
+            rule = "'fp32' where {}: there is no other state for that"
+            require(self, "optimizer_state", self.optimizer == "adamw", rule.format("optimizer is 'muon'"))
+            require(self, "optimizer_state", not self.optimizer_offload, rule.format("optimizer_offload is on"))
         one_of(self, "schedule", ("linear", "cosine"))
-        for name in ("steps", "batch_size", "max_tokens_per_micro_batch"):
+        for name in ("steps", "batch_size", "max_tokens_per_micro_batch", "max_skipped_steps"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "muon_learning_rate"):
             require(self, name, getattr(self, name) > 0, "positive")

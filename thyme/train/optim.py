@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thyme.train.config import StageConfig
 from thyme.train.muon import Muon
@@ -36,8 +36,13 @@ def rate_share(config: StageConfig, step: int, steps: int) -> float:
 class Optimizer:
     """Steps the trainable parameters of `model`; holds the optimizer's state, not the step count.
 
+    A weight in bfloat16 keeps 8 bits: at the rates of RL nearly every update rounds to nothing. So the optimizer steps
+    a float32 master of each weight that is not float32 itself, adds its gradients up in float32, and copies the result
+    into the model in place, where the engine reads it. `StageConfig.optimizer_state` and `optimizer_offload` say what
+    is kept instead where that is too much memory.
+
     Raises:
-        ValueError: the model has no trainable parameter.
+        ValueError: the model has no trainable parameter, or its weights do not go with `config.optimizer_state`.
     """
 
     def __init__(self, model: nn.Module, config: StageConfig) -> None:
@@ -46,38 +51,86 @@ class Optimizer:
             raise ValueError("no parameter of the model requires a gradient: nothing to train")
         self.config = config
         self.parameters = [p for _, p in named]
-        matrices = [p for name, p in named if config.optimizer == "muon" and is_block_matrix(name, p)]
+        self._masters: dict[nn.Parameter, Tensor] = {}
+        if config.optimizer_state == "fp32":
+            self._masters = {p: self._master(p) for p in self.parameters if self._needs_master(p)}
+        stepped = [(name, self._masters.get(p, p)) for name, p in named]
+        matrices = [p for name, p in stepped if config.optimizer == "muon" and is_block_matrix(name, p)]
         chosen = {id(p) for p in matrices}
-        rest = [p for p in self.parameters if id(p) not in chosen]
+        rest = [p for _, p in stepped if id(p) not in chosen]
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = []
         if rest:
-            adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=BETAS, fused=True)
-            self._peaks.append((adamw, config.learning_rate))
+            self._peaks.append((_adamw([g for g in groups if g["params"]], config), config.learning_rate))
         if matrices:
             muon = Muon(matrices, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
             self._peaks.append((muon, config.muon_learning_rate))
 
-    def step(self, share: float) -> float:
-        """One update at `share` of the peak rates, then the gradients are dropped. Returns the norm before clipping."""
-        limit = self.config.max_grad_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
-        for optimizer, peak in self._peaks:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * share
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return norm
+    def add_up(self) -> None:
+        """To be called after each backward pass: sums gradients in float32, where the masters are beside the model."""
+        if not self.config.optimizer_offload:
+            self._move_gradients()
+
+    def step(self, share: float, loss: float = 0.0) -> float:
+        """One update at `share` of the peak rates, then the gradients are dropped.
+
+        Nothing is updated where the norm or `loss` is not a finite number: one such gradient would spoil every weight.
+
+        Returns:
+            The norm of all gradients before clipping.
+        """
+        self.add_up()
+        offloaded = self.config.optimizer_offload
+        graded = [p if offloaded else self._masters.get(p, p) for p in self.parameters]
+        norm = _total_norm([p.grad for p in graded if p.grad is not None])
+        if norm.isfinite() and math.isfinite(loss):
+            nn.utils.clip_grads_with_norm_(graded, self.config.max_grad_norm or math.inf, norm)
+            if offloaded:
+                self._move_gradients()
+            for optimizer, peak in self._peaks:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * share
+                optimizer.step()
+            self._publish()
+        for parameter in (*self.parameters, *self._masters.values()):
+            parameter.grad = None
+        return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
-        return {type(optimizer).__name__: optimizer.state_dict() for optimizer, _ in self._peaks}
+        states = {type(optimizer).__name__: optimizer.state_dict() for optimizer, _ in self._peaks}
+        return states | ({"masters": list(self._masters.values())} if self._masters else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, _ in self._peaks:
             optimizer.load_state_dict(state[type(optimizer).__name__])
+        for master, saved in zip(self._masters.values(), state.get("masters", ()), strict=True):
+            master.copy_(saved)
+        self._publish()
+
+    def _needs_master(self, parameter: nn.Parameter) -> bool:
+        offloaded = self.config.optimizer_offload and parameter.device.type != "cpu"
+        return parameter.dtype != torch.float32 or offloaded
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        device = torch.device("cpu") if self.config.optimizer_offload else parameter.device
+        return parameter.detach().to(device, torch.float32, copy=True)
+
+    def _move_gradients(self) -> None:
+        for parameter, master in self._masters.items():
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.to(master.device, torch.float32)
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """The masters' values into the model, in place."""
+        for parameter, master in self._masters.items():
+            parameter.copy_(master)
 
 
 def build_optimizer(model: nn.Module, config: StageConfig) -> Optimizer:
@@ -85,6 +138,30 @@ def build_optimizer(model: nn.Module, config: StageConfig) -> Optimizer:
     return Optimizer(model, config)
 
 
-def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon may have it: a matrix between hidden states, not an embedding, a head or a patch filter."""
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def _adamw(groups: list[dict[str, Any]], config: StageConfig) -> torch.optim.Optimizer:
+    if config.optimizer_state == "fp32":
+        return torch.optim.AdamW(groups, betas=BETAS, fused=True)
+    try:
+        from torchao.optim import AdamW8bit, _AdamW
+    except ImportError as error:
+        raise ValueError(
+            f"optimizer_state {config.optimizer_state!r} needs torchao: pip install thyme[train]"
+        ) from error
+    if config.optimizer_state == "8bit":
+        return AdamW8bit(groups, betas=BETAS, bf16_stochastic_round=True)
+    if any(p.dtype != torch.bfloat16 for group in groups for p in group["params"]):
+        raise ValueError("optimizer_state 'bf16' is for weights in bfloat16: the model's are not, so say 'fp32'")
+    return _AdamW(groups, betas=BETAS, bf16_stochastic_round=True)
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, summed in float32 whatever they are in."""
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        return nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))

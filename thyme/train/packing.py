@@ -38,6 +38,8 @@ class Sample:
     """[T]: what the engine recorded, at the token's temperature; at temperature 1 where greedy."""
     segments: NDArray[np.uint8] | None = None
     """[T]: 0 text, 1 code."""
+    name: str = ""
+    """What it is called where its loss is not finite."""
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -86,6 +88,8 @@ class TrainBatch:
     """[N] float32."""
     segments: Tensor | None = None
     """[N] uint8."""
+    names: tuple[str, ...] = ()
+    """Of the samples in it, where they have one."""
     same_bits: bool = False
     """Attend as the engine does (thyme.train.attention), where log-probs must have the bits that it recorded."""
 
@@ -158,6 +162,7 @@ def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
         targets=torch.from_numpy(np.concatenate([s.token_ids[t] for s, t in zip(samples, trained, strict=True)])),
         weights=torch.from_numpy(np.concatenate([s.weights[t] for s, t in zip(samples, trained, strict=True)])),
         cu_seqlens=torch.from_numpy(np.cumsum([0, *map(len, trained)], dtype=np.int32)),
+        names=tuple(sample.name for sample in samples if sample.name),
         **per_token,
     )
 

@@ -32,6 +32,7 @@ from thyme.train.optim import Optimizer, build_optimizer, rate_share
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
+from thyme.train.supervised import step_metrics, suspects
 from thyme.train.tokenization import positions
 
 
@@ -85,7 +86,7 @@ def train_rl(
                 totals = torch.tensor([[reward.total for reward in group] for group in rewards])
                 samples = policy_samples(processor, groups, totals, config)
                 rate = rate_share(config, stage.step, config.steps)
-                updated = policy_step(
+                updated, unfit = policy_step(
                     model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
                 )
                 laps.end("train")
@@ -93,7 +94,7 @@ def train_rl(
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
-                stage.end_step(sampled | reward_metrics(rewards) | updated | laps.metrics())
+                stage.end_step(sampled | reward_metrics(rewards) | updated | laps.metrics(), unfit)
     return stage.history
 
 
@@ -145,6 +146,7 @@ def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> 
         temperatures=rollout.temperatures,
         rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
         segments=(rollout.kinds == TokenKind.CODE).astype(np.uint8),
+        name=f"{rollout.question.id}/{rollout.index}",
     )
 
 
@@ -158,12 +160,15 @@ def policy_step(
     reference: Model | None,
     rate: float,
     same_bits: bool,
-) -> Metrics:
+) -> tuple[Metrics, tuple[str, ...]]:
     """One optimizer step on the GRPO loss of `samples`; none where there are none.
 
     Args:
         rate: share of the peak learning rates.
         same_bits: see `TrainBatch`.
+
+    Returns:
+        The metrics, and the names of the rollouts that may be why no step was taken, where none was.
     """
     loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
     allowed = AllowedIds.of(processor)
@@ -171,15 +176,20 @@ def policy_step(
     batches: list[TrainBatch] = pack(
         samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
     )
+    losses: list[Tensor] = []
     for packed in batches:
         batch = replace(packed, same_bits=same_bits).to(model.device)
         loss, metrics = rollout_loss(
             model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
         )
         loss.backward()
-        collected.add(loss.detach(), metrics)
-    grad_norm = optimizer.step(rate) if batches else 0.0
-    return collected.metrics() | {"optim/grad_norm": grad_norm, "optim/rate_share": rate}
+        optimizer.add_up()
+        losses.append(loss.detach())
+        collected.add(losses[-1], metrics)
+    if not batches:
+        return collected.metrics() | {"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0}, ()
+    stepped = step_metrics(optimizer, rate, float(torch.stack(losses).sum()))
+    return collected.metrics() | stepped, suspects(stepped, batches, losses)
 
 
 def frozen_copy(model: Model) -> Model:

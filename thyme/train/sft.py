@@ -1,7 +1,7 @@
 """SFT: the cold start from demonstrations with code. Math annealing is the same loop behind a gate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -65,7 +65,7 @@ def train_sft(
     with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
             batch = rows(stage.step * config.batch_size, config.batch_size)
-            metrics = supervised_step(
+            metrics, unfit = supervised_step(
                 model,
                 processor,
                 optimizer,
@@ -77,7 +77,7 @@ def train_sft(
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 metrics[f"gate/{gate.name}"] = gate.measure(model)
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
-            stage.end_step(metrics)
+            stage.end_step(metrics, unfit)
     return stage.history
 
 
@@ -92,7 +92,8 @@ def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system:
     """
     prompt_ids = processor.encode(processor.chat(row.prompt, system))
     images = [processor.preprocess(image) for image in row.images]
-    return supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
+    sample = supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
+    return replace(sample, name=row.question.id)
 
 
 class RowsRight:

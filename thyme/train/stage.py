@@ -1,7 +1,9 @@
 """What every stage does around its steps: resume, count, log, tell the callback, write checkpoints."""
 
 import copy
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -13,6 +15,10 @@ from thyme.train import checkpoint
 from thyme.train.config import StageConfig
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
+
+MOST_NAMED = 8
+ADVICE = "Checkpoints from before it are good: lower the learning rate, or look at these rows"
+_log = logging.getLogger(__name__)
 
 
 class StageOptions(TypedDict, total=False):
@@ -53,6 +59,7 @@ class Stage:
         self.history: list[Metrics] = []
         self.stopped = False
         self.step = 0
+        self._trouble = ""
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
@@ -63,13 +70,28 @@ class Stage:
         path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
-    def end_step(self, values: Metrics) -> None:
-        """Logs the step that was just done; `memory` must already say what the next one needs."""
+    def end_step(self, values: Metrics, suspects: Sequence[str] = ()) -> None:
+        """Logs the step that was just done; `memory` must already say what the next one needs.
+
+        Args:
+            values: its metrics; where "optim/skipped" is 1 nothing was updated, and no checkpoint is written.
+            suspects: names of the samples that may be why.
+
+        Raises:
+            FloatingPointError: so many steps in a row were skipped as the config allows.
+        """
+        skipped = bool(values.get("optim/skipped"))
+        self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1
+        if skipped:
+            self._trouble = _trouble(self._name, self.step, values, suspects)
+            if self.memory["skipped"] >= self._config.max_skipped_steps:
+                raise FloatingPointError(f"{self._trouble}; that is {self.memory['skipped']} in a row. {ADVICE}")
+            _log.warning("thyme: %s: nothing was updated", self._trouble)
         every = self._config.save_steps
-        if every and self._run_dir is not None and self.step % every == 0:
+        if every and self._run_dir is not None and self.step % every == 0 and not skipped:
             folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
             checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
         if self._on_step is not None and self._on_step(metrics):
@@ -82,3 +104,13 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.close()
+        if error is None and self.memory.get("skipped"):
+            raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
+
+
+def _trouble(name: str, step: int, values: Metrics, suspects: Sequence[str]) -> str:
+    """What was not finite, in which step (from 1), and with which rows."""
+    rest = len(suspects) - MOST_NAMED
+    shown = ", ".join(suspects[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    figures = f"loss {values.get('loss', math.nan):g}, gradient norm {values['optim/grad_norm']:g}"
+    return f"{name} step {step}: {figures}" + (f" (rows {shown})" if suspects else "")

@@ -49,3 +49,18 @@ class LoopConfig(RunConfig):
     engine: EngineConfig = field(default_factory=EngineConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rollout, sandbox = self.rollout, self.sandbox
+        if rollout.max_in_flight is not None and rollout.max_in_flight > sandbox.max_sessions:
+            raise ValueError(
+                f"rollout.max_in_flight: {rollout.max_in_flight} cannot be reached with sandbox.max_sessions = "
+                f"{sandbox.max_sessions}, as each rollout has a session: lower it or raise sandbox.max_sessions"
+            )
+        if rollout.max_rounds > sandbox.session_timeouts:
+            raise ValueError(
+                f"rollout.max_rounds: {rollout.max_rounds} snippets may use more CPU time than "
+                f"sandbox.session_timeouts = {sandbox.session_timeouts} of them: lower it or raise "
+                "sandbox.session_timeouts"
+            )

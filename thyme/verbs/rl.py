@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thyme.rewards import Reward
+    from thyme.rollout.config import RolloutConfig
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Rollout
     from thyme.train.metrics import Metrics
@@ -29,19 +30,30 @@ class Config(LoopConfig, ToyRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_group_size(self.rollout.group_size)
+        check_trainable(self.rollout, self.rl)
 
 
-def check_group_size(group_size: int) -> None:
-    """Before a model is loaded.
+def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
+    """Refuses, before a model is loaded, rollouts that nothing can be learned from.
 
     Raises:
-        ValueError: a group of one has no advantages.
+        ValueError: groups of one; groups whose rollouts are all the same; greedy tokens under "soft".
     """
-    if group_size < 2:
+    greedy_code = rollout.adaptive and rollout.code_temperature == 0
+    if rollout.group_size < 2:
         raise ValueError(
-            f"rollout.group_size: {group_size} must be at least 2 to train by: an advantage is what a rollout earned "
-            "beyond the others of its question"
+            f"rollout.group_size: {rollout.group_size} must be at least 2 to train by: an advantage is what a rollout "
+            "earned beyond the others of its question"
+        )
+    if rollout.temperature == 0 and (greedy_code or not rollout.adaptive):
+        raise ValueError(
+            "rollout.temperature: 0 draws the same rollout for a whole group, whose advantages are all 0: raise it"
+        )
+    if rl.greedy_tokens == "soft" and (greedy_code or rollout.temperature == 0):
+        key = "code_temperature" if greedy_code else "temperature"
+        raise ValueError(
+            f"rollout.{key}: 0, but rl.greedy_tokens is 'soft', the gradient of tokens drawn at a temperature "
+            f"above 0: raise rollout.{key}, or say rl.greedy_tokens raw, exclude or is_pi"
         )
 
 
