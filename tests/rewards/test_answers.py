@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rewards.mutations import mutated
-from thyme.rewards import RuleJudge, formulas, result
+from thyme.rewards import RuleJudge, formulas, judged, result
 from thyme.rewards.answers import matches, refuses
 from thyme.rewards.refusals import is_refusal
 from thyme.rewards.spelling import normal
@@ -125,3 +125,11 @@ def test_mutated_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mutated_pairs_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formulas, "is_available", lambda: False)
     check_mutations(100_000, seed=2)
+
+
+@pytest.mark.soak
+def test_mutated_pairs_with_the_library() -> None:
+    """No pair raises, and a pair that math-verify would not finish costs its limits and no more."""
+    pytest.importorskip("math_verify", reason="math-verify (extra `eval`) decides formulas")
+    errors = [error for pair in mutated(ROWS, 5_000, seed=3) if (error := judged(*pair)[1]) is not None]
+    assert all(error.startswith("result: FormulaError: ") for error in errors) and len(errors) < 50, errors

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thyme.rewards import Reward, RuleJudge, consistency, score
+from thyme.rewards import Reward, RuleJudge, consistency, score, scored
 from thyme.rollout.prompts import extract_answer
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.toy.scenarios import SCENARIOS, demonstration, questions
@@ -123,3 +123,14 @@ def test_a_part_that_raises_costs_itself_and_not_the_step() -> None:
     assert (reward.total, reward.result, reward.consistency, reward.formatting) == (0.5, 0.0, 0.0, 1.0)
     assert reward.error == "result: OSError: the judge is away"
     assert score(_rollout(question, right), JUDGE).error is None
+
+
+def test_a_reward_function_that_raises_costs_its_rollout_and_not_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    rollout = _rollout(questions(0, 1, {"direct": 1.0})[0], "")
+    reward = scored(rollout, lambda _: Reward(**{"total": 1 / 0}))
+    assert reward == Reward(
+        total=0.0, result=0.0, consistency=0.0, formatting=0.0, error="score: ZeroDivisionError: division by zero"
+    )
+    assert "rollout 0: score: ZeroDivisionError" in caplog.text
+    given = Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0)
+    assert scored(rollout, lambda _: given) is given

@@ -2,7 +2,7 @@
 
 from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge, RuleJudge
-from thyme.rewards.reward import Reward, score
+from thyme.rewards.reward import Reward, score, scored
 from thyme.rewards.rules import combine, formatting, guarded, judged, result
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "judged",
     "result",
     "score",
+    "scored",
 ]

@@ -9,35 +9,26 @@ still be right, and is for a judge to decide; a refusal never is.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from thyme.rewards import formulas
+from thyme.rewards.lists import same_list
 from thyme.rewards.moments import moment
 from thyme.rewards.numerals import ordinal
 from thyme.rewards.options import Choice, asks_for_an_order, choice, listed, named_by_text
 from thyme.rewards.quantities import quantity, same, without_unit
 from thyme.rewards.refusals import is_refusal
 from thyme.rewards.spelling import folded, normal, normal_question
+from thyme.rewards.yes_no import said_word, yes_or_no
 
 MAX_CHARACTERS = 1_000
-"""Longer texts, and lists of more than `MAX_ITEMS` items, are compared as texts."""
-MAX_ITEMS = 32
+"""Longer texts are compared as texts."""
 
-_YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
-_ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
-_CHINESE_YES = {"是": "yes", "是的": "yes", "对": "yes", "对的": "yes", "正确": "yes", "有": "yes"}
-_CHINESE_NO = {"否": "no", "不是": "no", "不对": "no", "不": "no", "错": "no", "错误": "no", "没有": "no"}
-_CHINESE = _CHINESE_YES | _CHINESE_NO
-_STATEMENT = re.compile(
-    r" (?:there|it|they|he|she|this|that|these|those|i|we|you|the|its|it's|there's|because|since|as|is|are|was|were)\b"
-)
 _RANGE = re.compile(r"(?:from |between )?(.+?)\s*(?:(?<=[\w%°)])-(?=[\s\d$€£.])|\bto\b|(?<=^between )\band\b|~)\s*(.+)")
 _BETWEEN = re.compile(r"between (.+?) and (.+)")
-_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
-_NAMED_LIST = re.compile(r"^(?:\"?[A-Za-z_][\w ]{0,15}\"?\s*[=:]\s*|[A-Z]'?\s*)(?=[(\[{])")
-_LABEL = re.compile(r"^\"?([A-Za-z]\w{0,11})\"?\s*[=:]\s*(?=\S)(.+)$", re.DOTALL)
 _SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
+_FALSEHOOD = re.compile(r"^[\d\s.]+=[\d\s.]+$")
+"""An equation of two numbers that was not shortened to its right side: they differ."""
 _NOT_MATHEMATICS = re.compile(r"[:?\"#@~$€£¥]|&(?![^\\]*\\)")
 
 
@@ -121,33 +112,17 @@ def _equivalent(answer: str, reference: str) -> bool:
         return False
     if left == right:
         return True
-    if right in _YES or right in _CHINESE:
-        return _says(left) == _CHINESE.get(right, right)
+    if (word := yes_or_no(right)) is not None:
+        return said_word(left) == word
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return False
     answer, reference = _sides(answer, reference)
-    for rule in (_same_scalar, _same_range, _same_list):
+    for rule in (_same_scalar, _same_range):
         if (verdict := rule(answer, reference)) is not None:
             return verdict
+    if (verdict := same_list(answer, reference, _equivalent)) is not None:
+        return verdict
     return folded(answer) == folded(reference) or _same_formula(answer, reference)
-
-
-def _says(text: str) -> str | None:
-    """The word of "yes" and "no", "true" and "false", that a sentence says; None if it says neither or both.
-
-    "yes, there is no dog" says yes; a noun after the word makes it another: "no image" does not say no.
-    """
-    if match := re.match(r"([\u4e00-\u9fff]{1,2})(?=[,.;!\s]|$)", text):
-        return _CHINESE.get(match[1])
-    match = re.match(r"([a-z]+)\b(?!\. ?\d)( ?[,.;:!-]|$)?", text)  # "No. 5" is a number
-    word = None if match is None else _ALSO.get(match[1], match[1])
-    if match is None or word not in _YES:
-        return None
-    rest = text[match.end() :]
-    if match[2] is not None:
-        return None if rest.strip() == _YES[word] else word
-    is_statement = _STATEMENT.match(rest) is not None and re.search(rf"\b{_YES[word]}\b", rest) is None
-    return word if is_statement else None
 
 
 def _sides(answer: str, reference: str) -> tuple[str, str]:
@@ -161,8 +136,10 @@ def _sides(answer: str, reference: str) -> tuple[str, str]:
 
 
 def _right_side(text: str) -> str:
-    match = re.fullmatch(r"(?:[^=<>!\u2264\u2265,;]*=)+([^=,;]+)", text)
-    return text if match is None else match[1].strip()
+    match = re.fullmatch(r"((?:[^=<>!\u2264\u2265,;]*=)+)([^=,;]+)", text)
+    if match is None or _same_scalar(match[1].rstrip("= "), match[2]) is False:  # "5 = 6" says nothing
+        return text
+    return match[2].strip()
 
 
 def _same_scalar(answer: str, reference: str) -> bool | None:
@@ -199,109 +176,6 @@ def _ends(text: str) -> tuple[str, str] | None:
     return low, high
 
 
-@dataclass(frozen=True, slots=True)
-class _List:
-    """A text taken apart at its commas."""
-
-    items: tuple[str, ...]
-    brackets: str
-    """The opening and the closing one, "" for none."""
-    is_set: bool
-    """Whether the order means nothing: braces, or "and" and "or" between the items."""
-
-
-def _same_list(answer: str, reference: str) -> bool | None:
-    """The verdict on two lists: boxes, points, labelled values, enumerations; None if mathematics has to decide."""
-    given, wanted = _list(answer), _list(reference)
-    if given is None or wanted is None:
-        return None
-    labels, wanted_labels = _labelled(given.items), _labelled(wanted.items)
-    if labels and wanted_labels:
-        if labels.keys() != wanted_labels.keys():
-            return None
-        return all(_equivalent(labels[name], value) for name, value in wanted_labels.items())
-    mine, theirs = list(labels.values()) or given.items, list(wanted_labels.values()) or wanted.items
-    if len(mine) != len(theirs):
-        return False
-    kinds = {given.brackets, wanted.brackets}
-    # Two numbers in brackets may be a point or an interval; three and more are a list, however they are set.
-    if len(mine) == 2 and len(kinds) == 2 and kinds != {"", "()"} and "{}" not in kinds:
-        return None
-    if all(map(_equivalent, mine, theirs)):
-        return True
-    if (given.is_set or wanted.is_set) and not kinds.intersection({"()", "[]"}):
-        return _same_members(mine, theirs)
-    plain = all(quantity(item) for item in (*mine, *theirs))
-    return False if plain else None
-
-
-def _list(text: str) -> _List | None:
-    text = text.strip().rstrip(".;").replace("\\{", "{").replace("\\}", "}")
-    if text.startswith("{") and re.match(r"\{\s*\"", text):
-        text = text.strip("{}")  # {"x1": 10, ...} or {"box": [...]}
-    text = _NAMED_LIST.sub("", text)
-    brackets = ""
-    if text[:1] in _BRACKETS and text[-1:] in _BRACKETS.values() and _encloses(text):
-        brackets, text = text[0] + text[-1], text[1:-1].strip()
-    parts, joined = _parts(text)
-    if len(parts) > 1 and all(part[:1] in "([" and part[-1:] in ")]" for part in parts if part):
-        parts = [inner for part in parts for inner in _parts(part[1:-1])[0]]  # (1, 2), (3, 4)
-    elif (
-        len(parts) == 1
-        and re.fullmatch(r"(?:-?\d+(?:\.\d+)?\s+){1,}-?\d+(?:\.\d+)?", text)
-        and (brackets or " " in text)
-    ):
-        parts = text.split()
-    if not 2 <= len(parts) <= MAX_ITEMS or not all(parts):
-        return None
-    return _List(tuple(parts), brackets, joined or brackets == "{}")
-
-
-def _encloses(text: str) -> bool:
-    """Whether the first bracket is closed by the last one."""
-    depth = 0
-    for index, character in enumerate(text):
-        depth += 1 if character in "([{" else -1 if character in ")]}" else 0
-        if depth == 0 and index < len(text) - 1:
-            return text[0] == "<"
-    return True
-
-
-def _parts(text: str) -> tuple[list[str], bool]:
-    """A text cut at its commas, and at "and" and "or", outside of brackets; whether it was cut at one of the words."""
-    parts, start, depth, joined = [], 0, 0, False
-    for mark in re.finditer(r"[()\[\]{}]|[,;](?!\d{3}(?!\d))|(?<=\d),(?=\d{3},)|\s(?:and|or)\s|\s*[和与及]\s*", text):
-        if mark[0] in "([{":
-            depth += 1
-        elif mark[0] in ")]}":
-            depth -= 1
-        elif depth == 0:
-            joined |= mark[0][0] not in ",;"
-            parts.append(text[start : mark.start()].strip())
-            start = mark.end()
-    parts.append(text[start:].strip())
-    if len(parts) > 2 and not parts[-2]:  # "red, blue, and green"
-        del parts[-2]
-    return parts, joined
-
-
-def _labelled(items: Sequence[str]) -> dict[str, str]:
-    """Values by label of "x = 3, y = 4"; nothing unless each has a label of its own."""
-    found = [_LABEL.match(item) for item in items]
-    labels = {match[1].casefold(): match[2] for match in found if match is not None}
-    return labels if len(labels) == len(items) else {}
-
-
-def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
-    left = list(mine)
-    for wanted in theirs:
-        index = next((i for i, item in enumerate(left) if _equivalent(item, wanted)), None)
-        if index is None:
-            return False
-        del left[index]
-    return not left
-
-
 def _same_formula(answer: str, reference: str) -> bool:
     """Whether two formulas are equal: as written, or by math-verify if it is installed."""
     if not (_is_mathematics(answer) and _is_mathematics(reference)):
@@ -313,6 +187,8 @@ def _same_formula(answer: str, reference: str) -> bool:
         return False
     if _squeezed(mine) == _squeezed(theirs):
         return True
+    if "=" not in theirs and _FALSEHOOD.match(mine):
+        return False
     return formulas.is_available() and formulas.equal(mine, theirs)
 
 

@@ -6,6 +6,7 @@ time or memory than allowed cannot be talked out of it: the kernel ends the proc
 
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -21,6 +22,8 @@ def main(cpu_s: float, memory_bytes: int) -> None:
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig  # type: ignore[import-untyped,import-not-found]
     from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped,import-not-found]
 
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not be taken for a verdict
     logging.disable(logging.CRITICAL)  # it warns that its own time limit is off: ours is the kernel's
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     # What it may take for units or slips is off: a formula is what is written.
@@ -33,7 +36,7 @@ def main(cpu_s: float, memory_bytes: int) -> None:
         return parse(f"${formula}$", config, fallback_mode="no_fallback", parsing_timeout=0)
 
     verify(read("x^2"), read("x^2"), timeout_seconds=0)  # what is imported late is imported now
-    print("ready", flush=True)
+    print("ready", file=out, flush=True)
     for line in sys.stdin:
         formula, reference = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
@@ -45,7 +48,7 @@ def main(cpu_s: float, memory_bytes: int) -> None:
         except Exception as error:
             verdict = f"{type(error).__name__}: {error}"[:200]
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(verdict), flush=True)
+        print(json.dumps(verdict), file=out, flush=True)
 
 
 if __name__ == "__main__":

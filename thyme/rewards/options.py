@@ -21,7 +21,9 @@ _INSTRUCTION = re.compile(
     re.I,
 )
 _ORDER = re.compile(
-    r"\b(?:orders?|sequence|sort|rank|arrange|ascending|descending|chronological\w*)\b|顺序|排序|排列", re.I
+    r"\bin (?:the )?(?:\w+ )?order\b(?! to\b)|\border (?:of|the|them|these)\b|\b(?:sequence|sort|rank|arrange|ascending"
+    r"|descending|chronological\w*)\b|顺序|排序|排列",
+    re.I,
 )
 
 _BARE = re.compile(r"^[(\[{]?([A-Za-z])[)\]}]?[.:!,;]*$")
@@ -54,7 +56,7 @@ def listed(question: str) -> Mapping[str, str]:
     """
     for pattern in (_MARK, _LOWER_MARK, _LINE_MARK):
         marks = [(mark, next(filter(None, mark.groups())).upper()) for mark in pattern.finditer(question)]
-        own_line = [pair for pair in marks if not question[: pair[0].start()].rpartition("\n")[2].strip(" *-\t")]
+        own_line = [pair for pair in marks if _begins_its_line(question, pair[0].start())]
         if {"A", "B"} <= {letter for _, letter in own_line}:
             marks = own_line
         chosen: list[re.Match[str]] = []
@@ -66,6 +68,11 @@ def listed(question: str) -> Mapping[str, str]:
             ends = [mark.start() for mark in chosen[1:]] + [len(question)]
             return {chr(ord("A") + i): _text(question[m.end() : ends[i]]) for i, m in enumerate(chosen)}
     return {}
+
+
+def _begins_its_line(text: str, place: int) -> bool:
+    line = text.rfind("\n", 0, place) + 1
+    return place - line < 8 and not text[line:place].strip(" *-\t")
 
 
 def asks_for_an_order(question: str) -> bool:

@@ -59,8 +59,10 @@ _REFUSALS = (
     r"没有(?:提供|给出|看到)?(?:任何)?(?:图片|图像|照片|信息)|(?:图片|图像|照片)(?:缺失|不存在|未提供|没有提供)",
 )
 _REFUSAL = re.compile("|".join(_REFUSALS))
+_WORD_BEFORE = re.compile(r"^(?:yes|no) ?[,.;:!-] ?(?=.)")
 
 
 def is_refusal(text: str) -> bool:
     """Whether a normal text (`thyme.rewards.spelling`) declines to answer, says that it cannot know, or hedges."""
-    return _REFUSAL.search(folded(text[:MAX_CHARACTERS]).replace(",", ", ")) is not None
+    text = folded(text[:MAX_CHARACTERS]).replace(",", ", ")
+    return any(_REFUSAL.search(said) for said in (text, _WORD_BEFORE.sub("", text).strip()))

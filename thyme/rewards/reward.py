@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge
 from thyme.rewards.rules import combine, formatting, guarded, judged
 from thyme.rollout.types import Rollout, RolloutStatus
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,9 @@ class Reward:
     """What the parts raised, if one did: "result: ValueError: ..."; a part that raised is 0."""
 
 
+NOTHING = Reward(total=0.0, result=0.0, consistency=0.0, formatting=0.0)
+
+
 def score(rollout: Rollout, judge: Judge) -> Reward:
     """The reward of one rollout. A rollout that wrote a sandbox tag itself earns nothing for its format.
 
@@ -34,9 +41,9 @@ def score(rollout: Rollout, judge: Judge) -> Reward:
     agrees, neat = 0.0, 0.0
     wrong_consistency = wrong_format = None
     if right:
-        agrees, wrong_consistency = guarded("consistency", lambda: consistency(rollout.text, judge))
+        agrees, wrong_consistency = guarded("consistency", lambda: consistency(rollout.text, judge), 0.0)
     if rollout.status is not RolloutStatus.FORGED:
-        neat, wrong_format = guarded("formatting", lambda: formatting(rollout.text))
+        neat, wrong_format = guarded("formatting", lambda: formatting(rollout.text), 0.0)
     errors = [error for error in (wrong_result, wrong_consistency, wrong_format) if error is not None]
     return Reward(
         total=combine(right, agrees, neat),
@@ -45,3 +52,13 @@ def score(rollout: Rollout, judge: Judge) -> Reward:
         formatting=neat,
         error="; ".join(errors) or None,
     )
+
+
+def scored(rollout: Rollout, score: Callable[[Rollout], Reward]) -> Reward:
+    """What a reward function gives; 0, with what it raised in `error` and in the log, if it raises."""
+    reward, error = guarded("score", lambda: score(rollout), NOTHING)
+    if error is not None:
+        reward = replace(reward, error=error)
+    if reward.error is not None:
+        _log.warning("question %r, rollout %d: %s", rollout.question.id, rollout.index, reward.error)
+    return reward

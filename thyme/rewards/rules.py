@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 from thyme.rewards.answers import matches, refuses
 from thyme.rewards.judge import Judge
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -47,18 +50,19 @@ def result(answer: str | None, solution: str, question: str, judge: Judge | None
 
 def judged(answer: str | None, solution: str, question: str, judge: Judge | None = None) -> tuple[float, str | None]:
     """`result`, and what it raised: "result: OSError: ..." (`guarded`)."""
-    return guarded("result", lambda: _is_right(answer, solution, question, judge))
+    return guarded("result", lambda: float(_is_right(answer, solution, question, judge)), 0.0)
 
 
-def guarded(part: str, compute: Callable[[], float]) -> tuple[float, str | None]:
-    """A part of a reward, or 0.0 and "part: type: message" if it raises.
+def guarded(part: str, compute: Callable[[], T], otherwise: T) -> tuple[T, str | None]:
+    """What `compute` gives, or `otherwise` and "part: type: message" if it raises.
 
-    Every part is computed through this: one rollout must not cost the step that all the others were sampled for.
+    Every part of a reward is computed through this: one rollout must not cost the step that all the others were sampled
+    for.
     """
     try:
-        return float(compute()), None
+        return compute(), None
     except Exception as error:
-        return 0.0, f"{part}: {type(error).__name__}: {error}"
+        return otherwise, f"{part}: {type(error).__name__}: {error}"
 
 
 def _is_right(answer: str | None, solution: str, question: str, judge: Judge | None) -> bool:

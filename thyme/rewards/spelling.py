@@ -46,7 +46,7 @@ _LATEX_SPACE = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?
 _TILDE = re.compile(r"(?<!\d)~|~(?!\d)")
 _DOLLARS = re.compile(r"^(\$\$?)(.+?)\1[.]?$", re.DOTALL)
 _QUOTES = "\"'`"
-_MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*>]\s+|^-\s+(?=[(\[]?[A-Z]\b)|`+")
+_MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*]\s+|^>\s+(?=[^\W\d])|^-\s+(?=[(\[]?[A-Z]\b)|`+")
 
 _NOUN = r"(?:(?:correct|final|right|best|most likely|only|true)\s+)*(?:answer|option|choice|result|conclusion)"
 _PREAMBLE = re.compile(
@@ -68,7 +68,7 @@ _FAR_PREAMBLE = re.compile(
 )
 _DENIAL = re.compile(r"\b(?:not|never|no|if|whether|unless|either|neither|wrong|incorrect)\b|n't\b", re.I)
 _CHINESE_PREAMBLE = re.compile(
-    r"^(?:因此|所以|故|综上)?[,\s]*(?:我(?:认为|觉得|选择?)|应该?是)?[,\s]*"
+    r"^(?:因此|所以|故|综上)?[,\s]{0,3}(?:我(?:认为|觉得|选择?)|应该?是)?[,\s]{0,3}"
     r"(?:(?:最终|正确)?的?(?:答案|选项|结果)(?:应该?)?\s*(?:是|为|:|(?=[(\[]?[A-Z]))\s*:?\s*"
     r"|应?[选選][择擇项項]?\s*:?\s*(?=[(\[]?[A-Z])|应该?是\s*)"
 )

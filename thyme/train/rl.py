@@ -20,7 +20,7 @@ from thyme.data.streams import Stream
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
-from thyme.rewards import Reward
+from thyme.rewards import Reward, scored
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout, TokenKind
@@ -53,7 +53,7 @@ def train_rl(
         model: the engine's own; as it comes in it is the KL term's reference, so a resumed run gets the first one's.
         loop: its config says group size, temperatures and limits.
         questions: the stream; `thyme.data.streams.endless` makes one of a finite data set.
-        score: the reward of one rollout.
+        score: the reward of one rollout; what it raises is 0, logged and counted as reward/errors.
         seed: of the rollouts' sampling.
         options: see `thyme.train.stage.StageOptions`; with a run_dir the rollouts are recorded too.
 
@@ -81,7 +81,7 @@ def train_rl(
                 sampled = rollout_metrics(
                     groups, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
                 )
-                rewards = [[score(rollout) for rollout in group] for group in groups]
+                rewards = [[scored(rollout, score) for rollout in group] for group in groups]
                 laps.end("reward")
                 totals = torch.tensor([[reward.total for reward in group] for group in rewards])
                 samples = policy_samples(processor, groups, totals, config)

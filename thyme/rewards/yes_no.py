@@ -1,0 +1,38 @@
+"""Yes or no: which of the two an answer says."""
+
+from __future__ import annotations
+
+import re
+
+_YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_UNSAID = ("maybe not", "perhaps not", "or not", "not", "not really", "maybe")
+_ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
+_CHINESE_YES = {"是": "yes", "是的": "yes", "对": "yes", "对的": "yes", "正确": "yes", "有": "yes"}
+_CHINESE_NO = {"否": "no", "不是": "no", "不对": "no", "不": "no", "错": "no", "错误": "no", "没有": "no"}
+_CHINESE = _CHINESE_YES | _CHINESE_NO
+_STATEMENT = re.compile(
+    r" (?:there|it|they|he|she|this|that|these|those|i|we|you|the|its|it's|there's|because|since|as|is|are|was|were)\b"
+)
+
+
+def yes_or_no(reference: str) -> str | None:
+    """The word that a folded reference is: "yes", "no", "true" or "false"; None if it is another."""
+    return reference if reference in _YES else _CHINESE.get(reference)
+
+
+def said_word(text: str) -> str | None:
+    """The word of "yes" and "no", "true" and "false", that a sentence says; None if it says neither or both.
+
+    "yes, there is no dog" says yes; a noun after the word makes it another: "no image" does not say no.
+    """
+    if match := re.match(r"([\u4e00-\u9fff]{1,2})(?=[,.;!\s]|$)", text):
+        return _CHINESE.get(match[1])
+    match = re.match(r"([a-z]+)\b(?!\. ?\d)( ?[,.;:!-]|$)?", text)  # "No. 5" is a number
+    word = None if match is None else _ALSO.get(match[1], match[1])
+    if match is None or word not in _YES:
+        return None
+    rest = text[match.end() :]
+    if match[2] is not None:
+        return None if rest.strip() in (_YES[word], *_UNSAID) else word
+    is_statement = _STATEMENT.match(rest) is not None and re.search(rf"\b{_YES[word]}\b", rest) is None
+    return word if is_statement else None
