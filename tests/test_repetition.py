@@ -579,8 +579,9 @@ def stopped(texts: Sequence[rates.Text]) -> list[tuple[str, RepetitionHit, str]]
     return [(kind, hit, text[:200]) for (kind, text), hit in zip(texts, found, strict=True) if hit is not None]
 
 
-def test_no_honest_text_is_stopped() -> None:
-    assert stopped(list(rates.ordinary())) == []
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_no_honest_text_is_stopped(every: int) -> None:
+    assert stopped(list(rates.ordinary(every))) == []
 
 
 def test_no_published_trace_is_stopped() -> None:
