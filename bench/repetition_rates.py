@@ -78,6 +78,9 @@ class QwenLike:
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
+    def batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids for found in self._tokenizer.encode_batch(list(texts))]
+
     def pieces(self, text: str) -> list[str]:
         return [self._bytes(token).decode(errors="replace") for token in self(text)]
 
@@ -100,19 +103,37 @@ def qwen_like() -> QwenLike:
 # ---- honest texts ------------------------------------------------------------------------------------------
 
 
-def ordinary() -> Iterator[Text]:
-    """Texts in which nothing is degenerate, however often they repeat what they describe."""
-    yield from _written()
-    for seed in range(4):
+def ordinary(every: int = 1) -> Iterator[Text]:
+    """Texts in which nothing is degenerate, however often they repeat what they describe; the same on any machine.
+
+    `every`: one written text in so many, and of the drawn ones too, with texts of every kind.
+    """
+    yield from itertools.islice(_written(), 0, None, every)
+    for seed in range(0, 4, every):
         rng = random.Random(seed)
         yield from _tables(rng)
         yield from _forms(rng)
         yield from _records(rng)
         yield from _code(rng)
         yield from _dumps(rng)
-    for n in (3, 5, 8, 10, 13, 16, 20, 24, 28):
+        yield from _progress(rng)
+        yield from _listed(rng)
+    for n in (28, 3, 16, 10, 24, 5, 13, 8, 20)[::every]:
         yield from _matrices(n)
     yield from _verses()
+
+
+def installed() -> Iterator[Text]:
+    """The licences of what is installed here."""
+    seen = set()
+    for distribution in sorted(distributions(), key=lambda found: found.metadata["Name"] or ""):
+        for file in distribution.files or ():
+            if "LICENSE" in file.name.upper() or file.name.upper().startswith("COPYING"):
+                path = Path(str(distribution.locate_file(file)))
+                text = path.read_text(errors="replace")[:20_000] if path.is_file() else ""
+                if text and text not in seen:
+                    seen.add(text)
+                    yield Text("prose: licences", text)
 
 
 def published_traces() -> Iterator[Text]:
@@ -138,15 +159,6 @@ def _written() -> Iterator[Text]:
         text = (ROOT / name).read_text()
         for start in range(0, len(text), 12_000):
             yield Text("prose: Markdown", text[start : start + 12_000])
-    seen = set()
-    for distribution in sorted(distributions(), key=lambda found: found.metadata["Name"] or ""):
-        for file in distribution.files or ():
-            if "LICENSE" in file.name.upper() or file.name.upper().startswith("COPYING"):
-                path = Path(str(distribution.locate_file(file)))
-                text = path.read_text(errors="replace")[:20_000] if path.is_file() else ""
-                if text and text not in seen:
-                    seen.add(text)
-                    yield Text("prose: licences", text)
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-p]*.py")):
         yield Text("code: Python", path.read_text(encoding="utf-8", errors="replace")[:12_000])
 
@@ -361,7 +373,119 @@ def _dumps(rng: random.Random) -> Iterator[Text]:
     yield Text("letters", "\n".join(" ".join(letters[i : i + 12]) for i in range(0, len(letters), 12)))
 
 
+def _progress(rng: random.Random) -> Iterator[Text]:
+    """Step after step, each of which finds something out."""
+    n = rng.randint(12, 28)
+    values = [rng.randint(1, 99) for _ in range(n)]
+    sums = list(itertools.accumulate(values, initial=0))
+    first, second = rng.sample(_NAMES, n), rng.sample(_NAMES, n)
+    steps = [(i + 1, values[i], sums[i], sums[i + 1], first[i], second[i]) for i in range(n)]
+    for kind, line in (
+        ("arithmetic", "Step {i}: {total} + {value} = {after}.\n"),
+        ("arithmetic", "Step {i}: Add {value} to the running total of {total}, which gives {after}.\n\n"),
+        ("arithmetic", "In row {i}, the value is {value}, so the sum so far is {after}. "),
+        ("arithmetic", "{i}. ${total} + {value} = {after}$\n"),
+        ("arithmetic", "\u7b2c{i}\u6b65\uff1a{total}\u52a0\u4e0a{value}\u7b49\u4e8e{after}\u3002\n"),
+        ("counting things", "{i}. A {name} at the left of the {other}, at about ({value}, {after}).\n"),
+        ("counting things", "The next one is the {name} beside the {other}, which makes {i} so far. "),
+        ("counting things", "- Item {i}: {name} ({other}), seen.\n"),
+        ("reading", 'Line {i} of the sign reads "{name} {other}". '),
+        ("reading", "In the picture number {i}, the {name} is to the left of the {other}.\n"),
+        ("reading", "The {name} is next to the {other}, and the {other} is not what the question asks for. "),
+        ("reading", "Is it the {name}? No, the {name} {why}. Is it the {other}? No, it {because}. "),
+        ("answers to a list of questions", "{i}. \\boxed{{{letter}}}\n"),
+        ("answers to a list of questions", "Question {i}: the answer is {letter}, because of the {name}.\n"),
+        ("answers to a list of questions", "{i}. {letter}\n"),
+    ):
+        text = "".join(
+            line.format(
+                i=i,
+                value=value,
+                total=total,
+                after=after,
+                name=name,
+                other=other,
+                letter=rng.choice("ABCD"),
+                **{k: rng.choice(_REASONS) for k in ("why", "because")},
+            )
+            for i, value, total, after, name, other in steps
+        )
+        yield Text(f"steps: {kind}", text)
+    number = rng.randint(10**5, 10**6)
+    yield Text(
+        "steps: division",
+        "".join(f"{number >> i} / 2 = {number >> i + 1}, rest {number >> i & 1}. " for i in range(18)),
+    )
+    letters = "".join(rng.choice(string.ascii_lowercase) for _ in range(n))
+    yield Text(
+        "steps: spelling", "".join(f"The letter number {i + 1} is '{letter}'. " for i, letter in enumerate(letters))
+    )
+    yield Text(
+        "steps: spelling", "".join(f"{letter} is not r. " if letter != "r" else "r is one. " for letter in letters)
+    )
+
+
+def _listed(rng: random.Random) -> Iterator[Text]:
+    """Lists and forms of speech in which lines resemble each other."""
+    n = rng.randint(15, 60)
+    bases = "".join(rng.choice("ACGT") for _ in range(60 * n))
+    yield Text("DNA", "".join(f"{bases[i : i + 60]}\n" for i in range(0, len(bases), 60)))
+    yield Text("DNA", f"The sequence is {bases[:600].lower()}.")
+    yield Text("DNA", "CAG" * rng.randint(10, 60) + bases[:120])
+    numbers = [rng.randint(0, 10**6) for _ in range(8 * n)]
+    yield Text("numbers", ", ".join(map(str, numbers)))
+    yield Text("numbers", "\n".join(f"{number / 1e6:.6f}" for number in numbers))
+    yield Text("numbers", "\n".join(f"{number:,}" for number in sorted(numbers)))
+    for line in (
+        "Saint {name}, pray for us.\n",
+        "From all {name} and {other}, good Lord, deliver us.\n",
+        "For the {name}, let us pray to the Lord. Lord, have mercy.\n",
+    ):
+        picks = [(rng.choice(_NAMES), rng.choice(_NAMES)) for _ in range(n)]
+        yield Text("litany", "".join(line.format(name=name, other=other) for name, other in picks))
+    answers = ("Strongly agree", "Agree", "Neutral", "Disagree", "Strongly disagree")
+    yield Text(
+        "survey", "".join(f"{i}. The {rng.choice(_NAMES)} was helpful. {' / '.join(answers)}\n" for i in range(1, n))
+    )
+    yield Text(
+        "survey", "".join(f"{rng.choice(_NAMES)},{rng.choice(answers)},{rng.choice(answers)}\n" for _ in range(n))
+    )
+    yield Text("survey", "".join(f'"{rng.choice(_NAMES)}","{rng.choice(answers)}","N/A"\n' for _ in range(n)))
+    names = rng.sample(_NAMES, 24)
+    for line in (
+        "The {0} is made of {1} and is found near the {2}.\n",
+        "Return the {0} of the {1}, or None where there is no {2}.\n",
+        "Fixed a bug in the {0} that made the {1} fail when the {2} was empty.\n",
+        "Der {0} steht neben dem {1}, und der {1} geh\u00f6rt zu {2}.\n",
+        "Le {0} se trouve \u00e0 c\u00f4t\u00e9 de {1}, et non pas dans {2}.\n",
+        "El {0} est\u00e1 al lado de {1}, pero no en {2}.\n",
+        "Na zdj\u0119ciu {0} stoi obok {1}, a {2} jest za drzwiami.\n",
+        "\u56fe\u7247\u4e2d\u7684{0}\u5728{1}\u7684\u5de6\u8fb9\uff0c\u800c{2}\u5728\u53f3\u8fb9\u3002\n",
+        "写真の{0}は{1}の隣にあり、{2}は見えません。\n",
+        "في الصورة {0} بجانب {1} وليس {2}.\n",
+    ):
+        yield Text("sentences of one form", "".join(line.format(*rng.sample(names, 3)) for _ in range(n)))
+    yield Text(
+        "subtitles", "".join(f"{i}\n00:00:{i:02},000 --> 00:00:{i + 1:02},000\n[music]\n\n" for i in range(1, n))
+    )
+    yield Text("playlist", "".join(f"{i}. {rng.choice(names)} - {rng.choice(names)} (3:{i:02})\n" for i in range(1, n)))
+    yield Text("dialogue", "".join(f'"{rng.choice(names)}?" he asked. "No," she said. ' for _ in range(n)))
+    yield Text("dialogue", "".join(f"A: Is it the {rng.choice(names)}?\nB: No, it is not.\n" for _ in range(n)))
+    yield Text(
+        "SQL",
+        "".join(
+            f"CREATE FUNCTION {name}_{i}({name}, {name})\nRETURNS bool\nAS 'MODULE_PATHNAME'\nLANGUAGE C STRICT;\n\n"
+            for i, name in enumerate(names)
+        ),
+    )
+    yield Text(
+        "SQL",
+        "".join(f"ALTER TABLE {name} ADD COLUMN {rng.choice(names)} INTEGER NOT NULL DEFAULT 0;\n" for name in names),
+    )
+
+
 def _verses() -> Iterator[Text]:
+    # No song that counts in digits, such as "99 bottles": that is a loop with a counter, and stopped as one.
     numbers = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten"]
     bottles = ""
     for i in range(10, 0, -1):
@@ -372,10 +496,19 @@ def _verses() -> Iterator[Text]:
         )
     yield Text("poem with a refrain", bottles)
     gifts = (
-        "a partridge in a pear tree", "two turtle doves", "three French hens", "four calling birds", "five gold rings",
-        "six geese a-laying", "seven swans a-swimming", "eight maids a-milking", "nine ladies dancing",
-        "ten lords a-leaping", "eleven pipers piping", "twelve drummers drumming",
-    )  # fmt: skip
+        "a partridge in a pear tree",
+        "two turtle doves",
+        "three French hens",
+        "four calling birds",
+        "five gold rings",
+        "six geese a-laying",
+        "seven swans a-swimming",
+        "eight maids a-milking",
+        "nine ladies dancing",
+        "ten lords a-leaping",
+        "eleven pipers piping",
+        "twelve drummers drumming",
+    )
     days = _words("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
     yield Text(
         "poem with a refrain",
@@ -385,18 +518,35 @@ def _verses() -> Iterator[Text]:
         ),
     )
     built = [
-        "the house that Jack built", "the malt that lay in", "the rat that ate", "the cat that killed",
-        "the dog that worried", "the cow with the crumpled horn that tossed", "the maiden all forlorn that milked",
-        "the man all tattered and torn that kissed", "the priest all shaven and shorn that married",
-        "the cock that crowed in the morn that woke", "the farmer sowing his corn that kept",
-    ]  # fmt: skip
+        "the house that Jack built",
+        "the malt that lay in",
+        "the rat that ate",
+        "the cat that killed",
+        "the dog that worried",
+        "the cow with the crumpled horn that tossed",
+        "the maiden all forlorn that milked",
+        "the man all tattered and torn that kissed",
+        "the priest all shaven and shorn that married",
+        "the cock that crowed in the morn that woke",
+        "the farmer sowing his corn that kept",
+    ]
     yield Text("poem with a refrain", "".join(f"This is {' '.join(reversed(built[: i + 1]))}.\n\n" for i in range(11)))
+    monkeys = (
+        f"{number} little monkeys jumping on the bed,\nOne fell off and bumped his head.\nMama called the doctor and "
+        "the doctor said,\nNo more monkeys jumping on the bed!\n\n"
+        for number in numbers[5:0:-1]
+    )
+    yield Text("poem with a refrain", "".join(monkeys))
     boat = "Row, row, row your boat,\nGently down the stream.\n"
     yield Text("poem with a refrain", f"{boat}Merrily, merrily, merrily, merrily,\nLife is but a dream.\n\n" * 2)
     wheels = [
-        ("wheels", "go round and round"), ("wipers", "go swish, swish, swish"), ("horn", "goes beep, beep, beep"),
-        ("driver", "says move on back"), ("people", "go up and down"), ("babies", "cry wah, wah, wah"),
-    ]  # fmt: skip
+        ("wheels", "go round and round"),
+        ("wipers", "go swish, swish, swish"),
+        ("horn", "goes beep, beep, beep"),
+        ("driver", "says move on back"),
+        ("people", "go up and down"),
+        ("babies", "cry wah, wah, wah"),
+    ]
     yield Text(
         "poem with a refrain",
         "".join(
@@ -407,9 +557,11 @@ def _verses() -> Iterator[Text]:
     )
     chorus = "Blow the man down, bullies, blow the man down!\nWay, hey, blow the man down!\n"
     lines = (
-        "Come all ye young fellows that follow the sea", "I'll sing you a song of the life on the wave",
-        "As I was out walking down Paradise Street", "A pretty young maiden I chanced for to meet",
-    )  # fmt: skip
+        "Come all ye young fellows that follow the sea",
+        "I'll sing you a song of the life on the wave",
+        "As I was out walking down Paradise Street",
+        "A pretty young maiden I chanced for to meet",
+    )
     yield Text(
         "poem with a refrain",
         "".join(f"{line},\n{chorus}And please pay attention and listen to me,\n{chorus}\n" for line in lines),
@@ -427,6 +579,7 @@ _NAMES = _words(
     "alpha beta gamma delta Maria Thomas Ahmed Yuki Elena garden window bridge river station market valley engine "
     "orange purple silver marble copper lantern harbor meadow pencil saddle ticket violin walnut yellow zebra"
 )
+_REASONS = ("has the wrong color", "is too small", "stands behind the wall", "does not move", "was not asked for")
 _FIELDS = _words("Name Age Address Phone Email City Country Date Signature Comment Amount Total")
 
 
@@ -495,6 +648,21 @@ _PHRASES = {
         "3",
     ],
     "marks": ["!", "?", ".", "-", "=", "*", "_", "|", "\n", "!? ", ". ", "... ", "\U0001f600"],
+    "boxed": [
+        "The final answer is $\\boxed{5}$.\n\n",
+        "\\boxed{B}\n",
+        "\\boxed{5} ",
+        "**Final Answer**\n\\boxed{12}\n\n",
+        "Therefore, the answer is \\boxed{\\text{Paris}}. ",
+        "$$\\boxed{3.14}$$\n",
+    ],
+    "speech": [
+        'He said "yes" and she said "yes" and ',
+        '"The door is open," he said. ',
+        "\u201cNo,\u201d she said. ",
+        'The label reads "EXIT". ',
+        "It is a 'stop' sign. ",
+    ],
     "code comment": [
         "# Crop the image to the region of the sign\n",
         "    # Now we need to look at the result again\n",
@@ -502,6 +670,14 @@ _PHRASES = {
         "// the value is not used here\n",
         "# Load the image\n# Crop the image\n# Save the image\n",
     ],
+}
+
+_WITHIN = {
+    "within a box": "So the answer is $\\boxed{\\text{",
+    "within quotes": 'The sign on the wall reads "',
+    "within JSON": '{"question": 3, "answer": "',
+    "within a table": "| Name | Color | Note |\n|---|---|---|\n| car | red | ",
+    "within code": "```python\nimport cv2\nimage = cv2.imread(path)\nprint('",
 }
 
 _COUNTERS = {
@@ -539,10 +715,12 @@ def loops() -> Iterator[Loop]:
             # A run of one mark becomes few, long tokens.
             characters = _CHARACTERS * (5 if len(phrase) == 1 else 1)
             yield Loop(kind, opening, phrase, phrase * (characters // len(phrase)))
+    for (kind, begun), phrase in itertools.product(_WITHIN.items(), ("the red car, ", *_PHRASES["phrase"])):
+        yield Loop(kind, _OPENINGS[0] + begun, phrase, phrase * (_CHARACTERS // len(phrase)))
 
 
 def near_loops() -> Iterator[Loop]:
-    """Loops of which no two rounds are equal, each after every opening: at most one edit in seven tokens."""
+    """Loops of which no two rounds are equal, each after every opening: an edit in ten tokens at most, or a counter."""
     for kind, phrases in _COUNTERS.items():
         for phrase, opening in itertools.product(phrases, _OPENINGS):
             rng = random.Random(0)
@@ -551,6 +729,15 @@ def near_loops() -> Iterator[Loop]:
                 for i in range(2 * _CHARACTERS // len(phrase))
             ]
             yield Loop(kind, opening, rounds[0], "".join(rounds[1:]))
+    for share, opening in itertools.product((0.05, 0.1), _OPENINGS):
+        for words in (_words(opening)[:20], _words(_PHRASES["paragraph"][0])):
+            rng = random.Random(0)
+            rounds = [" ".join(words) + " "]
+            while sum(map(len, rounds)) < 2 * _CHARACTERS:
+                for site in rng.sample(range(len(words)), round(share * len(words))):
+                    words[site] = rng.choice(_NAMES)
+                rounds.append(" ".join(words) + " ")
+            yield Loop(f"{share:.0%} of words edited", opening, rounds[0], "".join(rounds[1:]))
 
 
 # ---- rates -------------------------------------------------------------------------------------------------
@@ -566,39 +753,54 @@ def hit(
     return detector.hit(slot)
 
 
-def tokens_to_catch(loop: Loop, config: RepetitionConfig | None = None) -> tuple[int, int] | None:
-    """Tokens from the start of the loop, and from where it first repeats, to the one that fires; None if none does."""
+def hits(
+    texts: Sequence[str], config: RepetitionConfig | None = None, *, with_vocabulary: bool = True
+) -> list[RepetitionHit | None]:
+    """What the detector says of each text."""
     tokenizer = qwen_like()
-    found = hit(tokenizer(loop.opening + loop.once + loop.again), config, tokenizer.classes)
-    if found is None:
-        return None
-    start, repeats = len(tokenizer(loop.opening)), len(tokenizer(loop.opening + loop.once))
-    return found.index + 1 - start, found.index + 1 - repeats
+    detector = RepetitionDetector(config or RepetitionConfig(), 1, tokenizer.classes if with_vocabulary else None)
+    slot, found = detector.open(), []
+    for tokens in tokenizer.batch(texts):
+        detector.restart(slot)
+        detector.push(np.full(len(tokens), slot, np.int32), np.array(tokens, np.int32))
+        found.append(detector.hit(slot))
+    return found
+
+
+def tokens_to_catch(loops: Sequence[Loop], config: RepetitionConfig | None = None) -> list[tuple[int, int] | None]:
+    """Tokens from the start of each loop, and from where it first repeats, to the one that fires; None if none does."""
+    starts = qwen_like().batch([loop.opening for loop in loops])
+    repeats = qwen_like().batch([loop.opening + loop.once for loop in loops])
+    found = hits([loop.opening + loop.once + loop.again for loop in loops], config)
+    return [
+        None if one is None else (one.index + 1 - len(start), one.index + 1 - len(repeat))
+        for one, start, repeat in zip(found, starts, repeats, strict=True)
+    ]
 
 
 def main() -> None:
     """Prints both rates."""
-    tokenizer = qwen_like()
-    with_classes, without = RepetitionConfig(), RepetitionConfig()
-    texts = [*ordinary(), *published_traces()]
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for kind, text in texts:
-        tokens = tokenizer(text)
-        row = counts[kind.split(":")[0]]
-        row[0] += 1
-        row[1] += len(tokens)
-        row[2] += hit(tokens, with_classes, tokenizer.classes) is not None
-        row[3] += hit(tokens, without) is not None
-    print(f"{'honest texts':34} {'texts':>6} {'tokens':>9} {'stopped':>8} {'without a vocabulary':>21}")
-    total = [sum(column) for column in zip(*counts.values(), strict=True)]
-    for kind, row in [*counts.items(), ("all", total)]:
-        print(f"{kind:34} {row[0]:6} {row[1]:9,} {row[2]:8} {row[3]:21}")
-    for title, found in (("loops", loops()), ("loops with edits", near_loops())):
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    total = counts["all"]
+    for corpus in ([*ordinary(), *published_traces()], list(installed())):
+        texts = [text for _, text in corpus]
+        lengths = map(len, qwen_like().batch(texts))
+        exact, all_rules = hits(texts, RepetitionConfig(near_tokens=0)), hits(texts)
+        unknown = hits(texts, with_vocabulary=False)
+        for (kind, _), length, one, other, third in zip(corpus, lengths, exact, all_rules, unknown, strict=True):
+            is_near = other is not None and other.rule == "near"
+            for row in (counts[kind.split(":")[0]], total):
+                for column, more in enumerate((1, length, one is not None, is_near, third is not None)):
+                    row[column] += more
+    print(f"{'honest texts':34} {'texts':>6} {'tokens':>9} {'exact':>6} {'near':>5} {'without a vocabulary':>21}")
+    for kind, row in [*((kind, row) for kind, row in counts.items() if kind != "all"), ("all", total)]:
+        print(f"{kind:34} {row[0]:6} {row[1]:9,} {row[2]:6} {row[3]:5} {row[4]:21}")
+    for title, found in (("loops", list(loops())), ("loops with edits", list(near_loops()))):
         print(f"\n{title:34} {'loops':>6} {'caught':>7}   tokens from the start, and from the first repeat")
         print(f"{'':49} {'mean':>6} {'worst':>6} {'mean':>6} {'worst':>6}")
         caught: dict[str, list[tuple[int, int] | None]] = defaultdict(list)
-        for loop in found:
-            caught[loop.kind].append(tokens_to_catch(loop))
+        for loop, delay in zip(found, tokens_to_catch(found), strict=True):
+            caught[loop.kind].append(delay)
         caught["all"] = [delay for delays in caught.values() for delay in delays]
         for kind, delays in caught.items():
             starts, repeats = np.array([delay for delay in delays if delay is not None] or [(0, 0)]).T

@@ -37,7 +37,7 @@
 namespace thyme {
 
 // What tokens are, as bits: thyme/repetition.py, TokenClass.
-enum TokenClass : uint8_t { kWord = 1, kNumber = 2, kMark = 4, kRow = 8, kBlank = 16 };
+enum TokenClass : uint8_t { kWord = 1, kNumber = 2, kMark = 4, kRow = 8, kBlank = 16, kAnswer = 32 };
 
 struct RepetitionLimits {
     uint32_t window;
@@ -54,6 +54,8 @@ struct RepetitionLimits {
     uint32_t near_copies;
     uint32_t near_max_period;
     uint32_t near_edit_cost;
+    uint32_t near_line_cost;  // no less than near_edit_cost
+    double near_row_share;
     double near_word_share;
     double near_mark_share;
 };
@@ -160,7 +162,7 @@ class RepetitionDetector {
 
     // Classes of tokens, counted.
     struct Mix {
-        uint32_t words = 0, numbers = 0, marks = 0, rows = 0, blank = 0;
+        uint32_t words = 0, numbers = 0, marks = 0, rows = 0, blank = 0, answers = 0;
 
         void add(uint8_t token_class, uint32_t sign = 1) {
             words += sign * (token_class & kWord);
@@ -168,6 +170,7 @@ class RepetitionDetector {
             marks += sign * (token_class / kMark & 1);
             rows += sign * (token_class / kRow & 1);
             blank += sign * (token_class / kBlank & 1);
+            answers += sign * (token_class / kAnswer & 1);
         }
     };
 
@@ -394,7 +397,9 @@ class RepetitionDetector {
         return mix;
     }
 
-    bool is_data(const Mix& mix, uint32_t size) const { return mix.numbers + mix.marks > limits_.max_data_share * (size - mix.blank); }
+    bool is_data(const Mix& mix, uint32_t size) const {
+        return mix.answers == 0 && mix.numbers + mix.marks > limits_.max_data_share * (size - mix.blank);
+    }
 
     // Whether the tokens of the segment from `start` on, of which `mix` tells, look like rows of a table.
     bool is_table(const Slot& state, const Mix& mix, uint32_t start, uint32_t size) const {
@@ -593,19 +598,21 @@ class RepetitionDetector {
         if (ends_span) state.in_near_span = 0;
         bool is_reached = false;
         if (state.is_scored) {
-            is_reached = score(state, 0);
+            const uint32_t written = std::min(length, limits_.near_tokens) - state.lately.blank;
+            const bool is_line = (state.classes[length - 1] & kNumber) == 0 && state.lately.rows > limits_.near_row_share * written;
+            is_reached = score(state, 0, is_line ? limits_.near_line_cost : limits_.near_edit_cost);
         } else if (ends_span && has_near_run(state)) {
             state.scores.assign(kRoom + near_periods_ + 2, 0);
             state.first_score = kRoom + 1;
-            // All scores are lengths of runs, which were shorter than near_span_ at the end of the last span.
-            for (uint32_t age = std::min(2 * near_span_ - 1, length); age-- > 0;) is_reached = score(state, age);
+            // All scores are lengths of runs, which were shorter than near_span_ at the end of the last span: any edit ends them.
+            for (uint32_t age = std::min(2 * near_span_ - 1, length); age-- > 0;) is_reached = score(state, age, limits_.near_edit_cost);
         }
         return is_reached && is_prose(state, length) &&
                is_any_reached(state.scores.data() + state.first_score, near_target_.data(), near_periods_);
     }
 
     // Takes in the token that came `age` tokens ago. Whether some score has reached the smallest target.
-    bool score(Slot& state, uint32_t age) const {
+    bool score(Slot& state, uint32_t age, uint32_t edit_cost) const {
         const uint16_t* high = state.highs.data() + state.highs.size() - 1 - age;
         const uint16_t* low = state.lows.data() + state.lows.size() - 1 - age;
         if (state.first_score == 1) {  // no room left: back to where they began
@@ -616,7 +623,7 @@ class RepetitionDetector {
         state.scores[state.first_score - 1] = 0;
         const int16_t most =
             advance_scores(high - near_periods_, low - near_periods_, *high, *low, state.scores.data() + state.first_score,
-                           static_cast<int16_t>(limits_.near_edit_cost), static_cast<int16_t>(near_span_), near_periods_);
+                           static_cast<int16_t>(edit_cost), static_cast<int16_t>(near_span_), near_periods_);
         state.is_scored = most >= static_cast<int16_t>(near_span_);
         return most >= least_near_target_;
     }

@@ -30,7 +30,7 @@ static bool is_plain(const Tokens& block, const RepetitionLimits& limits, const 
     const auto size = static_cast<double>(block.size());
     const double written = size - count(block, classes, thyme::kBlank);
     const double data = count(block, classes, thyme::kNumber) + count(block, classes, thyme::kMark);
-    if (data > limits.max_data_share * written && (!in_tail || block.size() > 1)) {
+    if (data > limits.max_data_share * written && count(block, classes, thyme::kAnswer) == 0 && (!in_tail || block.size() > 1)) {
         const auto is_number = [&](size_t i) { return count({block[i]}, classes, thyme::kNumber) != 0; };
         size_t numbers = 0;
         for (size_t i = 0; i < block.size(); ++i) numbers += is_number(i) && !is_number((i + block.size() - 1) % block.size());
@@ -90,12 +90,18 @@ struct NearScores {
     void reset(size_t periods) { scores.assign(periods + 2, 0); }
 
     // Takes in the last token of s.
-    void push(const Tokens& s, int32_t cost) {
+    void push(const Tokens& s, const RepetitionLimits& limits, const Classes& classes) {
+        const auto cost = static_cast<int32_t>(limits.near_edit_cost);
+        const Tokens last(s.end() - static_cast<ptrdiff_t>(std::min<size_t>(s.size(), limits.near_tokens)), s.end());
+        const double written = static_cast<double>(last.size()) - count(last, classes, thyme::kBlank);
+        const bool is_line = count({s.back()}, classes, thyme::kNumber) == 0 &&
+                             count(last, classes, thyme::kRow) > limits.near_row_share * written;
         const size_t t = s.size() - 1;
         std::vector<int32_t> after(scores.size());
         for (size_t p = 1; p + 1 < scores.size(); ++p) {
             const bool equal = p <= t && s[t - p] == s[t];
-            const int32_t edited = std::max({scores[p - 1], scores[p], scores[p + 1]}) - cost;
+            const int32_t edited =
+                std::max({scores[p - 1], scores[p], scores[p + 1]}) - (is_line ? static_cast<int32_t>(limits.near_line_cost) : cost);
             after[p] = std::max(equal ? scores[p] + 1 : 0, edited > cost / 2 ? edited : 0);
         }
         scores = after;
@@ -118,7 +124,7 @@ static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, cons
         if (count(last, classes, thyme::kWord) < limits.near_word_share * written) return false;
         if (count(last, classes, thyme::kMark) > limits.near_mark_share * written) return false;
         const double data = count(last, classes, thyme::kNumber) + count(last, classes, thyme::kMark);
-        if (data > limits.max_data_share * written) return false;
+        if (data > limits.max_data_share * written && count(last, classes, thyme::kAnswer) == 0) return false;
         const size_t distinct = std::set<int32_t>(last.begin(), last.end()).size();
         if (distinct < limits.min_distinct && 2 * distinct <= judged) return false;
         hit = {RepetitionRule::kNear, static_cast<uint32_t>(n - 1), static_cast<uint32_t>(n - copies * p),
@@ -143,11 +149,12 @@ int main(int argc, char** argv) {
         limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
         limits.max_data_share = pick(0, 3) / 3.0, limits.min_numbers = pick(1, 3), limits.min_distinct = pick(1, 5);
         limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_edit_cost = pick(1, 5);
+        limits.near_line_cost = limits.near_edit_cost + pick(0, 6), limits.near_row_share = pick(0, 4) / 4.0;
         limits.near_max_period = is_long ? pick(1, 60) : pick(1, 12);
         if (is_long) limits.structured_tokens = pick(100, 300), limits.near_tokens *= pick(1, 8);
         limits.near_word_share = pick(0, 2) / 4.0, limits.near_mark_share = pick(0, 3) / 3.0;
         Classes classes;
-        for (uint32_t i = pick(0, 4); i > 0; --i) classes.push_back(static_cast<uint8_t>(pick(0, 31)));
+        for (uint32_t i = pick(0, 4); i > 0; --i) classes.push_back(static_cast<uint8_t>(pick(0, 63)));
         // One detector in four collides on nearly every hash.
         const bool collide = round % 4 == 0;
         auto exact = std::make_unique<thyme::RepetitionDetector<61>>(limits, classes, 2);
@@ -186,7 +193,7 @@ int main(int argc, char** argv) {
             at += pick(0, is_long ? 499 : 19) != 0;
             if (!hit) {
                 s.push_back(token);
-                near.push(s, static_cast<int32_t>(limits.near_edit_cost));
+                near.push(s, limits, classes);
                 hit = naive_tail(s, limits, classes, want) || naive_substring(s, limits, classes, want) ||
                       naive_near(s, near.scores, limits, classes, want);
                 if (hit) ++fired[static_cast<size_t>(want.rule)];

@@ -23,6 +23,8 @@ class RepetitionDetector:
         near_copies: int,
         near_max_period: int,
         near_edit_cost: int,
+        near_line_cost: int,
+        near_row_share: float,
         near_word_share: float,
         near_mark_share: float,
         classes: NDArray[np.uint8],

@@ -14,7 +14,8 @@ what they describe does. So the copies of a block that is not plain, of a "struc
 structured_copies and cover structured_tokens, under the tail and the substring rule alike; under the near rule they
 never count. A block is plain unless
 
-- numbers and marks (brackets, pipes ...) are more than max_data_share of its tokens that are not BLANK. Under the tail
+- numbers and marks (brackets, pipes ...) are more than max_data_share of its tokens that are not BLANK, and none wraps
+  a final answer. Under the tail
   rule that does not count against a block of one token, nor against one of numbers, BLANK, commas and full stops alone
   that holds min_numbers numbers or more: no list of equal values, but counting that begins again. Or:
 - it holds numbers, marks or perhaps the end of a row, and its different tokens are fewer than min_distinct and at most
@@ -50,17 +51,20 @@ class TokenClass(IntFlag):
     NUMBER = 2
     """Digits."""
     MARK = 4
-    """A mark that prose has few of: brackets, quotes, pipes, colons, letters after one as in ".append"."""
+    """A mark that prose has few of: brackets, opening quotes, pipes, colons, letters after one as in ".append"."""
     ROW = 8
     """May end a row: it holds a line break, or nothing is known about it."""
     BLANK = 16
     """Only white space."""
+    ANSWER = 32
+    """What the final answer is wrapped in, which is given once."""
 
 
-_WORD, _NUMBER, _MARK, _ROW, _BLANK = map(int, TokenClass)
+_WORD, _NUMBER, _MARK, _ROW, _BLANK, _ANSWER = map(int, TokenClass)
 _BEGINS_A_WORD = re.compile("[\"'(\\-\u2013\u2014\u2018\u201c\u00bf\u00a1*][^\\W\\d_]").match
 # Full-width punctuation too; but two dots, or a row of them, lead to a number or wait to be filled in.
 _IS_PROSE_MARKS = re.compile("[.,\u2026\u2013\u2014\u3001\u3002\uff0c]|[.]{3}|[!?\uff01\uff1f]{1,3}").fullmatch
+_CLOSES_SPEECH = re.compile('[.,!?]?["\u201d][.!?]?').fullmatch  # in JSON and CSV more follows, or a space or line end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +99,18 @@ class RepetitionConfig:
     """Numbers in a block of the tail rule that holds little else, for it to be counting and no list of equal values."""
     min_distinct: int = 8
     """A block of fewer different tokens, at most half its length, is structured if it may be made of rows or data."""
-    near_tokens: int = 192
+    near_tokens: int = 96
     """Score that a period must reach under the near rule; 0 switches the rule off."""
-    near_copies: int = 8
+    near_copies: int = 4
     """The score must reach (near_copies - 1) * period too."""
     near_max_period: int = 256
     """Longest period of the near rule, in tokens, where max_period is no shorter."""
-    near_edit_cost: int = 5
+    near_edit_cost: int = 4
     """Equal tokens that make up for one edit: loops with more than one edit in near_edit_cost + 1 tokens pass."""
+    near_line_cost: int = 16
+    """The same where rows end often and the edit is no number: a verse or an entry of a list differs by a word."""
+    near_row_share: float = 0.03
+    """Rows end often where more of the last near_tokens tokens that are not BLANK may end one."""
     near_word_share: float = 0.5
     """Smallest share of WORD among the last near_tokens tokens that are not BLANK."""
     near_mark_share: float = 0.1
@@ -113,14 +121,15 @@ class RepetitionConfig:
             *((name, 1) for name in ("window", "min_tokens", "max_period", "min_tail_tokens")),
             *((name, 2) for name in ("structured_copies", "near_copies")),
             *((name, 1) for name in ("structured_tokens", "min_numbers", "near_max_period", "near_edit_cost")),
+            ("near_line_cost", self.near_edit_cost),
             ("near_tokens", 0),
         ):
-            largest = _LARGEST if name != "near_edit_cost" else 1024
+            largest = 1024 if name in ("near_edit_cost", "near_line_cost") else _LARGEST
             if not least <= getattr(self, name) <= largest:
                 raise ValueError(f"{name} must be between {least} and {largest}, got {getattr(self, name)}")
         if not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
-        for name in ("max_data_share", "near_word_share", "near_mark_share"):
+        for name in ("max_data_share", "near_row_share", "near_word_share", "near_mark_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 1 <= self.min_distinct <= 64:
@@ -182,11 +191,16 @@ def _class_of(raw: bytes) -> int:
     if first == "N":
         return _NUMBER | row
     if first in "LM" or _BEGINS_A_WORD(body):
-        return _WORD | row
+        bracket = _MARK if body[0] == "(" else 0
+        return _WORD | bracket | row | (_ANSWER if body == "boxed" else 0)
+    if body == "\\boxed":
+        return _MARK | _ANSWER
     if body[0] == "\N{REPLACEMENT CHARACTER}":  # part of a character, whose first byte says what it may be
         lead = raw.strip()[0]
         return (_WORD if 0xC3 <= lead <= 0xED and lead != 0xE2 else _MARK if lead == 0xE2 else 0) | row
-    return row if _IS_PROSE_MARKS(body) else _MARK | row
+    if _IS_PROSE_MARKS(body) or (_CLOSES_SPEECH(text) and not row):
+        return row
+    return _MARK | row
 
 
 class RepetitionDetector:
@@ -272,7 +286,7 @@ def _checked_classes(classes: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         not isinstance(classes, np.ndarray)
         or classes.ndim != 1
         or classes.dtype != np.uint8
-        or classes.max(initial=0) > 31
+        or classes.max(initial=0) > 63
     ):
         raise ValueError(f"classes must be what token_classes returns, got {classes!r:.80}")
     return np.ascontiguousarray(classes)
@@ -282,7 +296,7 @@ def repetition_ref(
     tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
 ) -> int | None:
     """Index of the token on which the first rule fires, None if none does: the definition, quadratic in time."""
-    scores = near_scores(tokens, config)
+    scores = near_scores(tokens, config, classes)
     for n in range(1, len(tokens) + 1):
         if _hit_ref(tokens[:n], config, _checked_classes(classes), next(scores)) is not None:
             return n - 1
@@ -293,17 +307,21 @@ def repetition_hit_ref(
     tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
 ) -> RepetitionHit | None:
     """What the rules say of a whole segment, whatever they said of its beginnings."""
-    scores = list(near_scores(tokens, config))
+    scores = list(near_scores(tokens, config, classes))
     return _hit_ref(tokens, config, _checked_classes(classes), scores[-1]) if tokens else None
 
 
-def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[list[int]]:
+def near_scores(
+    tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8] | None = None
+) -> Iterator[list[int]]:
     """The scores of the near rule after each token, by period; 0 before the first period and after the last.
 
     The score of a period p says how well the end of the segment repeats what stands about p tokens earlier. Each token
     that equals the one p before adds 1. Any other is an edit and costs near_edit_cost: one token for another, or one
     more or one less, which moves the score to p + 1 or p - 1; of the scores that could stand at p the largest does.
-    What half the cost of an edit or less is left of is lost. No score exceeds 32766.
+    A token that is no number costs near_line_cost where more than near_row_share of the last near_tokens tokens, those
+    that are BLANK aside, may end a row. A score of half near_edit_cost or less that an edit leaves is lost. No score
+    exceeds 32766.
 
     The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p, near_edit_cost + 1) and is
     no smaller than those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where
@@ -312,11 +330,16 @@ def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[lis
     """
     cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
     scores = [0] * (periods + 2)
+    classes = _checked_classes(classes)
+    if len(tokens) and min(tokens) < 0:
+        raise ValueError(f"tokens must not be negative, got {min(tokens)}")
     for n, token in enumerate(tokens):
+        kinds, _, _, _, rows, written = _mix(tokens[max(0, n + 1 - config.near_tokens) : n + 1], classes)
+        is_line = rows > config.near_row_share * written and not (kinds and TokenClass.NUMBER in kinds[-1])
         after = [0] * (periods + 2)
         for p in range(1, periods + 1):
             kept = min(scores[p], _MOST_SCORE - 1) + 1 if p <= n and tokens[n - p] == token else 0
-            edited = max(scores[p - 1 : p + 2]) - cost
+            edited = max(scores[p - 1 : p + 2]) - (config.near_line_cost if is_line else cost)
             after[p] = max(kept, edited if edited > cost // 2 else 0)
         scores = after
         yield scores
@@ -325,8 +348,6 @@ def near_scores(tokens: Sequence[int], config: RepetitionConfig) -> Iterator[lis
 def _hit_ref(
     tokens: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8], scores: list[int]
 ) -> RepetitionHit | None:
-    if tokens and min(tokens) < 0:
-        raise ValueError(f"tokens must not be negative, got {min(tokens)}")
     return (
         _tail_ref(tokens, config, classes)
         or _substring_ref(tokens, config, classes)
@@ -337,15 +358,19 @@ def _hit_ref(
 def _mix(block: Sequence[int], classes: NDArray[np.uint8]) -> tuple[list[TokenClass], int, int, int, int, int]:
     """The class of each token, and how many are words, numbers, marks, perhaps ends of rows, and not blank."""
     kinds = [TokenClass(int(classes[token])) if token < len(classes) else TokenClass.ROW for token in block]
-    words, numbers, marks, rows, blank = (sum(bit in kind for kind in kinds) for bit in TokenClass)
+    words, numbers, marks, rows, blank, _ = (sum(bit in kind for kind in kinds) for bit in TokenClass)
     return kinds, words, numbers, marks, rows, len(block) - blank
+
+
+def _is_data(kinds: list[TokenClass], numbers: int, marks: int, written: int, config: RepetitionConfig) -> bool:
+    return numbers + marks > config.max_data_share * written and not any(TokenClass.ANSWER in kind for kind in kinds)
 
 
 def _is_plain(
     block: Sequence[int], config: RepetitionConfig, classes: NDArray[np.uint8], *, in_tail: bool = False
 ) -> bool:
     kinds, words, numbers, marks, rows, written = _mix(block, classes)
-    if numbers + marks > config.max_data_share * written and not (in_tail and len(block) == 1):
+    if _is_data(kinds, numbers, marks, written, config) and not (in_tail and len(block) == 1):
         # Around the corner: the block stands for its copies.
         begun = sum(TokenClass.NUMBER in kinds[i] and TokenClass.NUMBER not in kinds[i - 1] for i in range(len(block)))
         return in_tail and words + marks + rows == 0 and begun >= config.min_numbers
@@ -408,9 +433,9 @@ def _near_ref(
     period = reached[0]
     copies = 1 + scores[period] // period
     judged = tokens[-config.near_tokens :]
-    _, words, numbers, marks, _, written = _mix(judged, classes)
+    kinds, words, numbers, marks, _, written = _mix(judged, classes)
     if words < config.near_word_share * written or marks > config.near_mark_share * written:
         return None
-    if numbers + marks > config.max_data_share * written or not _has_distinct(judged, config) or copies * period > n:
+    if _is_data(kinds, numbers, marks, written, config) or not _has_distinct(judged, config) or copies * period > n:
         return None
     return RepetitionHit("near", n - 1, n - copies * period, period, copies)
