@@ -260,9 +260,16 @@ def test_colliding_hashes_change_nothing(tokens: list[int], config: RepetitionCo
 def test_scores_stop_at_16_bits() -> None:
     # Marks score without end, as they are no prose. The words after them are, and the hit tells the score.
     config = RepetitionConfig(
-        **NO_SUBSTRING, max_period=4, copies=((4, 30_000),), structured_copies=30_000, near_tokens=100, near_max_period=4,
-        near_mark_share=0.5, min_distinct=1, max_data_share=0.5,
-    )  # fmt: skip
+        **NO_SUBSTRING,
+        max_period=4,
+        copies=((4, 30_000),),
+        structured_copies=30_000,
+        near_tokens=100,
+        near_max_period=4,
+        near_mark_share=0.5,
+        min_distinct=1,
+        max_data_share=0.5,
+    )
     tokens = [1, 2] * 20_000 + [3, 4] * 60
     classes = np.array([0, 4, 4, 1, 1], np.uint8)
     hit = first_hit(tokens, config, classes=classes)

@@ -374,9 +374,6 @@ REPAIRED: list[Slip] = [
     Slip("import", "print(np.zeros(2).sum())\nimport numpy as np", "0.0"),
     Slip("import", "im = Image.open(image_path)\nfrom PIL import Image\nprint(im.size)", "(120, 80)"),
     Slip("import", "try:\n    print(Image.open(image_path).size)\nexcept Exception as e:\n    print(e)", "(120, 80)"),
-    Slip("import", "print(1)\nexit()\nprint(2)", "1"),
-    Slip("import", "print(1)\nquit(0)\nprint(2)", "1"),
-    Slip("import", "if True:\n    print('a')\n    exit(0)", "a"),
     # the input image or its path, taken for given
     Slip("name", "print(img.size)", "(120, 80)"),
     Slip("name", "print(image.width, image.height)", "120 80"),
@@ -935,6 +932,10 @@ UNDEFINED: list[str] = [
 
 # Right as they are, however much they look like slips: nothing is changed, nothing is noted.
 RIGHT: list[str] = [
+    "print(1)\nexit()\nprint(2)",
+    "print(1)\nquit(0)\nprint(2)",
+    "if True:\n    print('a')\n    exit(0)",
+    "help(len)",
     's = """\n```python\nprint(2)\n```\n"""\nprint(s)',
     "python = 3\npython\nprint(python)",
     "python3 = 1\n~~~python3\nprint(1)",

@@ -95,8 +95,8 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         have = available_memory_mib()
-        self._derive(have)
         self._check_values()
+        self._derive(have)
         self._check_reach(have)
 
     @property
@@ -122,9 +122,11 @@ class SandboxConfig:
         object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
-        """Each limit by itself."""
+        """Each limit that was given, by itself."""
         for limit in fields(self):
             name, value = limit.name, getattr(self, limit.name)
+            if value is None and limit.default is None:
+                continue
             if limit.type == "int" and type(value) is not int:
                 raise ValueError(f"SandboxConfig.{name} must be a whole number, got {value!r}")
             if limit.type in ("int", "float") and not 0 < value < math.inf:

@@ -136,7 +136,8 @@ class Interpreter:
         except SystemExit as stop:
             if stop.code in (None, 0):
                 return "ok", None
-            return "error", SnippetError("SystemExit", text_of(stop), line_of(stop, filename))
+            said = f"exit status {stop.code}" if isinstance(stop.code, int) else text_of(stop)
+            return "error", SnippetError("SystemExit", said, line_of(stop, filename))
         except MemoryError as problem:
             return "memory", memory_error(self.config, text_of(problem), line_of(problem, filename))
         except BaseException as problem:

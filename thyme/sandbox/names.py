@@ -74,13 +74,8 @@ _FROM = {
     "shutil": "copyfile rmtree",
     "urllib.parse": "urlparse",
     "PIL": "UnidentifiedImageError",
-    "sys": "exit",
-    "pydoc": "help",
 }
-_FUNCTIONS = {
-    **{name: f"from {module} import {name}" for module, names in _FROM.items() for name in names.split()},
-    "quit": "from sys import exit as quit",
-}
+_FUNCTIONS = {name: f"from {module} import {name}" for module, names in _FROM.items() for name in names.split()}
 # Plain values and names of types.
 _VALUES = {
     **{name: f"from math import {name}" for name in ("pi", "inf", "nan")},
