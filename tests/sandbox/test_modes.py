@@ -99,7 +99,7 @@ def test_mode_with_every_attack(mode: str, host: Host) -> None:
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Sandbox]:
     """Landlock, seccomp and limits only."""
-    config = SandboxConfig(workers=2, timeout_s=2.0, memory_mib=512)
+    config = SandboxConfig(workers=2, timeout_s=2.0, memory_mib=512, scratch_mib=32)
     with Sandbox(config, _off=frozenset({"namespaces"})) as sandbox:
         yield sandbox
 

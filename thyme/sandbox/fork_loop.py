@@ -217,10 +217,10 @@ class ForkLoop:
             return None
         self._parked = None
         try:
+            if select.select([parked.pidfd], [], [], 0)[0]:
+                raise ChildProcessError("it has ended")
             if root is not None:
                 self._furnish(root, parked, image)
-            elif select.select([parked.pidfd], [], [], 0)[0]:
-                raise ChildProcessError("it has ended")
         except OSError:
             _kill(parked.pidfd)
             self._bury(parked)

@@ -125,12 +125,19 @@ class BaseRoot:
 
     @contextlib.contextmanager
     def inside(self, namespace: int) -> Iterator[None]:
-        """Takes the fork-server into the mount namespace of a child of its own, and back."""
+        """Takes the fork-server into the mount namespace of a child of its own, and back.
+
+        Raises:
+            RuntimeError: it cannot get back, and must not go on.
+        """
         jail.enter_mount_namespace(namespace)
         try:
             yield
         finally:
-            jail.enter_mount_namespace(self._namespace)
+            try:
+                jail.enter_mount_namespace(self._namespace)
+            except OSError as error:
+                raise RuntimeError(f"the fork-server cannot get back into its own root: {error}") from error
 
     def own_namespace(self) -> int:
         """Descriptor of the calling process's mount namespace."""
