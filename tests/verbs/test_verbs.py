@@ -1,14 +1,18 @@
 """Every verb as a user runs it, on a checkpoint of the demo and on a Hugging Face folder; and whose word counts."""
 
+import dataclasses
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from thyme.cli import RECIPE_VERBS, VERBS, main
+from thyme.options import parse
 from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
+from thyme.sandbox import SandboxConfig
 from thyme.verbs.config import LoopConfig
 from thyme.verbs.opening import open_loop, open_model
 
@@ -95,6 +99,58 @@ def test_the_other_verbs_run(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for part in ("2 SFT rows, 0 RL rows", "42", "ZeroDivisionError", "seccomp"):
         assert part in out
+
+
+SANDBOX_KEYS = (
+    *("--sandbox.workers", "1", "--sandbox.timeout-s", "20", "--sandbox.memory-mib", "300", "--sandbox.idle-s", "9"),
+    *("--sandbox.session-timeouts", "9", "--sandbox.max-sessions", "3", "--sandbox.isolation", "auto"),
+    *("--sandbox.scratch-mib", "40", "--sandbox.max-files", "50", "--sandbox.max-code-bytes", "9000"),
+    *("--sandbox.max-stdout-bytes", "300", "--sandbox.max-error-bytes", "99", "--sandbox.max-images", "3"),
+    *("--sandbox.max-pixels", "5000", "--sandbox.max-aspect", "9", "--sandbox.preload", "turtle", "this"),
+    *("--sandbox.compat", "none"),
+)
+
+
+@pytest.mark.parametrize("verb", ["ask", "rollout", "sandbox run"])
+def test_every_key_of_the_sandbox_can_be_said(verb: str) -> None:
+    module = import_module(VERBS[verb])
+    places = {"ask": ["model", "a.png", "what?"], "sandbox run": ["a.py"]}.get(verb, [])
+    said = parse(module.Config, [*places, *SANDBOX_KEYS]).sandbox
+    names = {f.name for f in dataclasses.fields(SandboxConfig)}
+    assert {key.removeprefix("--sandbox.").replace("-", "_") for key in SANDBOX_KEYS if key[:2] == "--"} == names
+    assert (said.timeout_s, said.preload, said.max_pixels) == (20.0, ("turtle", "this"), 5000)
+    plain = SandboxConfig()
+    assert {name for name in names if getattr(said, name) == getattr(plain, name)} == {"isolation", "compat"}
+
+
+def test_a_snippet_is_run_under_the_limits_said(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("snippet.py").write_text("from PIL import Image\nImage.new('RGB', (60, 51)).save('a.png')\nprint('x' * 999)")
+    with pytest.raises(SystemExit):
+        thyme("sandbox", "run", "snippet.py", "--sandbox.max-pixels", "3059", "--sandbox.max-stdout-bytes", "256")
+    out = capsys.readouterr().out
+    assert "over the limit of 3059 pixels" in out and "[output cut here]" in out
+    thyme("sandbox", "run", "snippet.py", "--sandbox.max-pixels", "3060", "--sandbox.workers", "1")
+    assert "60x51" in capsys.readouterr().out
+
+
+def test_tables_that_contradict_each_other_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    for said, words in (
+        (("--sandbox.max-images", "20", "--sandbox.max-files", "9"), ("max_images=20", "max_files=9")),
+        (("--rollout.max-in-flight", "9", "--sandbox.max-sessions", "8"), ("max_in_flight: 9", "max_sessions = 8")),
+        (("--rollout.max-rounds", "21"), ("max_rounds: 21", "session_timeouts = 20")),
+        (("--rollout.max-tokens", "9", "--rollout.max-tokens-per-round", "10"), ("max_tokens_per_round: 10", "= 9")),
+        (("--engine.max-context", "161", "--engine.num-blocks", "10"), ("max_context (161)", "num_blocks")),
+        (("--engine.prefill-chunk", "4097", "--engine.max-batch-tokens", "4096"), ("prefill_chunk (4097)", "(4096)")),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            thyme("rollout", *said)
+        err = capfd.readouterr().err
+        assert ended.value.code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
+    assert not Path("runs").exists()
+    parse(import_module(VERBS["rollout"]).Config, ["--engine.max-context", "160", "--engine.num-blocks", "10"])
+    assert (
+        parse(import_module(VERBS["rollout"]).Config, ["--rollout.max-tokens", "9"]).rollout.max_tokens_per_round == 9
+    )
 
 
 def test_no_verb_is_left_out() -> None:

@@ -31,6 +31,12 @@ _PILLOW = (
     "Image ImageChops ImageColor ImageDraw ImageEnhance ImageFilter ImageFont ImageMath ImageMorph ImageOps ImageStat "
     "ImageSequence ImageCms ImageTransform ImagePalette ImageFile JpegImagePlugin PngImagePlugin features"
 )
+_PARTS = {
+    "matplotlib": "pyplot patches image font_manager mathtext backends.backend_agg",
+    "scipy": "fft integrate interpolate linalg ndimage optimize signal sparse spatial special stats",
+    "skimage": "color draw exposure feature filters io measure metrics morphology restoration segmentation transform",
+}
+"""Modules that come with a package when it is named, as importing it alone does not load them."""
 _EXTRAS = ("/usr/share/fonts", "/usr/share/zoneinfo", "/usr/local/share/fonts")
 
 
@@ -60,6 +66,13 @@ def preload(extra: list[str]) -> list[str]:
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
+            continue
+        for part in _PARTS.get(name, "").split():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"{name}.{part}")
+        if name == "matplotlib":
+            with contextlib.suppress(ImportError):
+                importlib.import_module("mpl_toolkits.mplot3d")
     _bar(left_out)
     return missing
 

@@ -42,9 +42,21 @@ _NUMPY_RENAMED = {
     "round_": "round",
     "trapz": "trapezoid",
     "row_stack": "vstack",
-    "asfarray": "asarray",
+    "complex_": "complex128",
+    "cfloat": "complex128",
+    "clongfloat": "clongdouble",
+    "longcomplex": "clongdouble",
+    "longfloat": "longdouble",
+    "singlecomplex": "complex64",
+    "string_": "bytes_",
+    "unicode_": "str_",
+    "mat": "asmatrix",
+    "Infinity": "inf",
 }
-_NUMPY_REMOVED = {**_NUMPY_TYPES, **_NUMPY_RENAMED}
+_NUMPY_VALUES = {"NINF": -math.inf, "PZERO": 0.0, "NZERO": -0.0}
+_NUMPY_REMOVED = {**_NUMPY_TYPES, **_NUMPY_RENAMED, **_NUMPY_VALUES}
+"""Gone since numpy 1.24 (Python's types), 2.0 (the other names) or later (trapz, in1d); each is exactly what stands in
+for it. What had no exact successor (asfarray, msort, find_common_type) is an error that names the new way."""
 _CV2_INT_POINTS = {
     "rectangle": (1, 2),
     "line": (1, 2),
@@ -308,7 +320,7 @@ def _patch_numpy() -> None:
         # Only where the snippet itself asks: libraries probe for attributes and expect AttributeError.
         if name in _NUMPY_REMOVED and sys._getframe(1).f_code.co_filename.startswith(SNIPPET):
             stand_in = _NUMPY_REMOVED[name]
-            spelled = f"np.{stand_in}" if isinstance(stand_in, str) else getattr(stand_in, "__name__", name)
+            spelled = f"np.{stand_in}" if isinstance(stand_in, str) else getattr(stand_in, "__name__", repr(stand_in))
             notes.fix("removed", f"np.{name} is now {spelled}")
             return getattr(np, stand_in) if isinstance(stand_in, str) else stand_in
         if previous is not None:
@@ -343,11 +355,36 @@ def _patch_cv2(cv2: Any) -> None:
         setattr(cv2, name, _rounding(getattr(cv2, name), positions, "radius"))
 
 
+def _patch_pyplot() -> None:
+    """`plt.show()` returns every open figure as an image, in the order they were opened, and closes it."""
+    pyplot: Any = sys.modules.get("matplotlib.pyplot")
+    if pyplot is None:  # not preloaded
+        return
+    import numpy as np
+
+    def show_figures(*args: Any, **kwargs: Any) -> None:
+        for number in pyplot.get_fignums():
+            canvas = pyplot.figure(number).canvas
+            canvas.draw()
+            show(Image.fromarray(np.asarray(canvas.buffer_rgba())))
+            pyplot.close(number)
+
+    def read(fname: Any, format: Any = None) -> Any:
+        try:
+            return imread(fname, format)
+        except SyntaxError:  # an input image that was in memory has the name it was told, whatever it is stored as
+            return np.asarray(Image.open(fname)).astype(np.float32) / 255  # as it reads a PNG
+
+    imread = pyplot.imread
+    pyplot.show, pyplot.imread = show_figures, read
+
+
 def install() -> None:
     """Puts the shims in place, once, in the zygote. Paths are another matter: paths.install."""
     _patch_pillow()
     arguments.install(lambda message: notes.fix("arguments", message))
     _patch_numpy()
+    _patch_pyplot()
     try:
         cv2 = importlib.import_module("cv2")
     except ImportError:

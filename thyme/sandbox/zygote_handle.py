@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "TZ": "UTC",
     "MPLBACKEND": "Agg",
+    "EAGER_IMPORT": "1",  # of scikit-image: what is not loaded before a snippet runs cannot be loaded any more
     # Pictures of megabytes in huge pages: first touches are a third of what decoding and encoding costs.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
@@ -74,7 +75,7 @@ class ZygoteHandle:
     def _start(
         self, theirs: socket.socket, config: SandboxConfig, run_dir: Path, off: frozenset[str], group: Group
     ) -> dict[str, Any]:
-        environment = dict(_ENVIRONMENT)
+        environment = {**_ENVIRONMENT, "MPLCONFIGDIR": str(run_dir)}  # where matplotlib keeps its list of fonts
         if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         with theirs, os.fdopen(os.memfd_create("errors", os.MFD_CLOEXEC), "w+b") as errors:
