@@ -190,8 +190,14 @@ REPAIRED: list[Slip] = [
     ),
     Slip("removed", "import numpy as np\nprint(np.product([2, 3]))", "6"),
     Slip("removed", "import numpy as np\nprint(np.NINF, np.Infinity)", "-inf inf"),
-    Slip("removed", "import numpy as np\nprint(np.mat([[1, 2]]).shape, np.complex_(1), np.unicode_('a'))", "(1, 2) (1+0j) a"),
-    Slip("removed", "import cv2, numpy as np\nprint(np.int0(cv2.boxPoints(((5, 5), (4, 2), 0))).tolist()[0])", "[3, 6]"),
+    Slip(
+        "removed",
+        "import numpy as np\nprint(np.mat([[1, 2]]).shape, np.complex_(1), np.unicode_('a'))",
+        "(1, 2) (1+0j) a",
+    ),
+    Slip(
+        "removed", "import cv2, numpy as np\nprint(np.int0(cv2.boxPoints(((5, 5), (4, 2), 0))).tolist()[0])", "[3, 6]"
+    ),
     Slip("removed", "from PIL import ImageFont\nprint(len(ImageFont.load_default(12).getsize('ab')))", "2"),
     Slip("font", "from PIL import ImageFont\nprint(ImageFont.truetype('arial.ttf', 20).size)", "20"),
     Slip("show", "from PIL import Image\nImage.open(image_path).show()", "", ((120, 80),)),
