@@ -50,6 +50,8 @@ def test_sampling_params_are_checked(field: str, value: Any, match: str) -> None
         (dict(num_blocks=5, kv_bytes=5), "not both"),
         (dict(memory_fraction=0.0), "memory_fraction"),
         (dict(attention="flash"), "attention must be one of auto, triton, flash_attn, reference, got 'flash'"),
+        (dict(prefill_chunk=2049), r"prefill_chunk \(2049\) cannot be reached .* max_batch_tokens \(2048\)"),
+        (dict(max_context=161, num_blocks=10), r"max_context \(161\) does not fit into 10 blocks of 16 tokens \(160\)"),
         (dict(max_sequences=64, max_batch_tokens=32), r"max_batch_tokens \(32\) must be at least max_sequences \(64\)"),
     ],
 )
@@ -200,6 +202,10 @@ def test_cache_size_from_bytes_and_from_memory(text_model: Model, caplog: Any, m
     assert "KV cache: 128 blocks of 16 tokens, 2048 tokens" in caplog.text
     with pytest.raises(ValueError, match="no room"):
         Engine(text_model, EngineConfig(kv_bytes=per_block - 1))
+    edge = Engine(text_model, EngineConfig(kv_bytes=10 * per_block, max_context=160, quiet=True))
+    assert edge.max_context == 160
+    with pytest.raises(ValueError, match=r"max_context \(161\) does not fit .* raise num_blocks or kv_bytes"):
+        Engine(text_model, EngineConfig(kv_bytes=10 * per_block, max_context=161, quiet=True))
 
 
 def test_sampling_defaults_of_a_checkpoint_are_not_taken(text_model: Model, tmp_path: Path, make_engine: Any) -> None:
