@@ -142,8 +142,8 @@ int main(int argc, char** argv) {
     for (int round = 0; round < segments; ++round) {
         RepetitionLimits limits{};
         limits.window = pick(1, 6), limits.ratio = pick(2, 9) / 10.0, limits.min_tokens = pick(1, 40);
-        // One segment in eight is long, with periods longer than a vector and runs longer than a span.
-        const bool is_long = round % 8 == 1;
+        // One segment in 64 is long, with periods longer than a vector and runs longer than a span.
+        const bool is_long = round % 64 == 1;
         limits.min_tail_tokens = is_long ? pick(20, 120) : pick(1, 20);
         for (uint32_t p = is_long ? pick(20, 90) : pick(1, 12); p > 0; --p) limits.copies.push_back(pick(2, is_long ? 16 : 8));
         limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
