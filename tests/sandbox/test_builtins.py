@@ -69,3 +69,23 @@ def test_every_fence_runs_in_order(sandbox: Sandbox, code: str, stdout: str, lef
     assert (result.status, result.stdout) == (Status.OK, stdout), result
     prose = [fix.line for fix in result.fixes if "left out" in fix.message]
     assert prose[:1] == ([] if left_out is None else [left_out]), result.fixes
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        ("np.full((4, 6), 0.5)", (128, 128, 128)),
+        ("np.full((4, 6, 3), (1.0, 0.5, 0.0), np.float32)", (0, 128, 255)),
+        ("np.full((4, 6, 3), (-1.0, 2.0, np.nan))", (0, 255, 0)),
+        ("np.full((4, 6), 0x8000, np.uint16)", (128, 128, 128)),
+        ("np.full((4, 6, 1), 7, np.uint8)", (7, 7, 7)),
+        ("np.full((4, 6, 3), (1, 2, 3), np.uint8)", (3, 2, 1)),
+        ("np.full((4, 6, 4), (1, 2, 3, 255), np.uint8)", (3, 2, 1)),
+        ("np.ones((4, 6), bool)", (255, 255, 255)),
+    ],
+)
+def test_imshow_scales_as_opencv_does(made: str, shown: tuple[int, int, int], sandbox: Sandbox) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is in the extra 'demo'")
+    result = sandbox.run(f"import numpy as np, cv2\ncv2.imshow('a', {made})\ncv2.waitKey(0)")
+    assert [image.size for image in result.images] == [(6, 4)], result
+    assert result.images[0].getpixel((2, 2)) == shown

@@ -330,7 +330,22 @@ def _patch_numpy() -> None:
     np.__getattr__ = removed  # type: ignore[method-assign]
 
 
+def _as_shown(pixels: Any) -> Any:
+    """Eight bits of an array as `cv2.imshow` shows it: floats are 0 to 1, wide integers are divided by 256."""
+    import numpy as np
+
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels) * 255.0
+    elif pixels.dtype.kind == "b":
+        pixels = pixels * 255
+    elif pixels.dtype.itemsize > 1:
+        pixels = pixels // 256
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
 def _patch_cv2(cv2: Any) -> None:
+    import numpy as np
+
     cv2.setNumThreads(0)
     if hasattr(cv2, "ocl"):
         cv2.ocl.setUseOpenCL(False)
@@ -344,8 +359,10 @@ def _patch_cv2(cv2: Any) -> None:
         return _saving(filename, lambda real: imwrite(os.fspath(real), img, *args, **kwargs))
 
     def imshow(name: Any, img: Any = None, *args: Any) -> None:
-        pixels = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if img.ndim == 3 and img.shape[2] == 3 else img
-        show(Image.fromarray(pixels))
+        pixels = _as_shown(np.squeeze(np.asarray(img)))
+        if pixels.ndim == 3:
+            pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]  # BGR, or BGR and alpha
+        show(Image.fromarray(np.ascontiguousarray(pixels)))
 
     cv2.imread, cv2.imwrite, cv2.imshow = read, write, imshow
     for name in ("waitKey", "destroyAllWindows", "namedWindow", "destroyWindow"):
