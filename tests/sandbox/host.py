@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,18 @@ import numpy as np
 from PIL import Image
 
 from thyme.sandbox import Sandbox, Status
+
+_PYTHON = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, *sys.path) if p}
+PYTHON_BELOW_TMP = tuple(sorted({"/".join(p.split("/")[:3]) for p in _PYTHON if p.startswith("/tmp/")}))
+"""Where Python or a checkout lies below /tmp, a snippet sees the folder of its libraries there, read-only."""
+
+
+def without_python(printed: str) -> str:
+    """What a snippet printed, less the names of those folders in lists."""
+    for path in PYTHON_BELOW_TMP:
+        name = re.escape(repr(path.removeprefix("/tmp/")))
+        printed = re.sub(rf", {name}|{name}, |{name}", "", printed)
+    return printed
 
 
 def picture(width: int = 120, height: int = 80) -> Image.Image:

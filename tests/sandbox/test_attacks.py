@@ -10,6 +10,7 @@ import pytest
 
 from tests.sandbox.attacks import ATTACKS, Attack
 from tests.sandbox.host import (
+    PYTHON_BELOW_TMP,
     Host,
     check_crop,
     children_of,
@@ -61,7 +62,8 @@ def test_no_restart_was_needed(sandbox: Sandbox, hasty: Sandbox) -> None:
 
 def test_scratch_is_empty_afterwards(sandbox: Sandbox, image) -> None:
     code = (
-        "import os\nprint([f for top in ('/mnt/data', '/tmp', '/data') for _, _, files in os.walk(top) for f in files])"
+        "import os\nprint([f for top in ('/mnt/data', '/tmp', '/data') for folder, _, files in os.walk(top) "
+        f"if not folder.startswith({PYTHON_BELOW_TMP}) for f in files])"
     )
     assert sandbox.run(code, image, "/data/photo.jpg").stdout in ("['photo.jpg']\n", "[]\n")
 

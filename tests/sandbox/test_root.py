@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sandbox.host import Host, check_crop, eventually, picture
+from tests.sandbox.host import Host, check_crop, eventually, picture, without_python
 from thyme.sandbox import Sandbox, SandboxConfig, Status
 from thyme.sandbox.paths import folder_of_image, place_of
 from thyme.sandbox.root import BaseRoot
@@ -88,7 +88,7 @@ SAME = {
     "found by name": (
         "import glob, os, pathlib\nfor p in ('/mnt/data/a.txt', '/tmp/b.txt', '/data/in/c.txt', 'd.txt'): open(p, 'w').close()\n"
         "print(glob.glob('/mnt/data/*.txt'), glob.glob('/tmp/*.txt'), glob.glob('/data/in/*.txt'), glob.glob('*.txt'))\n"
-        "print(sorted(p.name for p in pathlib.Path('/mnt/data').rglob('*.txt')), [f for _, _, f in os.walk('/tmp')])",
+        "print(sorted(p.name for p in pathlib.Path('/mnt/data').rglob('*.txt')), [f for _, _, f in os.walk('/tmp') if 'b.txt' in f])",
         "['/mnt/data/a.txt'] ['/tmp/b.txt'] ['/data/in/c.txt'] ['d.txt']\n['a.txt', 'd.txt'] [['b.txt']]\n",
     ),
     "arrays": (
@@ -109,7 +109,7 @@ SAME = {
 def test_a_snippet_finds_the_same(how: str, name: str, request: pytest.FixtureRequest, image: Image.Image) -> None:
     code, printed = SAME[name]
     result = request.getfixturevalue(how).run(code, image, "/data/in/photo.jpg")
-    assert (result.status, result.stdout) == (Status.OK, printed), result
+    assert (result.status, without_python(result.stdout)) == (Status.OK, printed), result
 
 
 # What only the kernel can give: functions captured before any patch, and code that is not Python's.
@@ -147,7 +147,7 @@ NORMAL = {
 def test_paths_are_what_they_seem(how: str, name: str, request: pytest.FixtureRequest, image: Image.Image) -> None:
     code, printed = NORMAL[name]
     result = request.getfixturevalue(how).run(code, image, "/data/in/photo.jpg")
-    assert (result.status, result.stdout) == (Status.OK, printed), result
+    assert (result.status, without_python(result.stdout)) == (Status.OK, printed), result
 
 
 # --- where the image can be ------------------------------------------------------------------------------------------
@@ -352,10 +352,10 @@ def test_after_a_time_out_and_in_the_released_dialect(off: frozenset[str], image
         code = "im = Image.open(image_path)\nbox = (10, 20, 20, 30)\nim.crop(box).save('/data/in/a.png'); open('/tmp/x', 'w').close()"
         assert [i.size for i in session.run(code).images] == [(64, 64)]
         kept = session.run("image_path = '/data/in/photo.jpg'\nprint(image_path, os.listdir('/tmp'))")
-        assert kept.stdout == "/data/in/photo.jpg ['x']\n", kept
+        assert without_python(kept.stdout) == "/data/in/photo.jpg ['x']\n", kept
         assert session.run("while True: pass").status is Status.TIMEOUT
         after = session.run("print(os.listdir('/tmp'), os.path.isfile(image_path), Image.open(image_path).size)")
-        assert (after.stdout, after.restarted) == ("[] True (120, 80)\n", True)
+        assert (without_python(after.stdout), after.restarted) == ("[] True (120, 80)\n", True)
         assert [i.size for i in session.run(code).images] == [(64, 64)]
 
 

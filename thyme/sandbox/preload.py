@@ -73,6 +73,7 @@ def preload(extra: list[str]) -> list[str]:
         if name == "matplotlib":
             with contextlib.suppress(ImportError):
                 importlib.import_module("mpl_toolkits.mplot3d")
+    os.environ.pop("MPLCONFIGDIR", None)  # a folder of the host, which matplotlib has read by now
     _bar(left_out)
     return missing
 
