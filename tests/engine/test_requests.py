@@ -241,3 +241,53 @@ def test_what_comes_back_prints_in_a_line_or_two(model: Model, processor: Proces
     assert len(repr(completion)) < 250 and "500 tokens [" in repr(completion) and "'length'" in repr(completion)
     for part in (completion.sequence, completion.sequence.prompt, picture):
         assert len(repr(part)) < 800 and "pixel_values" not in repr(part)
+
+
+# Every limit of the engine at its edge and one past it.
+
+
+def test_a_prompt_may_leave_room_for_one_token(text_model: Model, make_engine: Any) -> None:
+    for config in (dict(max_context=40), dict(num_blocks=10)):  # 10 blocks of 4 tokens
+        engine = make_engine(text_model, **config)
+        assert engine.max_context == 40
+        (completion,) = engine.generate([[3] * 39], replace(PARAMS, max_tokens=5))
+        assert (len(completion.token_ids), completion.finish_reason.value) == (1, "context")
+        with pytest.raises(ValueError, match="40 tokens, and one more must fit into 40"):
+            engine.add([3] * 40, PARAMS)
+
+
+@pytest.mark.parametrize(("limits", "at_once"), [({}, 24), (dict(prefill_chunk=7), 7)])
+def test_a_step_computes_so_many_tokens_of_a_prompt(
+    limits: dict[str, int], at_once: int, text_model: Model, make_engine: Any
+) -> None:
+    for length, steps in ((at_once, 1), (at_once + 1, 2), (2 * at_once + 1, 3)):
+        engine = make_engine(text_model, max_batch_tokens=24, max_sequences=4, **limits)
+        engine.generate([[3] * length], replace(PARAMS, max_tokens=1))
+        assert engine.stats()["steps"] == steps
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(3, 3), (4, 3), (7, 3)])
+def test_so_many_sequences_decode_at_once(count: int, at_once: int, text_model: Model, make_engine: Any) -> None:
+    engine = make_engine(text_model, max_sequences=3)
+    for i in range(count):
+        engine.add([3 + i], PARAMS)
+    running = []
+    while engine.has_unfinished():
+        engine.step()
+        running.append(engine.stats()["running"])
+    assert max(running) == at_once
+    assert len(engine.generate([[3]], replace(PARAMS, n=3))) == 3
+    with pytest.raises(ValueError, match=r"n=4 .* max_sequences \(3\)"):
+        engine.add_group([3], replace(PARAMS, n=4))
+
+
+def test_the_cache_holds_so_many_blocks_and_then_sequences_wait_their_turn(text_model: Model, make_engine: Any) -> None:
+    """Two sequences of 20 tokens: 10 blocks of 4 hold both, 9 hold both only in turns, 5 one after the other."""
+    alone = make_engine(text_model).generate([[3] * 8, [4] * 8], replace(PARAMS, max_tokens=12))
+    for num_blocks, preempts in ((10, False), (9, True), (5, True)):
+        engine = make_engine(text_model, num_blocks=num_blocks, prefix_cache=False)
+        done = engine.generate([[3] * 8, [4] * 8], replace(PARAMS, max_tokens=12))
+        assert [d.token_ids for d in done] == [d.token_ids for d in alone]
+        assert (engine.stats()["preemptions"] > 0) == preempts
+    with pytest.raises(ValueError, match="more must fit into 16"):
+        make_engine(text_model, num_blocks=4).add([3] * 16, PARAMS)

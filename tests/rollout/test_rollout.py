@@ -340,6 +340,61 @@ def test_tokens_are_limited_per_round_and_in_all() -> None:
     assert nothing_left.status is RolloutStatus.LENGTH and nothing_left.turns[0].output_text == ""
 
 
+# Every limit of a rollout at its edge, and one past it: (config, rounds, what a snippet prints, how it ends, its size).
+CROP = SandboxResult(status=Status.OK, images=(Image.new("RGB", (9, 9)),))
+EDGES = {
+    "max_rounds": [
+        (dict(max_rounds=2), [SOME_CODE] * 2 + [ANSWER], None, "answered", 2),
+        (dict(max_rounds=2), [SOME_CODE] * 3 + [ANSWER], None, "max_rounds", 2),
+        (dict(max_rounds=0), [ANSWER], None, "answered", 0),
+        (dict(max_rounds=0), [SOME_CODE, ANSWER], None, "max_rounds", 0),
+    ],
+    "max_images": [
+        (dict(max_images=3), [SOME_CODE] * 3 + [ANSWER], CROP, "answered", 3),
+        (dict(max_images=3), [SOME_CODE] * 4 + [ANSWER], CROP, "max_images", 4),
+    ],
+    "max_tokens_per_round": [
+        (dict(max_tokens_per_round=19), [ANSWER], None, "answered", 0),
+        (dict(max_tokens_per_round=18), [ANSWER], None, "length", 0),
+    ],
+    "max_tokens": [
+        (dict(max_tokens=28), [SOME_CODE, ANSWER], None, "answered", 1),
+        (dict(max_tokens=27), [SOME_CODE, ANSWER], None, "length", 1),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "at"), [(name, at) for name, cases in EDGES.items() for at in range(len(cases))])
+def test_a_limit_ends_a_rollout_one_past_it_and_not_before(name: str, at: int) -> None:
+    config, rounds, result, ends, num_code = EDGES[name][at]
+    rollout = run_one(loop(rounds, None if result is None else returns(result), **config))
+    assert (rollout.status.value, rollout.num_code) == (ends, num_code)
+    assert (rollout.answer is not None) == (ends == "answered")
+
+
+@pytest.mark.parametrize(("length", "marked"), [(30, False), (31, True)])
+def test_printed_text_is_cut_one_past_its_limit(length: int, marked: bool) -> None:
+    rollout = run_one(loop([SOME_CODE, ANSWER], printed("x" * length), max_output_chars=30))
+    assert ("more characters" in rollout.turns[0].output_text) == marked
+    assert "x" * 30 in rollout.turns[0].output_text and "x" * 31 not in rollout.turns[0].output_text
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_so_many_rollouts_are_in_flight_and_no_more(most: int) -> None:
+    it = loop([ANSWER], max_in_flight=most)
+    open_at_once: list[int] = []
+    step = it.engine.step
+
+    def watched() -> list[Any]:
+        open_at_once.append(sum(s.state == "decoding" for s in it.engine.sequences))
+        return step()
+
+    it.engine.step = watched
+    it.engine.config.max_sequences = 8
+    it.run([question(str(i)) for i in range(6)], it.config.sampling(n=1))
+    assert max(open_at_once) == most
+
+
 def test_others_decode_while_code_runs() -> None:
     """The first rollout's code returns only once the second rollout has ended: a barrier would wait for ever."""
     other_done = threading.Event()
