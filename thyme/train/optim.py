@@ -92,7 +92,10 @@ class Optimizer:
                 self._move_gradients()
             for optimizer, peak in self._peaks:
                 for group in optimizer.param_groups:
-                    group["lr"] = peak * share
+                    if isinstance(group["lr"], Tensor):  # torchao's, compiled with it
+                        group["lr"].fill_(peak * share)
+                    else:
+                        group["lr"] = peak * share
                 optimizer.step()
             self._publish()
         for parameter in (*self.parameters, *self._masters.values()):
