@@ -111,6 +111,7 @@ def _compare(infer: Infer, options: dict[str, str], question: str) -> Counter[st
     return said
 
 
+@pytest.mark.soak
 def test_options_are_found_as_vlmevalkit_finds_them(infer: Infer) -> None:
     said: Counter[str] = Counter()
     for texts in OPTIONS:

@@ -214,6 +214,7 @@ def test_what_is_not_finite_moves_nothing(gradient: float, loss: float, dtype: t
     assert all(value.isfinite().all() for value in layers.state_dict().values())
 
 
+@pytest.mark.soak
 def test_states_in_bfloat16_are_for_weights_in_bfloat16() -> None:
     pytest.importorskip("torchao", reason="the extra train is not installed")
     with pytest.raises(ValueError, match="is for weights in bfloat16"):
