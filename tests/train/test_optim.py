@@ -196,6 +196,15 @@ def test_masters_are_saved_and_come_back_to_the_bit(model: Model) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halved.parameters(), strict=True))
 
 
+def test_a_state_of_another_layout_is_refused_in_words(model: Model) -> None:
+    plain = build_optimizer(model, StageConfig())
+    mastered = build_optimizer(in_bfloat16(copy.deepcopy(model)), StageConfig())
+    adamw = build_optimizer(model, StageConfig(optimizer="adamw"))
+    for one, other in ((plain, mastered), (mastered, plain), (plain, adamw), (adamw, plain)):
+        with pytest.raises(ValueError, match="resume with its optimizer"):
+            one.load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("gradient", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, -math.inf)])
 def test_what_is_not_finite_moves_nothing(gradient: float, loss: float, dtype: torch.dtype) -> None:

@@ -107,9 +107,21 @@ class Optimizer:
         return states | ({"masters": list(self._masters.values())} if self._masters else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` of an optimizer with the same settings gave.
+
+        Raises:
+            ValueError: the state is another optimizer's, or of another layout.
+        """
+        masters = state.get("masters", [])
+        names = {type(optimizer).__name__ for optimizer, _ in self._peaks}
+        if names != state.keys() - {"masters"} or len(masters) != len(self._masters):
+            raise ValueError(
+                f"the checkpoint holds {', '.join(sorted(state))} and {len(masters)} float32 masters, this run needs "
+                f"{', '.join(sorted(names))} and {len(self._masters)}: resume with its optimizer, state and dtype"
+            )
         for optimizer, _ in self._peaks:
             optimizer.load_state_dict(state[type(optimizer).__name__])
-        for master, saved in zip(self._masters.values(), state.get("masters", ()), strict=True):
+        for master, saved in zip(self._masters.values(), masters, strict=True):
             master.copy_(saved)
         self._publish()
 
