@@ -4,11 +4,14 @@ from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge, RuleJudge
 from thyme.rewards.reward import Reward, score, scored
 from thyme.rewards.rules import combine, formatting, guarded, judged, result
+from thyme.rewards.scorer import RuleScorer, Scorer
 
 __all__ = [
     "Judge",
     "Reward",
     "RuleJudge",
+    "RuleScorer",
+    "Scorer",
     "combine",
     "consistency",
     "formatting",

@@ -6,7 +6,7 @@ decoding. When the result is there, `<sandbox_output>...</sandbox_output>` is ap
 prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/scheduler.py.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -51,8 +51,19 @@ class RolloutLoop:
         self.timing: RunTiming | None = None
         """Of the last completed run."""
 
-    def run(self, questions: Sequence[Question], sampling: Sampling | None = None) -> list[list[Rollout]]:
-        """The rollouts of each question, in question order, then by index; drawn as `sampling` says, or the config.
+    def run(
+        self,
+        questions: Sequence[Question],
+        sampling: Sampling | None = None,
+        *,
+        on_end: Callable[[Rollout], object] | None = None,
+    ) -> list[list[Rollout]]:
+        """The rollouts of each question, in question order, then by index.
+
+        Args:
+            questions: what is asked; a question may occur twice.
+            sampling: how rollouts are drawn; None: as the config says.
+            on_end: is given each rollout when it ends, while others still decode: it must not take long.
 
         Raises:
             ValueError: an empty question, an image that can't be used.
@@ -63,6 +74,8 @@ class RolloutLoop:
         with closing(scheduler.events()) as events:
             for event in events:
                 if isinstance(event, End):
+                    if on_end is not None:
+                        on_end(event.rollout)
                     rollouts[event.rollout.group][event.rollout.index] = event.rollout
         self.timing = scheduler.timing()
         return [[group[index] for index in range(sampling.n)] for group in rollouts]
