@@ -14,6 +14,8 @@ class StageConfig:
 
     steps: int = 100
     """Optimizer steps."""
+    epochs: float = 0.0
+    """Passes over the files of `data.train`, in place of `steps`; 0: as `steps` says."""
     batch_size: int = 32
     """Sequences in an optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -34,6 +36,8 @@ class StageConfig:
     """Gradients are scaled down to this global norm; 0 leaves them."""
     warmup_steps: int = 0
     """The rate rises linearly to its peak over this many steps."""
+    warmup_share: float = 0.0
+    """The same as a share of all steps; the longer of the two holds."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the rate falls in the last `decay_share` of the steps; it is flat before."""
     decay_share: float = 0.0
@@ -64,7 +68,8 @@ class StageConfig:
             require(self, name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("decay_share", "final_rate"):
+        require(self, "epochs", 0 <= self.epochs < float("inf"), "at least 0")
+        for name in ("warmup_share", "decay_share", "final_rate"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
 
 

@@ -32,6 +32,10 @@ class StageOptions(TypedDict, total=False):
     """Is given every step's metrics; returning True ends the stage."""
     save_model: Callable[[Path], object] | None
     """Writes the model's folder of a checkpoint; None: `thyme.model.save` with nothing beside it."""
+    evaluate: Callable[[], Metrics] | None
+    """Measures the model as it is; its figures join those of the step."""
+    evaluate_steps: int
+    """It is asked after every so many steps; 0: never."""
 
 
 class Stage:
@@ -63,6 +67,7 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
         self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
         resume_from = options.get("resume_from")
         if resume_from is not None:
@@ -82,6 +87,8 @@ class Stage:
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
+        if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
+            values = values | self._evaluate()
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1

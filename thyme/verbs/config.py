@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from thyme.config import INTERNAL
+from thyme.data.config import DataConfig
 from thyme.engine.config import EngineConfig
+from thyme.evals.config import EvalConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.toy.config import ToyConfig
+from thyme.train.tracking import TrackConfig
 
 EMBEDDED = "tiny"
 """The name of the model that is no folder."""
@@ -43,6 +46,13 @@ class ToyRunConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsConfig(ToyRunConfig):
+    """A run on rows: files, or the toy world's where the model is the embedded one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig(RunConfig):
     """A run with rollouts: engine, sandbox, and the loop between them."""
 
@@ -64,3 +74,11 @@ class LoopConfig(RunConfig):
                 f"sandbox.session_timeouts = {sandbox.session_timeouts} of them: lower it or raise "
                 "sandbox.session_timeouts"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(LoopConfig, RowsConfig):
+    """A training run: what it reads, what it is told by on its way, and the loop that held-out questions go through."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)

@@ -1,0 +1,72 @@
+"""Train by math annealing after the cold start: arithmetic with every round trained, at a lower rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from thyme.train.config import AnnealConfig
+from thyme.verbs.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thyme.train.metrics import Metrics
+    from thyme.train.sft import Gate
+    from thyme.verbs.opening import Opened
+
+GATE_ROWS = 64
+"""Held-out arithmetic rows behind the toy world's gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """Math annealing: on the rows of `data.train`, or on the toy world's arithmetic until its gate is passed."""
+
+    name: str = "anneal"
+    anneal: AnnealConfig = field(default_factory=AnnealConfig)
+
+
+def run(config: Config) -> None:
+    """Trains and saves the model."""
+    from thyme.verbs.training import training_run
+
+    with training_run(config, "anneal") as (opened, folder):
+        train(config, opened, folder)
+
+
+def train(config: Config, opened: Opened, folder: Path | None, *, label: str | None = "anneal") -> list[Metrics]:
+    """Math annealing, in place; on the toy world's rows no step where the gate is passed already.
+
+    Args:
+        config: its tables `anneal`, `data`, `toy`, `eval` and `track`.
+        opened: the model.
+        folder: gets metrics.jsonl and checkpoints/; None writes nothing.
+        label: of the progress line; None shows none.
+    """
+    from thyme.toy.streams import anneal_stream
+    from thyme.train.sft import train_sft
+    from thyme.verbs.rows import prepared_samples
+    from thyme.verbs.training import stage_options, told, with_epochs
+
+    gate = None if config.data.train else toy_gate(config, opened)
+    with prepared_samples(config, opened, config.anneal, anneal_stream(config.toy)) as samples:
+        settings = with_epochs(config.anneal, samples.count)
+        shown = {"loss": "loss", "gate/arithmetic": "held-out"}
+        with told(config, folder, "anneal", settings.steps, label, shown) as line:
+            options = stage_options(config, opened, folder, line)
+            return train_sft(
+                opened.model, opened.processor, samples.stream, settings, name="anneal", gate=gate, **options
+            )
+
+
+def toy_gate(config: Config, opened: Opened) -> Gate:
+    """Held-out arithmetic of the toy world, right to the last token."""
+    from thyme.toy.streams import heldout_arithmetic
+    from thyme.train.sft import Gate, RowsRight
+    from thyme.verbs.opening import styled
+
+    settings = config.anneal
+    heldout, system = styled(lambda start, n: heldout_arithmetic(config.toy, n), opened.dialect)
+    right = RowsRight(opened.processor, heldout(0, GATE_ROWS), system)
+    return Gate(name="arithmetic", measure=right, goal=settings.gate_accuracy, every=settings.gate_steps)
