@@ -132,6 +132,9 @@ class RlConfig(StageConfig):
     """Tokens a rollout is divided by under normalization "constant"."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
+    max_unscored_steps: int = 3
+    """A group that the scorer cannot judge is left out; so many steps in a row without any scored group end the
+    stage with an error."""
     record_steps: int = 5
     """The rollouts of every so many steps are written to the run folder; 0: none."""
     freeze_vision: bool = False
@@ -144,7 +147,8 @@ class RlConfig(StageConfig):
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        require(self, "normalization_tokens", self.normalization_tokens >= 1, "at least 1")
+        for name in ("normalization_tokens", "max_unscored_steps"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:

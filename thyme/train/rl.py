@@ -6,11 +6,11 @@ the optimizer's step is the weight update and the engine merely forgets what it 
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from thyme.data.streams import Stream
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
-from thyme.rewards import Reward, scored
+from thyme.rewards import Scorer
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout, TokenKind
 from thyme.train.advantages import group_advantages, zero_spread
 from thyme.train.config import RlConfig
+from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, normalize, rollout_loss
 from thyme.train.optim import Optimizer, build_optimizer, rate_share
@@ -43,7 +44,7 @@ def train_rl(
     questions: Stream[Question],
     config: RlConfig,
     *,
-    score: Callable[[Rollout], Reward],
+    scorer: Scorer,
     seed: int = 0,
     **options: Unpack[StageOptions],
 ) -> list[Metrics]:
@@ -53,7 +54,8 @@ def train_rl(
         model: the engine's own; as it comes in it is the KL term's reference, so a resumed run gets the first one's.
         loop: its config says group size, temperatures and limits.
         questions: the stream; `thyme.data.streams.endless` makes one of a finite data set.
-        score: the reward of one rollout; what it raises is 0, logged and counted as reward/errors.
+        scorer: is given each group when its last rollout ends. A group it cannot score is left out of the step and
+            counted as reward/groups_failed; a step without any scored group changes nothing.
         seed: of the rollouts' sampling.
         options: see `thyme.train.stage.StageOptions`; with a run_dir the rollouts are recorded too.
 
@@ -61,7 +63,8 @@ def train_rl(
         The metrics of every step.
 
     Raises:
-        ValueError: the loop's engine runs another module.
+        ValueError: the loop's engine runs another module; no group could be scored in `config.max_unscored_steps`
+            steps in a row.
     """
     _check(loop, model)
     reference = frozen_copy(model) if config.kl_coef > 0 else None
@@ -76,15 +79,16 @@ def train_rl(
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
                 batch = questions(stage.step * config.batch_size, config.batch_size)
-                groups = loop.run(batch, loop.config.sampling(seed=seed * 1_000_003 + stage.step))
+                sampling = loop.config.sampling(seed=seed * 1_000_003 + stage.step)
+                scores = GroupScores(scorer, sampling.n)
+                rollouts = loop.run(batch, sampling, on_end=scores.ended)
                 laps.end("rollout")
                 sampled = rollout_metrics(
-                    groups, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
+                    rollouts, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
                 )
-                rewards = [[scored(rollout, score) for rollout in group] for group in groups]
+                groups = scores.collect(rollouts)
                 laps.end("reward")
-                totals = torch.tensor([[reward.total for reward in group] for group in rewards])
-                samples = policy_samples(processor, groups, totals, config)
+                samples = policy_samples(processor, groups, config)
                 rate = rate_share(config, stage.step, config.steps)
                 updated, unfit = policy_step(
                     model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
@@ -93,8 +97,15 @@ def train_rl(
                 loop.engine.weights_updated()
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, rewards)
-                stage.end_step(sampled | reward_metrics(rewards) | updated | laps.metrics(), unfit)
+                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups)
+                _remember_unscored(stage, groups)
+                stage.end_step(sampled | reward_metrics(groups) | updated | laps.metrics(), unfit)
+                if stage.memory["unscored"] >= config.max_unscored_steps:
+                    raise ValueError(
+                        f"rl step {stage.step}: none of {len(groups)} groups could be scored; that is "
+                        f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
+                        "answered): mend it and resume"
+                    )
     return stage.history
 
 
@@ -110,22 +121,30 @@ def _check(loop: RolloutLoop, model: Model) -> None:
         )
 
 
-def policy_samples(
-    processor: Processor, groups: Sequence[Sequence[Rollout]], rewards: Tensor, config: RlConfig
-) -> list[Sample]:
+def _remember_unscored(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
+    """Counts the steps in a row of which no group was scored, across a resume too."""
+    is_unscored = all(group.rewards is None for group in groups)
+    stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
+
+
+def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[Sample]:
     """What can be learned from: the rollouts of every group whose rewards differ.
 
     A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
-    count in the denominators.
-
-    Args:
-        rewards: [P, G].
+    count in the denominators. A group without rewards is as if it had not been asked.
     """
+    scored = [group for group in groups if group.rewards is not None]
+    if not scored:
+        return []
+    rewards = torch.tensor([[reward.total for reward in group.rewards or ()] for group in scored])
     advantages = group_advantages(rewards, config.advantage_scale).tolist()
     samples = normalize(
         [
-            [rollout_sample(processor, rollout, advantage) for rollout, advantage in zip(group, row, strict=True)]
-            for group, row in zip(groups, advantages, strict=True)
+            [
+                rollout_sample(processor, rollout, advantage)
+                for rollout, advantage in zip(group.rollouts, row, strict=True)
+            ]
+            for group, row in zip(scored, advantages, strict=True)
         ],
         config.normalization,
         constant=config.normalization_tokens,
@@ -218,10 +237,11 @@ def frozen_vision(model: Model, is_frozen: bool) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def record(path: Path, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Writes the rollouts of a step with their rewards."""
-    write_rollouts(
-        path,
-        [rollout for group in groups for rollout in group],
-        [asdict(reward) for group in rewards for reward in group],
-    )
+def record(path: Path, groups: Sequence[ScoredGroup]) -> None:
+    """Writes the rollouts of a step with their rewards; null where a group could not be scored."""
+    rollouts: list[Rollout] = []
+    rewards: list[dict[str, Any] | None] = []
+    for group in groups:
+        rollouts += group.rollouts
+        rewards += [None] * len(group.rollouts) if group.rewards is None else map(asdict, group.rewards)
+    write_rollouts(path, rollouts, rewards)

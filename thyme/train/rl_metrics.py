@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoMetrics
-from thyme.rewards import Reward
 from thyme.rollout.types import Rollout, RolloutStatus
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 
 _LOSS_NAMES = {
@@ -64,10 +64,17 @@ class LossMetrics:
         return out
 
 
-def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
-    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share."""
+def reward_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share.
+
+    All of the groups that were scored; `reward/groups_failed` is the number of the others, and alone where all failed.
+    """
+    rewards = [group.rewards for group in groups if group.rewards is not None]
+    out = {"reward/groups_failed": float(len(groups) - len(rewards))}
+    if not rewards:
+        return out
     totals = np.array([[reward.total for reward in group] for group in rewards])
-    out = {"reward/mean": float(totals.mean())}
+    out["reward/mean"] = float(totals.mean())
     for part in ("result", "consistency", "formatting"):
         out[f"reward/{part}/mean"] = float(np.mean([[getattr(reward, part) for reward in group] for group in rewards]))
     out["reward/group_std"] = float(totals.std(axis=1, ddof=1).mean())
