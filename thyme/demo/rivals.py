@@ -11,7 +11,7 @@ import torch
 
 from thyme.evals import EvalResult, NoCodeControl, no_code_control
 from thyme.toy.streams import demonstration_stream
-from thyme.verbs import eval, sft
+from thyme.verbs import anneal, eval, sft
 from thyme.verbs.opening import open_loop, open_model, save_model
 from thyme.verbs.recipe import Recipe
 
@@ -42,7 +42,7 @@ def train_full_sft(config: Recipe, base: Path, folder: Path) -> float:
     started = time.process_time()
     sft.train(full, opened, None, label=None)
     step_s = (time.process_time() - started) / full.sft.steps
-    sft.anneal(full, opened, None, label=None)
+    anneal.train(full, opened, None, label=None)
     save_model(opened, folder / "checkpoints" / FOLDER)
     return step_s
 

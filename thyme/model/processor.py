@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -96,6 +97,17 @@ class Processor:
         eos = eos or as_ids({**config, **(config.get("text_config") or {})}.get("eos_token_id"))
         image = read_image_config(folder) if config.get("vision_config") else None
         return cls(_read_tokenizer(folder), image, eos or None)
+
+    def with_max_pixels(self, max_pixels: int) -> Processor:
+        """The same for pictures that are reduced to at most this area, in pixels.
+
+        Raises:
+            ValueError: a text model, or fewer pixels than its smallest picture has.
+        """
+        if self.image_config is None:
+            raise ValueError(f"max_pixels: {max_pixels}, but the model takes no pictures")
+        image_config = replace(self.image_config, max_pixels=max_pixels)
+        return type(self)(self.tokenizer, image_config, self.eos_token_ids)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer's files and preprocessor_config.json into an existing folder."""

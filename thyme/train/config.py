@@ -85,9 +85,12 @@ class SftConfig(StageConfig):
     decay_share: float = 0.35
     loss_rule: LossRule = "paper"
     """Which rounds of a response are trained (`thyme.train.masks`)."""
+    max_row_tokens: int = 0
+    """Rows of more tokens, pictures included, are left out and counted; 0: none is."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        require(self, "max_row_tokens", self.max_row_tokens >= 0, "at least 0")
         one_of(self, "loss_rule", get_args(LossRule))
 
 

@@ -62,15 +62,19 @@ def train_sft(
     passed = gate is not None and gate.measure(model) >= gate.goal
     with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
+            batch = samples(stage.step * config.batch_size, config.batch_size)
+            kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
             metrics, unfit = supervised_step(
                 model,
                 processor,
                 optimizer,
-                samples(stage.step * config.batch_size, config.batch_size),
+                kept,
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
                 fused_head=config.fused_head,
             )
+            if config.max_row_tokens:
+                metrics["batch/too_long"] = float(len(batch) - len(kept))
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 metrics[f"gate/{gate.name}"] = gate.measure(model)
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal

@@ -27,7 +27,9 @@ def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_model, save_model
+    from thyme.verbs.rows import require_toy
 
+    require_toy(config)
     folder, opened = run_dir(config), open_model(config)
     train(config, opened, folder)
     print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'base')}")

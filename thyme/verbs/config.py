@@ -26,6 +26,9 @@ class RunConfig:
     """A Hugging Face folder, a checkpoint of ours, or "tiny": the embedded 1.7 M parameter toy, random weights."""
     seed: int = 0
     """Seeds weights, data order and sampling."""
+    max_pixels: int | None = None
+    """Pictures are reduced to at most this area in this run; none: as the checkpoint says. A checkpoint that the run
+    writes keeps its own figure."""
     threads: int = 2
     """Threads of torch on a CPU."""
     origins: Mapping[str, str] = field(default_factory=dict, metadata=INTERNAL, compare=False)
@@ -34,6 +37,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ValueError(f"name: {self.name!r} must be one folder name: results go to runs/<name>/")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"max_pixels: {self.max_pixels} must be at least 1, or absent")
         if self.threads < 1:
             raise ValueError(f"threads: {self.threads} must be at least 1")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from thyme.train.config import RlConfig
-from thyme.verbs.config import LoopConfig, ToyRunConfig
+from thyme.verbs.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,8 @@ SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, ToyRunConfig):
-    """GRPO-ATS on the toy world's questions."""
+class Config(TrainingConfig):
+    """GRPO-ATS on the questions of `data.train`, or the toy world's."""
 
     name: str = "rl"
     rl: RlConfig = field(default_factory=RlConfig)
@@ -59,13 +59,11 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_loop, open_model, save_model
+    from thyme.verbs.opening import open_loop
+    from thyme.verbs.training import training_run
 
-    folder, opened = run_dir(config), open_model(config)
-    with open_loop(config, opened) as loop:
+    with training_run(config, "rl") as (opened, folder), open_loop(config, opened) as loop:
         train(config, opened, loop, folder)
-    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'rl')}")
 
 
 def train(
@@ -74,31 +72,30 @@ def train(
     """GRPO-ATS, in place.
 
     Args:
-        config: its tables `rl` and `toy`, and the seed.
+        config: its tables `rl`, `data`, `toy`, `eval` and `track`, and the seed.
         opened: the model that the loop's engine runs.
         loop: makes the rollouts.
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
     """
     from thyme.rewards import RuleScorer
-    from thyme.toy.streams import question_stream
-    from thyme.train.metrics import progress
     from thyme.train.rl import train_rl
-    from thyme.verbs.opening import save_model
+    from thyme.verbs.rows import prepared_questions
+    from thyme.verbs.training import stage_options, told, with_epochs
 
-    with progress(config.rl.steps, label, SHOWN) as line:
-        return train_rl(
-            opened.model,
-            opened.processor,
-            loop,
-            question_stream(config.toy),
-            config.rl,
-            scorer=RuleScorer(reward),
-            seed=config.seed,
-            run_dir=folder,
-            on_step=line,
-            save_model=lambda to: save_model(opened, to),
-        )
+    with prepared_questions(config, config.rl.batch_size) as questions:
+        settings = with_epochs(config.rl, questions.count)
+        with told(config, folder, "rl", settings.steps, label, SHOWN) as line:
+            return train_rl(
+                opened.model,
+                opened.processor,
+                loop,
+                questions.stream,
+                settings,
+                scorer=RuleScorer(reward),
+                seed=config.seed,
+                **stage_options(config, opened, folder, line, loop),
+            )
 
 
 def reward(rollout: Rollout) -> Reward:

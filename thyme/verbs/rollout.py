@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from thyme.verbs.config import LoopConfig, ToyRunConfig
+from thyme.verbs.config import LoopConfig, RowsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, ToyRunConfig):
-    """Rollouts of the toy world's questions."""
+class Config(LoopConfig, RowsConfig):
+    """Rollouts of the questions of `data.train`, or the toy world's."""
 
     name: str = "rollout"
     count: int = 16
@@ -24,14 +24,15 @@ class Config(LoopConfig, ToyRunConfig):
 def run(config: Config) -> None:
     """Samples, writes, and says where."""
     from thyme.rollout.records import write_rollouts
-    from thyme.toy.streams import question_stream
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_loop, open_model
     from thyme.verbs.rl import reward
+    from thyme.verbs.rows import prepared_questions, require_rows
 
+    require_rows(config, "train")
     folder, opened = run_dir(config), open_model(config)
-    with open_loop(config, opened) as loop:
-        groups = loop.run(question_stream(config.toy)(0, config.count), loop.config.sampling(seed=config.seed))
+    with prepared_questions(config, config.count) as questions, open_loop(config, opened) as loop:
+        groups = loop.run(questions.stream(0, config.count), loop.config.sampling(seed=config.seed))
     rollouts = [rollout for group in groups for rollout in group]
     path = folder / "rollouts" / "step_0.jsonl"
     write_rollouts(path, rollouts, rewards=[asdict(reward(rollout)) for rollout in rollouts])
