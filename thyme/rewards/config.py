@@ -64,7 +64,7 @@ class JudgeConfig:
     temperature: float = 0.0
     """Of the judge (Thyme: 0.1)."""
     cache: str | None = None
-    """A folder that keeps verdicts, so that nothing is asked twice, over runs and processes; None: they are not kept."""
+    """A folder that keeps verdicts, so that nothing is asked twice, over runs and processes; None: none are kept."""
 
     def __post_init__(self) -> None:
         if self.url is not None:
