@@ -7,6 +7,7 @@ from thyme.config import INTERNAL
 from thyme.data.config import DataConfig
 from thyme.engine.config import EngineConfig
 from thyme.evals.config import EvalConfig
+from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.toy.config import ToyConfig
@@ -82,8 +83,16 @@ class LoopConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(LoopConfig, RowsConfig):
-    """A training run: what it reads, what it is told by on its way, and the loop that held-out questions go through."""
+class ScoredConfig(LoopConfig, RowsConfig):
+    """Rollouts of rows, and what they earn."""
+
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ScoredConfig):
+    """A training run: what it reads, and what it is measured and watched by on its way."""
 
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)

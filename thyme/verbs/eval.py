@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from thyme.evals.config import EvalConfig
-from thyme.verbs.config import LoopConfig, RowsConfig
+from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
     from thyme.evals import EvalResult
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, RowsConfig):
+class Config(ScoredConfig):
     """An evaluation on held-out questions."""
 
     name: str = "eval"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from thyme.verbs.config import LoopConfig, RowsConfig
+from thyme.verbs.config import ScoredConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, RowsConfig):
+class Config(ScoredConfig):
     """Rollouts of the questions of `data.train`, or the toy world's."""
 
     name: str = "rollout"
