@@ -1,11 +1,14 @@
 """Settings of the training stages: an optimizer with its schedule, and what each stage adds. Standard library only."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
+LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
+KlKind = Literal["k1", "k2", "k3"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,42 @@ class AnnealConfig(SftConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """The policy loss: what `thyme.kernels.grpo_loss.GrpoLossConfig` has beside `rl.kl_coef` and `rl.greedy_tokens`."""
+
+    loss: LossKind = "ppo"
+    """"ppo": a ratio per token, clipped. "gspo": its geometric mean over the rollout, with that gradient; "gspo_token":
+    the same value with the gradient of the token. "cispo": the clipped ratio weighs the log-prob, no token is lost."""
+    clip_eps_low: float = 0.2
+    """The ratio is clipped to at least 1 - this where the advantage is negative."""
+    clip_eps_high: float = 0.2
+    """The ratio is clipped to at most 1 + this where the advantage is positive; DAPO's clip-higher is 0.28."""
+    ratio_cap: float | None = None
+    """Two-sided clip: the ratio never counts for more than this, also where the advantage is negative; none: no cap."""
+    kl: KlKind = "k3"
+    """Estimator of the KL to the starting model; d = ref - logprob. k1: -d, k2: d^2 / 2, k3: exp(d) - d - 1."""
+    kl_times_ratio: bool = False
+    """Multiply the estimator by the token's ratio, which makes its gradient unbiased off-policy."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus (entropy at temperature 1)."""
+    rollout_ratio_cap: float | None = None
+    """Truncated importance sampling: a token counts by min(trainer's probability / engine's, this); none: by 1."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "loss", get_args(LossKind))
+        one_of(self, "kl", get_args(KlKind))
+        for name in ("clip_eps_low", "clip_eps_high", "entropy_coef"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
+        for name in ("ratio_cap", "rollout_ratio_cap"):
+            cap = getattr(self, name)
+            require(self, name, cap is None or 0 < cap < math.inf, "finite and positive, or none")
+        if self.ratio_cap is not None:
+            least = 1 + self.clip_eps_high
+            require(self, "ratio_cap", self.ratio_cap >= least, f"at least 1 + clip_eps_high ({least:g})")
+            require(self, "ratio_cap", self.loss != "cispo", "none where loss is 'cispo', which clips every ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
     """GRPO-ATS: one on-policy step on each batch of rollouts. Temperatures and group size are RolloutConfig's."""
 
@@ -121,6 +160,7 @@ class RlConfig(StageConfig):
     """Weight of KL(policy, starting model) in the loss (Thyme: 0.001); 0 needs no copy of the starting model."""
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
+    loss: LossConfig = field(default_factory=LossConfig)
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024

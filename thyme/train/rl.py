@@ -189,7 +189,7 @@ def policy_step(
     Returns:
         The metrics, and the names of the rollouts that may be why no step was taken, where none was.
     """
-    loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
+    loss_config = loss_of(config)
     allowed = AllowedIds.of(processor)
     collected = LossMetrics()
     batches: list[TrainBatch] = pack(
@@ -209,6 +209,11 @@ def policy_step(
         return collected.metrics() | {"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0}, ()
     stepped = step_metrics(optimizer, rate, float(torch.stack(losses).sum()))
     return collected.metrics() | stepped, suspects(stepped, batches, losses)
+
+
+def loss_of(config: RlConfig) -> GrpoLossConfig:
+    """The loss that the table `rl.loss`, `rl.kl_coef` and `rl.greedy_tokens` say."""
+    return GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens, **asdict(config.loss))
 
 
 def frozen_copy(model: Model) -> Model:
