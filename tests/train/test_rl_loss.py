@@ -15,7 +15,8 @@ from thyme.rewards import RuleScorer
 from thyme.rollout.types import Question
 from thyme.sandbox import Sandbox
 from thyme.train.config import LossConfig, RlConfig
-from thyme.train.rl import loss_of, train_rl
+from thyme.train.policy_update import loss_of
+from thyme.train.rl import train_rl
 
 EVERYTHING: dict[str, Any] = {
     "loss": "gspo_token",

@@ -148,11 +148,17 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
-    """GRPO-ATS: one on-policy step on each batch of rollouts. Temperatures and group size are RolloutConfig's."""
+    """GRPO-ATS: an optimizer step or several on each batch of rollouts. Temperatures and group size: RolloutConfig."""
 
     steps: int = 20
+    """Batches of rollouts; each makes updates_per_batch * epochs_per_batch optimizer steps at one learning rate."""
     batch_size: int = 16
-    """Questions in an optimizer step; each has a group of rollouts."""
+    """Questions in a batch; each has a group of rollouts."""
+    updates_per_batch: int = 1
+    """Mini-batches that a batch is cut into, by question, in order; each makes an optimizer step of its own."""
+    epochs_per_batch: int = 1
+    """Times that a batch is gone through. Beyond one update a batch the later ones are off-policy: the ratio is against
+    the policy before the first, whose log-probs take one forward pass more, and clipping acts."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 3
@@ -182,8 +188,15 @@ class RlConfig(StageConfig):
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("normalization_tokens", "max_unscored_steps"):
+        for name in ("normalization_tokens", "max_unscored_steps", "updates_per_batch", "epochs_per_batch"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        rule = f"at most batch_size ({self.batch_size}), the questions that it cuts into parts"
+        require(self, "updates_per_batch", self.updates_per_batch <= self.batch_size, rule)
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether log-probs are computed before the first update of a batch."""
+        return self.updates_per_batch * self.epochs_per_batch > 1
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:
