@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,8 +31,10 @@ RL = RlConfig(batch_size=2, learning_rate=3e-3, warmup_steps=0)
 
 @pytest.fixture(scope="module")
 def groups(taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]) -> list[ScoredGroup]:
-    """Two questions, two rollouts each, with code at temperature 0."""
-    rollouts = make_loop(taught, sandbox).run(asked, ROLLOUT.sampling(seed=1))
+    """Two questions, two rollouts each: text at temperature 0.8, code at 0."""
+    rollouts = make_loop(taught, sandbox).run(asked, replace(ROLLOUT, temperature=0.8).sampling(seed=1))
+    temperatures = [set(r.temperatures[r.sampled].tolist()) for group in rollouts for r in group]
+    assert set().union(*temperatures) == {0.0, np.float32(0.8)}
     return [group_of(*group, totals=(0.0, 1.0)) for group in rollouts]
 
 
