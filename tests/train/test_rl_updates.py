@@ -23,7 +23,14 @@ from thyme.train.objective import AllowedIds, rollout_loss
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import Sample, pack
 from thyme.train.policy_samples import mini_batches, policy_samples
-from thyme.train.policy_update import Update, loss_of, update_metrics, update_policy, with_old_logprobs
+from thyme.train.policy_update import (
+    Update,
+    loss_of,
+    packed_batches,
+    update_metrics,
+    update_policy,
+    with_old_logprobs,
+)
 from thyme.train.rl import train_rl
 
 RL = RlConfig(batch_size=2, learning_rate=3e-3, warmup_steps=0)
@@ -42,16 +49,10 @@ def updated(
     model: Model, processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig, reference: Model | None = None
 ) -> list[Update]:
     """The updates of a model that is changed by them."""
-    return update_policy(
-        model,
-        processor,
-        build_optimizer(model, config),
-        mini_batches(processor, groups, config),
-        config,
-        reference=reference,
-        rate=1.0,
-        same_bits=False,
-    )
+    samples = mini_batches(processor, groups, config)
+    batches, _ = packed_batches(model, processor, samples, config, same_bits=False)
+    optimizer = build_optimizer(model, config)
+    return update_policy(model, processor, optimizer, batches, config, reference=reference, rate=1.0)
 
 
 def token_logprobs64(model: Model, processor: Processor, sample: Sample) -> torch.Tensor:

@@ -9,6 +9,7 @@ Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "consta
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
+MismatchMask = Literal["none", "token", "sequence"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +168,14 @@ class RlConfig(StageConfig):
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
     loss: LossConfig = field(default_factory=LossConfig)
+    mismatch_mask: MismatchMask = "none"
+    """Masked importance sampling: what is left out of the loss where trainer and engine disagree too much about its
+    probability (trainer's over engine's outside mismatch_low to mismatch_high). "token": single tokens; "sequence":
+    rollouts, by the geometric mean over their tokens. Takes a forward pass more."""
+    mismatch_low: float = 0.5
+    """See mismatch_mask."""
+    mismatch_high: float = 2.0
+    """See mismatch_mask."""
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
@@ -184,6 +193,9 @@ class RlConfig(StageConfig):
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
+        one_of(self, "mismatch_mask", get_args(MismatchMask))
+        require(self, "mismatch_low", 0 <= self.mismatch_low <= 1, "in [0, 1]: a ratio of 1 is no mismatch")
+        require(self, "mismatch_high", self.mismatch_high >= 1, "at least 1: a ratio of 1 is no mismatch")
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
@@ -196,7 +208,7 @@ class RlConfig(StageConfig):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs are computed before the first update of a batch."""
-        return self.updates_per_batch * self.epochs_per_batch > 1
+        return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch_mask != "none"
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:

@@ -17,6 +17,7 @@ from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
+from thyme.train.mismatch import Masked, mask_metrics, masked
 from thyme.train.objective import AllowedIds, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
@@ -36,45 +37,60 @@ class Update:
     """Names of the rollouts that may be why it was not finite."""
 
 
+def packed_batches(
+    model: Model, processor: Processor, batches: Sequence[Sequence[Sample]], config: RlConfig, *, same_bits: bool
+) -> tuple[list[list[TrainBatch]], Metrics]:
+    """The micro-batches of every mini-batch, with old log-probs and without what the mismatch mask leaves out.
+
+    Args:
+        model: the policy before the first update.
+        batches: the samples of each mini-batch.
+        same_bits: see `TrainBatch`.
+
+    Returns:
+        The micro-batches in which something is trained, and how much was masked.
+    """
+    allowed, image_id = AllowedIds.of(processor), processor.image_token_id
+    parts: list[list[TrainBatch]] = []
+    left_out: list[Masked] = []
+    for samples in batches:
+        packed = pack(samples, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
+        part = [replace(batch, same_bits=same_bits) for batch in packed]
+        if config.needs_old_logprobs:
+            part = [with_old_logprobs(model, batch, allowed, config) for batch in part]
+        if config.mismatch_mask != "none":
+            pairs = [masked(batch, config.mismatch_mask, config.mismatch_low, config.mismatch_high) for batch in part]
+            left_out += [found for _, found in pairs]
+            part = [batch for batch, _ in pairs if batch.weights.any()]
+        parts.append(part)
+    return parts, mask_metrics(left_out)
+
+
 def update_policy(
     model: Model,
     processor: Processor,
     optimizer: Optimizer,
-    batches: Sequence[Sequence[Sample]],
+    batches: Sequence[Sequence[TrainBatch]],
     config: RlConfig,
     *,
     reference: Model | None,
     rate: float,
-    same_bits: bool,
 ) -> list[Update]:
-    """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without samples.
+    """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without micro-batches.
 
     A step that is not finite is not taken, and ends the updates of this batch.
 
     Args:
-        batches: the samples of each mini-batch.
+        batches: the micro-batches of each mini-batch.
         reference: of the KL term.
         rate: share of the peak learning rates.
-        same_bits: see `TrainBatch`.
 
     Returns:
         The updates, at least one.
     """
-    packed = [
-        [
-            replace(batch, same_bits=same_bits)
-            for batch in pack(
-                samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
-            )
-        ]
-        for samples in batches
-    ]
-    if config.needs_old_logprobs:
-        allowed = AllowedIds.of(processor)
-        packed = [[with_old_logprobs(model, batch, allowed, config) for batch in part] for part in packed]
     updates: list[Update] = []
     for _ in range(config.epochs_per_batch):
-        for part in packed:
+        for part in batches:
             updates.append(policy_step(model, processor, optimizer, part, config, reference=reference, rate=rate))
             if updates[-1].optim["optim/skipped"]:
                 return updates

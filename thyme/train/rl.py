@@ -24,7 +24,7 @@ from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.optim import build_optimizer, rate_share
 from thyme.train.policy_samples import mini_batches
-from thyme.train.policy_update import update_metrics, update_policy
+from thyme.train.policy_update import packed_batches, update_metrics, update_policy
 from thyme.train.rl_metrics import Laps, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
 
@@ -80,24 +80,17 @@ def train_rl(
                 )
                 groups = scores.collect(rollouts)
                 laps.end("reward")
-                batches = mini_batches(processor, groups, config)
-                updates = update_policy(
-                    model,
-                    processor,
-                    optimizer,
-                    batches,
-                    config,
-                    reference=reference,
-                    rate=rate_share(config, stage.step, config.steps),
-                    same_bits=same_bits,
-                )
+                samples = mini_batches(processor, groups, config)
+                batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                rate = rate_share(config, stage.step, config.steps)
+                updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups)
                 _remember_unscored(stage, groups)
-                metrics = sampled | reward_metrics(groups) | update_metrics(updates) | laps.metrics()
+                metrics = sampled | reward_metrics(groups) | left_out | update_metrics(updates) | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
                     raise ValueError(

@@ -25,6 +25,7 @@ _LOSS_NAMES = {
     "greedy_frac": "actor/greedy_frac",
     "mismatch_kl": "mismatch/kl",
     "mismatch_kl_code": "mismatch/kl_code",
+    "rollout_capped": "mismatch/capped_frac",
     "ess": "mismatch/ess",
     "tokens": "batch/trained_tokens",
 }
