@@ -22,7 +22,8 @@ from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
-from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
+from thyme.train.policy_samples import policy_samples, rollout_sample
+from thyme.train.rl import frozen_vision, train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)

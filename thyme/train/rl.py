@@ -1,4 +1,4 @@
-"""GRPO-ATS: rollouts of the current policy, rewards, group advantages, one on-policy step, and again.
+"""GRPO-ATS: rollouts of the current policy, rewards, group advantages, an update or several, and again.
 
 The temperature switch happens in the engine; here it is only known per token. Engine and trainer hold one module, so
 the optimizer's step is the weight update and the engine merely forgets what it cached.
@@ -8,33 +8,25 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from thyme.data.streams import Stream
-from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rewards import Scorer
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
-from thyme.rollout.types import Question, Rollout, TokenKind
-from thyme.train.advantages import group_advantages, zero_spread
+from thyme.rollout.types import Question, Rollout
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
-from thyme.train.objective import AllowedIds, normalize, rollout_loss
-from thyme.train.optim import Optimizer, build_optimizer, rate_share
-from thyme.train.packing import Sample, TrainBatch, pack
-from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
+from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.policy_samples import mini_batches
+from thyme.train.policy_update import packed_batches, update_metrics, update_policy
+from thyme.train.rl_metrics import Laps, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
-from thyme.train.supervised import step_metrics, suspects
-from thyme.train.tokenization import positions
 
 
 def train_rl(
@@ -88,18 +80,18 @@ def train_rl(
                 )
                 groups = scores.collect(rollouts)
                 laps.end("reward")
-                samples = policy_samples(processor, groups, config)
+                samples = mini_batches(processor, groups, config)
+                batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
                 rate = rate_share(config, stage.step, config.steps)
-                updated, unfit = policy_step(
-                    model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
-                )
+                updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups)
                 _remember_unscored(stage, groups)
-                stage.end_step(sampled | reward_metrics(groups) | updated | laps.metrics(), unfit)
+                metrics = sampled | reward_metrics(groups) | left_out | update_metrics(updates) | laps.metrics()
+                stage.end_step(metrics, updates[-1].suspects)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
                     raise ValueError(
                         f"rl step {stage.step}: none of {len(groups)} groups could be scored; that is "
@@ -125,90 +117,6 @@ def _remember_unscored(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
     """Counts the steps in a row of which no group was scored, across a resume too."""
     is_unscored = all(group.rewards is None for group in groups)
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
-
-
-def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[Sample]:
-    """What can be learned from: the rollouts of every group whose rewards differ.
-
-    A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
-    count in the denominators. A group without rewards is as if it had not been asked.
-    """
-    scored = [group for group in groups if group.rewards is not None]
-    if not scored:
-        return []
-    rewards = torch.tensor([[reward.total for reward in group.rewards or ()] for group in scored])
-    advantages = group_advantages(rewards, config.advantage_scale).tolist()
-    samples = normalize(
-        [
-            [
-                rollout_sample(processor, rollout, advantage)
-                for rollout, advantage in zip(group.rollouts, row, strict=True)
-            ]
-            for group, row in zip(scored, advantages, strict=True)
-        ],
-        config.normalization,
-        constant=config.normalization_tokens,
-    )
-    has_spread = (~zero_spread(rewards)).repeat_interleave(rewards.shape[1]).tolist()
-    return [sample for sample, keep in zip(samples, has_spread, strict=True) if keep]
-
-
-def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> Sample:
-    """A rollout as it was sampled, token for token; trained is what the policy drew, and nothing else."""
-    greedy = rollout.temperatures == 0
-    return Sample(
-        token_ids=rollout.token_ids,
-        positions=positions(processor, rollout.token_ids, rollout.images),
-        weights=rollout.sampled.astype(np.float32),
-        images=tuple(rollout.images),
-        advantages=np.full(len(rollout.token_ids), advantage, dtype=np.float32),
-        temperatures=rollout.temperatures,
-        rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
-        segments=(rollout.kinds == TokenKind.CODE).astype(np.uint8),
-        name=f"{rollout.question.id}/{rollout.index}",
-    )
-
-
-def policy_step(
-    model: Model,
-    processor: Processor,
-    optimizer: Optimizer,
-    samples: Sequence[Sample],
-    config: RlConfig,
-    *,
-    reference: Model | None,
-    rate: float,
-    same_bits: bool,
-) -> tuple[Metrics, tuple[str, ...]]:
-    """One optimizer step on the GRPO loss of `samples`; none where there are none.
-
-    Args:
-        rate: share of the peak learning rates.
-        same_bits: see `TrainBatch`.
-
-    Returns:
-        The metrics, and the names of the rollouts that may be why no step was taken, where none was.
-    """
-    loss_config = GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens)
-    allowed = AllowedIds.of(processor)
-    collected = LossMetrics()
-    batches: list[TrainBatch] = pack(
-        samples, image_token_id=processor.image_token_id, max_tokens=config.max_tokens_per_micro_batch
-    )
-    losses: list[Tensor] = []
-    for packed in batches:
-        batch = replace(packed, same_bits=same_bits).to(model.device)
-        loss, metrics = rollout_loss(
-            model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
-        )
-        loss.backward()
-        optimizer.add_up()
-        losses.append(loss.detach())
-        collected.add(losses[-1], metrics)
-    if not batches:
-        return collected.metrics() | {"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0}, ()
-    stepped = step_metrics(optimizer, rate, float(torch.stack(losses).sum()))
-    return collected.metrics() | stepped, suspects(stepped, batches, losses)
 
 
 def frozen_copy(model: Model) -> Model:

@@ -25,6 +25,7 @@ _LOSS_NAMES = {
     "greedy_frac": "actor/greedy_frac",
     "mismatch_kl": "mismatch/kl",
     "mismatch_kl_code": "mismatch/kl_code",
+    "rollout_capped": "mismatch/capped_frac",
     "ess": "mismatch/ess",
     "tokens": "batch/trained_tokens",
 }
@@ -42,12 +43,21 @@ class LossMetrics:
         self._loss.append(loss)
         self._parts.append(metrics)
 
+    def __bool__(self) -> bool:
+        """Whether anything was trained."""
+        return bool(self._parts)
+
     def metrics(self) -> Metrics:
         """All of the step; waits for the device once. Empty but for the loss when nothing was trained."""
-        if not self._parts:
+        return self.together([self])
+
+    @staticmethod
+    def together(steps: "Sequence[LossMetrics]") -> Metrics:
+        """Of several steps on one batch: the mean of their losses, the rest as if they were one step."""
+        parts = [part.as_dict() for step in steps for part in step._parts]
+        if not parts:
             return {"loss": 0.0}
-        parts = [part.as_dict() for part in self._parts]
-        out: Metrics = {"loss": float(torch.stack(self._loss).sum())}
+        out: Metrics = {"loss": float(np.mean([float(torch.stack(step._loss).sum()) for step in steps if step]))}
         for name, ours in _LOSS_NAMES.items():
             if name not in parts[0]:
                 continue
