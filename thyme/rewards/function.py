@@ -29,7 +29,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from thyme.rewards.judge import AsyncJudge, JudgeUnavailable
+from thyme.rewards.judge import JudgeUnavailable
+from thyme.rewards.judge_http import HttpJudge
 from thyme.rewards.loop_thread import LoopThread
 from thyme.rewards.reward import NOTHING, Reward
 from thyme.rewards.scorer import ScorerError
@@ -93,12 +94,12 @@ class FunctionScorer:
     """
 
     def __init__(
-        self, function: RewardFunction, name: str, *, loop: LoopThread, judge: AsyncJudge | None = None
+        self, function: RewardFunction, name: str, *, loop: LoopThread, judge: HttpJudge | None = None
     ) -> None:
         called = function if inspect.isroutine(function) else type(function).__call__
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         _check_judge(function, name, judge, is_async=self._is_async)
-        self._function, self._name, self._loop = function, name, loop
+        self._function, self._name, self._loop, self._judge = function, name, loop, judge
         self._arguments = {} if judge is None else {"judge": judge}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward function")
         self._has_worked = False
@@ -112,7 +113,7 @@ class FunctionScorer:
         return self._thread.submit(self._score, list(group))
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        return {} if self._judge is None else self._judge.metrics()
 
     def close(self) -> None:
         """Drops the groups that wait; one that is being scored is finished."""
@@ -168,7 +169,7 @@ class FunctionScorer:
         return f"raised {_told(error, Path(self._name.rpartition(':')[0]).resolve())}"
 
 
-def _check_judge(function: RewardFunction, name: str, judge: AsyncJudge | None, *, is_async: bool) -> None:
+def _check_judge(function: RewardFunction, name: str, judge: HttpJudge | None, *, is_async: bool) -> None:
     """Raises where a judge would go unasked, or be missed."""
     try:
         takes = inspect.signature(function).parameters.get("judge")
