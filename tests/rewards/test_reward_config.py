@@ -18,6 +18,8 @@ URL = "http://localhost:8000/v1"
         ({"function": "reward.py"}, "function: 'reward.py' must be FILE.py:NAME"),
         ({"function": "reward.py:"}, "FILE.py:NAME"),
         ({"function": "package.module:name"}, "FILE.py:NAME"),
+        ({"function": "r.py:f", "tool_bonus": 0.1}, "tool_bonus: 0.1 must be 0 beside a function"),
+        ({"function": "r.py:f", "overlong_buffer_tokens": 9}, "overlong_buffer_tokens: 9 must be 0 beside a function"),
         ({"mode": "sum"}, "mode: 'sum' must be one of gated, additive, result"),
         ({"consistency": -0.1}, "consistency: -0.1 must be finite and at least 0"),
         ({"formatting": float("nan")}, "formatting: nan must be finite"),

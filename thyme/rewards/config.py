@@ -34,6 +34,9 @@ class RewardConfig:
     def __post_init__(self) -> None:
         file, colon, name = (self.function or "x.py:f").rpartition(":")
         _require(self, "function", bool(colon) and file.endswith(".py") and name.isidentifier(), "FILE.py:NAME")
+        for field in ("tool_bonus", "overlong_buffer_tokens"):
+            alone = self.function is None or getattr(self, field) == 0
+            _require(self, field, alone, "0 beside a function, which gives the whole reward")
         _require(self, "mode", self.mode in get_args(RewardMode), f"one of {', '.join(get_args(RewardMode))}")
         for field in ("consistency", "formatting", "tool_bonus", "overlong_penalty"):
             value = getattr(self, field)
