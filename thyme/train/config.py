@@ -42,13 +42,21 @@ class StageConfig:
     """Share of the peak rate that is left at the end of the decay."""
     max_tokens_per_micro_batch: int = 16_384
     """No forward pass holds more packed tokens than this (a single longer sample may)."""
-    fused_head: bool = False
+    fused_head: bool | None = None
     """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
-    large vocabulary fit. A small one is quicker without."""
+    large vocabulary fit. None: from 32,768 words on, where the logits of 4,096 trained tokens and their gradient would
+    take half a GiB in bfloat16; fewer are quicker without."""
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: never."""
+    activation_checkpointing: bool = False
+    """Of each decoder layer and vision block keep only the inputs, and compute it once more in the backward pass: far
+    fewer activations for a third more arithmetic. The gradients are the same. `thyme plan` says what it saves."""
+    freeze_vision: bool = False
+    """Keep the vision tower's patch embedding and blocks as they are; Thyme does so in every stage."""
+    freeze_merger: bool = False
+    """Keep the merger, through which pictures reach the decoder, as it is; Thyme does so in SFT and not in RL."""
 
     def __post_init__(self) -> None:
         one_of(self, "optimizer", ("muon", "adamw"))
@@ -129,8 +137,6 @@ class RlConfig(StageConfig):
     """Whether advantages are divided by the group's standard deviation."""
     record_steps: int = 5
     """The rollouts of every so many steps are written to the run folder; 0: none."""
-    freeze_vision: bool = False
-    """Keep the vision tower's blocks as they are; the merger is trained (Thyme's RL stage does so)."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)

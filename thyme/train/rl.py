@@ -6,8 +6,7 @@ the optimizer's step is the weight update and the engine merely forgets what it 
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Unpack
@@ -28,12 +27,13 @@ from thyme.train.advantages import group_advantages, zero_spread
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, normalize, rollout_loss
-from thyme.train.optim import Optimizer, build_optimizer, rate_share
+from thyme.train.optim import Optimizer, rate_share
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import step_metrics, suspects
 from thyme.train.tokenization import positions
+from thyme.train.trainable import fuses_head, trainable
 
 
 def train_rl(
@@ -66,8 +66,7 @@ def train_rl(
     _check(loop, model)
     reference = frozen_copy(model) if config.kl_coef > 0 else None
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
-    with frozen_vision(model, config.freeze_vision):
-        optimizer = build_optimizer(model, config)
+    with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         if options.get("resume_from") is not None:
@@ -180,7 +179,7 @@ def policy_step(
     for packed in batches:
         batch = replace(packed, same_bits=same_bits).to(model.device)
         loss, metrics = rollout_loss(
-            model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
+            model, batch, allowed, loss_config, reference=reference, fused_head=fuses_head(model, config)
         )
         loss.backward()
         optimizer.add_up()
@@ -200,22 +199,6 @@ def frozen_copy(model: Model) -> Model:
     finally:
         model.processor = processor
     return reference.requires_grad_(False)
-
-
-@contextmanager
-def frozen_vision(model: Model, is_frozen: bool) -> Iterator[None]:
-    """Keeps the vision tower but its merger from being trained, inside the block."""
-    frozen = []
-    if is_frozen and model.visual is not None:
-        frozen = [p for part in (model.visual.patch_embed, model.visual.blocks) for p in part.parameters()]
-        frozen = [p for p in frozen if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 def record(path: Path, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[Reward]]) -> None:
