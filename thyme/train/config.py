@@ -127,6 +127,9 @@ class RlConfig(StageConfig):
     warmup_steps: int = 3
     kl_coef: float = 0.001
     """Weight of KL(policy, starting model) in the loss (Thyme: 0.001); 0 needs no copy of the starting model."""
+    reference: Literal["device", "host"] = "device"
+    """Where the starting model's copy lies. "host": decoder layers and vision blocks in host memory, each brought to
+    the device while it runs, so that no more than one of them is there; log-probs are the same."""
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
     normalization: Normalization = "group_tokens"
@@ -140,6 +143,7 @@ class RlConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))

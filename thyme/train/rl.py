@@ -4,7 +4,6 @@ The temperature switch happens in the engine; here it is only known per token. E
 the optimizer's step is the weight update and the engine merely forgets what it cached.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, normalize, rollout_loss
 from thyme.train.optim import Optimizer, rate_share
 from thyme.train.packing import Sample, TrainBatch, pack
+from thyme.train.reference import reference_policy
 from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import step_metrics, suspects
@@ -64,7 +64,7 @@ def train_rl(
         ValueError: the loop's engine runs another module.
     """
     _check(loop, model)
-    reference = frozen_copy(model) if config.kl_coef > 0 else None
+    reference = reference_policy(model, config)
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
@@ -189,16 +189,6 @@ def policy_step(
         return collected.metrics() | {"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0}, ()
     stepped = step_metrics(optimizer, rate, float(torch.stack(losses).sum()))
     return collected.metrics() | stepped, suspects(stepped, batches, losses)
-
-
-def frozen_copy(model: Model) -> Model:
-    """A copy that is never trained: the reference policy."""
-    processor, model.processor = model.processor, None  # the tokenizer need not be copied
-    try:
-        reference = copy.deepcopy(model)
-    finally:
-        model.processor = processor
-    return reference.requires_grad_(False)
 
 
 def record(path: Path, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[Reward]]) -> None:
