@@ -10,7 +10,8 @@ from thyme.train.config import RlConfig
 
 
 def reference_policy(model: Model, config: RlConfig) -> Model | None:
-    """What the KL term measures against; None where there is no KL term.
+    """What the KL term measures against; None where there is no KL term. A policy with adapters is its own reference,
+    read without them: there is no copy.
 
     Args:
         model: the policy before its first step.
@@ -18,6 +19,8 @@ def reference_policy(model: Model, config: RlConfig) -> Model | None:
     """
     if config.kl_coef == 0:
         return None
+    if model.lora is not None:
+        return model
     reference = frozen_copy(model, blocks_on_host=config.reference == "host")
     if config.reference == "host":
         for block in blocks(reference):
