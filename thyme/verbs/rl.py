@@ -11,10 +11,8 @@ from thyme.verbs.config import TrainingConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thyme.rewards import Reward
     from thyme.rollout.config import RolloutConfig
     from thyme.rollout.rollout import RolloutLoop
-    from thyme.rollout.types import Rollout
     from thyme.train.metrics import Metrics
     from thyme.verbs.opening import Opened
 
@@ -72,18 +70,21 @@ def train(
     """GRPO-ATS, in place.
 
     Args:
-        config: its tables `rl`, `data`, `toy`, `eval` and `track`, and the seed.
+        config: its tables `rl`, `data`, `toy`, `reward`, `judge`, `eval` and `track`, and the seed.
         opened: the model that the loop's engine runs.
         loop: makes the rollouts.
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
     """
-    from thyme.rewards import RuleScorer
+    from thyme.rewards.opening import open_scorer
     from thyme.train.rl import train_rl
     from thyme.verbs.rows import prepared_questions
     from thyme.verbs.training import stage_options, told, with_epochs
 
-    with prepared_questions(config, config.rl.batch_size) as questions:
+    with (
+        prepared_questions(config, config.rl.batch_size) as questions,
+        open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
+    ):
         settings = with_epochs(config.rl, questions.count)
         with told(config, folder, "rl", settings.steps, label, SHOWN) as line:
             return train_rl(
@@ -92,14 +93,7 @@ def train(
                 loop,
                 questions.stream,
                 settings,
-                scorer=RuleScorer(reward),
+                scorer=scorer,
                 seed=config.seed,
                 **stage_options(config, opened, folder, line, loop),
             )
-
-
-def reward(rollout: Rollout) -> Reward:
-    """The reward of a toy question: all by rules."""
-    from thyme.rewards import RuleJudge, score
-
-    return score(rollout, RuleJudge())
