@@ -68,5 +68,5 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match=r"needs the package trackio: pip install thyme\[track\]"):
         tracked(TrackConfig(to="trackio"), tmp_path, {}).__enter__()
-    with pytest.raises(ValueError, match="TrackConfig.to"):
+    with pytest.raises(ValueError, match=r"TrackConfig\.to"):
         TrackConfig(to="mlflow")  # type: ignore[arg-type]

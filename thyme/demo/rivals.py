@@ -14,6 +14,7 @@ from thyme.toy.streams import demonstration_stream
 from thyme.verbs import anneal, eval, sft
 from thyme.verbs.opening import open_loop, open_model, save_model
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.rows import heldout_questions
 
 CODE_SCENARIOS = ("crop", "rotate", "contrast", "arithmetic", "zoom")
 FOLDER = "sft_full"
@@ -69,7 +70,7 @@ def train_control(config: Recipe, base: Path) -> NoCodeControl:
     opened = open_model(control)
     sft.train(control, opened, None, label=None)
     with open_loop(control, opened) as loop:
-        return no_code_control(loop, eval.heldout_questions(control))
+        return no_code_control(loop, heldout_questions(control, control.eval.num_questions))
 
 
 def _from(config: Recipe, folder: Path, **toy: object) -> Recipe:

@@ -129,7 +129,9 @@ def tell(story: Story, folder: Path, console: Console) -> None:
     draw_story(folder / "curve.png", story)
     for name, result in (("eval_sft", story.before), ("eval_rl", story.after)):
         rollouts = [r for group in result.rollouts for r in group]
-        write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(score(r, RuleJudge())) for r in rollouts])
+        write_rollouts(
+            folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(score(r, RuleJudge())) for r in rollouts]
+        )
     columns = {"cold start": story.before, "GRPO-ATS": story.after, "SFT, all code": story.full.result}
     console.print(scenario_table(columns, story.control))
     console.print(story.in_words())

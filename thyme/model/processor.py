@@ -238,6 +238,16 @@ class Processor:
             raise ValueError("preprocess: this model takes no pictures")
         return self._image_processor.preprocess(image)
 
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) in pixels at which the model sees a picture.
+
+        Raises:
+            ValueError: as `preprocess`, but quickly.
+        """
+        if self._image_processor is None:
+            raise ValueError("this model takes no pictures")
+        return self._image_processor.size_of(image)
+
     def expand(self, ids: Sequence[int], images: Sequence[ImageInputs]) -> list[int]:
         """Repeats the image id of each picture once per feature; ids already expanded come back as they are.
 

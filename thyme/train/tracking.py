@@ -1,7 +1,7 @@
 """Where a run's metrics are shown live: TensorBoard, trackio or Weights & Biases, behind one adapter.
 
-metrics.jsonl stays the record; what is tracked is a copy of it, named "<stage>/<metric>" by step. These packages are the
-extra `track`, imported only where one is asked for. Standard library only otherwise.
+metrics.jsonl stays the record; what is tracked is a copy of it, named "<stage>/<metric>" by step. These packages are
+the extra `track`, imported only where one is asked for. Standard library only otherwise.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def tracked(config: TrackConfig, folder: Path, settings: Mapping[str, Any]) -> I
     log, close = opened(config, folder, dict(settings))
 
     def track(stage: str, metrics: Mapping[str, float]) -> None:
-        finite = {f"{stage}/{name}": value for name, value in metrics.items() if name != "step" and math.isfinite(value)}
+        finite = {
+            f"{stage}/{name}": value for name, value in metrics.items() if name != "step" and math.isfinite(value)
+        }
         log(int(metrics["step"]), finite)
 
     try:

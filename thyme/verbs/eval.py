@@ -48,7 +48,7 @@ def measure(config: Config, opened: Opened) -> EvalResult:
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
-    asked = heldout_questions(config, config.eval.num_questions)
+    asked = heldout_questions(config, config.eval.num_questions, opened.processor)
     with open_loop(config, opened) as loop:
         return evaluate(loop, asked, evaluation_sampling(config.eval, loop))
 

@@ -1,24 +1,28 @@
-"""What a run reads: rows of files (`[data]`), or the toy world's, which only the embedded model and what came of it learn.
+"""What a run reads: rows of files (`[data]`), or the toy world's, which only the embedded model and its heirs learn.
 
-A finite data set becomes an endless stream whose every epoch has an order of its own, a function of seed and step alone;
-what coming steps need is decoded and prepared ahead of them.
+A finite data set becomes an endless stream whose every epoch has an order of its own, a function of seed and step
+alone; what coming steps need is decoded and prepared ahead of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
+from thyme.config import to_toml
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig
 from thyme.verbs.folders import model_folder
 
 if TYPE_CHECKING:
     from thyme.data.rows import Demonstration, Question
+    from thyme.data.sources import DataSet
     from thyme.data.streams import Stream
+    from thyme.model.processor import Processor
     from thyme.train.config import SftConfig
     from thyme.train.packing import Sample
     from thyme.verbs.opening import Opened
@@ -49,7 +53,7 @@ def require_rows(config: RowsConfig, split: Split) -> None:
     if not getattr(config.data, split) and not _is_toy(config):
         raise ValueError(
             f"model {config.model}: nothing to read: say data.{split}, files or folders of rows "
-            f"(--data.{split} PATH, or {split} = [\"PATH\"] in a recipe's table [data])"
+            f'(--data.{split} PATH, or {split} = ["PATH"] in a recipe\'s table [data])'
         )
 
 
@@ -72,14 +76,81 @@ def prepared_samples(
     from thyme.train.sft import row_samples
     from thyme.verbs.opening import styled
 
-    with _demonstrations(config, toy) as rows:
-        stream, system = styled(rows.stream, opened.dialect)
-        samples = row_samples(opened.processor, stream, stage.loss_rule, system)
-        with _ahead(config, samples, stage.batch_size) as prepared:
-            yield Rows(stream=prepared, count=rows.count, digest=rows.digest)
+    rows = _toy_rows(config, toy)
+    if config.data.train:
+        rows = _file_rows(config, open_files(config, "train", "sft", opened.processor))
+    stream, system = styled(rows.stream, opened.dialect)
+    samples = row_samples(opened.processor, stream, stage.loss_rule, system)
+    with _prepared(config, samples, stage.batch_size) as prepared:
+        yield Rows(stream=prepared, count=rows.count, digest=rows.digest)
 
 
 @contextmanager
-def prepared_questions(config: RowsConfig, batch_size: int) -> Iterator[Rows[Question]]:
+def prepared_questions(config: RowsConfig, opened: Opened, batch_size: int) -> Iterator[Rows[Question]]:
     """Training questions: of the files of `data.train`, else the toy world's."""
     from thyme.toy.streams import question_stream
+
+    rows = _toy_rows(config, question_stream(config.toy))
+    if config.data.train:
+        rows = _file_rows(config, open_files(config, "train", "rl", opened.processor))
+    with _prepared(config, rows.stream, batch_size) as prepared:
+        yield Rows(stream=prepared, count=rows.count, digest=rows.digest)
+
+
+def heldout_questions(config: RowsConfig, count: int, processor: Processor | None = None) -> list[Question]:
+    """The first `count` held-out questions, none of which is trained on; all where there are fewer.
+
+    Args:
+        config: its tables `data` and `toy`.
+        count: questions at most.
+        processor: leaves out pictures that it refuses; None: none is asked for here.
+    """
+    from thyme.toy.streams import question_stream
+
+    if not config.data.heldout:
+        return list(question_stream(config.toy, "heldout")(0, count))
+    return open_files(config, "heldout", "rl", processor)[:count]
+
+
+@overload
+def open_files(
+    config: RowsConfig, split: Split, kind: Literal["sft"], processor: Processor | None
+) -> DataSet[Demonstration]: ...
+@overload
+def open_files(
+    config: RowsConfig, split: Split, kind: Literal["rl"], processor: Processor | None
+) -> DataSet[Question]: ...
+def open_files(
+    config: RowsConfig, split: Split, kind: Literal["sft", "rl"], processor: Processor | None
+) -> DataSet[Demonstration] | DataSet[Question]:
+    """The usable rows of `data.train` or `data.heldout`; says on stderr what was left out, and why.
+
+    Raises:
+        ValueError: a file that is not there or cannot be read, or one without a usable row.
+    """
+    from thyme.data.sources import open_data
+
+    fits = None if processor is None else processor.size_of
+    rows = open_data(getattr(config.data, split), config.data, kind, fits=fits)
+    print(f"thyme: data.{split}: {rows.summary()}", file=sys.stderr)
+    return rows
+
+
+def _file_rows(config: RowsConfig, rows: DataSet[T]) -> Rows[T]:
+    return Rows(stream=rows.stream(config.data.seed), count=len(rows), digest=rows.digest)
+
+
+def _toy_rows(config: RowsConfig, stream: Stream[T]) -> Rows[T]:
+    return Rows(stream=stream, count=None, digest=f"toy {hashlib.sha256(to_toml(config.toy).encode()).hexdigest()}")
+
+
+def _is_toy(config: RunConfig) -> bool:
+    from thyme.toy.tokenizer import is_toy_folder
+
+    return config.model == EMBEDDED or is_toy_folder(model_folder(Path(config.model)))
+
+
+@contextmanager
+def _prepared(config: RowsConfig, stream: Stream[T], batch_size: int) -> Iterator[Stream[T]]:
+    """The stream, with what coming steps need made ahead of them."""
+    yield stream

@@ -1,4 +1,4 @@
-"""What the training verbs share: the run around a stage, how long it is, what is told while it goes, held-out figures."""
+"""What the training verbs share: the run around a stage, its length, what is told while it goes, held-out figures."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def stage_options(
     """
     options = StageOptions(run_dir=folder, on_step=on_step, save_model=lambda to: save_model(opened, to))
     if config.eval.every_steps and folder is not None:
-        asked = heldout_questions(config, config.eval.num_questions)
+        asked = heldout_questions(config, config.eval.num_questions, opened.processor)
         options |= {"evaluate": lambda: heldout_metrics(config, opened, asked, loop)}
         options |= {"evaluate_steps": config.eval.every_steps}
     return options
