@@ -197,8 +197,9 @@ def test_the_verb_prints_a_line_a_problem_and_fails(tmp_path: Path, capsys: pyte
     assert ended.value.code == 2
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert [line.split(": ")[1] for line in lines[:2]] == ["row 2", "row 4"] and len(lines) == 3
+    assert [line.split(": ")[1] for line in lines[:2]] == ["row 2", "row 4"] and len(lines) == 4
     assert lines[2] == f"{path}: 1 SFT rows, 2 RL rows, 3 images"
+    assert lines[3] == f"{path}: 2 bad rows: 1 picture, 1 layout"
     assert "2 bad rows" in captured.err
     path.write_text(json.dumps(_rl()))
     main(["data", "check", str(path)])

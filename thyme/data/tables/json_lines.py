@@ -17,6 +17,8 @@ MAX_ROW_BYTES = 256 * 1024**2
 class JsonLines:
     """One JSON object a line, in UTF-8. A row's position is the byte its line begins at."""
 
+    skips = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

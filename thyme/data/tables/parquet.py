@@ -23,6 +23,8 @@ _READ_AT_ONCE = 1 << 20
 class Parquet:
     """A parquet file. A row's position is its number from 0."""
 
+    skips = True
+
     def __init__(self, path: Path) -> None:
         """
         Raises:

@@ -26,6 +26,8 @@ class Table(Protocol):
     """A file of rows. Its methods may be called from several threads at once."""
 
     path: Path
+    skips: bool
+    """Whether `scan` leaves out the columns it is told to."""
 
     def scan(self, without: Collection[str] = ()) -> Iterator[Entry]:
         """Every row in order; memory is bounded by a few rows.
