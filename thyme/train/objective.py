@@ -132,7 +132,7 @@ def rollout_loss(
     reference: Model | None = None,
     fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
-    """The GRPO loss of one micro-batch, on-policy (the ratio is 1), with KL to `reference` if there is one."""
+    """The GRPO loss of one micro-batch, with KL to `reference` if there is one; on-policy without old log-probs."""
     ref_logprobs = None
     if reference is not None:
         ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
@@ -147,6 +147,7 @@ def rollout_loss(
         batch.targets,
         batch.advantages,
         batch.weights,
+        old_logprobs=batch.old_logprobs,
         ref_logprobs=ref_logprobs,
         rollout_logprobs=batch.rollout_logprobs,
         temperature=batch.temperatures,
