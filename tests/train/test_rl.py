@@ -23,7 +23,7 @@ from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.policy_samples import policy_samples, rollout_sample
-from thyme.train.rl import frozen_vision, train_rl
+from thyme.train.rl import train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
 
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
@@ -212,15 +212,6 @@ def test_rollout_metrics_by_hand() -> None:
     assert metrics["rollout/staleness_mean"] == metrics["rollout/staleness_max"] == 3.0
     without_code = rollout_metrics([[hand_rollout()]], rollout_s=1.0, weight_version=0)
     assert not any(name.startswith("sandbox/") for name in without_code)
-
-
-def test_frozen_vision_trains_the_merger_only_and_is_undone(model: Model) -> None:
-    assert model.visual is not None
-    with frozen_vision(model, True):
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-        assert "visual.merger.up.weight" in trainable and "decoder.norm.weight" in trainable
-        assert not any(name.startswith(("visual.blocks", "visual.patch_embed")) for name in trainable)
-    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("bias", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.05}])

@@ -46,13 +46,21 @@ class StageConfig:
     """Share of the peak rate that is left at the end of the decay."""
     max_tokens_per_micro_batch: int = 16_384
     """No forward pass holds more packed tokens than this (a single longer sample may)."""
-    fused_head: bool = False
+    fused_head: bool | None = None
     """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
-    large vocabulary fit. A small one is quicker without."""
+    large vocabulary fit. None: from 32,768 words on, where the logits of 4,096 trained tokens and their gradient would
+    take half a GiB in bfloat16; fewer are quicker without."""
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: never."""
+    activation_checkpointing: bool = False
+    """Of each decoder layer and vision block keep only the inputs, and compute it once more in the backward pass: far
+    fewer activations for a third more arithmetic. The gradients are the same. `thyme plan` says what it saves."""
+    freeze_vision: bool = False
+    """Keep the vision tower's patch embedding and blocks as they are; Thyme does so in every stage."""
+    freeze_merger: bool = False
+    """Keep the merger, through which pictures reach the decoder, as it is; Thyme does so in SFT and not in RL."""
 
     def __post_init__(self) -> None:
         one_of(self, "optimizer", ("muon", "adamw"))
@@ -183,6 +191,9 @@ class RlConfig(StageConfig):
     warmup_steps: int = 3
     kl_coef: float = 0.001
     """Weight of KL(policy, starting model) in the loss (Thyme: 0.001); 0 needs no copy of the starting model."""
+    reference: Literal["device", "host"] = "device"
+    """Where the starting model's copy lies. "host": decoder layers and vision blocks in host memory, each brought to
+    the device while it runs, so that no more than one of them is there; log-probs are the same."""
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -198,11 +209,10 @@ class RlConfig(StageConfig):
     stage with an error."""
     record_steps: int = 5
     """The rollouts of every so many steps are written to the run folder; 0: none."""
-    freeze_vision: bool = False
-    """Keep the vision tower's blocks as they are; the merger is trained (Thyme's RL stage does so)."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))

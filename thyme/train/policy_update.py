@@ -23,6 +23,7 @@ from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import LossMetrics
 from thyme.train.supervised import step_metrics, suspects
+from thyme.train.trainable import fuses_head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ def update_policy(
 def with_old_logprobs(model: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig) -> TrainBatch:
     """The batch with the log-probs of its trained tokens under `model` as it is; they wait where the batch does."""
     moved = batch.to(model.device)
-    logprobs = trained_logprobs(model, moved, allowed, moved.temperatures, fused_head=config.fused_head)
+    logprobs = trained_logprobs(model, moved, allowed, moved.temperatures, fused_head=fuses_head(model, config))
     return replace(batch, old_logprobs=logprobs.to(batch.weights.device))
 
 
@@ -121,7 +122,7 @@ def policy_step(
     for packed in batches:
         batch = packed.to(model.device)
         loss, metrics = rollout_loss(
-            model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
+            model, batch, allowed, loss_config, reference=reference, fused_head=fuses_head(model, config)
         )
         loss.backward()
         optimizer.add_up()

@@ -4,10 +4,8 @@ The temperature switch happens in the engine; here it is only known per token. E
 the optimizer's step is the weight update and the engine merely forgets what it cached.
 """
 
-import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,11 +20,13 @@ from thyme.rollout.types import Question, Rollout
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import packed_batches, update_metrics, update_policy
+from thyme.train.reference import reference_policy
 from thyme.train.rl_metrics import Laps, reward_metrics, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
+from thyme.train.trainable import trainable
 
 
 def train_rl(
@@ -59,10 +59,9 @@ def train_rl(
             steps in a row.
     """
     _check(loop, model)
-    reference = frozen_copy(model) if config.kl_coef > 0 else None
+    reference = reference_policy(model, config)
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
-    with frozen_vision(model, config.freeze_vision):
-        optimizer = build_optimizer(model, config)
+    with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         if options.get("resume_from") is not None:
@@ -117,32 +116,6 @@ def _remember_unscored(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
     """Counts the steps in a row of which no group was scored, across a resume too."""
     is_unscored = all(group.rewards is None for group in groups)
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
-
-
-def frozen_copy(model: Model) -> Model:
-    """A copy that is never trained: the reference policy."""
-    processor, model.processor = model.processor, None  # the tokenizer need not be copied
-    try:
-        reference = copy.deepcopy(model)
-    finally:
-        model.processor = processor
-    return reference.requires_grad_(False)
-
-
-@contextmanager
-def frozen_vision(model: Model, is_frozen: bool) -> Iterator[None]:
-    """Keeps the vision tower but its merger from being trained, inside the block."""
-    frozen = []
-    if is_frozen and model.visual is not None:
-        frozen = [p for part in (model.visual.patch_embed, model.visual.blocks) for p in part.parameters()]
-        frozen = [p for p in frozen if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 def record(path: Path, groups: Sequence[ScoredGroup]) -> None:
