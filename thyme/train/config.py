@@ -174,6 +174,27 @@ class MismatchConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelectConfig:
+    """Which groups of rollouts make a batch; as it stands all that were asked, those without spread included."""
+
+    max_refills: int = 0
+    """Dynamic sampling (DAPO): groups without spread are dropped and the next questions asked in their place, in so
+    many rounds at most after the first; what is missing then stays missing. 0: off."""
+    oversample: float = 1.0
+    """Oversample, filter, rank (PyVision-RL): so many times the questions that a batch needs are asked, rounded up, and
+    the groups with the largest spread kept, the earlier where it is equal. 1: off."""
+
+    def __post_init__(self) -> None:
+        require(self, "max_refills", self.max_refills >= 0, "at least 0")
+        require(self, "oversample", 1 <= self.oversample < math.inf, "at least 1, and finite")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is selected."""
+        return self.max_refills > 0 or self.oversample > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
     """GRPO-ATS: an optimizer step or several on each batch of rollouts. Temperatures and group size: RolloutConfig."""
 
@@ -198,6 +219,7 @@ class RlConfig(StageConfig):
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
     loss: LossConfig = field(default_factory=LossConfig)
     mismatch: MismatchConfig = field(default_factory=MismatchConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
