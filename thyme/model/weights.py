@@ -111,13 +111,22 @@ def load_model(
     """
     folder = Path(folder)
     model = empty(config or read_config(folder), device, dtype)
+    load_weights(model, folder)
+    return model
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Copies the folder's weights into the model it belongs to, in place: no second model is made.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in _weight_files(folder)]
             _fill(model, {_hub_name(key): (file, key) for file in files for key in file.keys()}, folder)  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file: {error}") from error
-    return model
 
 
 def save(model: Model, processor: Processor | None, folder: str | os.PathLike[str]) -> None:
