@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from thyme.model.model import Model
-from thyme.model.weights import load_weights
+from thyme.model.weights import restore
 from thyme.train.durable import fresh_name, put_folder
 from thyme.train.manifest import Damaged, Manifest, Origin, list_files, read_manifest, verify, write_manifest
 from thyme.train.optim import Optimizer
@@ -86,7 +86,7 @@ def read(folder: Path, model: Model, optimizer: Optimizer, *, stage: str) -> tup
     if not any(name.startswith(f"{TRAINER}/") for name in manifest.files):
         raise Damaged(f"{folder} cannot be resumed from: it was written without {TRAINER}/")
     verify(folder, manifest, digests=True)
-    load_weights(model, folder)
+    restore(model, folder)
     return load_state(folder / TRAINER, optimizer)
 
 
@@ -97,7 +97,7 @@ def start_from(folder: Path, model: Model) -> None:
         ValueError: a file is damaged, or the model is another.
     """
     verify(folder, read_manifest(folder), digests=True)
-    load_weights(model, folder)
+    restore(model, folder)
     _restore_random(torch.load(folder / TRAINER / "state.pt", map_location="cpu", weights_only=True, mmap=True))
 
 

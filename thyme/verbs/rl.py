@@ -89,6 +89,7 @@ def train(
         label: of the progress line; None shows none.
         options: where the run stands.
     """
+    from thyme.rewards import RuleScorer
     from thyme.toy.streams import question_stream
     from thyme.train.metrics import progress
     from thyme.train.rl import train_rl
@@ -101,7 +102,7 @@ def train(
             loop,
             question_stream(config.toy),
             config.rl,
-            score=reward,
+            scorer=RuleScorer(reward),
             seed=config.seed,
             run_dir=folder,
             on_step=line,
