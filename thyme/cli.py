@@ -15,6 +15,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   sft | anneal | rl [RECIPE]  train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
                               be overridden: thyme rl demo --rl.steps 5
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
+  resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   data synth | check          write synthetic rows in the released formats | find bad rows
   sandbox run FILE            run one snippet in the sandbox and show what came back
@@ -28,6 +29,7 @@ VERBS = {
     "sft": "thyme.verbs.sft",
     "anneal": "thyme.verbs.anneal",
     "rl": "thyme.verbs.rl",
+    "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
     "data synth": "thyme.verbs.data_synth",
@@ -104,6 +106,8 @@ def _run(verb: str, args: list[str]) -> int:
         return 0
     is_dry = takes_recipe and "--dry-run" in args
     args = [arg for arg in args if not (is_dry and arg == "--dry-run")]
+    if hasattr(module, "parse"):  # its settings are another verb's
+        return module.run(module.parse(args)) or 0
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")

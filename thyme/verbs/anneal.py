@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import AnnealConfig
 from thyme.verbs.config import TrainingConfig
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from thyme.train.metrics import Metrics
     from thyme.train.sft import Gate
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 GATE_ROWS = 64
@@ -29,13 +30,25 @@ class Config(TrainingConfig):
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.training import training_run
+    from thyme.verbs.opening import open_model
+    from thyme.verbs.rows import data_digest, require_training_rows
+    from thyme.verbs.training_run import open_run
 
-    with training_run(config, "anneal") as (opened, folder):
-        train(config, opened, folder)
+    require_training_rows(config)
+    with open_run(config, "anneal", data_digest=data_digest(config)) as run:
+        opened = open_model(config)
+        run.stage("anneal", opened, lambda options: train(config, opened, run.folder, **options), final="anneal")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
 
 
-def train(config: Config, opened: Opened, folder: Path | None, *, label: str | None = "anneal") -> list[Metrics]:
+def train(
+    config: Config,
+    opened: Opened,
+    folder: Path | None,
+    *,
+    label: str | None = "anneal",
+    **options: Unpack[RunOptions],
+) -> list[Metrics]:
     """Math annealing, in place; on the toy world's rows no step where the gate is passed already.
 
     Args:
@@ -43,6 +56,7 @@ def train(config: Config, opened: Opened, folder: Path | None, *, label: str | N
         opened: the model.
         folder: gets metrics.jsonl and checkpoints/; None writes nothing.
         label: of the progress line; None shows none.
+        options: where the run stands.
     """
     from thyme.toy.streams import anneal_stream
     from thyme.train.sft import train_sft
@@ -50,13 +64,13 @@ def train(config: Config, opened: Opened, folder: Path | None, *, label: str | N
     from thyme.verbs.training import stage_options, told, with_epochs
 
     gate = None if config.data.train else toy_gate(config, opened)
+    shown = {"loss": "loss", "gate/arithmetic": "held-out"}
     with prepared_samples(config, opened, config.anneal, anneal_stream(config.toy)) as samples:
         settings = with_epochs(config.anneal, samples.count)
-        shown = {"loss": "loss", "gate/arithmetic": "held-out"}
         with told(config, folder, "anneal", settings.steps, label, shown) as line:
-            options = stage_options(config, opened, folder, line)
+            stage = stage_options(config, opened, folder, line, **options)
             return train_sft(
-                opened.model, opened.processor, samples.stream, settings, name="anneal", gate=gate, **options
+                opened.model, opened.processor, samples.stream, settings, name="anneal", gate=gate, **stage
             )
 
 

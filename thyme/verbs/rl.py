@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import RlConfig
 from thyme.verbs.config import TrainingConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thyme.rollout.config import RolloutConfig
     from thyme.rollout.rollout import RolloutLoop
     from thyme.train.metrics import Metrics
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success_rate": "code ok"}
@@ -57,15 +58,26 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_loop
-    from thyme.verbs.training import training_run
+    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.rows import data_digest, require_training_rows
+    from thyme.verbs.training_run import open_run
 
-    with training_run(config, "rl") as (opened, folder), open_loop(config, opened) as loop:
-        train(config, opened, loop, folder)
+    require_training_rows(config)
+    with open_run(config, "rl", data_digest=data_digest(config)) as run:
+        opened = open_model(config)
+        with open_loop(config, opened) as loop:
+            run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 
 def train(
-    config: Config, opened: Opened, loop: RolloutLoop, folder: Path, *, label: str | None = "rl"
+    config: Config,
+    opened: Opened,
+    loop: RolloutLoop,
+    folder: Path,
+    *,
+    label: str | None = "rl",
+    **options: Unpack[RunOptions],
 ) -> list[Metrics]:
     """GRPO-ATS, in place.
 
@@ -75,6 +87,7 @@ def train(
         loop: makes the rollouts.
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
+        options: where the run stands.
     """
     from thyme.rewards.opening import open_scorer
     from thyme.train.rl import train_rl
@@ -95,5 +108,5 @@ def train(
                 settings,
                 scorer=scorer,
                 seed=config.seed,
-                **stage_options(config, opened, folder, line, loop),
+                **stage_options(config, opened, folder, line, loop, **options),
             )

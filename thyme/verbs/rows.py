@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
-from thyme.config import to_toml
-from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig
+from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ class Rows(Generic[T]):
     """Endless; item i is always the same."""
     count: int | None
     """Rows in an epoch; None: as many as are asked for, all different."""
-    digest: str
-    """Names the data: equal digests, equal rows."""
 
 
 def require_rows(config: RowsConfig, split: Split) -> None:
@@ -55,6 +52,27 @@ def require_rows(config: RowsConfig, split: Split) -> None:
             f"model {config.model}: nothing to read: say data.{split}, files or folders of rows "
             f'(--data.{split} PATH, or {split} = ["PATH"] in a recipe\'s table [data])'
         )
+
+
+def require_training_rows(config: TrainingConfig) -> None:
+    """The same for what a training verb reads: `data.train`, and `data.heldout` where it is asked on the way."""
+    require_rows(config, "train")
+    if config.eval.every_steps:
+        require_rows(config, "heldout")
+
+
+def data_digest(config: RowsConfig) -> str:
+    """Names the files of `data.train` and how they are read; "" for the toy world, which the config describes.
+
+    Raises:
+        ValueError: a file that is not there.
+    """
+    from thyme.data.tables.opening import data_files
+
+    if not config.data.train:
+        return ""
+    files = [(path.name, path.stat().st_size) for path in data_files(config.data.train)]
+    return hashlib.sha256(repr((config.data.format, config.data.seed, files)).encode()).hexdigest()
 
 
 def require_toy(config: RunConfig) -> None:
@@ -76,13 +94,14 @@ def prepared_samples(
     from thyme.train.sft import row_samples
     from thyme.verbs.opening import styled
 
-    rows = _toy_rows(config, toy)
+    rows = Rows(stream=toy, count=None)
     if config.data.train:
-        rows = _file_rows(config, open_files(config, "train", "sft", opened.processor))
+        files = open_files(config, "train", "sft", opened.processor)
+        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
     stream, system = styled(rows.stream, opened.dialect)
     samples = row_samples(opened.processor, stream, stage.loss_rule, system)
     with _prepared(config, samples, stage.batch_size) as prepared:
-        yield Rows(stream=prepared, count=rows.count, digest=rows.digest)
+        yield Rows(stream=prepared, count=rows.count)
 
 
 @contextmanager
@@ -90,11 +109,12 @@ def prepared_questions(config: RowsConfig, opened: Opened, batch_size: int) -> I
     """Training questions: of the files of `data.train`, else the toy world's."""
     from thyme.toy.streams import question_stream
 
-    rows = _toy_rows(config, question_stream(config.toy))
+    rows = Rows(stream=question_stream(config.toy), count=None)
     if config.data.train:
-        rows = _file_rows(config, open_files(config, "train", "rl", opened.processor))
+        files = open_files(config, "train", "rl", opened.processor)
+        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
     with _prepared(config, rows.stream, batch_size) as prepared:
-        yield Rows(stream=prepared, count=rows.count, digest=rows.digest)
+        yield Rows(stream=prepared, count=rows.count)
 
 
 def heldout_questions(config: RowsConfig, count: int, processor: Processor | None = None) -> list[Question]:
@@ -134,14 +154,6 @@ def open_files(
     rows = open_data(getattr(config.data, split), config.data, kind, fits=fits)
     print(f"thyme: data.{split}: {rows.summary()}", file=sys.stderr)
     return rows
-
-
-def _file_rows(config: RowsConfig, rows: DataSet[T]) -> Rows[T]:
-    return Rows(stream=rows.stream(config.data.seed), count=len(rows), digest=rows.digest)
-
-
-def _toy_rows(config: RowsConfig, stream: Stream[T]) -> Rows[T]:
-    return Rows(stream=stream, count=None, digest=f"toy {hashlib.sha256(to_toml(config.toy).encode()).hexdigest()}")
 
 
 def _is_toy(config: RunConfig) -> bool:

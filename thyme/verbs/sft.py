@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import SftConfig
 from thyme.verbs.config import TrainingConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thyme.data.rows import Demonstration
     from thyme.data.streams import Stream
     from thyme.train.metrics import Metrics, OnStep
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 
@@ -27,10 +28,15 @@ class Config(TrainingConfig):
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.training import training_run
+    from thyme.verbs.opening import open_model
+    from thyme.verbs.rows import data_digest, require_training_rows
+    from thyme.verbs.training_run import open_run
 
-    with training_run(config, "sft") as (opened, folder):
-        train(config, opened, folder)
+    require_training_rows(config)
+    with open_run(config, "sft", data_digest=data_digest(config)) as run:
+        opened = open_model(config)
+        run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
 def train(
@@ -41,6 +47,7 @@ def train(
     rows: Stream[Demonstration] | None = None,
     label: str | None = "sft",
     on_step: OnStep | None = None,
+    **options: Unpack[RunOptions],
 ) -> list[Metrics]:
     """The cold start, in place.
 
@@ -51,6 +58,7 @@ def train(
         rows: what is trained on where `data.train` names no files; None: the toy world's demonstrations.
         label: of the progress line; None shows none.
         on_step: is given every step's metrics; returning True ends the stage.
+        options: where the run stands.
     """
     from thyme.toy.streams import demonstration_stream
     from thyme.train.sft import train_sft
@@ -60,5 +68,5 @@ def train(
     with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy)) as samples:
         settings = with_epochs(config.sft, samples.count)
         with told(config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step) as line:
-            options = stage_options(config, opened, folder, line)
-            return train_sft(opened.model, opened.processor, samples.stream, settings, **options)
+            stage = stage_options(config, opened, folder, line, **options)
+            return train_sft(opened.model, opened.processor, samples.stream, settings, **stage)

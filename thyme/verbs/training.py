@@ -1,4 +1,4 @@
-"""What the training verbs share: the run around a stage, its length, what is told while it goes, held-out figures."""
+"""What the training verbs share beside the run: the length of a stage, what is told while it goes, held-out figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from thyme.config import to_dict
 from thyme.evals import evaluate
@@ -15,30 +15,14 @@ from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import StageConfig
 from thyme.train.metrics import Metrics, OnStep, progress
-from thyme.train.stage import StageOptions
+from thyme.train.stage import RunOptions, StageOptions
 from thyme.train.tracking import tracked
 from thyme.verbs.config import TrainingConfig
 from thyme.verbs.eval import evaluation_sampling
-from thyme.verbs.folders import run_dir
-from thyme.verbs.opening import Opened, open_loop, open_model, save_model
-from thyme.verbs.rows import heldout_questions, require_rows
+from thyme.verbs.opening import Opened, open_loop, save_model
+from thyme.verbs.rows import heldout_questions
 
 S = TypeVar("S", bound=StageConfig)
-
-
-@contextmanager
-def training_run(config: TrainingConfig, stage: str) -> Iterator[tuple[Opened, Path]]:
-    """Yields the model and the run's folder; when the stage is done, saves the model and says where.
-
-    Raises:
-        ValueError: nothing to train on.
-    """
-    require_rows(config, "train")
-    if config.eval.every_steps:
-        require_rows(config, "heldout")
-    folder, opened = run_dir(config), open_model(config)
-    yield opened, folder
-    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / stage)}")
 
 
 def with_epochs(config: S, count: int | None) -> S:
@@ -94,7 +78,12 @@ def told(
 
 
 def stage_options(
-    config: TrainingConfig, opened: Opened, folder: Path | None, on_step: OnStep | None, loop: RolloutLoop | None = None
+    config: TrainingConfig,
+    opened: Opened,
+    folder: Path | None,
+    on_step: OnStep | None,
+    loop: RolloutLoop | None = None,
+    **options: Unpack[RunOptions],
 ) -> StageOptions:
     """Where a stage writes, whom it tells, and what it is measured by on its way.
 
@@ -104,13 +93,15 @@ def stage_options(
         folder: of the run; None writes nothing.
         on_step: see `told`.
         loop: the stage's own; without one held-out questions open one each time they are asked.
+        options: where the run stands.
     """
-    options = StageOptions(run_dir=folder, on_step=on_step, save_model=lambda to: save_model(opened, to))
+    stage: StageOptions = {**options, "run_dir": folder, "on_step": on_step}
+    stage["save_model"] = lambda to: save_model(opened, to)
     if config.eval.every_steps and folder is not None:
         asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-        options |= {"evaluate": lambda: heldout_metrics(config, opened, asked, loop)}
-        options |= {"evaluate_steps": config.eval.every_steps}
-    return options
+        stage["evaluate"] = lambda: heldout_metrics(config, opened, asked, loop)
+        stage["evaluate_steps"] = config.eval.every_steps
+    return stage
 
 
 def heldout_metrics(
