@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, Unpack
 
@@ -95,13 +96,18 @@ def stage_options(
         loop: the stage's own; without one held-out questions open one each time they are asked.
         options: where the run stands.
     """
-    stage: StageOptions = {**options, "run_dir": folder, "on_step": on_step}
-    stage["save_model"] = lambda to: save_model(opened, to)
-    if config.eval.every_steps and folder is not None:
+    evaluate, every = None, config.eval.every_steps
+    if every and folder is not None:
         asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-        stage["evaluate"] = lambda: heldout_metrics(config, opened, asked, loop)
-        stage["evaluate_steps"] = config.eval.every_steps
-    return stage
+        evaluate = partial(heldout_metrics, config, opened, asked, loop)
+    return StageOptions(
+        run_dir=folder,
+        on_step=on_step,
+        save_model=lambda to: save_model(opened, to),
+        evaluate=evaluate,
+        evaluate_steps=every,
+        **options,
+    )
 
 
 def heldout_metrics(
