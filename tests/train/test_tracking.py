@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from thyme.train.tracking import TrackConfig, tracked
+from thyme.train.config import TrackConfig
+from thyme.train.tracking import tracked
 
 STEPS = [{"step": 0.0, "loss": 2.0, "bad": float("nan")}, {"step": 1.0, "loss": 1.5, "optim/grad_norm": 0.5}]
 

@@ -25,7 +25,6 @@ from thyme.demo.curve import Line, draw_curve
 from thyme.demo.show import percent, scenario_table, show_traces
 from thyme.demo.summary import Story
 from thyme.evals import EvalResult
-from thyme.rewards import RuleJudge, score
 from thyme.rollout.records import write_rollouts
 from thyme.verbs import anneal, base, eval, rl, sft
 from thyme.verbs.folders import run_dir
@@ -129,9 +128,7 @@ def tell(story: Story, folder: Path, console: Console) -> None:
     draw_story(folder / "curve.png", story)
     for name, result in (("eval_sft", story.before), ("eval_rl", story.after)):
         rollouts = [r for group in result.rollouts for r in group]
-        write_rollouts(
-            folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(score(r, RuleJudge())) for r in rollouts]
-        )
+        write_rollouts(folder / "rollouts" / f"{name}.jsonl", rollouts, [asdict(rl.reward(r)) for r in rollouts])
     columns = {"cold start": story.before, "GRPO-ATS": story.after, "SFT, all code": story.full.result}
     console.print(scenario_table(columns, story.control))
     console.print(story.in_words())

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
+Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
@@ -269,6 +270,20 @@ class RlConfig(StageConfig):
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs are computed before the first update of a batch."""
         return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch.mask != "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Where metrics are shown beside metrics.jsonl."""
+
+    to: Backend = "none"
+    """"tensorboard" writes runs/<name>/tensorboard/; "trackio" keeps its own local store; "wandb" as its login says."""
+    project: str = "thyme"
+    """Name of the project at trackio and Weights & Biases; the run there is called as here."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "to", get_args(Backend))
+        require(self, "project", bool(self.project), "a name")
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:

@@ -9,30 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from thyme.train.config import one_of, require
+from thyme.train.config import TrackConfig
 
-Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 Track = Callable[[str, Mapping[str, float]], None]
 """(stage, metrics with their "step") -> shown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackConfig:
-    """Where metrics are shown beside metrics.jsonl."""
-
-    to: Backend = "none"
-    """"tensorboard" writes runs/<name>/tensorboard/; "trackio" keeps its own local store; "wandb" as its login says."""
-    project: str = "thyme"
-    """Name of the project at trackio and Weights & Biases; the run there is called as here."""
-
-    def __post_init__(self) -> None:
-        one_of(self, "to", get_args(Backend))
-        require(self, "project", bool(self.project), "a name")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.toy.config import ToyConfig
-from thyme.train.tracking import TrackConfig
+from thyme.train.config import TrackConfig
 
 EMBEDDED = "tiny"
 """The name of the model that is no folder."""

@@ -11,8 +11,10 @@ from thyme.verbs.config import TrainingConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from thyme.rewards import Reward
     from thyme.rollout.config import RolloutConfig
     from thyme.rollout.rollout import RolloutLoop
+    from thyme.rollout.types import Rollout
     from thyme.train.metrics import Metrics
     from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
@@ -110,3 +112,10 @@ def train(
                 seed=config.seed,
                 **stage_options(config, opened, folder, line, loop, **options),
             )
+
+
+def reward(rollout: Rollout) -> Reward:
+    """The reward by rules alone, as the toy world's questions need no judge."""
+    from thyme.rewards import RuleJudge, score
+
+    return score(rollout, RuleJudge())
