@@ -6,6 +6,8 @@ from typing import Unpack
 
 import torch
 
+from thyme.data.ahead import Ahead
+from thyme.data.config import DataConfig
 from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.model.model import Model
@@ -44,6 +46,7 @@ def train_sft(
     name: str = "sft",
     gate: Gate | None = None,
     system: str | None = None,
+    data: DataConfig | None = None,
     **options: Unpack[StageOptions],
 ) -> list[Metrics]:
     """Trains `model` in place on `config.steps` batches of rows, or until the gate is passed.
@@ -56,23 +59,25 @@ def train_sft(
         name: of the stage, in metrics and checkpoints.
         gate: looked at before the first step, every `gate.every` steps and after the last one.
         system: the system prompt the rows are to be learned under, if any.
+        data: how far the samples of coming steps are prepared ahead; None: not at all.
         options: where the stage writes, and from where it resumes: `thyme.train.stage.StageOptions`.
 
     Returns:
         The metrics of every step; no step at all where the model already passes the gate.
     """
     passed = gate is not None and gate.measure(model) >= gate.goal
+    prepared = sample_stream(processor, rows, config.loss_rule, system)
     with (
+        Ahead(prepared, data or DataConfig(workers=0), sample_bytes) as samples,
         trainable(model, config) as optimizer,
         Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
     ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
-            batch = rows(stage.step * config.batch_size, config.batch_size)
             metrics, unfit = supervised_step(
                 model,
                 processor,
                 optimizer,
-                [row_sample(processor, row, config.loss_rule, system) for row in batch],
+                samples(stage.step * config.batch_size, config.batch_size),
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
                 fused_head=fuses_head(model, config),
@@ -82,6 +87,25 @@ def train_sft(
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics, unfit)
     return stage.history
+
+
+def sample_stream(
+    processor: Processor, rows: Stream[Demonstration], rule: LossRule, system: str | None = None
+) -> Stream[Sample]:
+    """The samples of a stream of rows; an error in one names its row. Arguments as for `row_sample`."""
+
+    def sample(row: Demonstration) -> Sample:
+        try:
+            return row_sample(processor, row, rule, system)
+        except ValueError as error:
+            raise ValueError(f"row {row.question.id}: {error}") from error
+
+    return lambda start, n: [sample(row) for row in rows(start, n)]
+
+
+def sample_bytes(sample: Sample) -> int:
+    """What a sample that waits takes: its pictures' pixels, beside which the tokens are little."""
+    return sum(image.pixel_values.nbytes for image in sample.images) + 5 * sample.token_ids.nbytes
 
 
 def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:
