@@ -17,7 +17,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
-  data synth | check          write synthetic rows in the released formats | find bad rows
+  data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
 """
@@ -34,6 +34,7 @@ VERBS = {
     "eval": "thyme.verbs.eval",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
+    "data convert": "thyme.verbs.data_convert",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }

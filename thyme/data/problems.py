@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from thyme.data.layouts.row import MARK, Row
+from thyme.data.layouts.row import MARK, Kind, Row
 from thyme.data.refusal import Refusal
 from thyme.data.tags import tag_problems
 from thyme.data.turns import taken_apart
 from thyme.rollout.prompts import SYSTEM_PROMPT, extract_answer
-
-Kind = Literal["sft", "rl"]
 
 
 def kind_of(row: Row) -> Kind:

@@ -88,8 +88,20 @@ def train_sft(
 def row_samples(
     processor: Processor, rows: Stream[Demonstration], rule: LossRule, system: str | None = None
 ) -> Stream[Sample]:
-    """The samples of a stream of rows (`row_sample`), `thyme.data.streams.endless` making one of a finite data set."""
-    return lambda start, n: [row_sample(processor, row, rule, system) for row in rows(start, n)]
+    """The samples of a stream of rows; an error in one names its row. Arguments as for `row_sample`."""
+
+    def sample(row: Demonstration) -> Sample:
+        try:
+            return row_sample(processor, row, rule, system)
+        except ValueError as error:
+            raise ValueError(f"row {row.question.id}: {error}") from error
+
+    return lambda start, n: [sample(row) for row in rows(start, n)]
+
+
+def sample_bytes(sample: Sample) -> int:
+    """What a sample that waits takes: its pictures' pixels, beside which the tokens are little."""
+    return sum(image.pixel_values.nbytes for image in sample.images) + 5 * sample.token_ids.nbytes
 
 
 def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:

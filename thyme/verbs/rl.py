@@ -97,7 +97,7 @@ def train(
     from thyme.verbs.training import stage_options, told, with_epochs
 
     with (
-        prepared_questions(config, opened, config.rl.batch_size) as questions,
+        prepared_questions(config, opened) as questions,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
         settings = with_epochs(config.rl, questions.count)

@@ -33,7 +33,7 @@ def run(config: Config) -> None:
     require_rows(config, "train")
     folder, opened = run_dir(config), open_model(config)
     with (
-        prepared_questions(config, opened, config.count) as questions,
+        prepared_questions(config, opened) as questions,
         open_loop(config, opened) as loop,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
