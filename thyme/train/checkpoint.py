@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from thyme.model.model import Model
-from thyme.model.weights import load_model
+from thyme.model.weights import restore
 from thyme.train.optim import Optimizer
 
 
@@ -65,9 +65,7 @@ def read(folder: Path, model: Model, optimizer: Optimizer) -> tuple[int, dict[st
     """
     if not (folder / "trainer.pt").is_file():
         raise ValueError(f"{folder} is no checkpoint to resume from: it has no trainer.pt")
-    parameter = next(model.parameters())
-    saved = load_model(folder / "model", device=parameter.device, dtype=parameter.dtype, config=model.config)
-    model.load_state_dict(saved.state_dict())
+    restore(model, folder / "model")
     state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random_state"]["cpu"])

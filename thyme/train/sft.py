@@ -13,11 +13,12 @@ from thyme.model.processor import Processor
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.packing import Sample, pack
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
+from thyme.train.trainable import fuses_head, trainable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +61,11 @@ def train_sft(
     Returns:
         The metrics of every step; no step at all where the model already passes the gate.
     """
-    optimizer = build_optimizer(model, config)
     passed = gate is not None and gate.measure(model) >= gate.goal
-    with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
+    with (
+        trainable(model, config) as optimizer,
+        Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
+    ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
             batch = rows(stage.step * config.batch_size, config.batch_size)
             metrics, unfit = supervised_step(
@@ -72,7 +75,7 @@ def train_sft(
                 [row_sample(processor, row, config.loss_rule, system) for row in batch],
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=config.fused_head,
+                fused_head=fuses_head(model, config),
             )
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 metrics[f"gate/{gate.name}"] = gate.measure(model)
