@@ -76,6 +76,15 @@ def reward(rollouts):
     assert totals == pytest.approx([2.0, 0.0, 1.0])
 
 
+def test_the_example_is_a_reward_function() -> None:
+    example = Path(__file__).parents[2] / "examples" / "write_a_reward.py"
+    asked = question()
+    rollouts = [rollout(asked, answered(answer), tokens=100) for answer in ("blue", "red")]
+    with open_scorer(RewardConfig(function=f"{example}:reward")) as scorer:
+        totals = [reward.total for reward in scorer.submit(rollouts).result(30)]
+    assert totals == pytest.approx([1.5 - 0.2, 0.5 - 0.2])
+
+
 def test_an_object_can_be_called_and_keeps_what_it_knows(tmp_path: Path) -> None:
     text = """
 class Counting:

@@ -114,11 +114,14 @@ def test_rewards_come_in_the_order_of_the_rollouts(server: JudgeServer) -> None:
 
 
 def test_no_more_requests_are_open_than_allowed_and_as_many_are(server: JudgeServer) -> None:
-    """Three at a time and no fewer: each waits until three are there."""
-    barrier = threading.Barrier(3)
+    """Three at a time and no fewer: each waits until three are there, and then for a fourth."""
+    barrier, fourth = threading.Barrier(3), threading.Event()
 
     def reply(asked: Asked, number: int) -> Reply:
+        if server.open > 3:
+            fourth.set()
         barrier.wait(timeout=30)
+        assert not fourth.wait(0.1)
         return NO(asked, number)
 
     server.reply = reply

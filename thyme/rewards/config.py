@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, get_args
 
+MAX_CONCURRENCY = 1000
+"""Connections that the client opens at most."""
 RewardMode = Literal["gated", "additive", "result"]
 
 
@@ -56,7 +58,7 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; a server of one's own needs none."""
     concurrency: int = 32
-    """Requests open at once."""
+    """Requests that each process has open at once."""
     timeout_s: float = 60.0
     """Seconds a request may take before it counts as failed."""
     retries: int = 3
@@ -75,8 +77,8 @@ class JudgeConfig:
             _require(self, "model", bool(self.model), "the judge's name at judge.url")
         _require(self, "model", self.url is not None or self.model is None, "absent where judge.url is")
         _require(self, "api_key_env", bool(self.api_key_env), "the name of an environment variable")
-        for field in ("concurrency", "max_tokens"):
-            _require(self, field, getattr(self, field) >= 1, "at least 1")
+        _require(self, "concurrency", 1 <= self.concurrency <= MAX_CONCURRENCY, f"from 1 to {MAX_CONCURRENCY}")
+        _require(self, "max_tokens", self.max_tokens >= 1, "at least 1")
         _require(self, "retries", self.retries >= 0, "at least 0")
         _require(self, "timeout_s", isfinite(self.timeout_s) and self.timeout_s > 0, "finite and above 0")
         _require(self, "temperature", isfinite(self.temperature) and self.temperature >= 0, "finite and at least 0")
