@@ -149,9 +149,9 @@ def test_both_together() -> None:
 
 def test_spread_by_hand() -> None:
     rollouts = [hand_rollout() for _ in range(3)]
-    assert spread(group_of(*rollouts, totals=(0.1, 0.1, 0.1))) == 0.0
-    assert spread(group_of(*rollouts, totals=(0.0, 0.0, 1.5))) == pytest.approx(0.5**0.5)
-    assert spread(ScoredGroup(rollouts=rollouts, rewards=None)) == 0.0
+    assert spread(group_of(*rollouts, totals=(0.1, 0.1, 0.1)), RlConfig()) == 0.0
+    assert spread(group_of(*rollouts, totals=(0.0, 0.0, 1.5)), RlConfig()) == pytest.approx(0.5**0.5)
+    assert spread(ScoredGroup(rollouts=rollouts, rewards=None), RlConfig()) == 0.0
     assert select([], RlConfig(select=SelectConfig(max_refills=1))) == []
 
 

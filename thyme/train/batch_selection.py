@@ -82,7 +82,7 @@ def draw_batch(
                 rollout.group = place
         groups += found
         rounds += 1
-        missing = config.batch_size - sum(spread(group) > 0 for group in groups)
+        missing = config.batch_size - sum(spread(group, config) > 0 for group in groups)
         if all(group.rewards is None for group in found):
             break
     return Drawn(groups=groups, kept=select(groups, config), refills=rounds - 1)
@@ -97,12 +97,12 @@ def select(groups: Sequence[ScoredGroup], config: RlConfig) -> list[ScoredGroup]
     if not config.select.is_on:
         return list(groups)
     scored = [place for place, group in enumerate(groups) if group.rewards is not None]
-    ranked = sorted(scored, key=lambda place: -spread(groups[place]))  # stable: earlier first
+    ranked = sorted(scored, key=lambda place: -spread(groups[place], config))  # stable: earlier first
     if config.select.max_refills:
-        ranked = [place for place in ranked if spread(groups[place]) > 0]
+        ranked = [place for place in ranked if spread(groups[place], config) > 0]
     return [groups[place] for place in sorted(ranked[: config.batch_size])]
 
 
-def spread(group: ScoredGroup) -> float:
+def spread(group: ScoredGroup, config: RlConfig) -> float:
     """The standard deviation of a group's rewards, exactly 0 where they are equal or not known."""
-    return 0.0 if group.rewards is None else statistics.pstdev(reward.total for reward in group.rewards)
+    return statistics.pstdev(group.totals(config.truncated) or [0.0])

@@ -77,7 +77,8 @@ class LossMetrics:
 def reward_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
     """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share.
 
-    All of the groups that were scored; `reward/groups_failed` is the number of the others, and alone where all failed.
+    As they were scored, of all groups that were; `reward/groups_failed` is the number of the others, and alone where
+    all failed.
     """
     rewards = [group.rewards for group in groups if group.rewards is not None]
     out = {"reward/groups_failed": float(len(groups) - len(rewards))}
