@@ -7,17 +7,14 @@ holds, and the groups that differ most within themselves are kept.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from thyme.data.streams import Stream
-from thyme.rewards import Scorer
-from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import RlConfig
-from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
-from thyme.train.rl_metrics import Laps
 
 _REFILL_SEEDS = 1 << 40
 """Lies between the sampling seeds of one step's rounds, so that a question asked twice in it is answered anew."""
@@ -44,14 +41,12 @@ class Drawn:
 
 
 def draw_batch(
-    loop: RolloutLoop,
+    ask: Callable[[Sequence[Question], int], list[ScoredGroup]],
     questions: Stream[Question],
-    scorer: Scorer,
     config: RlConfig,
     *,
     start: int,
     seed: int,
-    laps: Laps,
 ) -> Drawn:
     """Samples and scores groups until `batch_size` of them teach something, within `config.select.max_refills` rounds.
 
@@ -59,24 +54,17 @@ def draw_batch(
     one. A round of which no group could be scored is the last: the judge is away.
 
     Args:
-        loop: samples.
+        ask: samples and scores the groups of these questions under this seed.
         questions: the stream.
-        scorer: is given each group when its last rollout ends.
         config: batch size and `select`.
         start: the first question to ask; the next batch starts at `start + len(groups)`.
         seed: of the sampling.
-        laps: gets the seconds of both.
     """
     groups: list[ScoredGroup] = []
     missing, rounds = config.batch_size, 0
     while missing > 0 and rounds <= config.select.max_refills:
         asked = questions(start + len(groups), math.ceil(config.select.oversample * missing))
-        sampling = loop.config.sampling(seed=seed + rounds * _REFILL_SEEDS)
-        scores = GroupScores(scorer, sampling.n)
-        rollouts = loop.run(asked, sampling, on_end=scores.ended)
-        laps.end("rollout")
-        found = scores.collect(rollouts)
-        laps.end("reward")
+        found = ask(asked, seed + rounds * _REFILL_SEEDS)
         for place, group in enumerate(found, start=len(groups)):
             for rollout in group.rollouts:
                 rollout.group = place
