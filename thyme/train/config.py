@@ -10,6 +10,7 @@ Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
+Truncated = Literal["train", "mask", "zero"]
 MismatchMask = Literal["none", "token", "sequence"]
 
 
@@ -245,6 +246,10 @@ class RlConfig(StageConfig):
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
     """Tokens a rollout is divided by under normalization "constant"."""
+    truncated: Truncated = "train"
+    """What a rollout counts that a limit of tokens, the context or an abort cut off. "train": as any other, with what
+    it earned (Thyme); "mask": its reward is in its group's baseline, its tokens are not trained (DAPO's overlong
+    filtering); "zero": it earned 0, and is trained. One that was stopped for repeating itself is none of these."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
     max_unscored_steps: int = 3
@@ -258,6 +263,7 @@ class RlConfig(StageConfig):
         one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
         one_of(self, "normalization", get_args(Normalization))
+        one_of(self, "truncated", get_args(Truncated))
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
