@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
     from thyme.evals import EvalResult
+    from thyme.rewards import Scorer
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.sampling import Sampling
     from thyme.verbs.opening import Opened
@@ -49,8 +52,20 @@ def measure(config: Config, opened: Opened) -> EvalResult:
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop:
-        return evaluate(loop, asked, evaluation_sampling(config.eval, loop))
+    with open_loop(config, opened) as loop, judging(config) as scorer:
+        return evaluate(loop, asked, evaluation_sampling(config.eval, loop), scorer=scorer)
+
+
+@contextmanager
+def judging(config: ScoredConfig) -> Iterator[Scorer | None]:
+    """Who says which answers are right: the judge after the rules, where there is one; None: the rules alone."""
+    from thyme.rewards.opening import open_scorer
+
+    if config.judge.url is None:
+        yield None
+        return
+    with open_scorer(judge=config.judge) as scorer:
+        yield scorer
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:

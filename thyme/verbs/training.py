@@ -19,7 +19,7 @@ from thyme.train.metrics import Metrics, OnStep, progress
 from thyme.train.stage import RunOptions, StageOptions
 from thyme.train.tracking import tracked
 from thyme.verbs.config import TrainingConfig
-from thyme.verbs.eval import evaluation_sampling
+from thyme.verbs.eval import evaluation_sampling, judging
 from thyme.verbs.opening import Opened, open_loop, save_model
 from thyme.verbs.rows import heldout_questions
 
@@ -114,8 +114,8 @@ def heldout_metrics(
     config: TrainingConfig, opened: Opened, asked: Sequence[Question], loop: RolloutLoop | None
 ) -> Metrics:
     """Held-out accuracy with its 95 % interval, overall and by source, and the share of rollouts with code."""
-    with nullcontext(loop) if loop is not None else open_loop(config, opened) as running:
-        result = evaluate(running, asked, evaluation_sampling(config.eval, running))
+    with nullcontext(loop) if loop is not None else open_loop(config, opened) as running, judging(config) as scorer:
+        result = evaluate(running, asked, evaluation_sampling(config.eval, running), scorer=scorer)
     overall = result.overall
     metrics = {"eval/accuracy": overall.accuracy, "eval/accuracy_low": overall.low, "eval/accuracy_high": overall.high}
     metrics["eval/code_share"] = overall.code_share
