@@ -78,9 +78,7 @@ def toy_gate(config: Config, opened: Opened) -> Gate:
     """Held-out arithmetic of the toy world, right to the last token."""
     from thyme.toy.streams import heldout_arithmetic
     from thyme.train.sft import Gate, RowsRight
-    from thyme.verbs.opening import styled
 
     settings = config.anneal
-    heldout, system = styled(lambda start, n: heldout_arithmetic(config.toy, n), opened.dialect)
-    right = RowsRight(opened.processor, heldout(0, GATE_ROWS), system)
+    right = RowsRight(opened.processor, heldout_arithmetic(config.toy, GATE_ROWS), opened.dialect.prompt_style)
     return Gate(name="arithmetic", measure=right, goal=settings.gate_accuracy, every=settings.gate_steps)

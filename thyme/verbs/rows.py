@@ -93,11 +93,9 @@ def prepared_samples(
     """Samples for SFT: of the files of `data.train`, else of `toy`."""
     from thyme.data.ahead import Ahead
     from thyme.train.sft import row_samples, sample_bytes
-    from thyme.verbs.opening import styled
 
     def samples(rows: Stream[Demonstration]) -> Stream[Sample]:
-        stream, system = styled(rows, opened.dialect)
-        return row_samples(opened.processor, stream, stage.loss_rule, system)
+        return row_samples(opened.processor, rows, stage.loss_rule, opened.dialect.prompt_style)
 
     if not config.data.train:
         yield Rows(stream=samples(toy), count=None)
