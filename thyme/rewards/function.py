@@ -7,7 +7,8 @@ A reward is a number, a `Reward`, or a dict of parts. Of a dict, "result", "cons
 of that name, others are kept under their names, and "total" is what is learned from: if absent, the sum of the parts.
 
 A plain function runs on a thread of its own, one group at a time, while decoding goes on. An async one runs on an event
-loop of its own, for several groups at once; if it takes a `judge`, it gets the run's `thyme.rewards.judge.AsyncJudge`.
+loop of its own, for several groups at once; if it takes a `judge`, it gets the run's `thyme.rewards.judge.AsyncJudge`,
+whose `ask` takes any question.
 
 Whatever goes wrong before a first group was scored ends the run, as it will be the function's fault. Later, a group or
 rollout that the function fails on earns 0, with `Reward.error` set, in the log and counted: one rollout must not cost
