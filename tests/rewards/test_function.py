@@ -194,6 +194,41 @@ def test_decoding_goes_on_while_a_function_works(tmp_path: Path, keyword: str) -
         assert [future.result(30) for future in futures] == [[Reward(total=1.0)]] * 3
 
 
+@pytest.mark.parametrize("keyword", ["def", "async def"])
+def test_a_function_that_does_not_come_back_is_not_waited_for(
+    tmp_path: Path, keyword: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An async one costs its group, the other one the run: its thread cannot be ended."""
+    wait = "go.wait(60)" if keyword == "def" else "await asyncio.Event().wait()"
+    text = f"""
+import asyncio, threading
+go = threading.Event()
+{keyword} reward(rollouts):
+    if rollouts[0].question.id == "bad":
+        {wait}
+    return [1]
+"""
+    written(tmp_path, text)
+    config = RewardConfig(function=f"{tmp_path}/mine.py:reward", function_timeout_s=0.2)
+    with open_scorer(config) as scorer:
+        import thyme_reward_mine  # type: ignore[import-not-found]
+
+        assert scorer.submit(group("blue")).result(30) == [Reward(total=1.0)]
+        bad, good = scorer.submit(group("blue", id="bad")), scorer.submit(group("blue"))
+        what = "has not come back in reward.function_timeout_s = 0.2"
+        if keyword == "def":
+            for future in (bad, good):
+                with pytest.raises(ScorerError, match=rf"{what} \(question 'bad'\)"):
+                    future.result(30)
+            with pytest.raises(ScorerError):
+                scorer.submit(group("blue"))
+        else:
+            assert bad.result(30) == [Reward(total=0.0, error=f"function: {what}")]
+            assert good.result(30) == [Reward(total=1.0)]
+            assert what in caplog.text
+        thyme_reward_mine.go.set()
+
+
 def test_at_the_end_what_runs_is_cancelled_and_no_thread_is_left(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     text = "import asyncio\nasync def reward(rollouts):\n    await asyncio.Event().wait()\n"
