@@ -136,6 +136,7 @@ FAULTS = {
     "[1.0, {'brevity': 'short'}]": "gave 'short' for 'brevity': neither a number",
     "[1.0, {}]": "gave an empty dict: name at least a 'total'",
     "[1 / 0, 1.0]": "raised ZeroDivisionError: division by zero (mine.py, line 3)",
+    "(_ for _ in ()).throw(ValueError('two\\nlines'))": "raised ValueError: two lines (mine.py, line 3)",
 }
 
 
@@ -160,7 +161,7 @@ def test_a_later_fault_costs_what_it_touches_and_is_named(
 {keyword} reward(rollouts):
     return [7, 7] if rollouts[0].question.id != "bad" else {body}
 """
-    whole_group = body in ("[1.0]", "None", "'12'", "[1 / 0, 1.0]")
+    whole_group = body in ("[1.0]", "None", "'12'", "[1 / 0, 1.0]") or "two" in body
     with open_scorer(written(tmp_path, text)) as scorer:
         assert scorer.submit(group("blue", "red")).result(30) == [Reward(total=7.0)] * 2
         first, second = scorer.submit(group("blue", "red", id="bad")).result(30)

@@ -229,7 +229,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _told(error: BaseException, path: Path) -> str:
-    """Type and message of an exception, and the last line of the file that it came through."""
+    """Type and message of an exception in one line, and the last line of the file that it came through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     where = f" ({path.name}, line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"

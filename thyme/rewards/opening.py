@@ -57,4 +57,5 @@ def open_scorer(
             assert asked is not None
             scorer = JudgeScorer(asked, reward, loop=loop, max_tokens=max_tokens)
         stack.callback(scorer.close)
+        stack.callback(loop.close)  # first, so that nothing waits for a turn any more
         yield scorer
