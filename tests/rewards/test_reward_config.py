@@ -20,6 +20,7 @@ URL = "http://localhost:8000/v1"
         ({"function": "package.module:name"}, "FILE.py:NAME"),
         ({"function": "r.py:f", "tool_bonus": 0.1}, "tool_bonus: 0.1 must be 0 beside a function"),
         ({"function": "r.py:f", "overlong_buffer_tokens": 9}, "overlong_buffer_tokens: 9 must be 0 beside a function"),
+        ({"function_timeout_s": 0.0}, "function_timeout_s: 0.0 must be finite and above 0"),
         ({"mode": "sum"}, "mode: 'sum' must be one of gated, additive, result"),
         ({"consistency": -0.1}, "consistency: -0.1 must be finite and at least 0"),
         ({"formatting": float("nan")}, "formatting: nan must be finite"),

@@ -16,6 +16,8 @@ class RewardConfig:
     function: str | None = None
     """A function of one's own, "file.py:name", the file relative to the working directory: it takes a group of rollouts
     and gives as many rewards (`thyme.rewards.function`). None: the parts below, put together by `mode`."""
+    function_timeout_s: float = 600.0
+    """Seconds it may take for a group."""
     mode: RewardMode = "gated"
     """"gated": R (1 + consistency * C) + formatting * F, Thyme's. "additive": R + consistency * C + formatting * F, so
     that consistency pays for a wrong answer too. "result": R alone."""
@@ -40,6 +42,8 @@ class RewardConfig:
             alone = self.function is None or getattr(self, field) == 0
             _require(self, field, alone, "0 beside a function, which gives the whole reward")
         _require(self, "mode", self.mode in get_args(RewardMode), f"one of {', '.join(get_args(RewardMode))}")
+        patience = self.function_timeout_s
+        _require(self, "function_timeout_s", isfinite(patience) and patience > 0, "finite and above 0")
         for field in ("consistency", "formatting", "tool_bonus", "overlong_penalty"):
             value = getattr(self, field)
             _require(self, field, isfinite(value) and value >= 0, "finite and at least 0")
