@@ -19,6 +19,7 @@ from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
@@ -64,15 +65,18 @@ def train_rl(
     with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
+        journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
+            loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
                 batch = questions(stage.step * config.batch_size, config.batch_size)
                 sampling = loop.config.sampling(seed=seed * 1_000_003 + stage.step)
                 scores = GroupScores(scorer, sampling.n)
-                rollouts = loop.run(batch, sampling, on_end=scores.ended)
+                with journals.step(stage.step) as journal:
+                    rollouts = loop.run(batch, sampling, on_end=scores.ended)
                 laps.end("rollout")
                 sampled = rollout_metrics(
                     rollouts, rollout_s=laps.seconds["rollout"], weight_version=loop.engine.weight_version
@@ -89,14 +93,19 @@ def train_rl(
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups)
                 _remember_unscored(stage, groups)
+                stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | reward_metrics(groups) | left_out | update_metrics(updates) | laps.metrics()
+                if journal is not None and journal.kept:
+                    metrics["rollout/kept"] = float(len(journal.kept))
                 stage.end_step(metrics, updates[-1].suspects)
+                journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
                     raise ValueError(
                         f"rl step {stage.step}: none of {len(groups)} groups could be scored; that is "
                         f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
                         "answered): mend it and resume"
                     )
+        journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
 

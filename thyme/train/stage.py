@@ -80,6 +80,8 @@ class Stage:
         self._scores: list[float] = []
         if self._resumed_from is not None:
             self.step, self.memory = checkpoint.read(self._resumed_from, model, optimizer, stage=name)
+        self.saved_step = self.step
+        """The step that a run which is killed would begin again with."""
         path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
@@ -144,6 +146,7 @@ class Stage:
             origin=self._origin,
             score=sum(self._scores) / len(self._scores) if self._scores else None,
         )
+        self.saved_step = self.step
 
     def __enter__(self) -> Self:
         return self
