@@ -76,10 +76,9 @@ class Stage:
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
-        self._resumed_from = options.get("resume_from")
         self._scores: list[float] = []
-        if self._resumed_from is not None:
-            self.step, self.memory = checkpoint.read(self._resumed_from, model, optimizer, stage=name)
+        if (resume_from := options.get("resume_from")) is not None:
+            self.step, self.memory = checkpoint.read(resume_from, model, optimizer, stage=name)
         self.saved_step = self.step
         """The step that a run which is killed would begin again with."""
         path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
@@ -128,10 +127,9 @@ class Stage:
         if metric := self._config.best_metric:
             if not self._scores:
                 _log.warning("thyme: %s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
-            best = retention.name_best(folder, self._name, metric, self._config.best_mode)
+            best = retention.name_best(folder, self._name, metric, self._config.best_mode, step=self.step)
         self._scores = []
-        newest = self._config.keep_checkpoints
-        retention.keep(folder, self._name, newest=newest, best=best, resumed_from=self._resumed_from)
+        retention.keep(folder, self._name, step=self.step, newest=self._config.keep_checkpoints, best=best)
 
     def _write(self, name: str) -> None:
         assert self._run_dir is not None
