@@ -141,11 +141,15 @@ def test_a_checkpoint_of_another_stage_is_refused(train: Train, tmp_path: Path, 
         checkpoint.read(tmp_path / "checkpoints" / "sft_1", model, optimizer, stage="anneal")
 
 
-def test_the_newest_stay_with_the_best_and_the_one_resumed_from(train: Train, tmp_path: Path) -> None:
-    train(steps=5, keep_checkpoints=2)
-    assert names(tmp_path) == ["sft_4", "sft_5"]
-    train(resume_from=tmp_path / "checkpoints" / "sft_4", steps=8, keep_checkpoints=1)
-    assert names(tmp_path) == ["sft_4", "sft_8"]
+def test_the_newest_stay_and_damaged_ones_count_for_nothing(train: Train, tmp_path: Path) -> None:
+    train(steps=6, keep_checkpoints=2)
+    assert names(tmp_path) == ["sft_5", "sft_6"]
+    cut(tmp_path / "checkpoints" / "sft_6" / "model.safetensors")
+    (tmp_path / "checkpoints" / "sft_6").rename(tmp_path / "checkpoints" / "sft_8")
+    train(resume_from=tmp_path / "checkpoints" / "sft_5", steps=7, keep_checkpoints=1, best_metric="loss")
+    assert names(tmp_path) == ["best.json", "sft_6", "sft_7", "sft_8"]
+    found = retention.newest_intact(tmp_path / "checkpoints", "sft")
+    assert found is not None and found[0].name == "sft_7"
 
 
 def test_the_best_checkpoint_is_kept_and_named(train: Train, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_the_lowest_may_be_the_best_and_a_lost_best_json_comes_back(train: Train
     path = tmp_path / "checkpoints" / "best.json"
     said = path.read_text()
     path.unlink()
-    assert retention.name_best(path.parent, "sft", "loss", "min") is not None
+    assert retention.name_best(path.parent, "sft", "loss", "min", step=3) is not None
     assert path.read_text() == said
 
 

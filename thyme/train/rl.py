@@ -21,6 +21,7 @@ from thyme.rollout.types import Question, Rollout
 from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
@@ -67,18 +68,21 @@ def train_rl(
     with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
+        journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
+            loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
-                drawn = draw_batch(
-                    partial(ask_round, loop, scorer, laps),
-                    questions,
-                    config,
-                    start=stage.memory.setdefault("questions", stage.step * config.batch_size),
-                    seed=seed * 1_000_003 + stage.step,
-                )
+                with journals.step(stage.step) as journal:
+                    drawn = draw_batch(
+                        partial(ask_round, loop, scorer, laps),
+                        questions,
+                        config,
+                        start=stage.memory.setdefault("questions", stage.step * config.batch_size),
+                        seed=seed * 1_000_003 + stage.step,
+                    )
                 sampled = rollout_metrics(
                     [group.rollouts for group in drawn.groups],
                     rollout_s=laps.seconds["rollout"],
@@ -94,9 +98,14 @@ def train_rl(
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups)
                 _remember(stage, drawn.groups)
+                stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
+                if journal is not None and journal.kept:
+                    metrics["rollout/kept"] = float(len(journal.kept))
                 stage.end_step(metrics | laps.metrics(), updates[-1].suspects)
+                journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 _end_if_unscored(stage, config)
+        journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
 
