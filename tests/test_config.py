@@ -123,7 +123,7 @@ def test_dry_run_prints_the_resolved_config() -> None:
 def test_a_verb_has_only_what_it_uses() -> None:
     tables = {key.partition(".")[0] for key, _ in keys(eval.Config) if "." in key}
     assert tables == {"toy", "engine", "sandbox", "rollout", "eval"}
-    assert {key.partition(".")[0] for key, _ in keys(sft.Config) if "." in key} == {"toy", "sft", "anneal"}
+    assert {key.partition(".")[0] for key, _ in keys(sft.Config) if "." in key} == {"toy", "sft", "anneal", "lora"}
     assert "count" in {key for key, _ in keys(rollout.Config)}
 
 

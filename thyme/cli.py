@@ -15,6 +15,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base | sft | rl  [RECIPE]   train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
                               be overridden: thyme rl demo --rl.steps 5
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
+  plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   data synth | check          write synthetic rows in the released formats | find bad rows
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
@@ -28,6 +29,7 @@ VERBS = {
     "rl": "thyme.verbs.rl",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
+    "plan": "thyme.verbs.plan",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "sandbox run": "thyme.verbs.sandbox_run",
@@ -35,7 +37,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "rl", "rollout", "eval", "plan"}
 """Verbs that take a recipe before their settings."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}

@@ -16,7 +16,8 @@ from thyme.data.formats import full_prompt
 from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.engine import Engine
-from thyme.model import build, load, save
+from thyme.model import add_adapters, build, load, save
+from thyme.model.config import LoraConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
@@ -63,6 +64,13 @@ def open_model(config: RunConfig) -> Opened:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
         processor = loaded
     return Opened(model=model, processor=processor, dialect=_dialect(config, said))
+
+
+def adapted(opened: Opened, config: RunConfig, lora: LoraConfig) -> Opened:
+    """The same with the adapters that `[lora]` asks for on its model; where it asks for none, as it is."""
+    if lora.rank:
+        add_adapters(opened.model, lora, seed=config.seed, base=config.model)
+    return opened
 
 
 def save_model(opened: Opened, folder: Path) -> Path:

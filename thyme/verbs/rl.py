@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from thyme.model.config import LoraConfig
 from thyme.train.config import RlConfig
 from thyme.verbs.config import LoopConfig, ToyRunConfig
 
@@ -27,6 +28,7 @@ class Config(LoopConfig, ToyRunConfig):
 
     name: str = "rl"
     rl: RlConfig = field(default_factory=RlConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,9 +62,9 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_loop, open_model, save_model
+    from thyme.verbs.opening import adapted, open_loop, open_model, save_model
 
-    folder, opened = run_dir(config), open_model(config)
+    folder, opened = run_dir(config), adapted(open_model(config), config, config.lora)
     with open_loop(config, opened) as loop:
         train(config, opened, loop, folder)
     print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'rl')}")

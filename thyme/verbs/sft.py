@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from thyme.model.config import LoraConfig
 from thyme.train.config import AnnealConfig, SftConfig
 from thyme.verbs.config import ToyRunConfig
 
@@ -27,14 +28,15 @@ class Config(ToyRunConfig):
     name: str = "sft"
     sft: SftConfig = field(default_factory=SftConfig)
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_model, save_model
+    from thyme.verbs.opening import adapted, open_model, save_model
 
-    folder, opened = run_dir(config), open_model(config)
+    folder, opened = run_dir(config), adapted(open_model(config), config, config.lora)
     train(config, opened, folder)
     anneal(config, opened, folder)
     print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'sft')}")
