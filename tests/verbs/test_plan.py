@@ -105,12 +105,10 @@ def test_its_help_loads_no_torch() -> None:
 
 
 def test_adapters_are_trained_and_saved_by_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--sft.steps", "1", "--sft.batch-size", "2", "--anneal.steps", "1", "--anneal.batch-size", "2"]
-    main(["sft", "--threads", "1", "--lora.rank", "4", *sizes])
+    main(["sft", "--threads", "1", "--lora.rank", "4", "--sft.steps", "1", "--sft.batch-size", "2"])
     saved = Path("runs/sft/checkpoints/sft")
     assert json.loads((saved / "adapter" / "adapter_config.json").read_text())["r"] == 4
-    merged = load_model(saved)
-    assert not any(is_adapter(name) for name, _ in merged.named_parameters())
+    assert not any(is_adapter(name) for name, _ in load_model(saved).named_parameters())
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--lora.rank", "4"])
     assert ended.value.code == 2 and "the demo begins at random weights" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.engine import Engine
 from thyme.model import add_adapters, build, load, save
-from thyme.model.config import LoraConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
@@ -26,7 +25,7 @@ from thyme.rollout.prompts import SYSTEM_PROMPT
 from thyme.rollout.rollout import RolloutLoop
 from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config, tiny_processor
-from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig
+from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
 
 EMBEDDED_DIALECT = Dialect(prompt_style="short")
@@ -39,6 +38,9 @@ class Opened:
 
     model: Model
     processor: Processor
+    """Of the run: pictures are no larger than its max_pixels."""
+    own_processor: Processor
+    """The checkpoint's own, which `save_model` writes."""
     dialect: Dialect
     """What it is run and trained under from here on, and what `save_model` writes beside it."""
 
@@ -58,24 +60,25 @@ def open_model(config: RunConfig) -> Opened:
         model = build(tiny_config(), processor, seed=config.seed, device=device)
     else:
         folder = model_folder(Path(config.model))
-        said = read_dialect(folder) or read_dialect(folder.parent) or _released(folder)
+        said = read_dialect(folder) or _released(folder)
         model, loaded = load(folder, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
         if loaded is None:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
         processor = loaded
-    return Opened(model=model, processor=processor, dialect=_dialect(config, said))
+    shown = processor if config.max_pixels is None else processor.with_max_pixels(config.max_pixels)
+    return Opened(model=model, processor=shown, own_processor=processor, dialect=_dialect(config, said))
 
 
-def adapted(opened: Opened, config: RunConfig, lora: LoraConfig) -> Opened:
+def adapted(opened: Opened, config: TrainingConfig) -> Opened:
     """The same with the adapters that `[lora]` asks for on its model; where it asks for none, as it is."""
-    if lora.rank:
-        add_adapters(opened.model, lora, seed=config.seed, base=config.model)
+    if config.lora.rank:
+        add_adapters(opened.model, config.lora, seed=config.seed, base=config.model)
     return opened
 
 
 def save_model(opened: Opened, folder: Path) -> Path:
     """Writes a Hugging Face folder that also says how the model is to be run."""
-    save(opened.model, opened.processor, folder)
+    save(opened.model, opened.own_processor, folder)
     write_dialect(folder, opened.dialect)
     return folder
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from thyme.verbs import rl, sft
+from thyme.verbs import anneal, rl, sft
 
 if TYPE_CHECKING:
     from thyme.model.config import ModelConfig
@@ -17,7 +17,7 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(sft.Config, rl.Config):
+class Config(sft.Config, anneal.Config, rl.Config):
     """A recipe, and a machine for it."""
 
     name: str = "plan"
