@@ -128,15 +128,15 @@ def plan(job: Job) -> Plan:
     how = _pass(job)
     text, vision = job.model.text, job.model.vision
     here = _standing(job, counts)
+    grown, at_end = _gradients(job, counts)
     phases = {"load": {name: size for name, size in here.items() if name != "moments"}}
     if isinstance(job.stage, RlConfig):
         decode = forward_bytes(text, vision, tokens=job.step_tokens, patches=4 * job.step_tokens, itemsize=job.itemsize)
         phases["rollout"] = here | {"workspace": decode + job.sequences * text.vocab_size * (job.itemsize + 4)}
-        if job.stage.kl_coef > 0:
+        if job.stage.kl_coef > 0 or job.stage.needs_old_logprobs:
             forward = forward_bytes(text, vision, tokens=how.tokens, patches=how.patches, itemsize=job.itemsize)
             inside = max(forward, _head_workspace(job, how.rows)) + _streamed(job, counts)
-            phases["reference"] = here | {"workspace": inside}
-    grown, at_end = _gradients(job, counts)
+            phases["reference"] = here | {"gradients": grown, "workspace": inside}
     inside = max(backward_bytes(text, vision, how), _head_gradient(job, how.rows)) + _gathered(job, counts)
     start = here | {"gradients": grown, "activations": saved_bytes(text, vision, how), "workspace": inside}
     end = here | {"gradients": at_end, "workspace": inside}
