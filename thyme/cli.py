@@ -17,6 +17,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
+  plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
@@ -32,6 +33,7 @@ VERBS = {
     "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
+    "plan": "thyme.verbs.plan",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",
@@ -40,7 +42,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan"}
 """Verbs that take a recipe before their settings."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}

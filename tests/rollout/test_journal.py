@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.rollout.test_records import same
+from tests.train.sft_material import train_rows
 from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
@@ -20,7 +21,6 @@ from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import SftConfig
-from tests.train.sft_material import train_rows
 
 ROLLOUT = RolloutConfig(prompt_style="short", group_size=4, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 

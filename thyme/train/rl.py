@@ -89,9 +89,12 @@ def train_rl(
                     weight_version=loop.engine.weight_version,
                 )
                 samples = mini_batches(processor, drawn.kept, config)
-                batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
                 rate = rate_share(config, stage.step, config.steps)
-                updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
+                with loop.engine.asleep():  # what it has cached, the update makes stale
+                    batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                    updates = update_policy(
+                        model, processor, optimizer, batches, config, reference=reference, rate=rate
+                    )
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from thyme.engine import Engine
-from thyme.model import build, load, save
+from thyme.model import add_adapters, build, load, save
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
@@ -21,7 +21,7 @@ from thyme.rollout.dialect import Dialect, is_released, read_dialect, write_dial
 from thyme.rollout.rollout import RolloutLoop
 from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config, tiny_processor
-from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig
+from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
 
 EMBEDDED_DIALECT = Dialect(prompt_style="short")
@@ -63,6 +63,13 @@ def open_model(config: RunConfig) -> Opened:
         processor = loaded
     shown = processor if config.max_pixels is None else processor.with_max_pixels(config.max_pixels)
     return Opened(model=model, processor=shown, own_processor=processor, dialect=_dialect(config, said))
+
+
+def adapted(opened: Opened, config: TrainingConfig) -> Opened:
+    """The same with the adapters that `[lora]` asks for on its model; where it asks for none, as it is."""
+    if config.lora.rank:
+        add_adapters(opened.model, config.lora, seed=config.seed, base=config.model)
+    return opened
 
 
 def save_model(opened: Opened, folder: Path) -> Path:

@@ -60,13 +60,13 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.opening import adapted, open_loop, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "rl", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+        opened = adapted(open_model(config), config)
         with open_loop(config, opened) as loop:
             run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
     print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")

@@ -28,13 +28,13 @@ class Config(TrainingConfig):
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_model
+    from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "sft", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+        opened = adapted(open_model(config), config)
         run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
     print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
