@@ -114,6 +114,8 @@ def _run(verb: str, args: list[str]) -> int:
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")
+        for line in module.described(config) if hasattr(module, "described") else ():
+            print(f"# {line}")
         return 0
     return module.run(config) or 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -26,6 +27,13 @@ class Config(TrainingConfig):
 
     name: str = "anneal"
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
+
+
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "anneal")
 
 
 def run(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -56,6 +57,13 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
             f"rollout.{key}: 0, but rl.greedy_tokens is 'soft', the gradient of tokens drawn at a temperature "
             f"above 0: raise rollout.{key}, or say rl.greedy_tokens raw, exclude or is_pi"
         )
+
+
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "rl")
 
 
 def run(config: Config) -> None:

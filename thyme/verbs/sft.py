@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -24,6 +25,13 @@ class Config(TrainingConfig):
 
     name: str = "sft"
     sft: SftConfig = field(default_factory=SftConfig)
+
+
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "sft")
 
 
 def run(config: Config) -> None:
