@@ -233,4 +233,4 @@ def test_a_folder_of_other_files_is_checked_too(
     assert f"a{suffix}: 2 bad rows: 1 picture count, 1 no answer" in captured.out
     assert "b.jsonl: 1 rows with another system prompt, in whose place training puts ours" in captured.out
     with pytest.raises(SystemExit):
-        main(["data", "check", str(tmp_path / "b.jsonl"), "--format", "openai"])
+        main(["data", "check", str(tmp_path / "b.jsonl"), "--format", "verl"])

@@ -49,9 +49,8 @@ def test_ten_thousand_lines_are_passed_over_one_by_one(tmp_path: Path) -> None:
 
 
 def test_one_json_array_is_read_row_by_row(tmp_path: Path) -> None:
-    rows: list[Any] = [
-        {"i": i, "text": '\u00e4\u56fe \\" ]},' * (i % 7), "image": "A" * (3_000 * (i % 5))} for i in range(200)
-    ]
+    text = '\u00e4\u56fe \\" ]},'
+    rows: list[Any] = [{"text": text * (i % 7), "image": "A" * (3_000 * (i % 5)), "i": i} for i in range(200)]
     rows[3] = 12
     path = tmp_path / "rows.json"
     for options in ({}, {"indent": 2}, {"ensure_ascii": False}):
