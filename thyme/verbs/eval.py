@@ -39,18 +39,22 @@ def run(config: Config) -> None:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"
         interval = f"[{summary.low:.1%}, {summary.high:.1%}]"
         print(f"{name:<{width}} n {summary.n:>4}   accuracy {summary.accuracy:6.1%} {interval:<17} {code}")
+    if result.overall.by_judge or result.overall.errors:
+        print(f"right on the judge's word: {result.overall.by_judge}, not judged: {result.overall.errors}")
     print(f"figures: {folder}/eval.json")
 
 
 def measure(config: Config, opened: Opened) -> EvalResult:
-    """Held-out accuracy of the model."""
+    """Held-out accuracy of the model, by rules, and by the judge where there is one and rules do not decide."""
     from thyme.evals import evaluate
+    from thyme.rewards.config import RewardConfig
+    from thyme.rewards.opening import open_scorer
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop:
-        return evaluate(loop, asked, evaluation_sampling(config.eval, loop))
+    with open_loop(config, opened) as loop, open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
+        return evaluate(loop, asked, evaluation_sampling(config.eval, loop), scorer=scorer)
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:
