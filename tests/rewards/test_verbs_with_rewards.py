@@ -110,6 +110,13 @@ def test_an_evaluation_with_a_judge_counts_what_rules_do_not_decide(
     assert overall("down") == (0.0, 0, 1) and "not judged: 1" in capsys.readouterr().out
 
 
+def test_evaluation_on_the_way_asks_the_judge_too(server: JudgeServer, knowing: Path, rows: Path) -> None:
+    held = ("--data.heldout", rows, "--eval.every-steps", "1", "--eval.num-questions", "1")
+    thyme("rl", "--name", "a", "--model", knowing, "--data.train", rows, *held, *RL, *judge(server))
+    (row,) = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert (row["eval/accuracy"], row["eval/by_judge"], row["eval/not_judged"]) == (1.0, 1.0, 0.0)
+
+
 def test_rl_takes_a_function_of_ones_own(server: JudgeServer, knowing: Path, rows: Path) -> None:
     Path("mine.py").write_text(
         "async def reward(rollouts, judge=None):\n"

@@ -10,9 +10,12 @@ from thyme.evals.config import EvalConfig
 from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thyme.evals import EvalResult
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.sampling import Sampling
+    from thyme.rollout.types import Question
     from thyme.verbs.opening import Opened
 
 
@@ -45,16 +48,23 @@ def run(config: Config) -> None:
 
 
 def measure(config: Config, opened: Opened) -> EvalResult:
-    """Held-out accuracy of the model, by rules, and by the judge where there is one and rules do not decide."""
-    from thyme.evals import evaluate
-    from thyme.rewards.config import RewardConfig
-    from thyme.rewards.opening import open_scorer
+    """Held-out accuracy of the model."""
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop, open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
-        return evaluate(loop, asked, evaluation_sampling(config.eval, loop), scorer=scorer)
+    with open_loop(config, opened) as loop:
+        return judged(config, config.eval, loop, asked)
+
+
+def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequence[Question]) -> EvalResult:
+    """An evaluation by rules, and by the config's judge, if it has one, where rules do not decide."""
+    from thyme.evals import evaluate
+    from thyme.rewards.config import RewardConfig
+    from thyme.rewards.opening import open_scorer
+
+    with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
+        return evaluate(loop, asked, evaluation_sampling(how, loop), scorer=scorer)
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:
