@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,10 +10,12 @@ from thyme.evals.config import EvalConfig
 from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thyme.evals import EvalResult
-    from thyme.rewards import Scorer
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.sampling import Sampling
+    from thyme.rollout.types import Question
     from thyme.verbs.opening import Opened
 
 
@@ -42,30 +42,29 @@ def run(config: Config) -> None:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"
         interval = f"[{summary.low:.1%}, {summary.high:.1%}]"
         print(f"{name:<{width}} n {summary.n:>4}   accuracy {summary.accuracy:6.1%} {interval:<17} {code}")
+    if result.overall.by_judge or result.overall.errors:
+        print(f"right on the judge's word: {result.overall.by_judge}, not judged: {result.overall.errors}")
     print(f"figures: {folder}/eval.json")
 
 
 def measure(config: Config, opened: Opened) -> EvalResult:
     """Held-out accuracy of the model."""
-    from thyme.evals import evaluate
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop, judging(config) as scorer:
-        return evaluate(loop, asked, evaluation_sampling(config.eval, loop), scorer=scorer)
+    with open_loop(config, opened) as loop:
+        return judged(config, config.eval, loop, asked)
 
 
-@contextmanager
-def judging(config: ScoredConfig) -> Iterator[Scorer | None]:
-    """Who says which answers are right: the judge after the rules, where there is one; None: the rules alone."""
+def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequence[Question]) -> EvalResult:
+    """An evaluation by rules, and by the config's judge, if it has one, where rules do not decide."""
+    from thyme.evals import evaluate
+    from thyme.rewards.config import RewardConfig
     from thyme.rewards.opening import open_scorer
 
-    if config.judge.url is None:
-        yield None
-        return
-    with open_scorer(judge=config.judge) as scorer:
-        yield scorer
+    with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
+        return evaluate(loop, asked, evaluation_sampling(how, loop), scorer=scorer)
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:
