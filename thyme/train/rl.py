@@ -18,6 +18,8 @@ from thyme.rewards import Scorer
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
+from thyme.train.alarm_log import AlarmLog
+from thyme.train.alarms import Alarms
 from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
@@ -67,6 +69,8 @@ def train_rl(
     with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
+        alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
+        alarm_log = AlarmLog(run_dir, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
         with stage:
@@ -91,11 +95,18 @@ def train_rl(
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
-                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups)
                 _remember(stage, drawn.groups)
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
-                stage.end_step(metrics | laps.metrics(), updates[-1].suspects)
+                raised = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
+                begun = [alarm for alarm in raised if alarm.is_new]
+                path = None
+                if run_dir is not None and (begun or _is_recorded(stage.step, config)):
+                    path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
+                    record(path, drawn.groups)
+                for alarm in begun:
+                    alarm_log.write(stage.step, alarm, drawn.groups, path)
+                metrics |= alarms.metrics(raised) | laps.metrics()
+                stage.end_step(metrics, updates[-1].suspects)
                 _end_if_unscored(stage, config)
     return stage.history
 
@@ -130,6 +141,10 @@ def _remember(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
     stage.memory["questions"] += len(groups)
     stage.memory["sources"] = name_sources(groups, stage.memory.get("sources", []))
+
+
+def _is_recorded(step: int, config: RlConfig) -> bool:
+    return config.record_steps > 0 and step % config.record_steps == 0
 
 
 def scored_metrics(drawn: Drawn, scorer: Scorer, stage: Stage) -> Metrics:
