@@ -32,14 +32,15 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
     """
     width = shutil.get_terminal_size((100, 24)).columns
     places = [f.name for f in settings(cls) if f.metadata.get("positional")]
-    usage = " ".join(["thyme", verb, *(["[RECIPE]"] if takes_recipe else []), *map(str.upper, places)])
+    hints = typing.get_type_hints(cls)
+    shown_places = [name.upper() + "..." * (typing.get_origin(hints[name]) is tuple) for name in places]
+    usage = " ".join(["thyme", verb, *(["[RECIPE]"] if takes_recipe else []), *shown_places])
     lines = [f"usage: {usage} [--key value ...]", "", *textwrap.wrap(summary, width), ""]
     if takes_recipe:
         said = f"a TOML file, or a shipped one: {', '.join(shipped_recipes())}; --dry-run prints what it comes to"
         lines += _entry("RECIPE", said, width, everything)
     for name in places:
         lines += _entry(name.upper(), _doc(cls, name), width, everything)
-    hints = typing.get_type_hints(cls)
     tables = [f for f in settings(cls) if dataclasses.is_dataclass(hints[f.name])]
     for f in settings(cls):
         if f not in tables and f.name not in places:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
+Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
@@ -19,6 +20,8 @@ class StageConfig:
 
     steps: int = 100
     """Optimizer steps."""
+    epochs: float = 0.0
+    """Passes over the files of `data.train`, in place of `steps`; 0: as `steps` says."""
     batch_size: int = 32
     """Sequences in an optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -39,6 +42,8 @@ class StageConfig:
     """Gradients are scaled down to this global norm; 0 leaves them."""
     warmup_steps: int = 0
     """The rate rises linearly to its peak over this many steps."""
+    warmup_share: float = 0.0
+    """The same as a share of all steps; the longer of the two holds."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the rate falls in the last `decay_share` of the steps; it is flat before."""
     decay_share: float = 0.0
@@ -54,7 +59,17 @@ class StageConfig:
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
-    """A checkpoint to resume from is written every so many steps; 0: never."""
+    """A checkpoint to resume from is written every so many steps; 0: at the end of the stage alone."""
+    keep_checkpoints: int = 0
+    """The newest so many of those are kept and older ones deleted, each time after the next one is complete; 0: all."""
+    best_metric: str = ""
+    """A metric of the stage, such as "reward/mean": the checkpoint with the best mean of it since the checkpoint before
+    is kept beside the newest, and checkpoints/best.json names it."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the best is the highest or the lowest."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What a checkpoint that cannot be written (no room, no permission) does: "stop" ends the run with one line, to be
+    resumed from the last complete checkpoint; "continue" warns and tries again at the next one."""
     activation_checkpointing: bool = False
     """Of each decoder layer and vision block keep only the inputs, and compute it once more in the backward pass: far
     fewer activations for a third more arithmetic. The gradients are the same. `thyme plan` says what it saves."""
@@ -71,13 +86,16 @@ class StageConfig:
             require(self, "optimizer_state", self.optimizer == "adamw", rule.format("optimizer is 'muon'"))
             require(self, "optimizer_state", not self.optimizer_offload, rule.format("optimizer_offload is on"))
         one_of(self, "schedule", ("linear", "cosine"))
+        one_of(self, "best_mode", ("max", "min"))
+        one_of(self, "on_save_error", ("stop", "continue"))
         for name in ("steps", "batch_size", "max_tokens_per_micro_batch", "max_skipped_steps"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "muon_learning_rate"):
             require(self, name, getattr(self, name) > 0, "positive")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps"):
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("decay_share", "final_rate"):
+        require(self, "epochs", 0 <= self.epochs < float("inf"), "at least 0")
+        for name in ("warmup_share", "decay_share", "final_rate"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
 
 
@@ -93,9 +111,12 @@ class SftConfig(StageConfig):
     decay_share: float = 0.35
     loss_rule: LossRule = "paper"
     """Which rounds of a response are trained (`thyme.train.masks`)."""
+    max_row_tokens: int = 0
+    """Rows of more tokens, pictures included, are left out and counted; 0: none is."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        require(self, "max_row_tokens", self.max_row_tokens >= 0, "at least 0")
         one_of(self, "loss_rule", get_args(LossRule))
 
 
@@ -287,6 +308,20 @@ class RlConfig(StageConfig):
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs are computed before the first update of a batch."""
         return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch.mask != "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Where metrics are shown beside metrics.jsonl."""
+
+    to: Backend = "none"
+    """"tensorboard" writes runs/<name>/tensorboard/; "trackio" keeps its own local store; "wandb" as its login says."""
+    project: str = "thyme"
+    """Name of the project at trackio and Weights & Biases; the run there is called as here."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "to", get_args(Backend))
+        require(self, "project", bool(self.project), "a name")
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:
