@@ -57,12 +57,7 @@ def steady(seed: int, steps: int = 100) -> Iterator[Row]:
 def raised(rows: Iterator[Row], config: AlarmConfig | None = None) -> list[tuple[int, str]]:
     """Step and name of every alarm that begins."""
     alarms = Alarms(config or AlarmConfig(), {})
-    return [
-        (step, alarm.name)
-        for step, row in enumerate(rows)
-        for alarm in alarms.check(row, num_rollouts=N)
-        if alarm.is_new
-    ]
+    return [(step, alarm.name) for step, row in enumerate(rows) for alarm in alarms.check(row, num_rollouts=N)[0]]
 
 
 def planted(seed: int, at: int, change: Callable[[Row], Row]) -> Iterator[Row]:
@@ -115,11 +110,13 @@ def test_a_collapse_over_some_steps_is_seen_too() -> None:
 
 def test_what_is_no_number_is_a_jump_and_no_level() -> None:
     alarms = Alarms(AlarmConfig(warmup=2), {})
-    assert [a.name for a in alarms.check({"optim/grad_norm": math.inf}, num_rollouts=1)] == ["grad_norm"]
+    begun, held = alarms.check({"optim/grad_norm": math.inf}, num_rollouts=1)
+    assert [alarm.name for alarm in begun] == ["grad_norm"] and held["alarm/grad_norm"] == 1.0
     for value in (1.0, math.nan, 1.0, 1.0):
         alarms.check({"optim/grad_norm": value}, num_rollouts=1)
     assert alarms.level("optim/grad_norm") == 1.0
-    assert alarms.check({"optim/grad_norm": 1.1}, num_rollouts=1) == []
+    begun, held = alarms.check({"optim/grad_norm": 1.1}, num_rollouts=1)
+    assert begun == [] and set(held.values()) == {0.0}
 
 
 def test_a_small_batch_needs_a_larger_fall() -> None:
@@ -128,7 +125,8 @@ def test_a_small_batch_needs_a_larger_fall() -> None:
         alarms = Alarms(AlarmConfig(), {})
         for _ in range(6):
             alarms.check({"rollout/code_share": 0.5}, num_rollouts=count)
-        assert [a.name for a in alarms.check({"rollout/code_share": 0.0}, num_rollouts=count)] == expected
+        begun, _ = alarms.check({"rollout/code_share": 0.0}, num_rollouts=count)
+        assert [alarm.name for alarm in begun] == expected
 
 
 def test_form_that_falls_with_the_answers_is_no_hacking() -> None:
@@ -140,10 +138,13 @@ def test_form_that_falls_with_the_answers_is_no_hacking() -> None:
 
 def test_an_alarm_begins_once_and_may_begin_again() -> None:
     alarms = Alarms(AlarmConfig(), {})
-    found = []
+    begins, holds = [], []
     for share in [0.6] * 6 + [0.0] * 3 + [0.6] + [0.0]:
-        found += [(a.is_new, a.level) for a in alarms.check({"rollout/code_share": share}, num_rollouts=N)]
-    assert found == [(True, 0.6), (False, 0.6), (False, 0.6), (True, 0.6)]
+        begun, held = alarms.check({"rollout/code_share": share}, num_rollouts=N)
+        begins += [alarm.level for alarm in begun]
+        holds.append(held["alarm/tool_use"])
+    assert begins == [0.6, 0.6]
+    assert holds == [0.0] * 6 + [1.0] * 3 + [0.0] + [1.0]
 
 
 def test_the_level_goes_on_in_a_resumed_run() -> None:
@@ -155,16 +156,14 @@ def test_the_level_goes_on_in_a_resumed_run() -> None:
     assert {len(values) for values in memory["history"].values()} == {8}  # type: ignore[attr-defined]
     resumed = Alarms(AlarmConfig(window=8), json.loads(json.dumps(memory)))
     row = {"rollout/code_share": 0.0, "mismatch/kl": 3.0}
-    assert resumed.check(row, num_rollouts=N) == alarms.check(row, num_rollouts=N) != []
+    found = resumed.check(row, num_rollouts=N)
+    assert found == alarms.check(row, num_rollouts=N) and {a.name for a in found[0]} == {"tool_use", "mismatch"}
 
 
 def test_metrics_name_every_alarm_and_nothing_where_they_are_off() -> None:
-    alarms = Alarms(AlarmConfig(), {})
-    assert alarms.metrics([]) == {f"alarm/{name}": 0.0 for name in NAMES}
-    (alarm,) = alarms.check({"optim/grad_norm": math.nan}, num_rollouts=1)
-    assert alarms.metrics([alarm])["alarm/grad_norm"] == 1.0
-    off = Alarms(AlarmConfig(enabled=False), {})
-    assert off.check({"optim/grad_norm": math.nan}, num_rollouts=1) == [] and off.metrics([]) == {}
+    row = {"optim/grad_norm": math.nan}
+    assert set(Alarms(AlarmConfig(), {}).check(row, num_rollouts=1)[1]) == {f"alarm/{name}" for name in NAMES}
+    assert Alarms(AlarmConfig(enabled=False), {}).check(row, num_rollouts=1) == ([], {})
 
 
 def test_the_samples_show_the_alarm() -> None:
@@ -192,10 +191,10 @@ def test_the_samples_show_the_alarm() -> None:
 
 
 def test_entries_of_steps_that_are_run_again_are_dropped(tmp_path: Path) -> None:
-    alarm = Alarm(name="sandbox", metric="m", value=math.nan, level=0.5, text="t", is_new=True)
+    alarm = Alarm(name="sandbox", metric="m", value=math.nan, level=0.5, text="t")
     groups = [group_of(hand_rollout(), totals=(0.0,))]
     for step in (1, 2, 3):
-        AlarmLog(tmp_path, step).write(step, alarm, groups, tmp_path / "rollouts" / f"step_{step}.jsonl")
+        AlarmLog(tmp_path, step).write(step, [alarm], groups, tmp_path / "rollouts" / f"step_{step}.jsonl")
     with (tmp_path / "alarms.jsonl").open("a") as file:
         file.write('{"step": 1, "al')  # killed while writing
     AlarmLog(tmp_path, 3)

@@ -34,15 +34,19 @@ class AlarmLog:
                 fresh.write_text("".join(kept), encoding="utf-8")
                 fresh.replace(self._path)
 
-    def write(self, step: int, alarm: Alarm, groups: Sequence[ScoredGroup], rollouts: Path | None) -> None:
-        """Logs an alarm and appends its line.
+    def write(self, step: int, begun: Sequence[Alarm], groups: Sequence[ScoredGroup], rollouts: Path | None) -> None:
+        """Logs the alarms that begin in a step and appends their lines.
 
         Args:
             step: from 0.
-            alarm: that has just begun.
+            begun: none or several.
             groups: of the step.
             rollouts: the file that they were recorded in, by group and index.
         """
+        for alarm in begun:
+            self._write_one(step, alarm, groups, rollouts)
+
+    def _write_one(self, step: int, alarm: Alarm, groups: Sequence[ScoredGroup], rollouts: Path | None) -> None:
         lines = samples(alarm.name, groups)
         figures = f"{alarm.metric} is {alarm.value:.3g}"
         if math.isfinite(alarm.level):

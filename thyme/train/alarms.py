@@ -34,8 +34,6 @@ class Alarm:
     """Its running level before."""
     text: str
     """What it means and what to look at."""
-    is_new: bool
-    """Whether it did not hold in the step before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,40 +58,38 @@ class Alarms:
         self._held: list[str] = memory.setdefault("held", [])
         self._num_rollouts, self._num_code = 0, 0.0
 
-    def check(self, metrics: Metrics, *, num_rollouts: int) -> list[Alarm]:
-        """The alarms that hold in this step; it is part of the level from the next one on.
+    def check(self, metrics: Metrics, *, num_rollouts: int) -> tuple[list[Alarm], Metrics]:
+        """Looks at a step; it is part of the level from the next one on.
 
         Args:
             metrics: of the step; one that is missing is not judged.
             num_rollouts: that the step sampled.
+
+        Returns:
+            The alarms that begin in this step, and alarm/<name> of all, 1 where one holds; nothing where they are off.
         """
         if not self.config.enabled:
-            return []
+            return [], {}
         self._num_rollouts, self._num_code = num_rollouts, num_rollouts * metrics.get("rollout/tool_calls", 0.0)
-        alarms = [
+        held = [w for w in _WATCHES if w.metric in metrics and w.holds(self, w, metrics)]
+        begun = [
             Alarm(
                 name=watch.name,
                 metric=watch.metric,
                 value=metrics[watch.metric],
                 level=self.level(watch.metric),
                 text=watch.text,
-                is_new=watch.name not in self._held,
             )
-            for watch in _WATCHES
-            if watch.metric in metrics and watch.holds(self, watch, metrics)
+            for watch in held
+            if watch.name not in self._held
         ]
-        self._held[:] = [alarm.name for alarm in alarms]
+        self._held[:] = [watch.name for watch in held]
         for name in _WATCHED:
             if name in metrics:
                 history = self._history.setdefault(name, [])
                 history.append(metrics[name])
                 del history[: -self.config.window]
-        return alarms
-
-    def metrics(self, alarms: list[Alarm]) -> Metrics:
-        """alarm/<name> of every alarm, 1 where it holds; nothing where alarms are off."""
-        held = {alarm.name for alarm in alarms}
-        return {f"alarm/{watch.name}": float(watch.name in held) for watch in _WATCHES if self.config.enabled}
+        return begun, {f"alarm/{watch.name}": float(watch in held) for watch in _WATCHES}
 
     def level(self, metric: str) -> float:
         """The median of the last steps; not a number where there were none."""

@@ -90,6 +90,7 @@ def train_rl(
                 )
                 samples = mini_batches(processor, drawn.kept, config)
                 batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                laps.end("logprob")
                 rate = rate_share(config, stage.step, config.steps)
                 updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
                 laps.end("train")
@@ -97,15 +98,13 @@ def train_rl(
                 laps.end("sync")
                 _remember(stage, drawn.groups)
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
-                raised = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
-                begun = [alarm for alarm in raised if alarm.is_new]
+                begun, held = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
                 path = None
                 if run_dir is not None and (begun or _is_recorded(stage.step, config)):
                     path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
                     record(path, drawn.groups)
-                for alarm in begun:
-                    alarm_log.write(stage.step, alarm, drawn.groups, path)
-                metrics |= alarms.metrics(raised) | laps.metrics()
+                alarm_log.write(stage.step, begun, drawn.groups, path)
+                metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 _end_if_unscored(stage, config)
     return stage.history
