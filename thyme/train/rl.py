@@ -18,6 +18,8 @@ from thyme.rewards import Scorer
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
+from thyme.train.alarm_log import AlarmLog
+from thyme.train.alarms import Alarms
 from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
@@ -69,6 +71,8 @@ def train_rl(
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
+        alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
+        alarm_log = AlarmLog(run_dir, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
             loop.engine.weight_version = stage.memory["weight_version"]
@@ -92,20 +96,26 @@ def train_rl(
                 rate = rate_share(config, stage.step, config.steps)
                 with loop.engine.asleep():  # what it has cached, the update makes stale
                     batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                    laps.end("logprob")
                     updates = update_policy(
                         model, processor, optimizer, batches, config, reference=reference, rate=rate
                     )
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
-                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups)
                 _remember(stage, drawn.groups)
                 stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
+                begun, held = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
+                path = None
+                if run_dir is not None and (begun or _is_recorded(stage.step, config)):
+                    path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
+                    record(path, drawn.groups)
+                alarm_log.write(stage.step, begun, drawn.groups, path)
                 if journal is not None and journal.kept:
                     metrics["rollout/kept"] = float(len(journal.kept))
-                stage.end_step(metrics | laps.metrics(), updates[-1].suspects)
+                metrics |= held | laps.metrics()
+                stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 _end_if_unscored(stage, config)
         journals.forget(next_step=stage.step, saved_step=stage.saved_step)
@@ -142,6 +152,10 @@ def _remember(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
     stage.memory["questions"] += len(groups)
     stage.memory["sources"] = name_sources(groups, stage.memory.get("sources", []))
+
+
+def _is_recorded(step: int, config: RlConfig) -> bool:
+    return config.record_steps > 0 and step % config.record_steps == 0
 
 
 def scored_metrics(drawn: Drawn, scorer: Scorer, stage: Stage) -> Metrics:

@@ -118,7 +118,11 @@ def _error_name(name: str) -> str:
 
 
 class Laps:
-    """Wall seconds of the parts of a step, summed where a part comes more than once."""
+    """Wall seconds of the parts of a step, summed where a part comes more than once.
+
+    rollout: sampling, and what scoring of early groups overlaps with it; reward: what is then still waited for;
+    logprob: samples, packing and old log-probs; train: the updates; sync: telling the engine.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

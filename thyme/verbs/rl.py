@@ -1,4 +1,4 @@
-"""Train by GRPO-ATS from a cold start: rollouts with code in the sandbox, rewards, one on-policy step, and again."""
+"""Train by GRPO-ATS from a cold start: rollouts with code in the sandbox, rewards, updates of the policy, and again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
     """Refuses, before a model is loaded, rollouts that nothing can be learned from.
 
     Raises:
-        ValueError: groups of one; groups whose rollouts are all the same; greedy tokens under "soft".
+        ValueError: groups of one; groups whose rollouts are all the same; greedy tokens under "soft"; a correction by
+            log-probs that are not those of what was drawn.
     """
     greedy_code = rollout.adaptive and rollout.code_temperature == 0
     if rollout.group_size < 2:
@@ -56,6 +57,12 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
         raise ValueError(
             f"rollout.{key}: 0, but rl.greedy_tokens is 'soft', the gradient of tokens drawn at a temperature "
             f"above 0: raise rollout.{key}, or say rl.greedy_tokens raw, exclude or is_pi"
+        )
+    corrects = "rl.mismatch.mask" if rl.mismatch.mask != "none" else "rl.loss.rollout_ratio_cap"
+    if rollout.biases_logprobs and (rl.mismatch.mask != "none" or rl.loss.rollout_ratio_cap is not None):
+        raise ValueError(
+            f"{corrects} compares with the log-probs that the engine recorded, which are of the whole distribution, "
+            "but rollout.top_k, top_p, min_p or repetition_penalty draws from another: turn one of the two off"
         )
 
 
