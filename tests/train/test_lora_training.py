@@ -8,17 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.test_rl import RL, by_index, make_loop
+from tests.train.rl_material import by_index, make_loop
+from tests.train.sft_material import train_rows
+from tests.train.test_rl import RL
 from thyme.data.streams import endless
 from thyme.model import LoraConfig, Model, Processor, add_adapters, load_model
 from thyme.model.lora import is_adapter
+from thyme.rewards import RuleScorer
 from thyme.rollout.types import Question
 from thyme.sandbox import Sandbox
 from thyme.toy.scenarios import demonstrations
 from thyme.train.config import SftConfig, StageConfig
 from thyme.train.optim import build_optimizer
 from thyme.train.rl import train_rl
-from thyme.train.sft import train_sft
 
 LORA = LoraConfig(rank=4, alpha=16.0)
 SFT = SftConfig(steps=4, batch_size=2, optimizer="adamw", learning_rate=1e-2, save_steps=2)
@@ -44,7 +46,7 @@ def test_rl_moves_the_adapters_alone_and_the_base_is_the_reference(
     questions: list[Question] = [row.question for row in demonstrations(0, 2, {"arithmetic": 0.5, "crop": 0.5})]
     before = values(adapted)
     loop = make_loop(adapted, sandbox)
-    history = train_rl(adapted, processor, loop, endless(questions), RL, score=by_index, run_dir=tmp_path)
+    history = train_rl(adapted, processor, loop, endless(questions), RL, scorer=RuleScorer(by_index), run_dir=tmp_path)
     assert moved(adapted, before) == {name for name in before if is_adapter(name)}
     for metrics in history:
         assert metrics["actor/ratio"] == metrics["actor/ratio_max"] == 1.0
@@ -55,9 +57,15 @@ def test_rl_moves_the_adapters_alone_and_the_base_is_the_reference(
 def test_sft_with_adapters_is_resumed_to_the_bit(adapted: Model, processor: Processor, tmp_path: Path) -> None:
     rows = endless(demonstrations(0, 4, {"arithmetic": 1.0}))
     start = copy.deepcopy(adapted)
-    history = train_sft(adapted, processor, rows, SFT, run_dir=tmp_path)
+    history = train_rows(adapted, processor, rows, SFT, run_dir=tmp_path)
     assert history[-1]["loss"] < history[0]["loss"]
-    again = train_sft(start, processor, rows, SFT, resume_from=tmp_path / "checkpoints" / "sft_2")
+    again = train_rows(
+        start,
+        processor,
+        rows,
+        SFT,
+        resume_from=tmp_path / "checkpoints" / "sft_2",
+    )
     assert len(again) == 2
     assert all(torch.equal(p, q) for p, q in zip(adapted.parameters(), start.parameters(), strict=True))
     merged = load_model(tmp_path / "checkpoints" / "sft_4")

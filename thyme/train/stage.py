@@ -28,8 +28,7 @@ class RunOptions(TypedDict, total=False):
     resume_from: Path | None
     """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     final: str | None
-    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
-    of steps done. None: none."""
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; None: none."""
     origin: Origin | None
     """What the run started from, for the checkpoints' manifests."""
 
@@ -43,6 +42,10 @@ class StageOptions(RunOptions, total=False):
     """Is given every step's metrics; returning True ends the stage."""
     save_model: Callable[[Path], object] | None
     """Writes the model into a checkpoint's folder; None: `thyme.model.save` with nothing beside it."""
+    evaluate: Callable[[], Metrics] | None
+    """Measures the model as it is; its figures join those of the step."""
+    evaluate_steps: int
+    """It is asked after every so many steps; 0: never."""
 
 
 class Stage:
@@ -74,6 +77,7 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
         self._scores: list[float] = []
@@ -97,6 +101,8 @@ class Stage:
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
+        if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
+            values = values | self._evaluate()
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1
@@ -156,7 +162,7 @@ class Stage:
             if error is None and self.memory.get("skipped"):
                 raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
             if error is None and self._final is not None and self._run_dir is not None:
-                self._write(self._final.format(step=self.step))
+                self._write(self._final)
         finally:
             self._log.close()
 
