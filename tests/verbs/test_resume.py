@@ -1,5 +1,6 @@
 """`thyme resume`: after kill -9 anywhere a run ends as if nothing had been; and what it refuses."""
 
+import errno
 import json
 import os
 import random
@@ -256,6 +257,16 @@ def test_what_may_change_and_what_not(recipe: Path, whole: Path, capfd: pytest.C
     with Path("runs/y/config.toml").open("a") as file:
         file.write("# edited")
     assert "was changed after the run wrote it" in refused(capfd, "resume", "runs/y")
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(self: MetricsLog, step: int, values: Metrics) -> Metrics:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    monkeypatch.setattr(MetricsLog, "log", log)
+    assert "No space left on device" in refused(capfd, "anneal", recipe, "--name", "x")
 
 
 def test_another_start_model_is_refused(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
