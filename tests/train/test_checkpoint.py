@@ -14,6 +14,7 @@ import torch
 
 from tests.train.sft_material import train_rows
 from thyme.data.rows import Demonstration
+from thyme.data.streams import endless
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
@@ -281,6 +282,20 @@ def test_everything_is_synced_before_it_takes_its_name(
     fresh = f"checkpoints/.sft_1.{os.getpid()}.new"
     files = [*read_manifest(exists).files, "manifest.json"]
     assert synced >= {fresh, f"{fresh}/trainer", "the parent, after"} | {f"{fresh}/{name}" for name in files}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_run_resumed_before_at_and_after_the_end_of_an_epoch(step: int, processor: Processor, tmp_path: Path) -> None:
+    """Four rows, two a step: an epoch ends with the second step."""
+    rows = endless(demonstrations(0, 4, {"arithmetic": 1.0}), seed=3)
+    config = SftConfig(steps=4, batch_size=2, save_steps=1)
+    whole = build(tiny_config(), processor, seed=0)
+    expected = train_rows(whole, processor, rows, config, run_dir=tmp_path)
+    resumed = build(tiny_config(), processor, seed=1)
+    folder = tmp_path / "checkpoints" / f"sft_{step}"
+    history = train_rows(resumed, processor, rows, config, run_dir=tmp_path, resume_from=folder)
+    assert [entry["loss"] for entry in history] == [entry["loss"] for entry in expected[step:]]
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_log_lines_of_a_stage_count_on(train: Train, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`thyme resume`: after kill -9 anywhere a run ends as if nothing had been; and what it refuses."""
 
+import errno
 import json
 import os
 import random
@@ -11,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.train.sft_material import train_rows
 from thyme.cli import main
 from thyme.data.streams import endless
 from thyme.rollout.dialect import Dialect, read_dialect
 from thyme.toy.scenarios import demonstrations
 from thyme.train.config import SftConfig
 from thyme.train.metrics import Metrics, MetricsLog
-from thyme.train.sft import train_sft
 from thyme.verbs.config import RunConfig
 from thyme.verbs.opening import open_model, save_model
 
@@ -57,11 +58,6 @@ save_steps = 2
 keep_checkpoints = 1
 best_metric = "reward/mean"
 
-[sft]
-steps = 3
-batch_size = 1
-save_steps = 2
-
 [anneal]
 steps = 3
 batch_size = 3
@@ -77,7 +73,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = open_model(RunConfig(threads=1))
     rows = endless(demonstrations(0, 10, {"arithmetic": 1.0}))
     config = SftConfig(steps=30, batch_size=5, loss_rule="all", learning_rate=2e-3, muon_learning_rate=2e-2)
-    train_sft(opened.model, opened.processor, rows, config)
+    train_rows(opened.model, opened.processor, rows, config)
     (folder / "recipe.toml").write_text(RECIPE.format(model=save_model(opened, folder / "model")))
     return folder / "recipe.toml"
 
@@ -89,7 +85,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         thyme("rl", recipe, "--name", "x")
-        thyme("sft", recipe, "--name", "y")
+        thyme("anneal", recipe, "--name", "y")
     return folder / "runs"
 
 
@@ -121,7 +117,7 @@ def timeless(entry: Any) -> Any:
         return [timeless(value) for value in entry]
     if not isinstance(entry, dict):
         return entry
-    measured = ("time/", "perf/", "sandbox/exec_ms", "rollout/kept")
+    measured = ("time/", "perf/", "sandbox/exec_ms", "rollout/from_journal")
     meters = ("wall_s", "sandbox_s", "cpu_s", "peak_mib")
     return {k: timeless(v) for k, v in entry.items() if not k.startswith(measured) and k not in meters}
 
@@ -151,7 +147,7 @@ def test_the_run_has_what_a_killed_one_could_lose(whole: Path) -> None:
     assert sum(row["rollout/tool_calls"] for row in rows) > 0
     assert files(whole / "x" / "rollouts") == [f"step_{i}.jsonl" for i in range(5)]
     assert "rl_4" in files(whole / "x" / "checkpoints")
-    assert files(whole / "y" / "checkpoints") == ["anneal_2", "sft", "sft_2", "sft_3"]
+    assert files(whole / "y" / "checkpoints") == ["anneal", "anneal_2"]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +162,14 @@ def test_a_killed_rl_run_ends_as_if_it_had_not_been(at: str, kept: int, recipe: 
     killed(at, "rl", recipe, "--name", "x")
     thyme("resume", "runs/x")
     assert_equal(Path("runs/x"), whole / "x", "rl")
-    assert sum(row.get("rollout/kept", 0) for row in lines(Path("runs/x/metrics.jsonl"))) == kept
+    assert sum(row.get("rollout/from_journal", 0) for row in lines(Path("runs/x/metrics.jsonl"))) == kept
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_at_a_random_file_and_once_more_while_it_resumes(seed: int, recipe: Path, whole: Path) -> None:
     draw = random.Random(seed)
-    verb, name, events = ("rl", "x", 170) if seed % 4 else ("sft", "y", 90)
+    verb, name, events = ("rl", "x", 170) if seed % 4 else ("anneal", "y", 60)
     killed(f"files:{draw.randint(1, events)}", verb, recipe, "--name", name)
     if not Path("runs", name, "run.json").is_file():
         thyme(verb, recipe, "--name", name)  # it had not begun
@@ -183,51 +179,34 @@ def test_killed_at_a_random_file_and_once_more_while_it_resumes(seed: int, recip
     assert_equal(Path("runs", name), whole / name, verb)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    "at",
-    [
-        "path:sft_2/|sft_2.*config",
-        "path:sft_3.*manifest",  # the end of the cold start
-        "path:anneal_2.*mkdir|anneal_2",
-        "path:checkpoints/.sft.*state",  # the result
-    ],
-)
-def test_a_killed_sft_run_repeats_no_stage(at: str, recipe: Path, whole: Path) -> None:
-    killed(at, "sft", recipe, "--name", "y")
-    thyme("resume", "runs/y")
-    assert_equal(Path("runs/y"), whole / "y", "sft")
-
-
 class Stopped(BaseException):
     """What ends a process, without the process."""
 
 
-@pytest.mark.parametrize(("stage", "step"), [("sft", 2), ("sft", 3), ("anneal", 1), ("anneal", 3)])
-def test_stages_that_are_done_are_not_repeated(
-    stage: str, step: int, recipe: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_gated_stage_goes_on_where_it_was(
+    step: int, recipe: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped when that step has been logged."""
-    log, stages = MetricsLog.log, set()
+    """Stopped when that step has been logged; the second and the last one look at the gate."""
+    log, again = MetricsLog.log, []
 
     def log_and_stop(self: MetricsLog, number: int, values: Metrics) -> Metrics:
         logged = log(self, number, values)
-        if (self._stage, number + 1) == (stage, step):
+        if number + 1 == step:
             raise Stopped
         return logged
 
     def log_and_note(self: MetricsLog, number: int, values: Metrics) -> Metrics:
-        stages.add((self._stage, number))
+        again.append(number)
         return log(self, number, values)
 
     monkeypatch.setattr(MetricsLog, "log", log_and_stop)
     with pytest.raises(Stopped):
-        thyme("sft", recipe, "--name", "y")
+        thyme("anneal", recipe, "--name", "y")
     monkeypatch.setattr(MetricsLog, "log", log_and_note)
     thyme("resume", "runs/y")
-    assert_equal(Path("runs/y"), whole / "y", "sft")
-    again = {"sft": {2: {0, 1, 2}, 3: {2}}, "anneal": {1: set(), 3: set()}}[stage][step]
-    assert {number for name, number in stages if name == "sft"} == again
+    assert_equal(Path("runs/y"), whole / "y", "anneal")
+    assert again == ([2] if step == 3 else [0, 1, 2])
 
 
 def refused(capfd: pytest.CaptureFixture[str], *args: str | Path) -> str:
@@ -245,7 +224,7 @@ def test_a_run_is_never_begun_again_over_an_old_one(
 ) -> None:
     shutil.copytree(whole / "x", "runs/x")
     before = (whole / "x" / "metrics.jsonl").read_bytes()
-    for verb in ("rl", "sft"):
+    for verb in ("rl", "anneal"):
         line = refused(capfd, verb, recipe, "--name", "x")
         assert "runs/x holds a run already" in line and "`thyme resume runs/x`" in line and "--name" in line
     assert "is a training run" in refused(capfd, "rollout", recipe, "--name", "x")
@@ -271,14 +250,23 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(
 
 def test_what_may_change_and_what_not(recipe: Path, whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(whole / "y", "runs/y")
-    for key, value in (("--sft.learning-rate", "1"), ("--model", "tiny"), ("--seed", "1"), ("--toy.seed", "2")):
+    for key, value in (("--anneal.learning-rate", "1"), ("--model", "tiny"), ("--seed", "1"), ("--toy.seed", "2")):
         assert f"{key}: a resumed run keeps it" in refused(capfd, "resume", "runs/y", key, value)
-    assert "did you mean --sft.steps" in refused(capfd, "resume", "runs/y", "--sft.step", "9")
-    assert "the next one has begun" in refused(capfd, "resume", "runs/y", "--sft.steps", "9")
+    assert "did you mean --anneal.steps" in refused(capfd, "resume", "runs/y", "--anneal.step", "9")
     thyme("resume", "runs/y", "--threads", "1", "--anneal.save-steps", "1")  # is finished, and nothing is trained
     with Path("runs/y/config.toml").open("a") as file:
         file.write("# edited")
     assert "was changed after the run wrote it" in refused(capfd, "resume", "runs/y")
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(self: MetricsLog, step: int, values: Metrics) -> Metrics:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    monkeypatch.setattr(MetricsLog, "log", log)
+    assert "No space left on device" in refused(capfd, "anneal", recipe, "--name", "x")
 
 
 def test_another_start_model_is_refused(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:

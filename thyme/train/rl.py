@@ -113,7 +113,7 @@ def train_rl(
                     record(path, drawn.groups)
                 alarm_log.write(stage.step, begun, drawn.groups, path)
                 if journal is not None and journal.kept:
-                    metrics["rollout/kept"] = float(len(journal.kept))
+                    metrics["rollout/from_journal"] = float(len(journal.kept))
                 metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)

@@ -28,8 +28,7 @@ class RunOptions(TypedDict, total=False):
     resume_from: Path | None
     """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     final: str | None
-    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
-    of steps done. None: none."""
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; None: none."""
     origin: Origin | None
     """What the run started from, for the checkpoints' manifests."""
 
@@ -163,7 +162,7 @@ class Stage:
             if error is None and self.memory.get("skipped"):
                 raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
             if error is None and self._final is not None and self._run_dir is not None:
-                self._write(self._final.format(step=self.step))
+                self._write(self._final)
         finally:
             self._log.close()
 

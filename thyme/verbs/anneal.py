@@ -45,7 +45,7 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "anneal", data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config), config)
-        run.stage("anneal", opened, lambda options: train(config, opened, run.folder, **options), final="anneal")
+        train(config, opened, run.folder, **run.stage("anneal"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
 
 

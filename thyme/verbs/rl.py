@@ -83,7 +83,7 @@ def run(config: Config) -> None:
     with open_run(config, "rl", data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config), config)
         with open_loop(config, opened) as loop:
-            run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
+            train(config, opened, loop, run.folder, **run.stage("rl"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 

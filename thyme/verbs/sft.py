@@ -43,7 +43,7 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "sft", data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config), config)
-        run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
+        train(config, opened, run.folder, **run.stage("sft"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
