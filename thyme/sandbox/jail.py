@@ -63,7 +63,6 @@ _MNT_DETACH = 2
 # These two have one number on every processor, too.
 _OPEN_TREE, _MOVE_MOUNT = 428, 429
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
-_MADV_COLLAPSE, _HUGE = 25, 2 << 20
 
 DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 """The devices that a snippet has."""
@@ -101,19 +100,6 @@ def fork() -> int:
     if pid < 0:
         raise OSError("fork failed: no process or no memory left")
     return pid
-
-
-def collapse_heap() -> int:
-    """Backs the heap with huge pages where it fills them, and returns how many: fork copies one entry for each instead
-    of 512, exit takes one down. 0 where the kernel does not offer it (before Linux 6.1)."""
-    collapsed = 0
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        extent, rights, _, _, _, *name = line.split()
-        if rights == "rw-p" and name in ([], ["[heap]"]):
-            start, end = (int(word, 16) for word in extent.split("-"))
-            for address in range(-(-start // _HUGE) * _HUGE, end - _HUGE + 1, _HUGE):
-                collapsed += _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _MADV_COLLAPSE) == 0
-    return collapsed
 
 
 # --- Landlock: which files -------------------------------------------------------------------------------------------
