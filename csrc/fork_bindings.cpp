@@ -2,6 +2,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cerrno>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "arena_region.hpp"
 #include "fork_service.hpp"
 #include "shared_pages.hpp"
@@ -21,6 +25,26 @@ PyObject* serve(PyObject*, PyObject* argument) {
         PyTuple_SET_ITEM(descriptors, i, PyLong_FromLong(birth.descriptors[i]));
     }
     return Py_BuildValue("(y#N)", birth.message + 1, static_cast<Py_ssize_t>(birth.size - 1), descriptors);
+}
+
+// A system call: the number, and up to five arguments, each an int, an address in a bytes object, or None for 0. The
+// result, or minus the errno.
+PyObject* system_call(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    long values[6] = {0};
+    if (count < 1 || count > 6) {
+        PyErr_SetString(PyExc_TypeError, "system_call takes a number and up to five arguments");
+        return nullptr;
+    }
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (PyBytes_Check(given[i])) {
+            values[i] = reinterpret_cast<long>(PyBytes_AS_STRING(given[i]));
+        } else if (given[i] != Py_None) {
+            values[i] = PyLong_AsLong(given[i]);
+            if (values[i] == -1 && PyErr_Occurred()) return nullptr;
+        }
+    }
+    const long result = syscall(values[0], values[1], values[2], values[3], values[4], values[5]);
+    return PyLong_FromLong(result < 0 ? -errno : result);
 }
 
 PyObject* gather_arenas(PyObject*, PyObject* argument) {
@@ -45,7 +69,18 @@ PyObject* share_pages(PyObject*, PyObject* argument) {
     return PyLong_FromSize_t(thyme::share_pages(reinterpret_cast<const thyme::Range*>(ranges), count));
 }
 
+constexpr struct {
+    const char* name;
+    long number;
+} kNumbers[] = {
+    {"SYS_capget", SYS_capget}, {"SYS_capset", SYS_capset},   {"SYS_mount", SYS_mount},
+    {"SYS_prctl", SYS_prctl},   {"SYS_setns", SYS_setns},     {"SYS_pivot_root", SYS_pivot_root},
+    {"SYS_umount2", SYS_umount2}, {"SYS_unshare", SYS_unshare},
+};
+
 PyMethodDef methods[] = {
+    {"system_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(system_call)), METH_FASTCALL,
+     "A system call: its number, and ints, bytes or None. Returns its result or minus the errno."},
     {"serve", serve, METH_O, "Forks for whoever asks over a socket: (message, descriptors) in a child, None at its end."},
     {"gather_arenas", gather_arenas, METH_O, "Has the interpreter's next arenas lie side by side, up to so many bytes."},
     {"close_region", close_region, METH_NOARGS, "Gives back what is left of that; later arenas come from elsewhere."},
@@ -57,4 +92,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fork", nullptr, 0, methods, nullp
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__fork() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__fork() {
+    PyObject* made = PyModule_Create(&module);
+    for (const auto& [name, number] : kNumbers) {
+        if (made != nullptr && PyModule_AddIntConstant(made, name, number) < 0) Py_CLEAR(made);
+    }
+    return made;
+}
