@@ -50,11 +50,9 @@ bool open_region(std::size_t size) {
 }
 
 void close_region() {
-    for (int i = 0; i < num_returned; ++i) munmap(returned[i], returned_size);
     char* last = rounded_up(next);
     if (last < end) munmap(last, end - last);
-    first = next = end = nullptr;
-    num_returned = 0;
+    end = next;
 }
 
 void* allocate_arena(void*, std::size_t size) {

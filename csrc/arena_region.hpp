@@ -10,7 +10,7 @@ namespace thyme {
 // no address space.
 bool open_region(std::size_t size);
 
-// Gives back what was never used of the region; from now on arenas come from elsewhere.
+// Gives back what was never used of the region; from now on arenas are those that were returned, or from elsewhere.
 void close_region();
 
 void* allocate_arena(void* context, std::size_t size);

@@ -55,7 +55,7 @@ def live(birth, descriptors):
         sum(range(3_000_000))
         os._exit(7)
     signal.pause()
-template = Template(live, [], os.open("/proc", os.O_PATH))
+template = Template(live, leave=[], proc=os.open("/proc", os.O_PATH), memory_bytes=None)
 read_end, write_end = os.pipe()
 for slot, early in ((3, True), (4, False)):
     birth = Birth(place=Place(slot=slot, scratch=None), image=None, early=early)

@@ -210,31 +210,35 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def limits(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
-    """Resource limits for a child, none above what holds here already.
+def limits(*, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
+    """Resource limits for a child, none above what holds here already; `address_space` is one more.
 
     Args:
-        address_space: bytes it may map.
         cpu_s: CPU seconds; SIGXCPU ends it then, SIGKILL a second later.
         file_bytes: the largest file it may write, in bytes.
         open_files: descriptors it may hold.
     """
-    found = []
-    for which, soft, hard in (
-        (resource.RLIMIT_AS, address_space, address_space),
-        (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
-        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
-        (resource.RLIMIT_NOFILE, open_files, open_files),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_MEMLOCK, 0, 0),
-        (resource.RLIMIT_MSGQUEUE, 0, 0),
-        (resource.RLIMIT_STACK, 8 << 20, 16 << 20),
-    ):
-        ceiling = resource.getrlimit(which)[1]
-        if ceiling != resource.RLIM_INFINITY:
-            soft, hard = min(soft, ceiling), min(hard, ceiling)
-        found.append((which, (soft, hard)))
-    return tuple(found)
+    return (
+        _at_most(resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        _at_most(resource.RLIMIT_FSIZE, file_bytes, file_bytes),
+        _at_most(resource.RLIMIT_NOFILE, open_files, open_files),
+        _at_most(resource.RLIMIT_CORE, 0, 0),
+        _at_most(resource.RLIMIT_MEMLOCK, 0, 0),
+        _at_most(resource.RLIMIT_MSGQUEUE, 0, 0),
+        _at_most(resource.RLIMIT_STACK, 8 << 20, 16 << 20),
+    )
+
+
+def address_space(size: int) -> Limit:
+    """The limit of `size` bytes that a process may map, not above what holds here already."""
+    return _at_most(resource.RLIMIT_AS, size, size)
+
+
+def _at_most(which: int, soft: int, hard: int) -> Limit:
+    ceiling = resource.getrlimit(which)[1]
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    return which, (soft, hard)
 
 
 def limit(limits: Iterable[Limit]) -> None:

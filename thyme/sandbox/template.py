@@ -22,7 +22,7 @@ from thyme import _fork
 from thyme.sandbox import jail
 from thyme.sandbox.root import Image
 from thyme.sandbox.slots import Place
-from thyme.sandbox.template_memory import settle
+from thyme.sandbox.template_memory import mapped_bytes, settle
 
 _ANSWER = struct.Struct("=ii")
 _READY = b"ready"
@@ -50,6 +50,9 @@ class Birth:
         return cls(place=Place(**fields["place"]), image=image and Image(**image), early=fields["early"])
 
 
+Live = Callable[[Birth, Sequence[int]], NoReturn]
+
+
 class Template:
     """The process that forks, as the fork-server holds it.
 
@@ -57,17 +60,21 @@ class Template:
         live: called in every child with what it was told and the descriptors that came with it.
         leave: descriptors that only the fork-server is to have.
         proc: descriptor of /proc.
+        memory_bytes: address space that a child may add to what it is born with; None for no limit.
 
     Raises:
         OSError: there can be no further process.
+        RuntimeError: the process ended before it could serve.
     """
 
-    def __init__(self, live: Callable[[Birth, Sequence[int]], NoReturn], leave: Sequence[int], proc: int) -> None:
+    def __init__(self, live: Live, *, leave: Sequence[int], proc: int, memory_bytes: int | None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._pid = jail.fork()
             if self._pid == 0:
-                _become(live, theirs, [*leave, self._socket.fileno()], proc)
+                for fd in (*leave, self._socket.fileno()):
+                    os.close(fd)
+                _become(live, theirs, proc, memory_bytes)
             self.pidfd = os.pidfd_open(self._pid)
         self._receive(len(_READY))
 
@@ -124,17 +131,15 @@ class Template:
             raise RuntimeError("the template process has ended") from error
 
 
-def _become(
-    live: Callable[[Birth, Sequence[int]], NoReturn], server: socket.socket, leave: Sequence[int], proc: int
-) -> NoReturn:
+def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | None) -> NoReturn:
     """The forked side: the template, and later on each of its children."""
     exit_, code = os._exit, 0
     try:
         jail.set_name("thyme-template")
         jail.die_with_parent()
-        for fd in leave:
-            os.close(fd)
         settle(proc)
+        if memory_bytes is not None:  # its children have the limit from it
+            jail.limit([jail.address_space(mapped_bytes(proc) + memory_bytes)])
         server.send(_READY)
         told = _fork.serve(server.fileno())
         if told is not None:

@@ -47,6 +47,12 @@ def end_gathering() -> None:
     _fork.close_region()
 
 
+def mapped_bytes(proc: int) -> int:
+    """The address space of the calling process."""
+    with os.fdopen(os.open("self/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
+        return int(file.read().split()[0]) * mmap.PAGESIZE
+
+
 def settle(proc: int) -> None:
     """Puts the memory of the calling process, which has one thread, in order. Nothing in it changes.
 

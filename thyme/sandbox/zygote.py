@@ -113,8 +113,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
         raise RuntimeError(f"the fork-server must have one thread, has {threads}: a preloaded module started others")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # before the root is another
     end_gathering()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    plan = make_plan(setup, layers, readable, pages * os.sysconf("SC_PAGE_SIZE"))
+    plan = make_plan(setup, layers, readable)
     slots = Slots(plan, setup.config)
     sys.path_importer_cache.clear()
     if not plan.rooted:
@@ -127,7 +126,12 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
     gc.freeze()  # collected objects would be written to, and so copied, in every child
     if setup.config.isolation == "auto":
         layers += probe(slots, plan, setup.config, setup.run_dir / "canary")
-    template = Template(partial(child.live, plan=plan, config=setup.config), [control.fileno()], proc)
+    template = Template(
+        partial(child.live, plan=plan, config=setup.config),
+        leave=[control.fileno()],
+        proc=proc,
+        memory_bytes=None if "limits" in setup.off else setup.config.memory_mib << 20,
+    )
     own = os.pidfd_open(os.getpid())
     hello = json.dumps({"hello": os.getpid(), "layers": layers, "missing": missing}).encode()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: the loop will see
