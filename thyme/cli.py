@@ -12,8 +12,10 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 
   demo                        learn to write code that crops, rotates and computes: SFT, then GRPO-ATS, in minutes
   ask MODEL IMAGE QUESTION    answer one question, showing thoughts, code and sandbox output as they come
-  base | sft | rl  [RECIPE]   train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
+  sft | anneal | rl [RECIPE]  train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
                               be overridden: thyme rl demo --rl.steps 5
+  base             [RECIPE]   train the embedded toy's stand-in for pre-training
+  resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   data synth | check          write synthetic rows in the released formats | find bad rows
   sandbox run FILE            run one snippet in the sandbox and show what came back
@@ -25,7 +27,9 @@ VERBS = {
     "ask": "thyme.verbs.ask",
     "base": "thyme.verbs.base",
     "sft": "thyme.verbs.sft",
+    "anneal": "thyme.verbs.anneal",
     "rl": "thyme.verbs.rl",
+    "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
     "data synth": "thyme.verbs.data_synth",
@@ -35,7 +39,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
 """Verbs that take a recipe before their settings."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -102,6 +106,8 @@ def _run(verb: str, args: list[str]) -> int:
         return 0
     is_dry = takes_recipe and "--dry-run" in args
     args = [arg for arg in args if not (is_dry and arg == "--dry-run")]
+    if hasattr(module, "parse"):  # its settings are another verb's
+        return module.run(module.parse(args)) or 0
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")

@@ -40,8 +40,12 @@ def parse(cls: type[C], args: list[str], *, recipes: Any = None, default_recipe:
         values = part_of(load_recipe(recipe, recipes), cls)
         origins = dict.fromkeys(keys_of(values), f"recipe {recipe}")
     names = [f.name for f in settings(cls) if f.metadata.get("positional")]
-    for name in names[: len(given)]:
-        raw[name] = _value(cls, name, [given.pop(0)])
+    for index, name in enumerate(names[: len(given)]):
+        # A list takes whatever those behind it leave.
+        is_list = typing.get_origin(_hint(cls, name)) is tuple
+        count = max(1, len(given) - len(names[index + 1 :])) if is_list else 1
+        raw[name] = _value(cls, name, given[:count])
+        del given[:count]
     if given:
         raise ValueError(f"unexpected argument {given[0]!r}: settings are said as --key value")
     missing = [name.upper() for name in names if name not in raw]
@@ -76,8 +80,9 @@ def _split(cls: Any, args: list[str]) -> tuple[list[str], dict[str, Any]]:
         key = name.replace("-", "_")
         hint = _hint(cls, key)
         texts = [value] if has_value else []
-        if not has_value and hint is bool:
-            texts = [rest.pop(0)] if rest and rest[0] in ("true", "false") else ["true"]
+        if not has_value and _is_switch(hint):
+            words = ("true", "false") if hint is bool else ("true", "false", "none")
+            texts = [rest.pop(0)] if rest and rest[0] in words else ["true"]
         elif not has_value and typing.get_origin(hint) is tuple:
             while rest and not rest[0].startswith("--"):
                 texts.append(rest.pop(0))
@@ -87,6 +92,11 @@ def _split(cls: Any, args: list[str]) -> tuple[list[str], dict[str, Any]]:
             texts = [rest.pop(0)]
         raw[key] = _value(cls, key, texts)
     return given, raw
+
+
+def _is_switch(hint: Any) -> bool:
+    """A key that may be said without a value, which is then true."""
+    return hint is bool or set(typing.get_args(hint)) == {bool, type(None)}
 
 
 def _hint(cls: Any, key: str) -> Any:

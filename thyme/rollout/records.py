@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write_rollouts(
     path: Path | str,
     rollouts: Sequence[Rollout],
-    rewards: Sequence[Mapping[str, float | str | None]] | None = None,
+    rewards: Sequence[Mapping[str, float | str | None] | None] | None = None,
     *,
     images_dir: Path | str | None = None,
 ) -> None:
@@ -37,7 +37,8 @@ def write_rollouts(
     Args:
         path: the JSONL file; its folder is made.
         rollouts: in the order they are to be read.
-        rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`.
+        rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`; None for one
+            that could not be scored.
         images_dir: where the images are kept; default `images` beside the folder of `path`.
 
     Raises:
@@ -48,8 +49,8 @@ def write_rollouts(
         raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
     store = ImageFolder(images_dir or _store_beside(path))
     lines = []
-    for i, rollout in enumerate(rollouts):
-        row = _to_row(rollout, store) | {"rewards": None if rewards is None else dict(rewards[i])}
+    for rollout, reward in zip(rollouts, rewards or [None] * len(rollouts), strict=True):
+        row = _to_row(rollout, store) | {"rewards": None if reward is None else dict(reward)}
         lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair
@@ -101,6 +102,7 @@ def _to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
             "solution": question.solution,
             "scenario": question.scenario,
             "meta": question.meta,
+            "more_images": [[path, store.add(picture)] for path, picture in question.more_images],
         },
         "group": rollout.group,
         "index": rollout.index,
@@ -149,8 +151,12 @@ def _to_list(column: NDArray[Any]) -> list[Any]:
 
 
 def _from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | None") -> Rollout:
-    image = row["question"]["image"]
-    question = Question(**row["question"] | {"image": None if image is None else store.get(image)})
+    image, more = row["question"]["image"], row["question"].get("more_images", [])
+    pictures = {
+        "image": None if image is None else store.get(image),
+        "more_images": tuple((told, store.get(name)) for told, name in more),
+    }
+    question = Question(**row["question"] | pictures)
     turns = [_turn_from_row(turn, store) for turn in row["turns"]]
     return Rollout(
         question=question,
@@ -185,8 +191,8 @@ def _turn_from_row(row: dict[str, Any], store: ImageFolder) -> Turn:
 
 def _shown(question: Question, turns: Sequence[Turn]) -> Iterator[Image.Image]:
     """The images the model saw, in order of appearance."""
-    if question.image is not None:
-        yield question.image
+    for _, picture in question.pictures:
+        yield picture
     for turn in turns:
         if turn.num_images:
             assert turn.result is not None

@@ -14,9 +14,10 @@ from thyme.toy.captions import Caption
 from thyme.toy.config import BaseStageConfig
 from thyme.toy.gates import CaptionGate, caption_sample
 from thyme.train.metrics import Metrics
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
+from thyme.train.trainable import fuses_head, trainable
 
 
 def train_base(
@@ -47,9 +48,11 @@ def train_base(
     missing = {"ground", "one"} - {caption.kind for caption in heldout}
     if missing:
         raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
-    optimizer = build_optimizer(model, config)
     gate = CaptionGate(processor, heldout)
-    with Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage:
+    with (
+        trainable(model, config) as optimizer,
+        Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage,
+    ):
         while stage.step < stage.memory["end"] and not stage.stopped:
             batch = captions(stage.step * config.batch_size, config.batch_size)
             metrics, unfit = supervised_step(
@@ -59,7 +62,7 @@ def train_base(
                 [caption_sample(processor, caption) for caption in batch],
                 rate=_rate(config, stage.step),
                 max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=config.fused_head,
+                fused_head=fuses_head(model, config),
             )
             is_last = stage.step + 1 == stage.memory["end"]
             if is_last or (stage.step + 1) % config.gate_steps == 0:

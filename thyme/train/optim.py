@@ -20,11 +20,12 @@ MUON_MOMENTUM = 0.95
 def rate_share(config: StageConfig, step: int, steps: int) -> float:
     """Share of the peak learning rate that optimizer step `step` (from 0) of `steps` uses.
 
-    The first step already moves (1/warmup_steps) and so does the last one: the decay would reach `final_rate` one
-    step later.
+    The first step already moves (1 over the steps of warm-up) and so does the last one: the decay would reach
+    `final_rate` one step later.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    warmup_steps = max(config.warmup_steps, round(config.warmup_share * steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     decay_steps = round(config.decay_share * steps)
     done = (step - (steps - decay_steps)) / max(decay_steps, 1)
     if done <= 0:
@@ -154,8 +155,9 @@ def build_optimizer(model: nn.Module, config: StageConfig) -> Optimizer:
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may have it: a matrix between hidden states, not an embedding, a head or a patch filter."""
-    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    """Whether Muon may have it: a matrix between hidden states, not an embedding, a head, a patch filter or a
+    factor of an adapter."""
+    return parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "lora"))
 
 
 def _adamw(groups: list[dict[str, Any]], config: StageConfig) -> torch.optim.Optimizer:

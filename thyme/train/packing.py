@@ -88,6 +88,8 @@ class TrainBatch:
     """[N] float32."""
     segments: Tensor | None = None
     """[N] uint8."""
+    old_logprobs: Tensor | None = None
+    """[N] float32: under the policy that the ratio is against, at temperatures; None: the one that is trained."""
     names: tuple[str, ...] = ()
     """Of the samples in it, where they have one."""
     same_bits: bool = False

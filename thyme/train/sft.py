@@ -13,11 +13,12 @@ from thyme.model.processor import Processor
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.packing import Sample, pack
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
+from thyme.train.trainable import fuses_head, trainable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +38,11 @@ class Gate:
 def train_sft(
     model: Model,
     processor: Processor,
-    rows: Stream[Demonstration],
+    samples: Stream[Sample],
     config: SftConfig,
     *,
     name: str = "sft",
     gate: Gate | None = None,
-    system: str | None = None,
     **options: Unpack[StageOptions],
 ) -> list[Metrics]:
     """Trains `model` in place on `config.steps` batches of rows, or until the gate is passed.
@@ -50,35 +50,46 @@ def train_sft(
     Args:
         model: the model to train.
         processor: its tokenizer and picture processor.
-        rows: the stream; `thyme.data.streams.endless` makes one of a finite data set. Each row is seen once.
-        config: steps, rates, and which rounds of a response are trained.
+        samples: the stream (`row_samples`).
+        config: steps and rates.
         name: of the stage, in metrics and checkpoints.
         gate: looked at before the first step, every `gate.every` steps and after the last one.
-        system: the system prompt the rows are to be learned under, if any.
         options: where the stage writes, and from where it resumes: `thyme.train.stage.StageOptions`.
 
     Returns:
         The metrics of every step; no step at all where the model already passes the gate.
     """
-    optimizer = build_optimizer(model, config)
     passed = gate is not None and gate.measure(model) >= gate.goal
-    with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
+    with (
+        trainable(model, config) as optimizer,
+        Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
+    ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
-            batch = rows(stage.step * config.batch_size, config.batch_size)
+            batch = samples(stage.step * config.batch_size, config.batch_size)
+            kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
             metrics, unfit = supervised_step(
                 model,
                 processor,
                 optimizer,
-                [row_sample(processor, row, config.loss_rule, system) for row in batch],
+                kept,
                 rate=rate_share(config, stage.step, config.steps),
                 max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=config.fused_head,
+                fused_head=fuses_head(model, config),
             )
+            if config.max_row_tokens:
+                metrics["batch/too_long"] = float(len(batch) - len(kept))
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 metrics[f"gate/{gate.name}"] = gate.measure(model)
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics, unfit)
     return stage.history
+
+
+def row_samples(
+    processor: Processor, rows: Stream[Demonstration], rule: LossRule, system: str | None = None
+) -> Stream[Sample]:
+    """The samples of a stream of rows (`row_sample`), `thyme.data.streams.endless` making one of a finite data set."""
+    return lambda start, n: [row_sample(processor, row, rule, system) for row in rows(start, n)]
 
 
 def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:

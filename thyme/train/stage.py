@@ -11,8 +11,9 @@ from typing import Any, Self, TypedDict, Unpack
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.model.weights import save
-from thyme.train import checkpoint
+from thyme.train import checkpoint, retention
 from thyme.train.config import StageConfig
+from thyme.train.manifest import Origin
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
 
@@ -21,17 +22,31 @@ ADVICE = "Checkpoints from before it are good: lower the learning rate, or look 
 _log = logging.getLogger(__name__)
 
 
-class StageOptions(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
+    """What a run tells a stage about where it stands; all may be left out."""
+
+    resume_from: Path | None
+    """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
+    final: str | None
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
+    of steps done. None: none."""
+    origin: Origin | None
+    """What the run started from, for the checkpoints' manifests."""
+
+
+class StageOptions(RunOptions, total=False):
     """What every stage takes beside what it trains on; all may be left out."""
 
     run_dir: Path | None
     """Gets metrics.jsonl and checkpoints/; None writes nothing."""
-    resume_from: Path | None
-    """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     on_step: OnStep | None
     """Is given every step's metrics; returning True ends the stage."""
     save_model: Callable[[Path], object] | None
-    """Writes the model's folder of a checkpoint; None: `thyme.model.save` with nothing beside it."""
+    """Writes the model into a checkpoint's folder; None: `thyme.model.save` with nothing beside it."""
+    evaluate: Callable[[], Metrics] | None
+    """Measures the model as it is; its figures join those of the step."""
+    evaluate_steps: int
+    """It is asked after every so many steps; 0: never."""
 
 
 class Stage:
@@ -40,7 +55,7 @@ class Stage:
     Args:
         name: of the stage, in metrics.jsonl and in the checkpoints' names.
         model, processor, optimizer: what a checkpoint holds.
-        config: says how often a checkpoint is written.
+        config: says how often a checkpoint is written, and which are kept.
         memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
         options: see StageOptions.
     """
@@ -63,10 +78,13 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
+        self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
-        resume_from = options.get("resume_from")
-        if resume_from is not None:
-            self.step, self.memory = checkpoint.read(resume_from, model, optimizer)
+        self._resumed_from = options.get("resume_from")
+        self._scores: list[float] = []
+        if self._resumed_from is not None:
+            self.step, self.memory = checkpoint.read(self._resumed_from, model, optimizer, stage=name)
         path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
@@ -79,9 +97,12 @@ class Stage:
 
         Raises:
             FloatingPointError: so many steps in a row were skipped as the config allows.
+            checkpoint.SaveError: a checkpoint could not be written, and the config says to stop then.
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
+        if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
+            values = values | self._evaluate()
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1
@@ -90,12 +111,46 @@ class Stage:
             if self.memory["skipped"] >= self._config.max_skipped_steps:
                 raise FloatingPointError(f"{self._trouble}; that is {self.memory['skipped']} in a row. {ADVICE}")
             _log.warning("thyme: %s: nothing was updated", self._trouble)
+        if math.isfinite(score := values.get(self._config.best_metric, math.nan)):
+            self._scores.append(score)
         every = self._config.save_steps
-        if every and self._run_dir is not None and self.step % every == 0 and not skipped:
-            folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
-            checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
+        if every and self.step % every == 0 and not skipped:
+            self._save_on_the_way()
         if self._on_step is not None and self._on_step(metrics):
             self.stopped = True
+
+    def _save_on_the_way(self) -> None:
+        if self._run_dir is None:
+            return
+        try:
+            self._write(f"{self._name}_{self.step}")
+        except checkpoint.SaveError as error:
+            if self._config.on_save_error == "stop":
+                raise
+            _log.warning("thyme: %s; training goes on, as on_save_error says", error)
+            return
+        folder, best = self._run_dir / "checkpoints", None
+        if metric := self._config.best_metric:
+            if not self._scores:
+                _log.warning("thyme: %s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
+            best = retention.name_best(folder, self._name, metric, self._config.best_mode)
+        self._scores = []
+        newest = self._config.keep_checkpoints
+        retention.keep(folder, self._name, newest=newest, best=best, resumed_from=self._resumed_from)
+
+    def _write(self, name: str) -> None:
+        assert self._run_dir is not None
+        self._log.sync()  # no checkpoint is on disk whose steps are not
+        checkpoint.write(
+            self._run_dir / "checkpoints" / name,
+            self._save_model,
+            self._optimizer,
+            stage=self._name,
+            step=self.step,
+            memory=self.memory,
+            origin=self._origin,
+            score=sum(self._scores) / len(self._scores) if self._scores else None,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -103,9 +158,13 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
-        if error is None and self.memory.get("skipped"):
-            raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
+        try:
+            if error is None and self.memory.get("skipped"):
+                raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
+            if error is None and self._final is not None and self._run_dir is not None:
+                self._write(self._final.format(step=self.step))
+        finally:
+            self._log.close()
 
 
 def _trouble(name: str, step: int, values: Metrics, suspects: Sequence[str]) -> str:
