@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from glob import glob
 from pathlib import Path
 
 from thyme.data.tables.json_array import JsonArray
@@ -29,7 +28,7 @@ def data_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists() and any(mark in str(path) for mark in "*?["):
-            matching = sorted(map(Path, glob(str(path))))
+            matching = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
             if not matching:
                 raise ValueError(f"data file {path}: no file matches the pattern")
             found += matching
