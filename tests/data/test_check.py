@@ -68,6 +68,8 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_rl(images=[{"path": "a.png", "bytes": None}]), "no file that can be read at a.png in "),
         (_rl(images=[{"bytes": None}]), "without 'bytes' and without 'path'"),
         (_rl(images=["https://example.org/a.png"]), "an address"),
+        (_rl(images=["file:///dev/./zero"]), "no file that can be read at file:///dev/./zero"),
+        (_rl(images=["a\0.png"]), "no file that can be read"),
         (_rl(images=[7]), "int is no picture"),
         (_rl(images=[[1, 2, 999]]), "holds no bytes"),
         (_rl(images={"a": 1}), "images must be a list"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
@@ -94,13 +94,13 @@ def prepared_samples(
     from thyme.train.sft import row_samples, sample_bytes
     from thyme.verbs.opening import styled
 
-    rows = Rows(stream=toy, count=None)
+    rows, files = Rows(stream=toy, count=None), None
     if config.data.train:
         files = open_files(config, "train", "sft", opened.processor)
         rows = Rows(stream=files.stream(config.data.seed), count=len(files))
     stream, system = styled(rows.stream, opened.dialect)
     samples = row_samples(opened.processor, stream, stage.loss_rule, system)
-    with _prepared(config, samples, sample_bytes) as prepared:
+    with _told(files), _prepared(config, samples, sample_bytes) as prepared:
         yield Rows(stream=prepared, count=rows.count)
 
 
@@ -110,11 +110,11 @@ def prepared_questions(config: RowsConfig, opened: Opened) -> Iterator[Rows[Ques
     from thyme.data.ahead import question_bytes
     from thyme.toy.streams import question_stream
 
-    rows = Rows(stream=question_stream(config.toy), count=None)
+    rows, files = Rows(stream=question_stream(config.toy), count=None), None
     if config.data.train:
         files = open_files(config, "train", "rl", opened.processor)
         rows = Rows(stream=files.stream(config.data.seed), count=len(files))
-    with _prepared(config, rows.stream, question_bytes) as prepared:
+    with _told(files), _prepared(config, rows.stream, question_bytes) as prepared:
         yield Rows(stream=prepared, count=rows.count)
 
 
@@ -130,7 +130,7 @@ def heldout_questions(config: RowsConfig, count: int, processor: Processor | Non
 
     if not config.data.heldout:
         return list(question_stream(config.toy, "heldout")(0, count))
-    return open_files(config, "heldout", "rl", processor)[:count]
+    return open_files(config, "heldout", "rl", processor).first(count)
 
 
 @overload
@@ -161,6 +161,17 @@ def _is_toy(config: RunConfig) -> bool:
     from thyme.toy.tokenizer import is_toy_folder
 
     return config.model == EMBEDDED or is_toy_folder(model_folder(Path(config.model)))
+
+
+@contextmanager
+def _told(files: DataSet[Any] | None) -> Iterator[None]:
+    """Says at the end on stderr what more was left out on the way."""
+    before = 0 if files is None else files.left_out.total()
+    try:
+        yield
+    finally:
+        if files is not None and files.left_out.total() > before:
+            print(f"thyme: data.train: {files.summary()}", file=sys.stderr)
 
 
 @contextmanager
