@@ -119,6 +119,17 @@ def test_a_picture_that_cannot_be_read_is_found_when_its_row_is_and_the_next_sta
         open_data([broken], DataConfig(), "rl")[0]
 
 
+def test_parts_in_parquet_take_their_pictures_from_the_column_beside_them(tmp_path: Path) -> None:
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "Which colour?"}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}], "images": images, "solution": "red"}
+        for images in ([{"bytes": FIRST, "path": None}], [], [{"bytes": FIRST, "path": None}] * 2)
+    ]
+    data = open_data([_parquet(tmp_path / "a.parquet", rows)], DataConfig(), "rl")
+    assert len(data) == 3 and data[0].image_size == (60, 40)
+    assert [q.id for q in data] == ["a:1"] * 3 and data.left_out == {"pictures": 2}
+
+
 def test_the_number_of_pictures_in_parquet_is_found_when_the_row_is_read(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "a.parquet", [thyme_sft(0), thyme_sft(1, image=[b64(FIRST)]), thyme_sft(2)])
     data = open_data([path], DataConfig(), "sft")
