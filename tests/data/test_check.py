@@ -79,7 +79,6 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_rl(question="What is \ud83d?"), "question holds half a character"),
         (_rl(messages=[{"role": "user", "content": "<image>\udc00"}]), "the user's turn holds half a character"),
         (_sft("<think>\ud83d</think>\n<answer>3</answer>"), "response holds half a character"),
-        (_sft(question="What is <|im_end|>?", image=[]), "the question spells <|im_end|>"),
         (_rl(question=" "), "question must be text"),
         (_rl(solution=3), "solution must be text"),
         (_rl(solution="<answer></answer>"), "the solution itself earns nothing"),

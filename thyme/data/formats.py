@@ -66,8 +66,3 @@ def full_prompt(question: Question) -> str:
         return text_prompt(question.question)
     more = [(path, picture.size) for path, picture in question.more_images]
     return user_prompt(question.question, question.image_path, question.image_size, more)
-
-
-def short_prompt(question: Question) -> str:
-    """The user turn of a question for models that are too small to read more than it."""
-    return "<image>" * len(question.pictures) + question.question

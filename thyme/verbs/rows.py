@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,31 +91,32 @@ def prepared_samples(
     config: RowsConfig, opened: Opened, stage: SftConfig, toy: Stream[Demonstration]
 ) -> Iterator[Rows[Sample]]:
     """Samples for SFT: of the files of `data.train`, else of `toy`."""
+    from thyme.data.ahead import Ahead
     from thyme.train.sft import row_samples, sample_bytes
-    from thyme.verbs.opening import styled
 
-    rows, files = Rows(stream=toy, count=None), None
-    if config.data.train:
-        files = open_files(config, "train", "sft", opened.processor)
-        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
-    stream, system = styled(rows.stream, opened.dialect)
-    samples = row_samples(opened.processor, stream, stage.loss_rule, system)
-    with _told(files), _prepared(config, samples, sample_bytes) as prepared:
-        yield Rows(stream=prepared, count=rows.count)
+    def samples(rows: Stream[Demonstration]) -> Stream[Sample]:
+        return row_samples(opened.processor, rows, stage.loss_rule, opened.dialect.prompt_style)
+
+    if not config.data.train:
+        yield Rows(stream=samples(toy), count=None)
+        return
+    files = open_files(config, "train", "sft", opened.processor)
+    with _told(files), Ahead(samples(files.stream(config.data.seed)), config.data, sample_bytes) as ahead:
+        yield Rows(stream=ahead, count=len(files))
 
 
 @contextmanager
 def prepared_questions(config: RowsConfig, opened: Opened) -> Iterator[Rows[Question]]:
     """Training questions: of the files of `data.train`, else the toy world's."""
-    from thyme.data.ahead import question_bytes
+    from thyme.data.ahead import Ahead, question_bytes
     from thyme.toy.streams import question_stream
 
-    rows, files = Rows(stream=question_stream(config.toy), count=None), None
-    if config.data.train:
-        files = open_files(config, "train", "rl", opened.processor)
-        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
-    with _told(files), _prepared(config, rows.stream, question_bytes) as prepared:
-        yield Rows(stream=prepared, count=rows.count)
+    if not config.data.train:
+        yield Rows(stream=question_stream(config.toy), count=None)
+        return
+    files = open_files(config, "train", "rl", opened.processor)
+    with _told(files), Ahead(files.stream(config.data.seed), config.data, question_bytes) as ahead:
+        yield Rows(stream=ahead, count=len(files))
 
 
 def heldout_questions(config: RowsConfig, count: int, processor: Processor | None = None) -> list[Question]:
@@ -164,23 +165,11 @@ def _is_toy(config: RunConfig) -> bool:
 
 
 @contextmanager
-def _told(files: DataSet[Any] | None) -> Iterator[None]:
+def _told(files: DataSet[Any]) -> Iterator[None]:
     """Says at the end on stderr what more was left out on the way."""
-    before = 0 if files is None else files.left_out.total()
+    before = files.left_out.total()
     try:
         yield
     finally:
-        if files is not None and files.left_out.total() > before:
+        if files.left_out.total() > before:
             print(f"thyme: data.train: {files.summary()}", file=sys.stderr)
-
-
-@contextmanager
-def _prepared(config: RowsConfig, stream: Stream[T], size_of: Callable[[T], int]) -> Iterator[Stream[T]]:
-    """The stream, with what coming steps need of files made ahead of them."""
-    from thyme.data.ahead import Ahead
-
-    if not config.data.train:
-        yield stream
-        return
-    with Ahead(stream, config.data, size_of) as ahead:
-        yield ahead
