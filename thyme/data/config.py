@@ -36,6 +36,9 @@ class DataConfig:
         for name in ("train", "heldout"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name}: an empty path: name a file or a folder")
+        both = sorted(set(self.train) & set(self.heldout))
+        if both:
+            raise ValueError(f"heldout: {both[0]!r} is in train too: hold out rows that are not trained on")
         for name in ("seed", "workers", "ahead_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
