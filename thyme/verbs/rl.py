@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import RlConfig
@@ -60,6 +60,7 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
+    from thyme.verbs.kv_size import beside_training
     from thyme.verbs.opening import adapted, open_loop, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
@@ -67,7 +68,8 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "rl", data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config), config)
-        with open_loop(config, opened) as loop:
+        engine = beside_training(config.engine, opened.model, config.rl, config.lora)
+        with open_loop(replace(config, engine=engine), opened) as loop:
             run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
     print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
