@@ -15,7 +15,7 @@ RESERVE = 4 * GIB
 
 
 def beside_training(
-    engine: EngineConfig, model: Model, rl: RlConfig, lora: LoraConfig, *, total: int | None = None
+    engine: EngineConfig, model: Model, rl: RlConfig, lora: LoraConfig, *, gpus: int = 1, total: int | None = None
 ) -> EngineConfig:
     """The config with `kv_bytes` said: what weights, reference and the optimizer's state leave of a GPU.
 
@@ -26,6 +26,7 @@ def beside_training(
         engine: returned as it is where it says num_blocks or kv_bytes, or the model is on a CPU.
         model: that is trained, with its adapters.
         rl, lora: how.
+        gpus: ranks that train together.
         total: bytes of the GPU; None: asked.
 
     Raises:
@@ -42,6 +43,7 @@ def beside_training(
         stage=rl,
         lora=lora,
         itemsize=model.dtype.itemsize,
+        gpus=gpus,
         longest=engine.max_context or 0,
         step_tokens=engine.max_batch_tokens,
         sequences=engine.max_sequences,
