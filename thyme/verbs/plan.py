@@ -88,7 +88,7 @@ def job_of(config: Config) -> Job:
         itemsize=ITEMSIZE[config.dtype],
         gpus=config.gpus,
         image_share=config.image_share,
-        longest=(config.engine.max_context or 0) if config.stage == "rl" else 0,
+        longest=config.engine.max_context or 0 if config.stage == "rl" else getattr(stage, "max_row_tokens", None) or 0,
         step_tokens=config.engine.max_batch_tokens,
         sequences=config.engine.max_sequences,
     )
@@ -149,9 +149,9 @@ def _notes(config: Config, job: Job, found: Plan, budget: int) -> Iterator[str]:
     if "rollout" not in found.phases:
         return
     left = found.kv_bytes(budget)
-    yield f"A KV cache may have {left / GIB:.1f} GiB, {left // found.kv_token:,} tokens"
-    if config.engine.kv_bytes is None and config.engine.num_blocks is None:
-        yield f"Say engine.kv_bytes = {left // GIB * GIB}, or it is a share of what is free before the moments"
+    is_said = config.engine.kv_bytes is not None or config.engine.num_blocks is not None
+    taken = "" if is_said else ": `thyme rl` takes what its sequences can use of it"
+    yield f"The KV cache may have {left / GIB:.1f} GiB, {left // found.kv_token:,} tokens{taken}"
 
 
 def _kv_wanted(config: Config, job: Job) -> int:
