@@ -12,16 +12,12 @@ from pathlib import Path
 
 import torch
 
-from thyme.data.formats import full_prompt
-from thyme.data.rows import Demonstration
-from thyme.data.streams import Stream
 from thyme.engine import Engine
 from thyme.model import add_adapters, build, load, save
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.dialect import Dialect, is_released, read_dialect, write_dialect
-from thyme.rollout.prompts import SYSTEM_PROMPT
 from thyme.rollout.rollout import RolloutLoop
 from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config, tiny_processor
@@ -101,13 +97,6 @@ def open_loop(config: LoopConfig, opened: Opened) -> Iterator[RolloutLoop]:
     with Sandbox(replace(config.sandbox, compat=compat)) as sandbox:
         engine = Engine(opened.model, config.engine, processor=opened.processor)
         yield RolloutLoop(engine, sandbox, opened.processor, rollout)
-
-
-def styled(rows: Stream[Demonstration], dialect: Dialect) -> tuple[Stream[Demonstration], str | None]:
-    """Rows with the user turns that the dialect asks for, and the system prompt they are learned under."""
-    if dialect.prompt_style == "short":
-        return rows, None
-    return lambda start, n: [replace(row, prompt=full_prompt(row.question)) for row in rows(start, n)], SYSTEM_PROMPT
 
 
 def _released(folder: Path) -> Dialect | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -26,6 +27,13 @@ class Config(TrainingConfig):
     sft: SftConfig = field(default_factory=SftConfig)
 
 
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "sft")
+
+
 def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.opening import adapted, open_model
@@ -35,7 +43,7 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "sft", data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config), config)
-        run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
+        train(config, opened, run.folder, **run.stage("sft"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
