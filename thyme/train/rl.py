@@ -89,7 +89,9 @@ def train_rl(
                     weight_version=loop.engine.weight_version,
                 )
                 samples = mini_batches(processor, drawn.kept, config)
-                batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                batches, left_out = packed_batches(
+                    model, processor, samples, config, reference=reference, same_bits=same_bits
+                )
                 laps.end("logprob")
                 rate = rate_share(config, stage.step, config.steps)
                 updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
