@@ -73,7 +73,7 @@ def packed_batches(
             left_out += [found for _, found in pairs]
             part = [batch for batch, _ in pairs if batch.weights.any()]
         if reference is not None and config.epochs_per_batch > 1:
-            part = [with_ref_logprobs(reference, batch, allowed, config) for batch in part]
+            part = [with_ref_logprobs(reference, batch, allowed, config, model.device) for batch in part]
         parts.append(part)
     return parts, mask_metrics(left_out)
 
@@ -117,10 +117,16 @@ def with_old_logprobs(model: Model, batch: TrainBatch, allowed: AllowedIds, conf
     return replace(batch, old_logprobs=logprobs.to(batch.weights.device))
 
 
-def with_ref_logprobs(reference: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig) -> TrainBatch:
-    """The batch with the log-probs of its trained tokens under the reference, which no update changes."""
+def with_ref_logprobs(
+    reference: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig, device: torch.device
+) -> TrainBatch:
+    """The batch with the log-probs of its trained tokens under the reference, which no update changes.
+
+    Args:
+        device: where the reference computes; its weights may lie elsewhere.
+    """
     fused_head = fuses_head(reference, config)
-    logprobs = reference_logprobs(reference, batch.to(reference.device), allowed, fused_head=fused_head)
+    logprobs = reference_logprobs(reference, batch.to(device), allowed, fused_head=fused_head)
     return replace(batch, ref_logprobs=logprobs.to(batch.weights.device))
 
 
