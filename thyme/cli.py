@@ -3,6 +3,7 @@
 Errors of the user (a missing file, a broken image, an unknown key) are one line on stderr and exit code 2.
 """
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -17,7 +18,8 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
-  data synth | check          write synthetic rows in the released formats | find bad rows
+  plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
+  data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
 """
@@ -32,15 +34,20 @@ VERBS = {
     "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
+    "plan": "thyme.verbs.plan",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
+    "data convert": "thyme.verbs.data_convert",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan"}
 """Verbs that take a recipe before their settings."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""A disk that is full or not ours to write is the user's to mend, wherever it is met."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -61,6 +68,10 @@ def main(argv: list[str] | None = None) -> None:
         code = _run(verb, rest)
     except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("THYME_TRACEBACK") == "1" or not _is_of_the_user(error):
+            raise
+        _fail(str(error))
+    except OSError as error:
+        if os.environ.get("THYME_TRACEBACK") == "1" or error.errno not in NO_ROOM:
             raise
         _fail(str(error))
     except KeyboardInterrupt:
@@ -111,6 +122,8 @@ def _run(verb: str, args: list[str]) -> int:
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")
+        for line in module.described(config) if hasattr(module, "described") else ():
+            print(f"# {line}")
         return 0
     return module.run(config) or 0
 

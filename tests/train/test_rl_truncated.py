@@ -40,7 +40,7 @@ def test_each_rule_by_hand(processor: Processor, status: RolloutStatus) -> None:
     assert found == [(pytest.approx(4 / 3), sixth), (pytest.approx(-2 / 3), sixth), (pytest.approx(-2 / 3), sixth)]
 
 
-@pytest.mark.parametrize("status", set(RolloutStatus) - set(CUT), ids=lambda status: status.value)
+@pytest.mark.parametrize("status", [s for s in RolloutStatus if s not in CUT], ids=lambda status: status.value)
 def test_what_the_model_did_itself_is_no_truncation(processor: Processor, status: RolloutStatus) -> None:
     plain = advantages_and_weights(processor, RolloutStatus.ANSWERED, "train")
     for truncated in ("train", "mask", "zero"):

@@ -90,17 +90,6 @@ def read(folder: Path, model: Model, optimizer: Optimizer, *, stage: str) -> tup
     return load_state(folder / TRAINER, optimizer)
 
 
-def start_from(folder: Path, model: Model) -> None:
-    """Gives the model the weights of a checkpoint, and torch's generators their state, for the stage that follows.
-
-    Raises:
-        ValueError: a file is damaged, or the model is another.
-    """
-    verify(folder, read_manifest(folder), digests=True)
-    restore(model, folder)
-    _restore_random(torch.load(folder / TRAINER / "state.pt", map_location="cpu", weights_only=True, mmap=True))
-
-
 def save_state(folder: Path, optimizer: Optimizer, *, step: int, memory: dict[str, Any]) -> None:
     """Writes optimizer state, step, random state and memory into a folder, which is made."""
     folder.mkdir()
@@ -119,14 +108,10 @@ def load_state(folder: Path, optimizer: Optimizer) -> tuple[int, dict[str, Any]]
     """
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    _restore_random(state)
-    return state["step"], state["memory"]
-
-
-def _restore_random(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["random_state"]["cpu"])
     if "cuda" in state["random_state"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_state"]["cuda"])
+    return state["step"], state["memory"]
 
 
 def _reason(error: Exception, folder: Path) -> str:

@@ -23,6 +23,7 @@ from thyme.train.alarms import Alarms
 from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
@@ -69,36 +70,43 @@ def train_rl(
     with trainable(model, config) as optimizer:
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
+        journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
         alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
         alarm_log = AlarmLog(run_dir, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
+            loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
-                drawn = draw_batch(
-                    partial(ask_round, loop, scorer, laps),
-                    questions,
-                    config,
-                    start=stage.memory.setdefault("questions", stage.step * config.batch_size),
-                    seed=seed * 1_000_003 + stage.step,
-                )
+                with journals.step(stage.step) as journal:
+                    drawn = draw_batch(
+                        partial(ask_round, loop, scorer, laps),
+                        questions,
+                        config,
+                        start=stage.memory.setdefault("questions", stage.step * config.batch_size),
+                        seed=seed * 1_000_003 + stage.step,
+                    )
                 sampled = rollout_metrics(
                     [group.rollouts for group in drawn.groups],
                     rollout_s=laps.seconds["rollout"],
                     weight_version=loop.engine.weight_version,
                 )
                 samples = mini_batches(processor, drawn.kept, config)
-                batches, left_out = packed_batches(
-                    model, processor, samples, config, reference=reference, same_bits=same_bits
-                )
-                laps.end("logprob")
                 rate = rate_share(config, stage.step, config.steps)
-                updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
+                with loop.engine.asleep():  # what it has cached, the update makes stale
+                    batches, left_out = packed_batches(
+                        model, processor, samples, config, reference=reference, same_bits=same_bits
+                    )
+                    laps.end("logprob")
+                    updates = update_policy(
+                        model, processor, optimizer, batches, config, reference=reference, rate=rate
+                    )
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
                 _remember(stage, drawn.groups)
+                stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
                 begun, held = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
                 path = None
@@ -106,9 +114,13 @@ def train_rl(
                     path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
                     record(path, drawn.groups)
                 alarm_log.write(stage.step, begun, drawn.groups, path)
+                if journal is not None and journal.kept:
+                    metrics["rollout/from_journal"] = float(len(journal.kept))
                 metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
+                journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 _end_if_unscored(stage, config)
+        journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
 

@@ -28,8 +28,7 @@ class RunOptions(TypedDict, total=False):
     resume_from: Path | None
     """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     final: str | None
-    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
-    of steps done. None: none."""
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; None: none."""
     origin: Origin | None
     """What the run started from, for the checkpoints' manifests."""
 
@@ -81,10 +80,11 @@ class Stage:
         self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
-        self._resumed_from = options.get("resume_from")
         self._scores: list[float] = []
-        if self._resumed_from is not None:
-            self.step, self.memory = checkpoint.read(self._resumed_from, model, optimizer, stage=name)
+        if (resume_from := options.get("resume_from")) is not None:
+            self.step, self.memory = checkpoint.read(resume_from, model, optimizer, stage=name)
+        self.saved_step = self.step
+        """The step that a run which is killed would begin again with."""
         path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
@@ -133,10 +133,9 @@ class Stage:
         if metric := self._config.best_metric:
             if not self._scores:
                 _log.warning("thyme: %s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
-            best = retention.name_best(folder, self._name, metric, self._config.best_mode)
+            best = retention.name_best(folder, self._name, metric, self._config.best_mode, step=self.step)
         self._scores = []
-        newest = self._config.keep_checkpoints
-        retention.keep(folder, self._name, newest=newest, best=best, resumed_from=self._resumed_from)
+        retention.keep(folder, self._name, step=self.step, newest=self._config.keep_checkpoints, best=best)
 
     def _write(self, name: str) -> None:
         assert self._run_dir is not None
@@ -151,6 +150,7 @@ class Stage:
             origin=self._origin,
             score=sum(self._scores) / len(self._scores) if self._scores else None,
         )
+        self.saved_step = self.step
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +162,7 @@ class Stage:
             if error is None and self.memory.get("skipped"):
                 raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
             if error is None and self._final is not None and self._run_dir is not None:
-                self._write(self._final.format(step=self.step))
+                self._write(self._final)
         finally:
             self._log.close()
 

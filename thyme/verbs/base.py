@@ -33,7 +33,7 @@ def run(config: Config) -> None:
     require_toy(config)
     with open_run(config, "base") as run:
         opened = open_model(config)
-        run.stage("base", opened, lambda options: train(config, opened, run.folder, **options), final="base")
+        train(config, opened, run.folder, **run.stage("base"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
 
 

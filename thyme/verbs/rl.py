@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -65,17 +66,24 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
         )
 
 
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "rl")
+
+
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.opening import adapted, open_loop, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "rl", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+        opened = adapted(open_model(config), config)
         with open_loop(config, opened) as loop:
-            run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
+            train(config, opened, loop, run.folder, **run.stage("rl"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 
@@ -104,7 +112,7 @@ def train(
     from thyme.verbs.training import stage_options, told, with_epochs
 
     with (
-        prepared_questions(config, opened, config.rl.batch_size) as questions,
+        prepared_questions(config, opened) as questions,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
         settings = with_epochs(config.rl, questions.count)

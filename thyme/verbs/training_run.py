@@ -1,6 +1,6 @@
-"""A training run: its folder, what it started from, which of its stages are done, and where each goes on.
+"""A training run: its folder, what it started from, and where it goes on.
 
-    runs/<name>/run.json    verb, start model and data with their digests, stages begun and done
+    runs/<name>/run.json    verb, start model and data with their digests, whether the run is finished
 
 `thyme resume` reads it; the training verbs go through `open_run` whether they start or resume. Loads no torch until a
 stage begins, so that a refusal comes at once.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from thyme.config import to_toml
 from thyme.train.durable import recover, write_text
@@ -25,9 +25,6 @@ from thyme.verbs.folders import RUN_FILE, RUNS, model_folder
 
 if TYPE_CHECKING:
     from thyme.train.stage import RunOptions
-    from thyme.verbs.opening import Opened
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +37,6 @@ class RunState:
     origins: dict[str, str]
     """Where each key of the config was said (`RunConfig.origins`)."""
     origin: Origin
-    stages: dict[str, Literal["begun", "done"]] = field(default_factory=dict)
-    """In the order they were begun."""
     is_finished: bool = False
 
     @classmethod
@@ -68,68 +63,31 @@ class RunState:
 class TrainingRun:
     """One run that is under way; `open_run` makes it."""
 
-    def __init__(self, folder: Path, state: RunState) -> None:
+    def __init__(self, folder: Path, origin: Origin, *, is_resumed: bool) -> None:
         self.folder = folder
         """Gets metrics.jsonl, rollouts/ and checkpoints/."""
-        self._state = state
-        self._before: str | None = None
+        self._origin, self._is_resumed = origin, is_resumed
 
-    def stage(self, name: str, opened: Opened, train: Callable[[RunOptions], T], *, final: str) -> T | None:
-        """Runs a stage, from its newest intact checkpoint where it has one, unless it is done already.
-
-        Args:
-            name: of the stage, as in metrics and checkpoints.
-            opened: the model as the run started, or as the stage before left it.
-            train: is given what the stage must be told beside its config and trains `opened` in place.
-            final: see `RunOptions.final`; {step} is replaced.
-
-        Returns:
-            What `train` returned; None where the stage was done before.
+    def stage(self, name: str) -> RunOptions:
+        """What the run's stage must be told beside its config: where it goes on, and that its end is
+        `checkpoints/<name>`.
 
         Raises:
             ValueError: a checkpoint is of a run that started from something else.
         """
-        before, self._before = self._before, name
-        status = self._state.stages.get(name)
-        if status == "done":
-            return None
-        found = self._newest(name) if status == "begun" else None
-        if found is None and before is not None:
-            self._take_over(before, opened)
-        if status is None:
-            self._state.stages[name] = "begun"
-            self._state.write(self.folder)
-        trained = train({"resume_from": found, "final": final, "origin": self._state.origin})
-        self._state.stages[name] = "done"
-        self._state.write(self.folder)
-        return trained
-
-    def finish(self) -> None:
-        """To be called after the last stage."""
-        self._state.is_finished = True
-        self._state.write(self.folder)
+        return {"resume_from": self._newest(name) if self._is_resumed else None, "final": name, "origin": self._origin}
 
     def _newest(self, stage: str) -> Path | None:
         found = newest_intact(self.folder / "checkpoints", stage)
         if found is None:
+            print(f"resuming {self.folder}: {stage} from its beginning, as there is no checkpoint yet")
             return None
         path, manifest = found
-        ours = self._state.origin
-        for what in ("model_digest", "data_digest"):
-            if getattr(manifest.origin, what) != getattr(ours, what):
-                kind = "model" if what == "model_digest" else "data"
+        for what, kind in (("model_digest", "model"), ("data_digest", "data")):
+            if getattr(manifest.origin, what) != getattr(self._origin, what):
                 raise ValueError(f"{path} was written by a run that started from another {kind} than {self.folder}")
         print(f"resuming {self.folder}: {stage} from {path.name}, step {manifest.step}")
         return path
-
-    def _take_over(self, before: str, opened: Opened) -> None:
-        """Brings the model to the end of the stage before, where this process did not train it there itself."""
-        from thyme.train import checkpoint
-
-        found = newest_intact(self.folder / "checkpoints", before)
-        if found is None:
-            raise ValueError(f"{self.folder}: stage {before} is done, but no checkpoint of it is intact")
-        checkpoint.start_from(found[0], opened.model)
 
 
 @contextmanager
@@ -164,9 +122,9 @@ def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator
         else:
             state = RunState.read(folder)
             _check_origin(state.origin, digest, data_digest)
-        run = TrainingRun(folder, state)
-        yield run
-        run.finish()
+        yield TrainingRun(folder, state.origin, is_resumed=config.resumes is not None)
+        state.is_finished = True
+        state.write(folder)
 
 
 def _refuse_existing(folder: Path) -> None:
