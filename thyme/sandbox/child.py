@@ -18,6 +18,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from thyme.sandbox.result_images import PIXELS
 from thyme.sandbox.root import INPUT, Image
 from thyme.sandbox.slots import Place
 from thyme.sandbox.stdout import STDOUT
+from thyme.sandbox.template import Birth
 
 SOCKET, CODE = 3, 5
 """Where the session socket and the code lie once the order is there; STDOUT is 1, PIXELS is 4."""
@@ -123,44 +125,35 @@ def confine(plan: JailPlan, ruleset: int) -> None:
         plan.seccomp.install()
 
 
-def live(
-    place: Place,
-    plan: JailPlan,
-    config: SandboxConfig,
-    *,
-    channel: int,
-    ruleset: int,
-    image: Image | None,
-    more: Sequence[Image] = (),
-    early: bool,
-) -> None:
-    """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
+def live(birth: Birth, descriptors: Sequence[int], *, plan: JailPlan, config: SandboxConfig) -> NoReturn:
+    """A child's life: half of the jail, the wait for an order, the other half, the snippets.
 
     Nothing untrusted is read before `confine`: up to the order the child has seen only what the fork-server made, and
     the order, which the fork-server hands on, brings the first descriptor that leads to code.
 
     Args:
-        place: its slot and scratch folder.
+        birth: its place, and the image where that is known.
+        descriptors: the socket to the fork-server and, with Landlock, the ruleset, which the fork-server has as well
+            and sends again. One message comes over the socket: the client's order, with stdout, session socket, pixels,
+            code and the ruleset. Its end without a message is the fork-server's.
         plan: what the machine offers.
         config: the limits.
-        channel: socket to the fork-server. One message comes: the client's order, with stdout, session socket, pixels,
-            code and, where there is one, the Landlock ruleset. Its end without a message is the fork-server's.
-        ruleset: as for `prepare`; shared with the fork-server, which sends it again.
-        image: as for `prepare`; None where the child is forked ahead of its order.
-        more: as for `prepare`.
-        early: forked ahead of the order, so that there is time to rehearse.
     """
-    report_to = channel if early else -1
-    prepare(place, plan, config, kept=[channel], ruleset=ruleset, image=image, more=more, report_to=report_to)
+    place, (channel, *rest) = birth.place, descriptors
+    ruleset = rest[0] if rest else -1
+    report_to = channel if birth.early else -1
+    prepare(
+        place, plan, config, kept=[channel], ruleset=ruleset, image=birth.image, more=birth.more, report_to=report_to
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CHANNEL) as server:
-        if early and not select.select([server], [], [], 0)[0]:
+        if birth.early and not select.select([server], [], [], 0)[0]:
             rehearse(_places(place), config)
-        message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 5)
-    if len(descriptors) < 4:
+        message, received, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 5)
+    if len(received) < 4:
         _exit(0)
     jail.set_name("thyme-snippet")
-    confine(plan, descriptors[4] if len(descriptors) > 4 else -1)
-    for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), descriptors[:4], strict=True):
+    confine(plan, received[4] if len(received) > 4 else -1)
+    for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), received[:4], strict=True):
         os.dup2(source, number, inheritable=False)
     os.closerange(CODE + 1, _MAX_FD)
     serve(_job(json.loads(message), place, plan), config)
@@ -207,7 +200,7 @@ def rehearse(places: Mapping[str, str], config: SandboxConfig) -> None:
     assert frame["status"] == "ok", frame
 
 
-def serve(job: Job, config: SandboxConfig) -> None:
+def serve(job: Job, config: SandboxConfig) -> NoReturn:
     """Runs snippets until the client hangs up. Never returns."""
     code = 0
     try:
