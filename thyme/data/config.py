@@ -12,7 +12,8 @@ class DataConfig:
     """Own rows: parquet or JSON lines, in one of the layouts of the field."""
 
     train: tuple[str, ...] = ()
-    """Files, or folders of *.parquet, *.jsonl and *.json; none: the toy world's rows."""
+    """Files, folders of *.parquet, *.jsonl and *.json, or patterns such as data/2round-*.parquet; none: the toy world's
+    rows."""
     heldout: tuple[str, ...] = ()
     """The same for rows that are never trained on."""
     format: Format = "auto"
