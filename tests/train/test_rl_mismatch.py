@@ -94,7 +94,7 @@ def test_the_step_is_the_one_without_what_is_masked(
             weights = samples[1].weights.copy()
             weights[np.flatnonzero(group[1].sampled)[tokens]] = 0
             samples[1] = replace(samples[1], weights=weights)
-        batches, metrics = packed_batches(model, processor, [samples], config, same_bits=True)
+        batches, metrics = packed_batches(model, processor, [samples], config, reference=None, same_bits=True)
         update_policy(model, processor, build_optimizer(model, config), batches, config, reference=None, rate=1.0)
         return model, metrics
 

@@ -18,7 +18,7 @@ from thyme.model.processor import Processor
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import Masked, mask_metrics, masked
-from thyme.train.objective import AllowedIds, rollout_loss, trained_logprobs
+from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import LossMetrics
@@ -39,13 +39,22 @@ class Update:
 
 
 def packed_batches(
-    model: Model, processor: Processor, batches: Sequence[Sequence[Sample]], config: RlConfig, *, same_bits: bool
+    model: Model,
+    processor: Processor,
+    batches: Sequence[Sequence[Sample]],
+    config: RlConfig,
+    *,
+    reference: Model | None,
+    same_bits: bool,
 ) -> tuple[list[list[TrainBatch]], Metrics]:
-    """The micro-batches of every mini-batch, with old log-probs and without what the mismatch mask leaves out.
+    """The micro-batches of every mini-batch, with what is computed once, and without what the mismatch mask leaves out.
+
+    Old log-probs are computed where `config.needs_old_logprobs`, the reference's where there are several epochs.
 
     Args:
         model: the policy before the first update.
         batches: the samples of each mini-batch.
+        reference: of the KL term.
         same_bits: see `TrainBatch`.
 
     Returns:
@@ -63,6 +72,8 @@ def packed_batches(
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
             part = [batch for batch, _ in pairs if batch.weights.any()]
+        if reference is not None and config.epochs_per_batch > 1:
+            part = [with_ref_logprobs(reference, batch, allowed, config, model.device) for batch in part]
         parts.append(part)
     return parts, mask_metrics(left_out)
 
@@ -104,6 +115,19 @@ def with_old_logprobs(model: Model, batch: TrainBatch, allowed: AllowedIds, conf
     moved = batch.to(model.device)
     logprobs = trained_logprobs(model, moved, allowed, moved.temperatures, fused_head=fuses_head(model, config))
     return replace(batch, old_logprobs=logprobs.to(batch.weights.device))
+
+
+def with_ref_logprobs(
+    reference: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig, device: torch.device
+) -> TrainBatch:
+    """The batch with the log-probs of its trained tokens under the reference, which no update changes.
+
+    Args:
+        device: where the reference computes; its weights may lie elsewhere.
+    """
+    fused_head = fuses_head(reference, config)
+    logprobs = reference_logprobs(reference, batch.to(device), allowed, fused_head=fused_head)
+    return replace(batch, ref_logprobs=logprobs.to(batch.weights.device))
 
 
 def policy_step(

@@ -95,7 +95,9 @@ def train_rl(
                 samples = mini_batches(processor, drawn.kept, config)
                 rate = rate_share(config, stage.step, config.steps)
                 with loop.engine.asleep():  # what it has cached, the update makes stale
-                    batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                    batches, left_out = packed_batches(
+                        model, processor, samples, config, reference=reference, same_bits=same_bits
+                    )
                     laps.end("logprob")
                     updates = update_policy(
                         model, processor, optimizer, batches, config, reference=reference, rate=rate

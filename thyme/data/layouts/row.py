@@ -12,6 +12,9 @@ from thyme.data.refusal import BadRow
 
 Kind = Literal["sft", "rl"]
 
+UNREAD = object()
+"""Stands in a row for a column that was not read."""
+
 MARK = "<image>"
 """Where a picture stands in a text."""
 
@@ -85,13 +88,13 @@ def spoken(turns: Sequence[Turn], key: str) -> tuple[str | None, str, str | None
 
 
 def listed(value: Any, key: str) -> list[Any] | None:
-    """A column of pictures as a list: none, one, a list, or parquet's structure of lists.
+    """A column of pictures as a list: none, one, a list, or parquet's structure of lists; None where it is unread.
 
     Raises:
         BadRow: it is none of these.
     """
-    if value is None:
-        return []
+    if value is None or value is UNREAD:
+        return [] if value is None else None
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), list):
         names = value.get("path") or [None] * len(value["bytes"])
         return [{"bytes": data, "path": name} for data, name in zip(value["bytes"], names, strict=False)]
