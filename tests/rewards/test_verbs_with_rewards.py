@@ -117,7 +117,9 @@ def test_an_evaluation_with_a_judge_counts_what_rules_do_not_decide(
 
 
 def test_evaluation_on_the_way_asks_the_judge_too(server: JudgeServer, knowing: Path, rows: Path) -> None:
-    held = ("--data.heldout", rows, "--eval.every-steps", "1", "--eval.num-questions", "1")
+    heldout = Path("heldout.jsonl")
+    heldout.write_text(rows.read_text().replace("ledger", "register"))
+    held = ("--data.heldout", heldout, "--eval.every-steps", "1", "--eval.num-questions", "1")
     thyme("rl", "--name", "a", "--model", knowing, "--data.train", rows, *held, *RL, *judge(server))
     row = metrics("a")
     assert (row["eval/accuracy"], row["eval/by_judge"], row["eval/not_judged"]) == (1.0, 1.0, 0.0)
