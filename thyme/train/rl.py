@@ -107,8 +107,9 @@ def train_rl(
                     | update_metrics(updates)
                     | laps.metrics()
                 )
-                if journal is not None and journal.kept:
+                if journal is not None and (journal.kept or journal.begun):
                     metrics["rollout/from_journal"] = float(len(journal.kept))
+                    metrics["rollout/reopened"] = float(len(journal.begun))
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
