@@ -90,7 +90,7 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     received: list[int] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pipes = [os.pipe() for _ in range(5)]
-    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", seed=3)
+    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", more_images=[], seed=3)
     plan = SimpleNamespace(images="/i", folder_of_image=lambda _: None)
     places = {"/mnt/data": "/s/data", "/tmp": "/s/tmp"}
     job = Job(places=places, image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)

@@ -54,6 +54,7 @@ def prepare(
     kept: Sequence[int],
     ruleset: int,
     image: Image | None = None,
+    more: Sequence[Image] = (),
     report_to: int = -1,
 ) -> None:
     """Puts on the layers that need no order, so that a child may do it while it waits for one.
@@ -65,6 +66,7 @@ def prepare(
         kept: descriptors that stay, as 3, 4, ...; 0, 1 and 2 become /dev/null, all others are closed.
         ruleset: what Landlock allows all children; the child's own scratch is added. -1 without Landlock.
         image: the input image, where the child gets a root of its own and knows of the image.
+        more: further images, likewise.
         report_to: a socket, which gets the mount namespace of a child that has a root of its own; -1 without.
 
     Raises:
@@ -73,11 +75,11 @@ def prepare(
     jail.set_name("thyme-parked")
     uid = plan.uid_of(place.slot)
     if plan.root is not None:
-        plan.root.build(config, uid, image)
+        plan.root.build(config, uid, image, more)
         plan.allow(ruleset, paths.DATA, writable=True)
         plan.allow(ruleset, paths.TMP, writable=True)
-        if image is not None:
-            plan.allow_image(ruleset, image)
+        for shown in (*more, *filter(None, [image])):
+            plan.allow_image(ruleset, shown)
         if report_to >= 0:
             namespace = plan.root.own_namespace()
             with socket.socket(fileno=os.dup(report_to)) as server:
@@ -129,6 +131,7 @@ def live(
     channel: int,
     ruleset: int,
     image: Image | None,
+    more: Sequence[Image] = (),
     early: bool,
 ) -> None:
     """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
@@ -144,9 +147,11 @@ def live(
             code and, where there is one, the Landlock ruleset. Its end without a message is the fork-server's.
         ruleset: as for `prepare`; shared with the fork-server, which sends it again.
         image: as for `prepare`; None where the child is forked ahead of its order.
+        more: as for `prepare`.
         early: forked ahead of the order, so that there is time to rehearse.
     """
-    prepare(place, plan, config, kept=[channel], ruleset=ruleset, image=image, report_to=channel if early else -1)
+    report_to = channel if early else -1
+    prepare(place, plan, config, kept=[channel], ruleset=ruleset, image=image, more=more, report_to=report_to)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CHANNEL) as server:
         if early and not select.select([server], [], [], 0)[0]:
             rehearse(_places(place), config)
@@ -163,14 +168,17 @@ def live(
 
 def _job(order: Order, place: Place, plan: JailPlan) -> Job:
     places, file = _places(place), order["image_file"]
+    more = dict(order["more_images"])
     folder = plan.folder_of_image(order["image_path"]) if file else None
     if place.scratch is None:
         told = paths.place_of(order["image_path"])
         file = file and (told if os.path.isfile(told) else INPUT)
         if folder is not None and os.path.isdir(folder):
             places[folder] = folder
+        more = {path: paths.place_of(path) for path in more}
     else:
         file = file and f"{plan.images}/{file}"
+        more = {path: f"{plan.images}/{stored}" for path, stored in more.items()}
         if folder is not None:
             places[folder] = place.scratch + "/input"
     return Job(
@@ -178,6 +186,7 @@ def _job(order: Order, place: Place, plan: JailPlan) -> Job:
         image_path=order["image_path"],
         image_file=file,
         image_format=order["image_format"],
+        more_images=more,
         seed=order["seed"],
     )
 

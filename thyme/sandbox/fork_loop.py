@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from thyme.sandbox import jail
@@ -42,6 +43,7 @@ class Life(Protocol):
         channel: int,
         ruleset: int,
         image: Image | None,
+        more: Sequence[Image],
         early: bool,
     ) -> None: ...
 
@@ -132,14 +134,16 @@ class ForkLoop:
     def _serve(self, message: bytes, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
-        image = self._image(order)
+        images = self._images(order)
+        image, further = (images[0] if images else None), tuple(images[1:])
         child: _Child | None = None
         try:
-            child = self._unpark(image) or self._spawn(image, early=False)
+            parked = None if further else self._unpark(image)
+            child = parked or self._spawn(image, further, early=False)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
-            if image is not None and self._plan.root is None:
-                self._plan.allow(child.ruleset, f"{self._plan.images}/{image.file}")
+            for stored in images if self._plan.root is None else ():
+                self._plan.allow(child.ruleset, f"{self._plan.images}/{stored.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._send({"forked": order["id"]}, [child.pidfd])
             socket.send_fds(child.channel, [message], [*descriptors, *more])
@@ -154,14 +158,15 @@ class ForkLoop:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def _image(self, order: Order) -> Image | None:
-        """The input image of an order."""
-        file, path = order["image_file"], order["image_path"]
-        if file is None:
-            return None
-        return Image(file=file, path=place_of(path), folder=self._plan.folder_of_image(path))
+    def _images(self, order: Order) -> list[Image]:
+        """The input image of an order, and further ones."""
+        if order["image_file"] is None:
+            return []
+        told = [(order["image_path"], order["image_file"]), *order["more_images"]]
+        folder_of = self._plan.folder_of_image
+        return [Image(file=file, path=place_of(path), folder=folder_of(path)) for path, file in told]
 
-    def _spawn(self, image: Image | None, *, early: bool) -> _Child:
+    def _spawn(self, image: Image | None, more: tuple[Image, ...] = (), *, early: bool) -> _Child:
         """Forks a child that puts half of its jail on and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
@@ -174,7 +179,7 @@ class ForkLoop:
                     self._plan.allow(ruleset, place.scratch, writable=True)
                 pid = jail.fork()
                 if pid == 0:
-                    self._become_child(place, theirs.fileno(), ruleset, image, early)
+                    self._become_child(place, theirs.fileno(), ruleset, image, more, early)
             pidfd = os.pidfd_open(pid)
         except OSError:
             ours.close()
@@ -188,12 +193,15 @@ class ForkLoop:
         self._poll.register(pidfd, select.POLLIN)
         return _Child(pid, pidfd, place, ours, ruleset)
 
-    def _become_child(self, place: Place, channel: int, ruleset: int, image: Image | None, early: bool) -> None:
+    def _become_child(
+        self, place: Place, channel: int, ruleset: int, image: Image | None, more: tuple[Image, ...], early: bool
+    ) -> None:
         """The forked side. Never returns, whatever happens."""
         leave = os._exit
         try:
             self._control.detach()
-            self._live(place, self._plan, self._config, channel=channel, ruleset=ruleset, image=image, early=early)
+            given: dict[str, Any] = {"channel": channel, "ruleset": ruleset, "image": image, "more": more}
+            self._live(place, self._plan, self._config, **given, early=early)
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 os.write(2, f"{error}\n".encode())

@@ -7,6 +7,7 @@ the optimizer's step is the weight update and the engine merely forgets what it 
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,16 +18,19 @@ from thyme.rewards import Scorer
 from thyme.rollout.records import write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
-from thyme.train.batch_selection import draw_batch
+from thyme.train.alarm_log import AlarmLog
+from thyme.train.alarms import Alarms
+from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
-from thyme.train.group_scores import ScoredGroup
+from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
-from thyme.train.rl_metrics import Laps, reward_metrics, rollout_metrics
+from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
+from thyme.train.rl_metrics import Laps, rollout_metrics
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import trainable
 
@@ -67,6 +71,8 @@ def train_rl(
         stage = Stage("rl", model, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
+        alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
+        alarm_log = AlarmLog(run_dir, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
             loop.engine.weight_version = stage.memory["weight_version"]
@@ -75,13 +81,11 @@ def train_rl(
                 laps = Laps()
                 with journals.step(stage.step) as journal:
                     drawn = draw_batch(
-                        loop,
+                        partial(ask_round, loop, scorer, laps),
                         questions,
-                        scorer,
                         config,
                         start=stage.memory.setdefault("questions", stage.step * config.batch_size),
                         seed=seed * 1_000_003 + stage.step,
-                        laps=laps,
                     )
                 sampled = rollout_metrics(
                     [group.rollouts for group in drawn.groups],
@@ -89,35 +93,32 @@ def train_rl(
                     weight_version=loop.engine.weight_version,
                 )
                 samples = mini_batches(processor, drawn.kept, config)
-                batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
                 rate = rate_share(config, stage.step, config.steps)
-                updates = update_policy(model, processor, optimizer, batches, config, reference=reference, rate=rate)
+                with loop.engine.asleep():  # what it has cached, the update makes stale
+                    batches, left_out = packed_batches(model, processor, samples, config, same_bits=same_bits)
+                    laps.end("logprob")
+                    updates = update_policy(
+                        model, processor, optimizer, batches, config, reference=reference, rate=rate
+                    )
                 laps.end("train")
                 loop.engine.weights_updated()
                 laps.end("sync")
-                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups)
                 _remember(stage, drawn.groups)
                 stage.memory["weight_version"] = loop.engine.weight_version
-                metrics = (
-                    sampled
-                    | reward_metrics(drawn.groups)
-                    | drawn.metrics()
-                    | left_out
-                    | update_metrics(updates)
-                    | laps.metrics()
-                )
+                metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
+                begun, held = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
+                path = None
+                if run_dir is not None and (begun or _is_recorded(stage.step, config)):
+                    path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
+                    record(path, drawn.groups)
+                alarm_log.write(stage.step, begun, drawn.groups, path)
                 if journal is not None and (journal.kept or journal.begun):
                     metrics["rollout/from_journal"] = float(len(journal.kept))
                     metrics["rollout/reopened"] = float(len(journal.begun))
+                metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
-                if stage.memory["unscored"] >= config.max_unscored_steps:
-                    raise ValueError(
-                        f"rl step {stage.step}: none of {len(drawn.groups)} groups could be scored; that is "
-                        f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
-                        "answered): mend it and resume"
-                    )
+                _end_if_unscored(stage, config)
         journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
@@ -134,11 +135,47 @@ def _check(loop: RolloutLoop, model: Model) -> None:
         )
 
 
+def ask_round(loop: RolloutLoop, scorer: Scorer, laps: Laps, asked: Sequence[Question], seed: int) -> list[ScoredGroup]:
+    """The groups of these questions, scored as they end."""
+    sampling = loop.config.sampling(seed=seed)
+    scores = GroupScores(scorer, sampling.n)
+    rollouts = loop.run(asked, sampling, on_end=scores.ended)
+    laps.end("rollout")
+    groups = scores.collect(rollouts)
+    laps.end("reward")
+    return groups
+
+
 def _remember(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
-    """What the next step needs: the question it starts at, and the steps in a row of which no group was scored."""
+    """What the next step needs: the question it starts at, the steps in a row of which no group was scored, the sources
+    that have metrics."""
     is_unscored = all(group.rewards is None for group in groups)
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
     stage.memory["questions"] += len(groups)
+    stage.memory["sources"] = name_sources(groups, stage.memory.get("sources", []))
+
+
+def _is_recorded(step: int, config: RlConfig) -> bool:
+    return config.record_steps > 0 and step % config.record_steps == 0
+
+
+def scored_metrics(drawn: Drawn, scorer: Scorer, stage: Stage) -> Metrics:
+    """What is measured of a step's groups, their rewards and the scorer."""
+    return (
+        reward_metrics(drawn.groups)
+        | source_metrics(drawn.groups, stage.memory["sources"])
+        | drawn.metrics()
+        | scorer.metrics()
+    )
+
+
+def _end_if_unscored(stage: Stage, config: RlConfig) -> None:
+    """Raises where the judge has been away for too long; the last step is logged already."""
+    if stage.memory["unscored"] >= config.max_unscored_steps:
+        raise ValueError(
+            f"rl step {stage.step}: none of its groups could be scored; that is {stage.memory['unscored']} steps in a "
+            "row, so the judge is not there (the log says what it answered): mend it and resume"
+        )
 
 
 def record(path: Path, groups: Sequence[ScoredGroup]) -> None:

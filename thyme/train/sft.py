@@ -10,6 +10,7 @@ from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.rollout.prompts import PromptStyle, build_prompt
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
@@ -86,22 +87,35 @@ def train_sft(
 
 
 def row_samples(
-    processor: Processor, rows: Stream[Demonstration], rule: LossRule, system: str | None = None
+    processor: Processor, rows: Stream[Demonstration], rule: LossRule, style: PromptStyle
 ) -> Stream[Sample]:
-    """The samples of a stream of rows (`row_sample`), `thyme.data.streams.endless` making one of a finite data set."""
-    return lambda start, n: [row_sample(processor, row, rule, system) for row in rows(start, n)]
+    """The samples of a stream of rows; an error in one names its row. Arguments as for `row_sample`."""
+
+    def sample(row: Demonstration) -> Sample:
+        try:
+            return row_sample(processor, row, rule, style)
+        except ValueError as error:
+            raise ValueError(f"row {row.question.id}: {error}") from error
+
+    return lambda start, n: [sample(row) for row in rows(start, n)]
 
 
-def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:
+def sample_bytes(sample: Sample) -> int:
+    """What a sample that waits takes: its pictures' pixels, beside which the tokens are little."""
+    return sum(image.pixel_values.nbytes for image in sample.images) + 5 * sample.token_ids.nbytes
+
+
+def row_sample(processor: Processor, row: Demonstration, rule: LossRule, style: PromptStyle) -> Sample:
     """The supervised sample of one demonstration.
 
     Args:
         processor: encodes prompt and response and prepares the pictures.
         row: the demonstration.
         rule: which rounds are trained (`thyme.train.masks`).
-        system: the system prompt, if any.
+        style: of the prompt, whose ids are those that a rollout of the same question begins with.
     """
-    prompt_ids = processor.encode(processor.chat(row.prompt, system))
+    prompt_ids = build_prompt(row.question, style, processor).token_ids
+    assert not isinstance(prompt_ids, str)
     images = [processor.preprocess(image) for image in row.images]
     sample = supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
     return replace(sample, name=row.question.id)
@@ -113,10 +127,10 @@ class RowsRight:
     For such a row greedy decoding writes exactly this response, as long as the sandbox returns what the row says.
     """
 
-    def __init__(self, processor: Processor, heldout: Sequence[Demonstration], system: str | None = None) -> None:
+    def __init__(self, processor: Processor, heldout: Sequence[Demonstration], style: PromptStyle) -> None:
         if not heldout:
             raise ValueError("the gate needs held-out rows")
-        samples = [row_sample(processor, row, "all", system) for row in heldout]
+        samples = [row_sample(processor, row, "all", style) for row in heldout]
         (self._batch,) = pack(samples, image_token_id=processor.image_token_id)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -26,15 +27,22 @@ class Config(TrainingConfig):
     sft: SftConfig = field(default_factory=SftConfig)
 
 
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "sft")
+
+
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_model
+    from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "sft", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+        opened = adapted(open_model(config), config)
         train(config, opened, run.folder, **run.stage("sft"))
     print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
