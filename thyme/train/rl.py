@@ -114,8 +114,9 @@ def train_rl(
                     path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
                     record(path, drawn.groups)
                 alarm_log.write(stage.step, begun, drawn.groups, path)
-                if journal is not None and journal.kept:
+                if journal is not None and (journal.kept or journal.begun):
                     metrics["rollout/from_journal"] = float(len(journal.kept))
+                    metrics["rollout/reopened"] = float(len(journal.begun))
                 metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)

@@ -37,7 +37,8 @@ def read(row: Mapping[str, Any]) -> Row:
     beside = iter(column) if column is not None else repeat(UNREAD)
     pictures: list[Any] = []
     turns = [
-        Turn(turn.role, _joined(turn.content, beside, pictures)) for turn in conversation(row["messages"], "messages")
+        Turn(turn.role, _joined(turn.content, beside, pictures))
+        for turn in conversation(row.get("messages"), "messages")
     ]
     if column is not None and list(beside):
         raise BadRow("pictures", "images holds more pictures than the messages have parts for: give each a part")

@@ -84,7 +84,8 @@ def spoken(turns: Sequence[Turn], key: str) -> tuple[str | None, str, str | None
         raise BadRow("turns", f"{key} must hold one system and one assistant turn at most")
     if turns[-1].role == "system" or [turn.role for turn in turns][-2:] == ["assistant", "user"]:
         raise BadRow("turns", f"{key} must be in order: system, user, assistant")
-    return *(said["system"] or [None]), said["user"][0], *(said["assistant"] or [None])  # type: ignore[return-value]
+    system, response = (said[name][0] if said[name] else None for name in ("system", "assistant"))
+    return system, said["user"][0], response
 
 
 def listed(value: Any, key: str) -> list[Any] | None:
