@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from thyme.model.model import Model
 from thyme.model.weights import load_model
 from thyme.train.optim import Optimizer
+from thyme.train.sharding import TrainedModel
 
 
 def write(
@@ -54,7 +54,7 @@ def write(
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def read(folder: Path, model: Model, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
+def read(folder: Path, trained: TrainedModel, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
     """Puts model, optimizer and random state back to where `write` found them.
 
     Returns:
@@ -65,9 +65,11 @@ def read(folder: Path, model: Model, optimizer: Optimizer) -> tuple[int, dict[st
     """
     if not (folder / "trainer.pt").is_file():
         raise ValueError(f"{folder} is no checkpoint to resume from: it has no trainer.pt")
+    model = trained.full
     parameter = next(model.parameters())
     saved = load_model(folder / "model", device=parameter.device, dtype=parameter.dtype, config=model.config)
     model.load_state_dict(saved.state_dict())
+    trained.reload()
     state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random_state"]["cpu"])

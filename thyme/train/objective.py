@@ -23,6 +23,7 @@ from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
+from thyme.train.distributed import World
 from thyme.train.packing import Sample, TrainBatch
 
 
@@ -39,7 +40,11 @@ class AllowedIds:
 
 
 def normalize(
-    groups: Sequence[Sequence[Sample]], normalization: Normalization, *, constant: int | None = None
+    groups: Sequence[Sequence[Sample]],
+    normalization: Normalization,
+    *,
+    constant: int | None = None,
+    world: World | None = None,
 ) -> list[Sample]:
     """The samples of all groups, their 0/1 weights divided by the denominator over the whole global batch.
 
@@ -50,6 +55,7 @@ def normalize(
             Thyme's release runs): mean within each rollout, then over rollouts; "constant" (Dr. GRPO): sum over
             `constant` tokens, then mean over rollouts.
         constant: tokens; for "constant" only.
+        world: over whose ranks the batch is spread; `groups` are then this rank's, each a whole one.
 
     Raises:
         ValueError: unknown normalization, or "constant" without a positive constant.
@@ -60,7 +66,8 @@ def normalize(
         raise ValueError("normalization 'constant' needs the number of tokens to divide by")
     samples = [sample for group in groups for sample in group]
     counts = [[float(np.count_nonzero(sample.weights)) for sample in group] for group in groups]
-    num_samples, num_groups, num_tokens = len(samples), len(groups), sum(map(sum, counts))
+    totals = [len(samples), len(groups), sum(map(sum, counts))]
+    num_samples, num_groups, num_tokens = totals if world is None else world.sum(totals)
     denominators = []
     for group in counts:
         for count in group:

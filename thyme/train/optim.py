@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thyme.train.config import StageConfig
-from thyme.train.muon import Muon
+from thyme.train.muon import Muon, whole
 
 BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
@@ -177,6 +177,6 @@ def _adamw(groups: list[dict[str, Any]], config: StageConfig) -> torch.optim.Opt
 def _total_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together, summed in float32 whatever they are in."""
     if all(gradient.dtype == torch.float32 for gradient in gradients):
-        return nn.utils.get_total_norm(gradients)
+        return whole(nn.utils.get_total_norm(gradients))
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(norms))

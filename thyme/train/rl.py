@@ -31,6 +31,7 @@ from thyme.train.objective import AllowedIds, normalize, rollout_loss
 from thyme.train.optim import Optimizer, build_optimizer, rate_share
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import Laps, LossMetrics, reward_metrics, rollout_metrics
+from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import step_metrics, suspects
 from thyme.train.tokenization import positions
@@ -67,8 +68,9 @@ def train_rl(
     reference = frozen_copy(model) if config.kl_coef > 0 else None
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     with frozen_vision(model, config.freeze_vision):
-        optimizer = build_optimizer(model, config)
-        stage = Stage("rl", model, processor, optimizer, config, **options)
+        trained = trained_model(model, options.get("world"))
+        optimizer = build_optimizer(trained.module, config)
+        stage = Stage("rl", trained, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
@@ -87,7 +89,7 @@ def train_rl(
                 samples = policy_samples(processor, groups, totals, config)
                 rate = rate_share(config, stage.step, config.steps)
                 updated, unfit = policy_step(
-                    model, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
+                    trained, processor, optimizer, samples, config, reference=reference, rate=rate, same_bits=same_bits
                 )
                 laps.end("train")
                 loop.engine.weights_updated()
@@ -151,7 +153,7 @@ def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> 
 
 
 def policy_step(
-    model: Model,
+    trained: TrainedModel,
     processor: Processor,
     optimizer: Optimizer,
     samples: Sequence[Sample],
@@ -178,9 +180,9 @@ def policy_step(
     )
     losses: list[Tensor] = []
     for packed in batches:
-        batch = replace(packed, same_bits=same_bits).to(model.device)
-        loss, metrics = rollout_loss(
-            model, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
+        batch = replace(packed, same_bits=same_bits).to(trained.full.device)
+        loss, metrics = trained(
+            rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=config.fused_head
         )
         loss.backward()
         optimizer.add_up()

@@ -10,11 +10,13 @@ from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.train.balance import row_length, share_of
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
 from thyme.train.optim import build_optimizer, rate_share
 from thyme.train.packing import Sample, pack
+from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
@@ -60,22 +62,27 @@ def train_sft(
     Returns:
         The metrics of every step; no step at all where the model already passes the gate.
     """
-    optimizer = build_optimizer(model, config)
-    passed = gate is not None and gate.measure(model) >= gate.goal
-    with Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
+    trained = trained_model(model, options.get("world"))
+    world = trained.world
+    optimizer = build_optimizer(trained.module, config)
+    passed = gate is not None and world.from_main(gate.measure(model)) >= gate.goal
+    with Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
-            batch = rows(stage.step * config.batch_size, config.batch_size)
-            metrics, unfit = supervised_step(
-                model,
-                processor,
-                optimizer,
-                [row_sample(processor, row, config.loss_rule, system) for row in batch],
-                rate=rate_share(config, stage.step, config.steps),
-                max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=config.fused_head,
-            )
+            with world.phase("update"):
+                batch = rows(stage.step * config.batch_size, config.batch_size)
+                share = share_of(batch, [row_length(processor, row) for row in batch], world)
+                metrics, unfit = supervised_step(
+                    trained,
+                    processor,
+                    optimizer,
+                    [row_sample(processor, row, config.loss_rule, system) for row in share],
+                    rate=rate_share(config, stage.step, config.steps),
+                    max_tokens=config.max_tokens_per_micro_batch,
+                    fused_head=config.fused_head,
+                )
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
-                metrics[f"gate/{gate.name}"] = gate.measure(model)
+                trained.publish()
+                metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics, unfit)
     return stage.history

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.model.weights import save
 from thyme.train import checkpoint
 from thyme.train.config import StageConfig
+from thyme.train.distributed import World
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
+from thyme.train.sharding import TrainedModel
 
 MOST_NAMED = 8
 ADVICE = "Checkpoints from before it are good: lower the learning rate, or look at these rows"
@@ -30,6 +31,8 @@ class StageOptions(TypedDict, total=False):
     """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     on_step: OnStep | None
     """Is given every step's metrics; returning True ends the stage."""
+    world: World | None
+    """The ranks that run the stage together, every one with the same options; None: this process alone."""
     save_model: Callable[[Path], object] | None
     """Writes the model's folder of a checkpoint; None: `thyme.model.save` with nothing beside it."""
 
@@ -39,7 +42,7 @@ class Stage:
 
     Args:
         name: of the stage, in metrics.jsonl and in the checkpoints' names.
-        model, processor, optimizer: what a checkpoint holds.
+        trained, processor, optimizer: what a checkpoint holds. On several ranks the first one writes.
         config: says how often a checkpoint is written.
         memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
         options: see StageOptions.
@@ -48,7 +51,7 @@ class Stage:
     def __init__(
         self,
         name: str,
-        model: Model,
+        trained: TrainedModel,
         processor: Processor,
         optimizer: Optimizer,
         config: StageConfig,
@@ -63,11 +66,12 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
-        self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
+        self._trained, self._world = trained, trained.world
+        self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
         resume_from = options.get("resume_from")
         if resume_from is not None:
-            self.step, self.memory = checkpoint.read(resume_from, model, optimizer)
-        path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
+            self.step, self.memory = checkpoint.read(resume_from, trained, optimizer)
+        path = None if self._run_dir is None or not self._world.is_main else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
     def end_step(self, values: Metrics, suspects: Sequence[str] = ()) -> None:
@@ -93,9 +97,11 @@ class Stage:
         every = self._config.save_steps
         if every and self._run_dir is not None and self.step % every == 0 and not skipped:
             folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
-            checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
-        if self._on_step is not None and self._on_step(metrics):
-            self.stopped = True
+            with self._world.phase("save"):
+                self._trained.publish()
+                checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
+        wants_end = self._on_step is not None and self._world.is_main and bool(self._on_step(metrics))
+        self.stopped = self.stopped or self._world.from_main(wants_end)
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +110,8 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.close()
+        if error is None:
+            self._trained.publish()
         if error is None and self.memory.get("skipped"):
             raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
 
