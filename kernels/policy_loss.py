@@ -184,6 +184,8 @@ def policy_loss(
             means["kl_ref"] = kl
         if mismatch is not None:
             means["mismatch_kl"] = _kl(mismatch, "k3")
+            if config.rollout_ratio_cap is not None:
+                means["rollout_capped"] = mismatch > math.log(config.rollout_ratio_cap)
         # Against what was really sampled from, so that ess judges the data and not only the last update.
         importance = token_ratio if mismatch is None else token_ratio * mismatch.clamp(max=_MAX_LOG_RATIO).exp()
         return loss, _metrics(means, ratio, used(importance), active, segments)

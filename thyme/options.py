@@ -76,8 +76,9 @@ def _split(cls: Any, args: list[str]) -> tuple[list[str], dict[str, Any]]:
         key = name.replace("-", "_")
         hint = _hint(cls, key)
         texts = [value] if has_value else []
-        if not has_value and hint is bool:
-            texts = [rest.pop(0)] if rest and rest[0] in ("true", "false") else ["true"]
+        if not has_value and _is_switch(hint):
+            words = ("true", "false") if hint is bool else ("true", "false", "none")
+            texts = [rest.pop(0)] if rest and rest[0] in words else ["true"]
         elif not has_value and typing.get_origin(hint) is tuple:
             while rest and not rest[0].startswith("--"):
                 texts.append(rest.pop(0))
@@ -87,6 +88,11 @@ def _split(cls: Any, args: list[str]) -> tuple[list[str], dict[str, Any]]:
             texts = [rest.pop(0)]
         raw[key] = _value(cls, key, texts)
     return given, raw
+
+
+def _is_switch(hint: Any) -> bool:
+    """A key that may be said without a value, which is then true."""
+    return hint is bool or set(typing.get_args(hint)) == {bool, type(None)}
 
 
 def _hint(cls: Any, key: str) -> Any:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,52 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.rl_material import ROLLOUT, by_index, group_of, hand_rollout, make_loop, scored_as
 from thyme.data.streams import endless
-from thyme.engine import Engine, EngineConfig
-from thyme.engine.tags import TokenKind
-from thyme.model import Model, Processor, build
-from thyme.rewards import Reward
-from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts
-from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
+from thyme.model import Model, Processor
+from thyme.rewards import Reward, RuleScorer
+from thyme.rollout import read_rollouts
+from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
-from thyme.toy.model import tiny_config
-from thyme.toy.scenarios import demonstrations, questions
-from thyme.train.config import RlConfig, SftConfig
+from thyme.train.config import RlConfig
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
-from thyme.train.rl import frozen_vision, policy_samples, rollout_sample, train_rl
+from thyme.train.policy_samples import policy_samples, rollout_sample
+from thyme.train.rl import train_rl
 from thyme.train.rl_metrics import reward_metrics, rollout_metrics
-from thyme.train.sft import train_sft
 
-ROLLOUT = RolloutConfig(prompt_style="short", group_size=2, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
-
-
-@pytest.fixture(scope="module")
-def taught(processor: Processor) -> Model:
-    """Knows by heart one product, computed by code."""
-    model = build(tiny_config(), processor, seed=0)
-    config = SftConfig(steps=30, batch_size=1, optimizer="adamw", learning_rate=3e-3)
-    train_sft(model, processor, endless(demonstrations(0, 1, {"arithmetic": 1.0})), config)
-    return model
-
-
-@pytest.fixture(scope="module")
-def asked() -> list[Question]:
-    """The product it knows and a picture it does not."""
-    return [demonstrations(0, 1, {"arithmetic": 1.0})[0].question, *questions(0, 1, {"direct": 1.0})]
-
-
-def by_index(rollout: Rollout) -> Reward:
-    """Every group has a spread, whatever was written."""
-    return Reward(total=float(rollout.index), result=float(rollout.index), consistency=0.0, formatting=0.0)
-
-
-def make_loop(model: Model, sandbox: Sandbox) -> RolloutLoop:
-    assert model.processor is not None
-    config = EngineConfig(num_blocks=64, max_sequences=8, max_batch_tokens=512, deterministic=True, quiet=True)
-    return RolloutLoop(Engine(model, config), sandbox, model.processor, ROLLOUT)
 
 
 def test_two_steps_on_engine_and_sandbox(
@@ -64,7 +34,7 @@ def test_two_steps_on_engine_and_sandbox(
 ) -> None:
     model = copy.deepcopy(taught)
     loop = make_loop(model, sandbox)
-    history = train_rl(model, processor, loop, endless(asked), RL, score=by_index, run_dir=tmp_path)
+    history = train_rl(model, processor, loop, endless(asked), RL, scorer=RuleScorer(by_index), run_dir=tmp_path)
     assert len(history) == 2
     for metrics in history:
         assert metrics["actor/ratio"] == metrics["actor/ratio_max"] == 1.0
@@ -122,7 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
             make_loop(model, sandbox),
             endless(asked),
             config,
-            score=by_index,
+            scorer=RuleScorer(by_index),
             run_dir=tmp_path,
             resume_from=resume_from,
         )
@@ -145,7 +115,7 @@ def test_groups_without_spread_teach_nothing(
 
     model = copy.deepcopy(taught)
     config = RlConfig(steps=1, batch_size=2, kl_coef=0.0)
-    (metrics,) = train_rl(model, processor, make_loop(model, sandbox), endless(asked), config, score=same)
+    (metrics,) = train_rl(model, processor, make_loop(model, sandbox), endless(asked), config, scorer=RuleScorer(same))
     assert metrics["reward/frac_zero_std"] == 1.0 and metrics["loss"] == 0.0
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taught.parameters(), strict=True))
 
@@ -155,41 +125,7 @@ def test_the_loop_must_run_the_model_that_is_trained(
 ) -> None:
     loop = make_loop(copy.deepcopy(taught), sandbox)
     with pytest.raises(ValueError, match="another model"):
-        train_rl(taught, processor, loop, endless(asked), RL, score=by_index)
-
-
-# By hand.
-
-
-def hand_rollout(
-    temperatures: Sequence[float] = (1.0, 0.0), result: SandboxResult | None = None, **values: object
-) -> Rollout:
-    """Two given tokens, then one sampled token for each temperature; greedy ones are code."""
-    n = len(temperatures)
-    sampled = np.asarray([False, False] + [True] * n)
-    warm = np.asarray([0.0, 0.0, *temperatures], dtype=np.float32)
-    greedy = sampled & (warm == 0)
-    fields: dict[str, object] = dict(
-        question=questions(0, 1, {"arithmetic": 1.0})[0],
-        group=0,
-        index=0,
-        seed=0,
-        token_ids=np.arange(5, 7 + n),
-        kinds=np.where(greedy, TokenKind.CODE, TokenKind.TEXT).astype(np.uint8),
-        rounds=np.zeros(2 + n, dtype=np.int16),
-        sampled=sampled,
-        temperatures=warm,
-        logprobs=np.where(sampled & ~greedy, -0.5, 0.0).astype(np.float32),
-        logprobs_raw=np.where(sampled, -0.75, 0.0).astype(np.float32),
-        entropies=np.zeros(2 + n, dtype=np.float32),
-        weight_versions=np.where(sampled, 0, -1).astype(np.int32),
-        images=[],
-        turns=[Turn(text="x", code=None if result is None else "y", result=result, output_text="", num_images=0)],
-        text="x",
-        answer=None,
-        status=RolloutStatus.ANSWERED,
-    )
-    return Rollout(**(fields | values))  # type: ignore[arg-type]
+        train_rl(taught, processor, loop, endless(asked), RL, scorer=RuleScorer(by_index))
 
 
 def test_a_rollout_is_trained_where_the_policy_drew(processor: Processor) -> None:
@@ -204,36 +140,56 @@ def test_a_rollout_is_trained_where_the_policy_drew(processor: Processor) -> Non
 
 def test_dead_groups_are_skipped_but_counted(processor: Processor) -> None:
     groups = [[hand_rollout(), hand_rollout()], [hand_rollout((1.0,)), hand_rollout((1.0,) * 3)]]
-    rewards = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
-    samples = policy_samples(processor, groups, rewards, RlConfig())
+    scored = [group_of(*groups[0], totals=(1.0, 1.0)), group_of(*groups[1], totals=(0.0, 2.0))]
+    samples = policy_samples(processor, scored, RlConfig())
     assert [np.count_nonzero(sample.weights) for sample in samples] == [1, 3]
     # Mean over the 4 tokens of the group, then over both groups.
     assert {float(weight) for sample in samples for weight in sample.weights if weight} == {1 / 8}
-    samples = policy_samples(processor, groups, rewards, RlConfig(normalization="batch_tokens"))
+    samples = policy_samples(processor, scored, RlConfig(normalization="batch_tokens"))
     assert {float(weight) for sample in samples for weight in sample.weights if weight} == {1 / 8}  # of 8 tokens in all
     advantages = [float(sample.advantages[0]) for sample in samples if sample.advantages is not None]
     assert advantages == pytest.approx([-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4)])
+
+
+def test_a_group_without_rewards_is_as_if_it_had_not_been_asked(processor: Processor) -> None:
+    rollouts = hand_rollout((1.0,)), hand_rollout((1.0,) * 3)
+    scored = group_of(*rollouts, totals=(0.0, 2.0))
+    failed = ScoredGroup(rollouts=[hand_rollout(), hand_rollout()], rewards=None)
+    alone = policy_samples(processor, [scored], RlConfig())
+    beside = policy_samples(processor, [failed, scored], RlConfig())
+    assert [sample.weights.tolist() for sample in beside] == [sample.weights.tolist() for sample in alone]
+    assert policy_samples(processor, [failed], RlConfig()) == []
 
 
 def test_reward_metrics_by_hand() -> None:
     reward = partial(Reward, consistency=0.0)
     metrics = reward_metrics(
         [
-            [reward(total=0.0, result=0.0, formatting=0.0), reward(total=1.5, result=1.0, formatting=1.0)],
-            [reward(total=0.5, result=0.0, formatting=1.0), reward(total=0.5, result=0.0, formatting=1.0)],
+            scored_as(
+                reward(total=0.0, result=0.0, formatting=0.0),
+                reward(total=1.5, result=1.0, formatting=1.0),
+            ),
+            scored_as(
+                reward(total=0.5, result=0.0, formatting=1.0),
+                reward(total=0.5, result=0.0, formatting=1.0),
+            ),
         ]
     )
     assert metrics["reward/mean"] == 2.5 / 4
     assert metrics["reward/result/mean"] == 0.25 and metrics["reward/formatting/mean"] == 0.75
     assert metrics["reward/group_std"] == pytest.approx(1.5 / 2**0.5 / 2)
     assert metrics["reward/frac_zero_std"] == 0.5
-    assert metrics["reward/errors"] == 0.0
+    assert metrics["reward/errors"] == metrics["reward/groups_failed"] == 0.0
 
 
 def test_reward_metrics_count_what_could_not_be_scored() -> None:
     good = Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0)
     failed = Reward(total=0.0, result=0.0, consistency=0.0, formatting=0.0, error="result: ValueError: no")
-    assert reward_metrics([[good, failed], [good, good]])["reward/errors"] == 0.25
+    unknown = ScoredGroup(rollouts=[hand_rollout()], rewards=None)
+    metrics = reward_metrics([scored_as(good, failed), unknown, scored_as(good, good)])
+    assert metrics["reward/errors"] == 0.25 and metrics["reward/mean"] == 0.75
+    assert metrics["reward/groups_failed"] == 1.0
+    assert reward_metrics([unknown]) == {"reward/groups_failed": 1.0}
 
 
 def test_rollout_metrics_by_hand() -> None:
@@ -258,15 +214,6 @@ def test_rollout_metrics_by_hand() -> None:
     assert not any(name.startswith("sandbox/") for name in without_code)
 
 
-def test_frozen_vision_trains_the_merger_only_and_is_undone(model: Model) -> None:
-    assert model.visual is not None
-    with frozen_vision(model, True):
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-        assert "visual.merger.up.weight" in trainable and "decoder.norm.weight" in trainable
-        assert not any(name.startswith(("visual.blocks", "visual.patch_embed")) for name in trainable)
-    assert all(p.requires_grad for p in model.parameters())
-
-
 @pytest.mark.parametrize("bias", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.05}])
 def test_sampling_that_biases_log_probs_warns(
     bias: dict[str, float], taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
@@ -276,4 +223,4 @@ def test_sampling_that_biases_log_probs_warns(
     loop = make_loop(model, sandbox)
     loop.config = replace(ROLLOUT, **bias)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="turn them off for RL"):
-        train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), score=by_index)
+        train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), scorer=RuleScorer(by_index))

@@ -5,6 +5,7 @@ Field names are those of Hugging Face where it has one; thyme.model.hf reads and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 ARCHITECTURES = {
@@ -259,3 +260,34 @@ class ImageConfig:
         _positive(self, "patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"ImageConfig.min_pixels ({self.min_pixels}) exceeds max_pixels ({self.max_pixels})")
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The decoder's projections under the hub's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on the decoder (thyme.model.lora); with rank 0 there are none and every weight is trained."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0: no adapters."""
+    alpha: float = 32.0
+    """The adapter's product is scaled by alpha / rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps the update's size when the rank changes."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Projections that get an adapter."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(f"LoraConfig: rank {self.rank} must be at least 0, alpha {self.alpha} positive")
+        unknown = [target for target in self.targets if target not in LORA_TARGETS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            wrong = f"{unknown[0]!r}" if unknown else f"{list(self.targets)}"
+            raise ValueError(f"LoraConfig.targets: {wrong} must be some of {', '.join(LORA_TARGETS)}, each once")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's product."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

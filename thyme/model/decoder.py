@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from thyme.kernels.mrope import mrope_tables
 from thyme.model.attention import Attention
@@ -93,6 +94,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recomputes = False
+        """Of a layer only its inputs are kept for the backward pass, which computes the layer once more."""
         self._frequencies: Tensor | None = None
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -102,7 +105,11 @@ class Decoder(nn.Module):
             self._frequencies = inverse_frequencies(self.config).to(x.device)
         cos, sin = mrope_tables(positions, self._frequencies, self.config.mrope_section)
         delta, stream = None, x
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer in self.layers:
-            delta, stream = layer(delta, stream, cos, sin, attention)
+            if recomputes:
+                delta, stream = checkpoint(layer, delta, stream, cos, sin, attention, use_reentrant=False)
+            else:
+                delta, stream = layer(delta, stream, cos, sin, attention)
         normed: Tensor = self.norm.add(delta, stream)[0]
         return normed

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyme.model.attention import Attention
-from thyme.model.config import ModelConfig
+from thyme.model.config import LoraConfig, ModelConfig
 from thyme.model.decoder import Decoder
 from thyme.model.layers import RMSNorm
 from thyme.model.rope import Grid
@@ -34,6 +34,10 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.processor: Processor | None = None
+        self.lora: LoraConfig | None = None
+        """What `thyme.model.lora` added; None: no adapters."""
+        self.lora_base = ""
+        """Folder or hub name of the model without them."""
         self.visual = None if config.vision is None else VisionTower(config.vision)
         self.decoder = Decoder(config.text)
         tied = config.text.tie_word_embeddings

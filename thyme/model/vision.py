@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from thyme.kernels.mrope import mrope
 from thyme.model.attention import packed_attention
@@ -142,6 +143,8 @@ class VisionTower(nn.Module):
         self.patch_embed = nn.Linear(config.patch_dim, config.hidden_size, bias=False)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
+        self.recomputes = False
+        """Of a block only its inputs are kept for the backward pass, which computes the block once more."""
 
     def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
         """pixel_values [P, patch_dim] of the images one after another -> features [M, out_hidden_size], in order.
@@ -177,7 +180,10 @@ class VisionTower(nn.Module):
         delta, stream = None, x
         for index, block in enumerate(self.blocks):
             lengths = sizes if index in config.fullatt_block_indexes else windows
-            delta, stream = block(delta, stream, cos, sin, lengths)
+            if self.recomputes and torch.is_grad_enabled():
+                delta, stream = checkpoint(block, delta, stream, cos, sin, lengths, use_reentrant=False)
+            else:
+                delta, stream = block(delta, stream, cos, sin, lengths)
         features: Tensor = self.merger(delta, stream)
         return features if is_raster else features.index_select(0, torch.argsort(order))
 

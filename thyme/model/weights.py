@@ -1,7 +1,6 @@
 """Checkpoints: Hugging Face folders in, Hugging Face folders out.
 
-Owns the map between our parameters and the hub's names. Ours differ where the hub splits what we compute in one
-matmul (q/k/v, gate/up) and where it keeps a convolution for a matmul (patch_embed).
+Names and shapes are brought to the hub's by thyme.model.hub_names.
 """
 
 from __future__ import annotations
@@ -12,47 +11,26 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from thyme.model.adapter import ADAPTER_FOLDER, fill_adapters, save_adapter
 from thyme.model.config import ModelConfig
 from thyme.model.hf import as_ids, model_config_from_hf, model_config_to_hf, read_json
+from thyme.model.hub_names import hub_name, pieces
+from thyme.model.lora import merged_parameters
 from thyme.model.model import Model, attach, build, empty
 from thyme.model.processor import Processor
 
-_SPLIT = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
-_RENAMED = (
-    (r"^decoder\.", "model."),
-    (r"\.mlp\.down\.", ".mlp.down_proj."),
-    (r"^visual\.patch_embed\.", "visual.patch_embed.proj."),
-    (r"^visual\.merger\.norm\.", "visual.merger.ln_q."),
-    (r"^visual\.merger\.up\.", "visual.merger.mlp.0."),
-    (r"^visual\.merger\.down\.", "visual.merger.mlp.2."),
-)
-# Spellings of other writers, brought to the hub's; buffers that old Llama checkpoints carry are computed here.
-_ALIASES = (
-    (re.compile(r"^model\.language_model\.|^language_model\.model\."), "model."),
-    (re.compile(r"^model\.visual\."), "visual."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-)
+# Buffers that old Llama checkpoints carry are computed here.
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 _LM_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One tensor on disk: `rows` of one of our parameters, stored in `shape`."""
-
-    name: str
-    rows: slice
-    shape: tuple[int, ...]
 
 
 def load(
@@ -111,19 +89,15 @@ def load_model(
     """
     folder = Path(folder)
     model = empty(config or read_config(folder), device, dtype)
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _weight_files(folder)]
-            _fill(model, {_hub_name(key): (file, key) for file in files for key in file.keys()}, folder)  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: damaged safetensors file: {error}") from error
+    _read(model, folder)
     return model
 
 
 def save(model: Model, processor: Processor | None, folder: str | os.PathLike[str]) -> None:
     """Writes a Hugging Face folder, whole or not at all: into a temporary neighbor first, then renamed.
 
-    An earlier checkpoint at `folder` is replaced.
+    An earlier checkpoint at `folder` is replaced. Of a model with adapters the weights are written merged, for any
+    reader, and the adapters beside them in `adapter/`, in PEFT's format and to the bit.
 
     Raises:
         ValueError: `folder` exists and is no checkpoint.
@@ -148,43 +122,24 @@ def save(model: Model, processor: Processor | None, folder: str | os.PathLike[st
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def hub_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights under the hub's names and in its shapes, as views where that is possible."""
-    for name, parameter in model.named_parameters():
-        for piece in _pieces(model, name, parameter):
-            yield piece.name, parameter.detach()[piece.rows].view(piece.shape)
+def restore(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Puts back, in place, what `save` wrote of this model or of one like it: its adapters where it has some.
 
-
-def _pieces(model: Model, name: str, parameter: nn.Parameter) -> list[_Piece]:
-    hub = name
-    for pattern, replacement in _RENAMED:
-        hub = re.sub(pattern, replacement, hub)
-    owner, layer, kind = hub.rsplit(".", 2) if hub.count(".") > 1 else ("", "", "")
-    shape = tuple(parameter.shape)
-    if layer not in _SPLIT or owner.endswith(".attn"):  # the vision tower's qkv is one matrix on the hub too
-        vision = model.config.vision
-        if vision is not None and name == "visual.patch_embed.weight":
-            side = vision.patch_size
-            shape = (vision.hidden_size, vision.in_channels, vision.temporal_patch_size, side, side)
-        return [_Piece(hub, slice(0, len(parameter)), shape)]
-    text = model.config.text
-    if layer == "qkv":
-        key_rows = text.num_key_value_heads * text.head_dim
-        rows = [text.num_attention_heads * text.head_dim, key_rows, key_rows]
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    if model.lora is not None:
+        fill_adapters(model, Path(folder) / ADAPTER_FOLDER)
     else:
-        rows = [len(parameter) // 2] * 2
-    pieces: list[_Piece] = []
-    start = 0
-    for part, count in zip(_SPLIT[layer], rows, strict=True):
-        pieces.append(_Piece(f"{owner}.{part}.{kind}", slice(start, start + count), (count, *shape[1:])))
-        start += count
-    return pieces
+        _read(model, Path(folder))
 
 
-def _hub_name(key: str) -> str:
-    for pattern, replacement in _ALIASES:
-        key = pattern.sub(replacement, key)
-    return key
+def hub_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights under the hub's names and in its shapes, as views where that is possible; merged with its
+    adapters where it has some."""
+    for name, value in merged_parameters(model):
+        for piece in pieces(model.config, name, value.shape):
+            yield piece.name, value[piece.rows].view(piece.shape)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -201,10 +156,19 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _read(model: Model, folder: Path) -> None:
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _weight_files(folder)]
+            _fill(model, {hub_name(key): (file, key) for file in files for key in file.keys()}, folder)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: damaged safetensors file: {error}") from error
+
+
 @torch.no_grad()
 def _fill(model: Model, stored: dict[str, tuple[Any, str]], folder: Path) -> None:
     """Copies every stored tensor into the parameter it belongs to, after all names and shapes were checked."""
-    wanted = [(p, piece) for name, p in model.named_parameters() for piece in _pieces(model, name, p)]
+    wanted = [(p, piece) for name, p in model.named_parameters() for piece in pieces(model.config, name, p.shape)]
     names = {piece.name for _, piece in wanted}
     spare = {key for key in stored.keys() - names if not _COMPUTED.search(key)}
     tied_head = model.lm_head is None and _LM_HEAD in spare and _EMBEDDING in stored
@@ -246,6 +210,8 @@ def _write(model: Model, processor: Processor | None, folder: Path) -> None:
     _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     if processor is not None:
         processor.save(folder)
+    if model.lora is not None:
+        save_adapter(model, folder / ADAPTER_FOLDER)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

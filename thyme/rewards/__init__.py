@@ -1,14 +1,18 @@
 """Rewards: the answer, its agreement with the reasoning, and the format (Thyme: r = R (1 + C / 2) + F / 2)."""
 
+from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rewards.consistency import consistency
 from thyme.rewards.judge import Judge, RuleJudge
 from thyme.rewards.reward import Reward, score, scored
 from thyme.rewards.rules import combine, formatting, guarded, judged, result
 from thyme.rewards.scorer import RuleScorer, Scorer
+from thyme.rewards.shaping import overlong, tool_bonus
 
 __all__ = [
     "Judge",
+    "JudgeConfig",
     "Reward",
+    "RewardConfig",
     "RuleJudge",
     "RuleScorer",
     "Scorer",
@@ -17,7 +21,9 @@ __all__ = [
     "formatting",
     "guarded",
     "judged",
+    "overlong",
     "result",
     "score",
     "scored",
+    "tool_bonus",
 ]

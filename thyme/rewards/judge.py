@@ -18,6 +18,28 @@ class Judge(Protocol):
         """Whether the end of the solution process draws the same conclusion as the answer."""
 
 
+class AsyncJudge(Protocol):
+    """A judge that is awaited, as one behind a server is."""
+
+    async def correct(self, question: str, answer: str, solution: str) -> bool:
+        """Whether the answer agrees with the reference answer.
+
+        Raises:
+            JudgeUnavailable: there is no verdict.
+        """
+
+    async def consistent(self, thinking: str, answer: str) -> bool:
+        """Whether the end of the solution process draws the same conclusion as the answer.
+
+        Raises:
+            JudgeUnavailable: there is no verdict.
+        """
+
+
+class JudgeUnavailable(RuntimeError):
+    """A judge gave no verdict, after all tries: nothing is known of the rollout, which is not the same as 0."""
+
+
 _CODE = re.compile(r"<code>.*?(?:</code>|$)", re.DOTALL)
 # What is cut to its last characters may begin inside of a code block.
 _CODE_TAIL = re.compile(r"^(?:(?!<code>).)*</code>", re.DOTALL)

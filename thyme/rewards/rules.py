@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from thyme.rewards.answers import matches, refuses
+from thyme.rewards.config import RewardMode
 from thyme.rewards.judge import Judge
 
 T = TypeVar("T")
@@ -66,13 +67,48 @@ def guarded(part: str, compute: Callable[[], T], otherwise: T) -> tuple[T, str |
 
 
 def _is_right(answer: str | None, solution: str, question: str, judge: Judge | None) -> bool:
+    said = verdict(answer, solution, question)
+    if said is not None or answer is None:
+        return bool(said)
+    return judge is not None and judge.correct(question, answer, solution)
+
+
+def verdict(answer: str | None, solution: str, question: str) -> bool | None:
+    """Whether the answer is right, as far as rules decide: None where only a judge could still accept it.
+
+    No answer is wrong, and so is a refusal: a judge is asked about neither.
+
+    Raises:
+        thyme.rewards.formulas.FormulaError: math-verify could not compare answer and solution.
+    """
     if answer is None or not answer.strip():
         return False
     if matches(answer, solution, question):
         return True
-    return judge is not None and not refuses(answer, solution, question) and judge.correct(question, answer, solution)
+    return False if refuses(answer, solution, question) else None
 
 
-def combine(result: float, consistency: float, formatting: float) -> float:
-    """result * (1 + 0.5 * consistency) + 0.5 * formatting: being consistent pays only where the answer is right."""
-    return result * (1 + 0.5 * consistency) + 0.5 * formatting
+def combine(
+    result: float,
+    consistency: float,
+    formatting: float,
+    *,
+    mode: RewardMode = "gated",
+    consistency_weight: float = 0.5,
+    formatting_weight: float = 0.5,
+) -> float:
+    """The reward of its parts R, C and F.
+
+    Args:
+        result: R.
+        consistency: C.
+        formatting: F.
+        mode: "gated": R (1 + wC * C) + wF * F, Thyme's: being consistent pays only where the answer is right.
+            "additive": R + wC * C + wF * F. "result": R.
+        consistency_weight: wC.
+        formatting_weight: wF.
+    """
+    if mode == "result":
+        return result
+    agreement = consistency_weight * consistency * (result if mode == "gated" else 1.0)
+    return result + agreement + formatting_weight * formatting

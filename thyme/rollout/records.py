@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write_rollouts(
     path: Path | str,
     rollouts: Sequence[Rollout],
-    rewards: Sequence[Mapping[str, float | str | None]] | None = None,
+    rewards: Sequence[Mapping[str, float | str | None] | None] | None = None,
     *,
     images_dir: Path | str | None = None,
 ) -> None:
@@ -37,7 +37,8 @@ def write_rollouts(
     Args:
         path: the JSONL file; its folder is made.
         rollouts: in the order they are to be read.
-        rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`.
+        rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`; None for one
+            that could not be scored.
         images_dir: where the images are kept; default `images` beside the folder of `path`.
 
     Raises:
@@ -48,11 +49,21 @@ def write_rollouts(
         raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
     store = ImageFolder(images_dir or _store_beside(path))
     lines = []
-    for i, rollout in enumerate(rollouts):
-        row = _to_row(rollout, store) | {"rewards": None if rewards is None else dict(rewards[i])}
+    for rollout, reward in zip(rollouts, rewards or [None] * len(rollouts), strict=True):
+        row = _to_row(rollout, store) | {"rewards": None if reward is None else dict(reward)}
         lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair
+
+
+def join_rollouts(path: Path, parts: Sequence[Path]) -> None:
+    """Makes one file at `path` of files that `write_rollouts` wrote, by group and index, and removes those."""
+    lines = [line + "\n" for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
+    rows = [(json.loads(line), line) for line in lines]
+    rows.sort(key=lambda row: (row[0]["group"], row[0]["index"]))
+    _replace(path, "".join(line for _, line in rows).encode())
+    for part in parts:
+        part.unlink()
 
 
 def read_rollouts(

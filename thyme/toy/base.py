@@ -15,10 +15,11 @@ from thyme.toy.config import BaseStageConfig
 from thyme.toy.gates import CaptionGate, caption_sample
 from thyme.train.balance import share_of
 from thyme.train.metrics import Metrics
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
+from thyme.train.trainable import fuses_head, trainable
 
 
 def train_base(
@@ -49,10 +50,12 @@ def train_base(
     missing = {"ground", "one"} - {caption.kind for caption in heldout}
     if missing:
         raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
-    trained = trained_model(model, options.get("world"))
-    optimizer = build_optimizer(trained.module, config)
     gate = CaptionGate(processor, heldout)
-    with Stage("base", trained, processor, optimizer, config, memory={"end": config.steps}, **options) as stage:
+    trained = trained_model(model, options.get("world"))
+    with (
+        trainable(trained.module, config) as optimizer,
+        Stage("base", trained, processor, optimizer, config, memory={"end": config.steps}, **options) as stage,
+    ):
         while stage.step < stage.memory["end"] and not stage.stopped:
             with trained.world.phase("update"):
                 batch = captions(stage.step * config.batch_size, config.batch_size)
@@ -64,7 +67,7 @@ def train_base(
                     [caption_sample(processor, caption) for caption in share],
                     rate=_rate(config, stage.step),
                     max_tokens=config.max_tokens_per_micro_batch,
-                    fused_head=config.fused_head,
+                    fused_head=fuses_head(model, config),
                 )
             is_last = stage.step + 1 == stage.memory["end"]
             if is_last or (stage.step + 1) % config.gate_steps == 0:

@@ -118,6 +118,7 @@ def _empty() -> TrainBatch:
         cu_seqlens=torch.zeros(2, dtype=torch.int32),
         advantages=floats,
         temperatures=floats,
+        old_logprobs=floats,
         rollout_logprobs=floats,
         segments=torch.zeros(0, dtype=torch.uint8),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from thyme.model.weights import load_model
+from thyme.model.weights import restore
 from thyme.train.optim import Optimizer
 from thyme.train.sharding import TrainedModel
 
@@ -65,10 +65,7 @@ def read(folder: Path, trained: TrainedModel, optimizer: Optimizer) -> tuple[int
     """
     if not (folder / "trainer.pt").is_file():
         raise ValueError(f"{folder} is no checkpoint to resume from: it has no trainer.pt")
-    model = trained.full
-    parameter = next(model.parameters())
-    saved = load_model(folder / "model", device=parameter.device, dtype=parameter.dtype, config=model.config)
-    model.load_state_dict(saved.state_dict())
+    restore(trained.full, folder / "model")
     trained.reload()
     state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])

@@ -1,6 +1,7 @@
 """Settings of the training stages: an optimizer with its schedule, and what each stage adds. Standard library only."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 LossRule = Literal["paper", "code", "all"]
@@ -8,6 +9,9 @@ Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "consta
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 PHASES = ("rollout", "reward", "update", "save")
 """What a training step spends its time on."""
+LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
+KlKind = Literal["k1", "k2", "k3"]
+MismatchMask = Literal["none", "token", "sequence"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +48,21 @@ class StageConfig:
     """Share of the peak rate that is left at the end of the decay."""
     max_tokens_per_micro_batch: int = 16_384
     """No forward pass holds more packed tokens than this (a single longer sample may)."""
-    fused_head: bool = False
+    fused_head: bool | None = None
     """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
-    large vocabulary fit. A small one is quicker without."""
+    large vocabulary fit. None: from 32,768 words on, where the logits of 4,096 trained tokens and their gradient would
+    take half a GiB in bfloat16; fewer are quicker without."""
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: never."""
+    activation_checkpointing: bool = False
+    """Of each decoder layer and vision block keep only the inputs, and compute it once more in the backward pass: far
+    fewer activations for a third more arithmetic. The gradients are the same. `thyme plan` says what it saves."""
+    freeze_vision: bool = False
+    """Keep the vision tower's patch embedding and blocks as they are; Thyme does so in every stage."""
+    freeze_merger: bool = False
+    """Keep the merger, through which pictures reach the decoder, as it is; Thyme does so in SFT and not in RL."""
 
     def __post_init__(self) -> None:
         one_of(self, "optimizer", ("muon", "adamw"))
@@ -110,38 +122,105 @@ class AnnealConfig(SftConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """The policy loss: what `thyme.kernels.grpo_loss.GrpoLossConfig` has beside `rl.kl_coef` and `rl.greedy_tokens`."""
+
+    loss: LossKind = "ppo"
+    """"ppo": a ratio per token, clipped. "gspo": its geometric mean over the rollout, with that gradient; "gspo_token":
+    the same value with the gradient of the token. "cispo": the clipped ratio weighs the log-prob, no token is lost."""
+    clip_eps_low: float = 0.2
+    """The ratio is clipped to at least 1 - this where the advantage is negative."""
+    clip_eps_high: float = 0.2
+    """The ratio is clipped to at most 1 + this where the advantage is positive; DAPO's clip-higher is 0.28."""
+    ratio_cap: float | None = None
+    """Two-sided clip: the ratio never counts for more than this, also where the advantage is negative; none: no cap."""
+    kl: KlKind = "k3"
+    """Estimator of the KL to the starting model; d = ref - logprob. k1: -d, k2: d^2 / 2, k3: exp(d) - d - 1."""
+    kl_times_ratio: bool = False
+    """Multiply the estimator by the token's ratio, which makes its gradient unbiased off-policy."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus (entropy at temperature 1)."""
+    rollout_ratio_cap: float | None = None
+    """Truncated importance sampling: a token counts by min(trainer's probability / engine's, this); none: by 1."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "loss", get_args(LossKind))
+        one_of(self, "kl", get_args(KlKind))
+        for name in ("clip_eps_low", "clip_eps_high", "entropy_coef"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "finite and at least 0")
+        for name in ("ratio_cap", "rollout_ratio_cap"):
+            cap = getattr(self, name)
+            require(self, name, cap is None or 0 < cap < math.inf, "finite and positive, or none")
+        if self.ratio_cap is not None:
+            least = 1 + self.clip_eps_high
+            require(self, "ratio_cap", self.ratio_cap >= least, f"at least 1 + clip_eps_high ({least:g})")
+            require(self, "ratio_cap", self.loss != "cispo", "none where loss is 'cispo', which clips every ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
-    """GRPO-ATS: one on-policy step on each batch of rollouts. Temperatures and group size are RolloutConfig's."""
+    """GRPO-ATS: an optimizer step or several on each batch of rollouts. Temperatures and group size: RolloutConfig."""
 
     steps: int = 20
+    """Batches of rollouts; each makes updates_per_batch * epochs_per_batch optimizer steps at one learning rate."""
     batch_size: int = 16
-    """Questions in an optimizer step; each has a group of rollouts."""
+    """Questions in a batch; each has a group of rollouts."""
+    updates_per_batch: int = 1
+    """Mini-batches that a batch is cut into, by question, in order; each makes an optimizer step of its own."""
+    epochs_per_batch: int = 1
+    """Times that a batch is gone through. Beyond one update a batch the later ones are off-policy: the ratio is against
+    the policy before the first, whose log-probs take one forward pass more, and clipping acts."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 3
     kl_coef: float = 0.001
     """Weight of KL(policy, starting model) in the loss (Thyme: 0.001); 0 needs no copy of the starting model."""
+    reference: Literal["device", "host"] = "device"
+    """Where the starting model's copy lies. "host": decoder layers and vision blocks in host memory, each brought to
+    the device while it runs, so that no more than one of them is there; log-probs are the same."""
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    mismatch_mask: MismatchMask = "none"
+    """Masked importance sampling: what is left out of the loss where trainer and engine disagree too much about its
+    probability (trainer's over engine's outside mismatch_low to mismatch_high). "token": single tokens; "sequence":
+    rollouts, by the geometric mean over their tokens. Takes a forward pass more."""
+    mismatch_low: float = 0.5
+    """See mismatch_mask."""
+    mismatch_high: float = 2.0
+    """See mismatch_mask."""
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
     """Tokens a rollout is divided by under normalization "constant"."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
+    max_unscored_steps: int = 3
+    """A group that the scorer cannot judge is left out; so many steps in a row without any scored group end the
+    stage with an error."""
     record_steps: int = 5
     """The rollouts of every so many steps are written to the run folder; 0: none."""
-    freeze_vision: bool = False
-    """Keep the vision tower's blocks as they are; the merger is trained (Thyme's RL stage does so)."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
+        one_of(self, "mismatch_mask", get_args(MismatchMask))
+        require(self, "mismatch_low", 0 <= self.mismatch_low <= 1, "in [0, 1]: a ratio of 1 is no mismatch")
+        require(self, "mismatch_high", self.mismatch_high >= 1, "at least 1: a ratio of 1 is no mismatch")
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        require(self, "normalization_tokens", self.normalization_tokens >= 1, "at least 1")
+        for name in ("normalization_tokens", "max_unscored_steps", "updates_per_batch", "epochs_per_batch"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        rule = f"at most batch_size ({self.batch_size}), the questions that it cuts into parts"
+        require(self, "updates_per_batch", self.updates_per_batch <= self.batch_size, rule)
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether log-probs are computed before the first update of a batch."""
+        return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch_mask != "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
 from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
+from thyme.model.lora import adapters_off
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
 from thyme.train.attention import RolloutAttention
@@ -138,7 +139,7 @@ def rollout_loss(
     reference: Model | None = None,
     fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
-    """The GRPO loss of one micro-batch, on-policy (the ratio is 1), with KL to `reference` if there is one."""
+    """The GRPO loss of one micro-batch, with KL to `reference` if there is one; on-policy without old log-probs."""
     ref_logprobs = None
     if reference is not None:
         ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
@@ -153,6 +154,7 @@ def rollout_loss(
         batch.targets,
         batch.advantages,
         batch.weights,
+        old_logprobs=batch.old_logprobs,
         ref_logprobs=ref_logprobs,
         rollout_logprobs=batch.rollout_logprobs,
         temperature=batch.temperatures,
@@ -166,5 +168,9 @@ def rollout_loss(
 
 @torch.no_grad()
 def reference_logprobs(reference: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
-    """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy."""
-    return trained_logprobs(reference, batch, allowed, batch.temperatures, fused_head=fused_head)
+    """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy.
+
+    The reference is read without its adapters, so a policy that has some may be its own.
+    """
+    with adapters_off(reference):
+        return trained_logprobs(reference, batch, allowed, batch.temperatures, fused_head=fused_head)

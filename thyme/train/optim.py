@@ -154,8 +154,9 @@ def build_optimizer(model: nn.Module, config: StageConfig) -> Optimizer:
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may have it: a matrix between hidden states, not an embedding, a head or a patch filter."""
-    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    """Whether Muon may have it: a matrix between hidden states, not an embedding, a head, a patch filter or a
+    factor of an adapter."""
+    return parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "lora"))
 
 
 def _adamw(groups: list[dict[str, Any]], config: StageConfig) -> torch.optim.Optimizer:

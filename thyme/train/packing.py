@@ -40,6 +40,8 @@ class Sample:
     """[T]: 0 text, 1 code."""
     name: str = ""
     """What it is called where its loss is not finite."""
+    rank: int = 0
+    """Which rank has its pictures, and trains it."""
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -88,6 +90,8 @@ class TrainBatch:
     """[N] float32."""
     segments: Tensor | None = None
     """[N] uint8."""
+    old_logprobs: Tensor | None = None
+    """[N] float32: under the policy that the ratio is against, at temperatures; None: the one that is trained."""
     names: tuple[str, ...] = ()
     """Of the samples in it, where they have one."""
     same_bits: bool = False

@@ -3,14 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoMetrics
-from thyme.rewards import Reward
 from thyme.rollout.types import Rollout, RolloutStatus
+from thyme.train.distributed import World
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 
 _LOSS_NAMES = {
@@ -25,6 +27,7 @@ _LOSS_NAMES = {
     "greedy_frac": "actor/greedy_frac",
     "mismatch_kl": "mismatch/kl",
     "mismatch_kl_code": "mismatch/kl_code",
+    "rollout_capped": "mismatch/capped_frac",
     "ess": "mismatch/ess",
     "tokens": "batch/trained_tokens",
 }
@@ -42,12 +45,33 @@ class LossMetrics:
         self._loss.append(loss)
         self._parts.append(metrics)
 
+    def __bool__(self) -> bool:
+        """Whether anything was trained."""
+        return bool(self._parts)
+
     def metrics(self) -> Metrics:
         """All of the step; waits for the device once. Empty but for the loss when nothing was trained."""
-        if not self._parts:
+        return self.together([self])
+
+    def of_all_ranks(self, world: World) -> Self:
+        """These metrics with those of the other ranks' micro-batches of the same step, on every rank."""
+        if world.size == 1:
+            return self
+        losses = [loss.cpu() for loss in self._loss]
+        parts = [GrpoMetrics(part.names, part.values.cpu()) for part in self._parts]
+        out = type(self)()
+        for rank_losses, rank_parts in world.gather((losses, parts)):
+            out._loss += rank_losses
+            out._parts += rank_parts
+        return out
+
+    @staticmethod
+    def together(steps: "Sequence[LossMetrics]") -> Metrics:
+        """Of several steps on one batch: the mean of their losses, the rest as if they were one step."""
+        parts = [part.as_dict() for step in steps for part in step._parts]
+        if not parts:
             return {"loss": 0.0}
-        parts = [part.as_dict() for part in self._parts]
-        out: Metrics = {"loss": float(torch.stack(self._loss).sum())}
+        out: Metrics = {"loss": float(np.mean([float(torch.stack(step._loss).sum()) for step in steps if step]))}
         for name, ours in _LOSS_NAMES.items():
             if name not in parts[0]:
                 continue
@@ -64,10 +88,17 @@ class LossMetrics:
         return out
 
 
-def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
-    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share."""
+def reward_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share.
+
+    All of the groups that were scored; `reward/groups_failed` is the number of the others, and alone where all failed.
+    """
+    rewards = [group.rewards for group in groups if group.rewards is not None]
+    out = {"reward/groups_failed": float(len(groups) - len(rewards))}
+    if not rewards:
+        return out
     totals = np.array([[reward.total for reward in group] for group in rewards])
-    out = {"reward/mean": float(totals.mean())}
+    out["reward/mean"] = float(totals.mean())
     for part in ("result", "consistency", "formatting"):
         out[f"reward/{part}/mean"] = float(np.mean([[getattr(reward, part) for reward in group] for group in rewards]))
     out["reward/group_std"] = float(totals.std(axis=1, ddof=1).mean())

@@ -14,12 +14,13 @@ from thyme.train.balance import row_length, share_of
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
-from thyme.train.optim import build_optimizer, rate_share
+from thyme.train.optim import rate_share
 from thyme.train.packing import Sample, pack
 from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
+from thyme.train.trainable import fuses_head, trainable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,11 @@ def train_sft(
     """
     trained = trained_model(model, options.get("world"))
     world = trained.world
-    optimizer = build_optimizer(trained.module, config)
     passed = gate is not None and world.from_main(gate.measure(model)) >= gate.goal
-    with Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage:
+    with (
+        trainable(trained.module, config) as optimizer,
+        Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
+    ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
             with world.phase("update"):
                 batch = rows(stage.step * config.batch_size, config.batch_size)
@@ -78,7 +81,7 @@ def train_sft(
                     [row_sample(processor, row, config.loss_rule, system) for row in share],
                     rate=rate_share(config, stage.step, config.steps),
                     max_tokens=config.max_tokens_per_micro_batch,
-                    fused_head=config.fused_head,
+                    fused_head=fuses_head(model, config),
                 )
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 trained.publish()

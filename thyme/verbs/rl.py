@@ -80,6 +80,7 @@ def train(
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
     """
+    from thyme.rewards import RuleScorer
     from thyme.toy.streams import question_stream
     from thyme.train.metrics import progress
     from thyme.train.rl import train_rl
@@ -92,7 +93,7 @@ def train(
             loop,
             question_stream(config.toy),
             config.rl,
-            score=reward,
+            scorer=RuleScorer(reward),
             seed=config.seed,
             run_dir=folder,
             on_step=line,

@@ -1,0 +1,70 @@
+"""The rewards of a step's groups: asked for as each group ends, while others still decode, and collected after."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from thyme.rewards import Reward, Scorer
+from thyme.rollout.types import Rollout
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """The rollouts of one question, by index, and what each earned."""
+
+    rollouts: list[Rollout]
+    rewards: list[Reward] | None
+    """None where the group could not be scored: nothing is known of it, and it is no group of zeros."""
+    rank: int = 0
+    """Which rank sampled it, and has its pictures."""
+
+
+class GroupScores:
+    """Submits each group of one `RolloutLoop.run` when its last rollout ends; `ended` is the run's `on_end`.
+
+    Args:
+        scorer: gets every group once, rollouts by index.
+        group_size: rollouts of a question.
+    """
+
+    def __init__(self, scorer: Scorer, group_size: int) -> None:
+        self._scorer, self._group_size = scorer, group_size
+        self._open: dict[int, dict[int, Rollout]] = {}
+        self._submitted: dict[int, Future[list[Reward]]] = {}
+
+    def ended(self, rollout: Rollout) -> None:
+        """Takes one rollout that has just ended."""
+        group = self._open.setdefault(rollout.group, {})
+        group[rollout.index] = rollout
+        if len(group) == self._group_size:
+            whole = self._open.pop(rollout.group)
+            self._submitted[rollout.group] = self._scorer.submit([whole[index] for index in sorted(whole)])
+
+    def collect(self, groups: Sequence[Sequence[Rollout]]) -> list[ScoredGroup]:
+        """Waits for the rewards of every group; one whose future raises has none, and is named in the log.
+
+        Args:
+            groups: what the run returned.
+
+        Raises:
+            ValueError: the scorer gave another number of rewards than the group has rollouts.
+        """
+        return [
+            ScoredGroup(rollouts=list(group), rewards=self._rewards(index, group)) for index, group in enumerate(groups)
+        ]
+
+    def _rewards(self, index: int, group: Sequence[Rollout]) -> list[Reward] | None:
+        question = group[0].question.id
+        try:
+            rewards = self._submitted[index].result()
+        except Exception as error:  # whatever a judge's client raises
+            _log.warning(
+                "question %r: not scored, its group is left out: %s: %s", question, type(error).__name__, error
+            )
+            return None
+        if len(rewards) != len(group):
+            raise ValueError(f"question {question!r}: the scorer gave {len(rewards)} rewards for {len(group)} rollouts")
+        return rewards

@@ -1,0 +1,71 @@
+"""From scored rollouts to what the policy loss trains on: advantages, denominators, mini-batches of questions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from thyme.model.processor import Processor
+from thyme.rollout.types import Rollout, TokenKind
+from thyme.train.advantages import group_advantages, zero_spread
+from thyme.train.config import RlConfig
+from thyme.train.group_scores import ScoredGroup
+from thyme.train.objective import normalize
+from thyme.train.packing import Sample
+from thyme.train.tokenization import positions
+
+
+def mini_batches(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[list[Sample]]:
+    """The samples of each update of an epoch: the scored groups in order, cut into `updates_per_batch` parts.
+
+    Parts differ by one group at most, the larger first. Each is normalised by itself, as a batch of its own; one
+    whose groups have no spread is empty.
+    """
+    scored = [group for group in groups if group.rewards is not None]
+    size, larger = divmod(len(scored), config.updates_per_batch)
+    starts = [part * size + min(part, larger) for part in range(config.updates_per_batch + 1)]
+    return [policy_samples(processor, scored[start:end], config) for start, end in pairwise(starts)]
+
+
+def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[Sample]:
+    """What can be learned from: the rollouts of every group whose rewards differ.
+
+    A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
+    count in the denominators. A group without rewards is as if it had not been asked.
+    """
+    scored = [group for group in groups if group.rewards is not None]
+    if not scored:
+        return []
+    rewards = torch.tensor([[reward.total for reward in group.rewards or ()] for group in scored])
+    advantages = group_advantages(rewards, config.advantage_scale).tolist()
+    samples = normalize(
+        [
+            [
+                replace(rollout_sample(processor, rollout, advantage), rank=group.rank)
+                for rollout, advantage in zip(group.rollouts, row, strict=True)
+            ]
+            for group, row in zip(scored, advantages, strict=True)
+        ],
+        config.normalization,
+        constant=config.normalization_tokens,
+    )
+    has_spread = (~zero_spread(rewards)).repeat_interleave(rewards.shape[1]).tolist()
+    return [sample for sample, keep in zip(samples, has_spread, strict=True) if keep]
+
+
+def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> Sample:
+    """A rollout as it was sampled, token for token; trained is what the policy drew, and nothing else."""
+    greedy = rollout.temperatures == 0
+    return Sample(
+        token_ids=rollout.token_ids,
+        positions=positions(processor, rollout.token_ids, rollout.images),
+        weights=rollout.sampled.astype(np.float32),
+        images=tuple(rollout.images),
+        advantages=np.full(len(rollout.token_ids), advantage, dtype=np.float32),
+        temperatures=rollout.temperatures,
+        rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
+        segments=(rollout.kinds == TokenKind.CODE).astype(np.uint8),
+        name=f"{rollout.question.id}/{rollout.index}",
+    )

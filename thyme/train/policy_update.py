@@ -1,0 +1,171 @@
+"""The optimizer steps on one batch of rollouts: one, or several over mini-batches and epochs.
+
+The ratio of the loss is taken against the policy that the batch's first update starts from, whose log-probs of every
+trained token are computed once, before that update, at each token's temperature (1 where greedy). With one update a
+batch that policy is the one being trained: the ratio is 1 by definition, and nothing is computed before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thyme.kernels.grpo_loss import GrpoLossConfig
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.train.balance import aligned
+from thyme.train.config import RlConfig
+from thyme.train.metrics import Metrics
+from thyme.train.mismatch import Masked, mask_metrics, masked
+from thyme.train.objective import AllowedIds, rollout_loss, trained_logprobs
+from thyme.train.optim import Optimizer
+from thyme.train.packing import Sample, TrainBatch, pack
+from thyme.train.rl_metrics import LossMetrics
+from thyme.train.sharding import TrainedModel
+from thyme.train.supervised import step_metrics, suspects
+from thyme.train.trainable import fuses_head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One optimizer step, made or not."""
+
+    loss: LossMetrics
+    """Of its micro-batches; nothing where there was nothing to train."""
+    optim: Metrics
+    """optim/grad_norm, optim/rate_share, and optim/skipped where it is not finite."""
+    suspects: tuple[str, ...] = ()
+    """Names of the rollouts that may be why it was not finite."""
+
+
+def packed_batches(
+    trained: TrainedModel,
+    processor: Processor,
+    batches: Sequence[Sequence[Sample]],
+    config: RlConfig,
+    *,
+    same_bits: bool,
+) -> tuple[list[list[TrainBatch]], Metrics]:
+    """The micro-batches of every mini-batch, with old log-probs and without what the mismatch mask leaves out.
+
+    Args:
+        trained: the policy before the first update.
+        batches: the samples of each mini-batch, on whichever rank.
+        same_bits: see `TrainBatch`.
+
+    Returns:
+        This rank's micro-batches in which something is trained, and how much was masked on all ranks.
+    """
+    allowed, image_id = AllowedIds.of(processor), processor.image_token_id
+    parts: list[list[TrainBatch]] = []
+    left_out: list[Masked] = []
+    for samples in batches:
+        own = [sample for sample in samples if sample.rank == trained.world.rank]
+        packed = pack(own, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
+        part = [replace(batch, same_bits=same_bits) for batch in packed]
+        if config.needs_old_logprobs:
+            part = with_old_logprobs(trained, part, allowed, config)
+        if config.mismatch_mask != "none":
+            pairs = [masked(batch, config.mismatch_mask, config.mismatch_low, config.mismatch_high) for batch in part]
+            left_out += [found for _, found in pairs]
+            part = [batch for batch, _ in pairs if batch.weights.any()]
+        parts.append(part)
+    everywhere = trained.world.gather(left_out)
+    return parts, mask_metrics([found for rank in everywhere for found in rank])
+
+
+def update_policy(
+    trained: TrainedModel,
+    processor: Processor,
+    optimizer: Optimizer,
+    batches: Sequence[Sequence[TrainBatch]],
+    config: RlConfig,
+    *,
+    reference: Model | None,
+    rate: float,
+) -> list[Update]:
+    """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without micro-batches.
+
+    A step that is not finite is not taken, and ends the updates of this batch.
+
+    Args:
+        batches: this rank's micro-batches of each mini-batch.
+        reference: of the KL term.
+        rate: share of the peak learning rates.
+
+    Returns:
+        The updates, at least one.
+    """
+    updates: list[Update] = []
+    for _ in range(config.epochs_per_batch):
+        for part in batches:
+            updates.append(policy_step(trained, processor, optimizer, part, config, reference=reference, rate=rate))
+            if updates[-1].optim["optim/skipped"]:
+                return updates
+    return updates
+
+
+@torch.no_grad()
+def with_old_logprobs(
+    trained: TrainedModel, batches: Sequence[TrainBatch], allowed: AllowedIds, config: RlConfig
+) -> list[TrainBatch]:
+    """The batches with the log-probs of their trained tokens under the policy as it is, which wait where they do."""
+    fused_head = fuses_head(trained.full, config)
+    out: list[TrainBatch] = []
+    for batch in aligned(batches, trained):
+        moved = batch.to(trained.full.device)
+        logprobs = trained(trained_logprobs, moved, allowed, moved.temperatures, fused_head=fused_head)
+        out.append(replace(batch, old_logprobs=logprobs.to(batch.weights.device)))
+    return [replace(batch, old_logprobs=done.old_logprobs) for batch, done in zip(batches, out, strict=False)]
+
+
+def policy_step(
+    trained: TrainedModel,
+    processor: Processor,
+    optimizer: Optimizer,
+    batches: Sequence[TrainBatch],
+    config: RlConfig,
+    *,
+    reference: Model | None,
+    rate: float,
+) -> Update:
+    """One optimizer step on the GRPO loss of micro-batches; none where there are none on any rank."""
+    world, device, fused_head = trained.world, trained.full.device, fuses_head(trained.full, config)
+    allowed, loss_config, collected = AllowedIds.of(processor), loss_of(config), LossMetrics()
+    losses: list[Tensor] = []
+    everyones = aligned(batches, trained)
+    for packed in everyones:
+        batch = packed.to(device)
+        loss, metrics = trained(rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=fused_head)
+        loss.backward()
+        optimizer.add_up()
+        losses.append(loss.detach())
+        if len(batch.rows):
+            collected.add(losses[-1], metrics)
+    collected = collected.of_all_ranks(world)
+    if not everyones:
+        return Update(loss=collected, optim={"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0})
+    (total,) = world.sum([float(torch.stack(losses).sum())])
+    stepped = step_metrics(optimizer, rate, total)
+    return Update(loss=collected, optim=stepped, suspects=suspects(stepped, batches, losses, world))
+
+
+def update_metrics(updates: Sequence[Update]) -> Metrics:
+    """The metrics of a batch's updates: of the loss as one, means of the rest, and how many were taken.
+
+    "optim/skipped" is 1 where the last one was not finite, so that it was not taken and no other after it.
+    """
+    trained = [update for update in updates if update.loss] or updates[:1]
+    out = LossMetrics.together([update.loss for update in trained])
+    for name in updates[0].optim:
+        out[name] = float(np.mean([update.optim[name] for update in trained]))
+    out["optim/skipped"] = updates[-1].optim["optim/skipped"]
+    out["optim/updates"] = float(sum(bool(update.loss) for update in updates) - out["optim/skipped"])
+    return out
+
+
+def loss_of(config: RlConfig) -> GrpoLossConfig:
+    """The loss that the table `rl.loss`, `rl.kl_coef` and `rl.greedy_tokens` say."""
+    return GrpoLossConfig(kl_coef=config.kl_coef, greedy_tokens=config.greedy_tokens, **asdict(config.loss))
