@@ -12,6 +12,7 @@ from tests.train.test_rl import RL, by_index, make_loop
 from thyme.data.streams import endless
 from thyme.model import LoraConfig, Model, Processor, add_adapters, load_model
 from thyme.model.lora import is_adapter
+from thyme.rewards import RuleScorer
 from thyme.rollout.types import Question
 from thyme.sandbox import Sandbox
 from thyme.toy.scenarios import demonstrations
@@ -44,7 +45,7 @@ def test_rl_moves_the_adapters_alone_and_the_base_is_the_reference(
     questions: list[Question] = [row.question for row in demonstrations(0, 2, {"arithmetic": 0.5, "crop": 0.5})]
     before = values(adapted)
     loop = make_loop(adapted, sandbox)
-    history = train_rl(adapted, processor, loop, endless(questions), RL, score=by_index, run_dir=tmp_path)
+    history = train_rl(adapted, processor, loop, endless(questions), RL, scorer=RuleScorer(by_index), run_dir=tmp_path)
     assert moved(adapted, before) == {name for name in before if is_adapter(name)}
     for metrics in history:
         assert metrics["actor/ratio"] == metrics["actor/ratio_max"] == 1.0
