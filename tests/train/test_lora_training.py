@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.test_rl import RL, by_index, make_loop
+from tests.train.rl_material import by_index, make_loop
+from tests.train.test_rl import RL
 from thyme.data.streams import endless
 from thyme.model import LoraConfig, Model, Processor, add_adapters, load_model
 from thyme.model.lora import is_adapter
