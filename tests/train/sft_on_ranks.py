@@ -16,6 +16,7 @@ from thyme.data.rows import Demonstration
 from thyme.model import Model, build
 from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
+from thyme.train import trainable
 from thyme.train.config import DistributedConfig, SftConfig
 from thyme.train.distributed import World, open_world
 from thyme.train.metrics import Metrics
@@ -70,9 +71,7 @@ def differences(config: SftConfig, world: World) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    from thyme.train import optim, sft
-
-    sft.build_optimizer = optim.build_optimizer = Recorder  # type: ignore[assignment]
+    trainable.build_optimizer = Recorder  # type: ignore[assignment]
     out, shard_ranks = Path(sys.argv[1]), int(sys.argv[2])
     common: dict[str, Any] = {"steps": len(STEPS), "batch_size": 5, "loss_rule": "all", "warmup_steps": 0}
     with open_world(DistributedConfig(shard_ranks=shard_ranks)) as world:
