@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "toy": {"train", "data", "rollout", "model"},
     "verbs": {
         "config",
+        "options",
         "pictures",
         "model",
         "engine",

@@ -14,6 +14,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   ask MODEL IMAGE QUESTION    answer one question, showing thoughts, code and sandbox output as they come
   base | sft | rl  [RECIPE]   train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
                               be overridden: thyme rl demo --rl.steps 5
+  resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   data synth | check          write synthetic rows in the released formats | find bad rows
   sandbox run FILE            run one snippet in the sandbox and show what came back
@@ -26,6 +27,7 @@ VERBS = {
     "base": "thyme.verbs.base",
     "sft": "thyme.verbs.sft",
     "rl": "thyme.verbs.rl",
+    "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
     "data synth": "thyme.verbs.data_synth",
@@ -102,6 +104,8 @@ def _run(verb: str, args: list[str]) -> int:
         return 0
     is_dry = takes_recipe and "--dry-run" in args
     args = [arg for arg in args if not (is_dry and arg == "--dry-run")]
+    if hasattr(module, "parse"):  # its settings are another verb's
+        return module.run(module.parse(args)) or 0
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")

@@ -62,7 +62,7 @@ def test_sft_with_adapters_is_resumed_to_the_bit(adapted: Model, processor: Proc
     again = train_sft(start, processor, rows, SFT, resume_from=tmp_path / "checkpoints" / "sft_2")
     assert len(again) == 2
     assert all(torch.equal(p, q) for p, q in zip(adapted.parameters(), start.parameters(), strict=True))
-    merged = load_model(tmp_path / "checkpoints" / "sft_4" / "model")
+    merged = load_model(tmp_path / "checkpoints" / "sft_4")
     assert not any(is_adapter(name) for name, _ in merged.named_parameters())
 
 

@@ -13,6 +13,7 @@ from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
 from thyme.rollout.image_folder import ImageFolder
 from thyme.sandbox import Fix, SandboxResult, Status
+from thyme.train.manifest import Manifest, Origin, list_files, write_manifest
 from thyme.verbs.ask import Config, _Printer, answer
 from thyme.verbs.folders import model_folder
 
@@ -29,9 +30,15 @@ def test_a_folder_or_a_training_checkpoint_is_a_model(tmp_path: Path) -> None:
         model_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         model_folder(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    assert model_folder(tmp_path) == model_folder(tmp_path / "model") == tmp_path / "model"
+    (tmp_path / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == tmp_path
+    (tmp_path / "model.safetensors").write_text("weights")
+    write_manifest(tmp_path, Manifest(stage="rl", step=1, origin=Origin(), files=list_files(tmp_path)))
+    (tmp_path / "config.json").write_text('{"edited": true}')  # is nobody's business unless the run is resumed
+    assert model_folder(tmp_path) == tmp_path
+    (tmp_path / "model.safetensors").write_text("weight")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: 6 bytes, not 7"):
+        model_folder(tmp_path)
 
 
 def test_the_folder_says_how_it_is_run(tmp_path: Path) -> None:

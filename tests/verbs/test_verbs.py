@@ -73,7 +73,7 @@ def test_a_verb_runs_on_any_model(verb: str, model: Path, capsys: pytest.Capture
 def test_a_checkpoint_inside_of_training_is_a_model_too(demo_checkpoint: Path) -> None:
     thyme("sft", "--model", demo_checkpoint, "--name", "x", *ARGUMENTS["sft"])
     inner = Path("runs/x/checkpoints/sft_1")
-    assert (inner / "trainer.pt").is_file() and not (inner / "config.json").exists()
+    assert (inner / "trainer" / "state.pt").is_file() and (inner / "config.json").is_file()
     opened = open_model(LoopConfig(model=str(inner), threads=1))
     assert opened.dialect == Dialect(prompt_style="short")
     thyme("eval", "--model", inner, "--name", "y", *ARGUMENTS["eval"])
@@ -154,8 +154,8 @@ def test_tables_that_contradict_each_other_are_refused(capfd: pytest.CaptureFixt
 
 
 def test_no_verb_is_left_out() -> None:
-    tried = {*ARGUMENTS, "ask", "data synth", "data check", "sandbox run", "doctor"}
-    assert set(VERBS) - tried == {"demo"}  # tests/demo tells the whole story in a few steps
+    tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "sandbox run", "doctor"}
+    assert set(VERBS) - tried == {"demo"}  # tests/demo tells the whole story in a few steps, test_resume.py the other
     assert set(ARGUMENTS) | {"demo"} == RECIPE_VERBS
 
 

@@ -47,10 +47,10 @@ def write_rollouts(
     path = Path(path)
     if rewards is not None and len(rewards) != len(rollouts):
         raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
-    store = ImageFolder(images_dir or _store_beside(path))
+    store = ImageFolder(images_dir or images_beside(path))
     lines = []
     for rollout, reward in zip(rollouts, rewards or [None] * len(rollouts), strict=True):
-        row = _to_row(rollout, store) | {"rewards": None if reward is None else dict(reward)}
+        row = to_row(rollout, store) | {"rewards": None if reward is None else dict(reward)}
         lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair
@@ -81,17 +81,18 @@ def read_rollouts(
         FileNotFoundError: an image is missing from the folder.
     """
     path = Path(path)
-    store = ImageFolder(images_dir or _store_beside(path))
+    store = ImageFolder(images_dir or images_beside(path))
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield _from_row(row, store, processor), row["rewards"]
+                yield from_row(row, store, processor), row["rewards"]
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a rollout record ({error!r})") from error
 
 
-def _store_beside(path: Path) -> Path:
+def images_beside(path: Path) -> Path:
+    """Where the images of the rollouts at `path` are, unless somebody says otherwise."""
     return path.parent.parent / "images"
 
 
@@ -101,7 +102,8 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
+def to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
+    """The JSON object of a rollout, without rewards; its images go into the store."""
     question = rollout.question
     return {
         "question": {
@@ -159,7 +161,16 @@ def _to_list(column: NDArray[Any]) -> list[Any]:
     return column.tolist()
 
 
-def _from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | None") -> Rollout:
+def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | None") -> Rollout:
+    """What `to_row` made the object of.
+
+    Args:
+        processor: None leaves `Rollout.images` empty.
+
+    Raises:
+        KeyError, TypeError, ValueError: the row is no rollout.
+        OSError: an image is missing from the store or cannot be read.
+    """
     image = row["question"]["image"]
     question = Question(**row["question"] | {"image": None if image is None else store.get(image)})
     turns = [_turn_from_row(turn, store) for turn in row["turns"]]

@@ -6,14 +6,18 @@ decoding. When the result is there, `<sandbox_output>...</sandbox_output>` is ap
 prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/scheduler.py.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import replace
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from thyme.engine import Engine
+from thyme.model.fingerprint import fingerprint
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
+from thyme.rollout.journal import Journal, Key
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.scheduler import RolloutScheduler, RunTiming
 from thyme.rollout.types import Question, Rollout
@@ -50,6 +54,7 @@ class RolloutLoop:
         self.config = config or RolloutConfig()
         self.timing: RunTiming | None = None
         """Of the last completed run."""
+        self._journal: Journal | None = None
 
     def run(
         self,
@@ -69,16 +74,30 @@ class RolloutLoop:
             ValueError: an empty question, an image that can't be used.
         """
         sampling = sampling or self.config.sampling()
-        scheduler = self._scheduler(questions, sampling)
+        kept = {} if self._journal is None else self._journal.kept
+        scheduler = self._scheduler(questions, sampling, kept=kept)
         rollouts: list[dict[int, Rollout]] = [{} for _ in questions]
         with closing(scheduler.events()) as events:
             for event in events:
                 if isinstance(event, End):
+                    if self._journal is not None:
+                        self._journal.add(event.rollout)
                     if on_end is not None:
                         on_end(event.rollout)
                     rollouts[event.rollout.group][event.rollout.index] = event.rollout
         self.timing = scheduler.timing()
         return [[group[index] for index in range(sampling.n)] for group in rollouts]
+
+    @contextmanager
+    def journaled(self, path: Path) -> Iterator[Journal]:
+        """Inside the block each rollout of `run` is written to `path` when it ends, and those that are found there,
+        sampled from the same weights under the same config, are not sampled again (`thyme.rollout.journal`)."""
+        settings = {"weights": fingerprint(self.engine.model), "rollout": asdict(self.config)}
+        with Journal(path, json.dumps(settings, sort_keys=True), self.processor) as self._journal:
+            try:
+                yield self._journal
+            finally:
+                self._journal = None
 
     def stream(self, question: Question, sampling: Sampling | None = None) -> Generator[Event, None, None]:
         """One rollout of one question as events, as they happen; the last one is End. `n` of `sampling` is ignored.
@@ -90,8 +109,20 @@ class RolloutLoop:
         self.timing = scheduler.timing()
 
     def _scheduler(
-        self, questions: Sequence[Question], sampling: Sampling, *, streaming: bool = False
+        self,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        *,
+        kept: Mapping[Key, Rollout] | None = None,
+        streaming: bool = False,
     ) -> RolloutScheduler:
         return RolloutScheduler(
-            self.engine, self.sandbox, self.processor, self.config, questions, sampling, streaming=streaming
+            self.engine,
+            self.sandbox,
+            self.processor,
+            self.config,
+            questions,
+            sampling,
+            kept=kept or {},
+            streaming=streaming,
         )

@@ -12,7 +12,7 @@ in its sessions is killed, and the thread of its executor has ended.
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,7 @@ from thyme.rollout.prompts import build_prompt
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import Trajectory
-from thyme.rollout.types import Question, RolloutStatus
+from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox
 
 
@@ -75,6 +75,7 @@ class RolloutScheduler:
         config: limits and prompt style.
         questions: what is asked; a question may occur twice.
         sampling: how many rollouts each gets and how they are drawn.
+        kept: of those, what was sampled before, by question id and seed; each is an End at once.
         streaming: also yield the text as it is decoded.
     """
 
@@ -87,6 +88,7 @@ class RolloutScheduler:
         questions: Sequence[Question],
         sampling: Sampling,
         *,
+        kept: Mapping[tuple[str, int], Rollout],
         streaming: bool,
     ) -> None:
         self.engine, self.processor, self.config = engine, processor, config
@@ -97,7 +99,7 @@ class RolloutScheduler:
         # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
         sessions = sandbox.config.max_sessions
         self.limit = min(config.max_in_flight or sessions, sessions)
-        self.waiting = deque(_pieces(questions, sampling, min(self.limit, engine.config.max_sequences)))
+        self.kept, self.waiting = _pieces(questions, sampling, min(self.limit, engine.config.max_sequences), kept)
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
         self.executor = Executor(sandbox, processor, config)
@@ -110,6 +112,7 @@ class RolloutScheduler:
 
     def events(self) -> Generator[Event, None, None]:
         """Everything that happens; an End per rollout."""
+        yield from map(End, self.kept)
         with self.executor:
             try:
                 while self.waiting or self.flights:
@@ -246,12 +249,26 @@ class RolloutScheduler:
             self.idle_s += time.perf_counter() - before
 
 
-def _pieces(questions: Sequence[Question], sampling: Sampling, largest: int) -> Iterator[_Piece]:
+def _pieces(
+    questions: Sequence[Question], sampling: Sampling, largest: int, kept: Mapping[tuple[str, int], Rollout]
+) -> tuple[list[Rollout], deque[_Piece]]:
+    """What is kept, each in its group, and the rest in pieces of neighbours."""
+    found: list[Rollout] = []
+    pieces: deque[_Piece] = deque()
     seen: Counter[str] = Counter()
     for group, question in enumerate(questions):
         # From the id, not the place in the batch; a question asked twice gets other draws the second time.
         name = f"{sampling.seed}/{question.id}/{seen[question.id]}"
         seen[question.id] += 1
         base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        for first in range(0, sampling.n, largest):
-            yield _Piece(question, group, first, min(largest, sampling.n - first), base + first)
+        first = 0
+        for index in range(sampling.n):
+            rollout = kept.get((question.id, base + index))
+            if rollout is not None:
+                found.append(replace(rollout, question=question, group=group))
+            if rollout is not None or index + 1 == sampling.n or index + 1 - first == largest:
+                count = index - first + (rollout is None)
+                if count:
+                    pieces.append(_Piece(question, group, first, count, base + first))
+                first = index + 1
+    return found, pieces

@@ -53,7 +53,7 @@ def train_base(
     gate = CaptionGate(processor, heldout)
     trained = trained_model(model, options.get("world"))
     with (
-        trainable(trained.module, config) as optimizer,
+        trainable(trained.module, config, are_masters=trained.are_masters) as optimizer,
         Stage("base", trained, processor, optimizer, config, memory={"end": config.steps}, **options) as stage,
     ):
         while stage.step < stage.memory["end"] and not stage.stopped:

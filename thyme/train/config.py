@@ -55,7 +55,17 @@ class StageConfig:
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
-    """A checkpoint to resume from is written every so many steps; 0: never."""
+    """A checkpoint to resume from is written every so many steps; 0: at the end of the stage alone."""
+    keep_checkpoints: int = 0
+    """The newest so many of those are kept and older ones deleted, each time after the next one is complete; 0: all."""
+    best_metric: str = ""
+    """A metric of the stage, such as "reward/mean": the checkpoint with the best mean of it since the checkpoint before
+    is kept beside the newest, and checkpoints/best.json names it."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the best is the highest or the lowest."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What a checkpoint that cannot be written (no room, no permission) does: "stop" ends the run with one line, to be
+    resumed from the last complete checkpoint; "continue" warns and tries again at the next one."""
     activation_checkpointing: bool = False
     """Of each decoder layer and vision block keep only the inputs, and compute it once more in the backward pass: far
     fewer activations for a third more arithmetic. The gradients are the same. `thyme plan` says what it saves."""
@@ -72,11 +82,13 @@ class StageConfig:
             require(self, "optimizer_state", self.optimizer == "adamw", rule.format("optimizer is 'muon'"))
             require(self, "optimizer_state", not self.optimizer_offload, rule.format("optimizer_offload is on"))
         one_of(self, "schedule", ("linear", "cosine"))
+        one_of(self, "best_mode", ("max", "min"))
+        one_of(self, "on_save_error", ("stop", "continue"))
         for name in ("steps", "batch_size", "max_tokens_per_micro_batch", "max_skipped_steps"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "muon_learning_rate"):
             require(self, name, getattr(self, name) > 0, "positive")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps"):
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("decay_share", "final_rate"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")

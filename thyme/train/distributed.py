@@ -8,7 +8,7 @@ them (thyme/train/sharding.py). One process is a world of one: the same interfac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +50,10 @@ class World:
         """The first rank's `item`, on every rank: a decision that all must take alike."""
         return item
 
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns on the first rank, which alone calls it; what it raises is raised on every rank."""
+        return function()
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Entry by entry, the sum over ranks, in the order of ranks."""
         return [float(sum(column)) for column in zip(*self.gather(list(values)), strict=True)]
@@ -75,17 +79,30 @@ class Ranks(World):
         super().__init__(device, watchdog)
         self.mesh = mesh
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._objects = objects
+        self.objects = objects
 
     def gather(self, item: T) -> list[T]:
         items: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(items, item, group=self._objects)
+        torch.distributed.all_gather_object(items, item, group=self.objects)
         return items
 
     def from_main(self, item: T) -> T:
         items = [item]
-        torch.distributed.broadcast_object_list(items, src=0, group=self._objects)
+        torch.distributed.broadcast_object_list(items, src=0, group=self.objects)
         return items[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        done: tuple[Any, str] = (None, "")
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                done = (function(), "")
+            except Exception as raised:
+                error, done = raised, (None, str(raised) or type(raised).__name__)
+        result, failure = self.from_main(done)
+        if failure:
+            raise error or RuntimeError(failure)
+        return result
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from thyme.train.durable import write_text
 
 Metrics = dict[str, float]
 OnStep = Callable[[Metrics], bool | None]
@@ -18,8 +20,9 @@ OnStep = Callable[[Metrics], bool | None]
 class MetricsLog:
     """Appends one JSON object per step to a file that the stages of a run share.
 
-    Each line has `stage`, `step` (from 0), `time/wall_s` and `time/cpu_s` (of this process), both since the log was
-    opened. A number that is not finite is written as null: JSON has no NaN, and no reader should take it for a value.
+    Each line has `stage`, `step` (from 0), `time/wall_s` and `time/cpu_s` (of this process), both since the stage
+    began: a resumed one counts on from its last line that is kept. A number that is not finite is written as null: JSON
+    has no NaN, and no reader should take it for a value.
 
     Args:
         path: the file; None writes nothing.
@@ -29,17 +32,17 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, stage: str, first_step: int = 0) -> None:
         self._stage = stage
-        self._started = (time.perf_counter(), time.process_time())
         self._file = None
+        spent = (0.0, 0.0)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
             kept = [line for line in lines if not self._is_rewritten(line, first_step)]
             if len(kept) < len(lines):
-                fresh = path.with_name(f".{path.name}.{os.getpid()}")
-                fresh.write_text("".join(kept), encoding="utf-8")
-                fresh.replace(path)
+                write_text(path, "".join(kept))
+            spent = self._spent(kept)
             self._file = path.open("a", encoding="utf-8")
+        self._started = (time.perf_counter() - spent[0], time.process_time() - spent[1])
 
     def log(self, step: int, values: Mapping[str, float]) -> Metrics:
         """Writes one line; returns its numbers."""
@@ -56,9 +59,20 @@ class MetricsLog:
             self._file.flush()
         return metrics
 
+    def sync(self) -> None:
+        """Returns when every line is on disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _spent(self, lines: Sequence[str]) -> tuple[float, float]:
+        """Wall and CPU seconds of the stage as its last line says."""
+        own = (entry for entry in map(json.loads, reversed(lines)) if entry.get("stage") == self._stage)
+        last: Metrics = next(own, {})
+        return last.get("time/wall_s", 0.0), last.get("time/cpu_s", 0.0)
 
     def _is_rewritten(self, line: str, first_step: int) -> bool:
         try:

@@ -21,6 +21,7 @@ from thyme.train.config import RlConfig
 from thyme.train.distributed import World
 from thyme.train.group_exchange import exchanged, own_questions
 from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
@@ -66,18 +67,20 @@ def train_rl(
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     trained = trained_model(model, options.get("world"))
     world = trained.world
-    with trainable(trained.module, config) as optimizer:
+    with trainable(trained.module, config, are_masters=trained.are_masters) as optimizer:
         stage = Stage("rl", trained, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
+        journals = StepJournals(run_dir if config.save_steps else None, loop, world, same_bits=same_bits)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
+            loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
                 batch = questions(stage.step * config.batch_size, config.batch_size)
                 sampling = loop.config.sampling(seed=seed * 1_000_003 + stage.step)
                 scores = GroupScores(scorer, sampling.n)
-                with world.phase("rollout"):
+                with world.phase("rollout"), journals.step(stage.step) as journal:
                     own = own_questions(processor, batch, world, expected_tokens=loop.config.max_tokens / 4)
                     rollouts = loop.run([batch[index] for index in own], sampling, on_end=scores.ended)
                 laps.end("rollout")
@@ -103,14 +106,19 @@ def train_rl(
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
                     record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, world)
                 _remember_unscored(stage, groups)
+                stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | reward_metrics(groups) | left_out | update_metrics(updates) | laps.metrics()
+                if journal is not None and journal.kept:
+                    metrics["rollout/kept"] = float(len(journal.kept))
                 stage.end_step(metrics, updates[-1].suspects)
+                journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
                     raise ValueError(
                         f"rl step {stage.step}: none of {len(groups)} groups could be scored; that is "
                         f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
                         "answered): mend it and resume"
                     )
+        journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
 

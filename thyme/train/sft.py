@@ -67,7 +67,7 @@ def train_sft(
     world = trained.world
     passed = gate is not None and world.from_main(gate.measure(model)) >= gate.goal
     with (
-        trainable(trained.module, config) as optimizer,
+        trainable(trained.module, config, are_masters=trained.are_masters) as optimizer,
         Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
     ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:

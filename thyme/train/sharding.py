@@ -40,6 +40,11 @@ class TrainedModel:
         """`function(model, *args, **kwargs)`, which may use all of the model: pictures, decoder and head."""
         return function(self.module, *args, **kwargs)
 
+    @property
+    def are_masters(self) -> bool:
+        """Whether the parameters of `module` are float32 masters of a model in another dtype."""
+        return self.module is not self.full and self.full.dtype != torch.float32
+
     def publish(self) -> None:
         """Brings the weights of the last update into `full`, in place."""
 
@@ -68,8 +73,9 @@ class ShardedModel(TrainedModel):
     @torch.no_grad()
     def publish(self) -> None:
         for whole, shard in self._pairs():
-            # Rounded before it is gathered: half the traffic under a model in bfloat16.
-            whole.copy_(shard.to(whole.dtype).full_tensor())
+            if shard.requires_grad:
+                # Rounded before it is gathered: half the traffic under a model in bfloat16.
+                whole.copy_(shard.to(whole.dtype).full_tensor())
 
     @torch.no_grad()
     def reload(self) -> None:

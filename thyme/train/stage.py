@@ -10,9 +10,10 @@ from typing import Any, Self, TypedDict, Unpack
 
 from thyme.model.processor import Processor
 from thyme.model.weights import save
-from thyme.train import checkpoint
+from thyme.train import checkpoint, retention
 from thyme.train.config import StageConfig
 from thyme.train.distributed import World
+from thyme.train.manifest import Origin
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
 from thyme.train.sharding import TrainedModel
@@ -22,19 +23,29 @@ ADVICE = "Checkpoints from before it are good: lower the learning rate, or look 
 _log = logging.getLogger(__name__)
 
 
-class StageOptions(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
+    """What a run tells a stage about where it stands; all may be left out."""
+
+    resume_from: Path | None
+    """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
+    final: str | None
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
+    of steps done. None: none."""
+    origin: Origin | None
+    """What the run started from, for the checkpoints' manifests."""
+    world: World | None
+    """The ranks that run the stage together, each with the same options; None: this process alone."""
+
+
+class StageOptions(RunOptions, total=False):
     """What every stage takes beside what it trains on; all may be left out."""
 
     run_dir: Path | None
     """Gets metrics.jsonl and checkpoints/; None writes nothing."""
-    resume_from: Path | None
-    """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     on_step: OnStep | None
     """Is given every step's metrics; returning True ends the stage."""
-    world: World | None
-    """The ranks that run the stage together, every one with the same options; None: this process alone."""
     save_model: Callable[[Path], object] | None
-    """Writes the model's folder of a checkpoint; None: `thyme.model.save` with nothing beside it."""
+    """Writes the model into a checkpoint's folder; None: `thyme.model.save` with nothing beside it."""
 
 
 class Stage:
@@ -42,8 +53,8 @@ class Stage:
 
     Args:
         name: of the stage, in metrics.jsonl and in the checkpoints' names.
-        trained, processor, optimizer: what a checkpoint holds. On several ranks the first one writes.
-        config: says how often a checkpoint is written.
+        trained, processor, optimizer: what a checkpoint holds.
+        config: says how often a checkpoint is written, and which are kept.
         memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
         options: see StageOptions.
     """
@@ -66,11 +77,15 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
-        self._trained, self._world = trained, trained.world
+        self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
-        resume_from = options.get("resume_from")
-        if resume_from is not None:
-            self.step, self.memory = checkpoint.read(resume_from, trained, optimizer)
+        self._trained, self._world = trained, trained.world
+        self._resumed_from = options.get("resume_from")
+        self._scores: list[float] = []
+        if self._resumed_from is not None:
+            self.step, self.memory = checkpoint.read(self._resumed_from, trained, optimizer, stage=name)
+        self.saved_step = self.step
+        """The step that a run which is killed would begin again with."""
         path = None if self._run_dir is None or not self._world.is_main else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
@@ -83,6 +98,7 @@ class Stage:
 
         Raises:
             FloatingPointError: so many steps in a row were skipped as the config allows.
+            checkpoint.SaveError: a checkpoint could not be written, and the config says to stop then.
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
@@ -93,15 +109,60 @@ class Stage:
             self._trouble = _trouble(self._name, self.step, values, suspects)
             if self.memory["skipped"] >= self._config.max_skipped_steps:
                 raise FloatingPointError(f"{self._trouble}; that is {self.memory['skipped']} in a row. {ADVICE}")
-            _log.warning("thyme: %s: nothing was updated", self._trouble)
+            self._warn("%s: nothing was updated", self._trouble)
+        if math.isfinite(score := values.get(self._config.best_metric, math.nan)):
+            self._scores.append(score)
         every = self._config.save_steps
-        if every and self._run_dir is not None and self.step % every == 0 and not skipped:
-            folder = self._run_dir / "checkpoints" / f"{self._name}_{self.step}"
-            with self._world.phase("save"):
-                self._trained.publish()
-                checkpoint.write(folder, self._save_model, self._optimizer, step=self.step, memory=self.memory)
+        if every and self.step % every == 0 and not skipped:
+            self._save_on_the_way()
         wants_end = self._on_step is not None and self._world.is_main and bool(self._on_step(metrics))
         self.stopped = self.stopped or self._world.from_main(wants_end)
+
+    def _save_on_the_way(self) -> None:
+        if self._run_dir is None:
+            return
+        try:
+            self._write(f"{self._name}_{self.step}")
+        except checkpoint.SaveError as error:
+            if self._config.on_save_error == "stop":
+                raise
+            self._warn("%s; training goes on, as on_save_error says", error)
+            return
+        if self._world.is_main:
+            self._retain(self._run_dir / "checkpoints")
+        self._scores = []
+
+    def _retain(self, folder: Path) -> None:
+        best = None
+        if metric := self._config.best_metric:
+            if not self._scores:
+                self._warn("%s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
+            best = retention.name_best(folder, self._name, metric, self._config.best_mode)
+        newest = self._config.keep_checkpoints
+        retention.keep(folder, self._name, newest=newest, best=best, resumed_from=self._resumed_from)
+
+    def _write(self, name: str) -> None:
+        assert self._run_dir is not None
+        self._log.sync()  # no checkpoint is on disk whose steps are not
+        with self._world.phase("save"):
+            self._trained.publish()
+            checkpoint.write(
+                self._run_dir / "checkpoints" / name,
+                self._save_model,
+                self._optimizer,
+                world=self._world,
+                stage=self._name,
+                step=self.step,
+                memory=self.memory,
+                origin=self._origin,
+                score=sum(self._scores) / len(self._scores) if self._scores else None,
+            )
+        self.saved_step = self.step
+
+    def _warn(self, message: str, *values: object) -> None:
+        """Once, whatever the number of ranks."""
+        if self._world.is_main:
+            _log.warning(f"thyme: {message}", *values)
 
     def __enter__(self) -> Self:
         return self
@@ -109,11 +170,15 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
-        if error is None:
-            self._trained.publish()
-        if error is None and self.memory.get("skipped"):
-            raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
+        try:
+            if error is None:
+                self._trained.publish()
+            if error is None and self.memory.get("skipped"):
+                raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
+            if error is None and self._final is not None and self._run_dir is not None:
+                self._write(self._final.format(step=self.step))
+        finally:
+            self._log.close()
 
 
 def _trouble(name: str, step: int, values: Metrics, suspects: Sequence[str]) -> str:

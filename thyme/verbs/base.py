@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.toy.config import BaseStageConfig
 from thyme.verbs.config import ToyRunConfig
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thyme.train.metrics import Metrics
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 
@@ -25,15 +26,18 @@ class Config(ToyRunConfig):
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_model, save_model
+    from thyme.verbs.opening import open_model
+    from thyme.verbs.training_run import open_run
 
-    folder, opened = run_dir(config), open_model(config)
-    train(config, opened, folder)
-    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'base')}")
+    with open_run(config, "base") as run:
+        opened = open_model(config)
+        run.stage("base", opened, lambda options: train(config, opened, run.folder, **options), final="base")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
 
 
-def train(config: Config, opened: Opened, folder: Path, *, label: str = "base") -> list[Metrics]:
+def train(
+    config: Config, opened: Opened, folder: Path, *, label: str = "base", **options: Unpack[RunOptions]
+) -> list[Metrics]:
     """Trains the model in place; the last metrics hold the gates.
 
     Args:
@@ -41,6 +45,7 @@ def train(config: Config, opened: Opened, folder: Path, *, label: str = "base") 
         opened: the model.
         folder: gets metrics.jsonl and checkpoints/.
         label: of the progress line.
+        options: where the run stands.
     """
     from thyme.toy.base import train_base
     from thyme.toy.captions import captions
@@ -60,4 +65,5 @@ def train(config: Config, opened: Opened, folder: Path, *, label: str = "base") 
             run_dir=folder,
             on_step=line,
             save_model=lambda to: save_model(opened, to),
+            **options,
         )

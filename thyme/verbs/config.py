@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from thyme.config import INTERNAL
 from thyme.engine.config import EngineConfig
@@ -27,6 +28,8 @@ class RunConfig:
     """Threads of torch on a CPU."""
     origins: Mapping[str, str] = field(default_factory=dict, metadata=INTERNAL, compare=False)
     """By dotted key, where a value was said: in a recipe or on the command line."""
+    resumes: Path | None = field(default=None, metadata=INTERNAL, compare=False)
+    """The folder of the run that goes on; None starts a new one."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:

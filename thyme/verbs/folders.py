@@ -1,43 +1,54 @@
 """Where a run writes, and where in a folder the model is. Loads no torch: a wrong path is said at once.
 
-A run writes runs/<name>/: config.toml (a recipe that repeats it), metrics.jsonl, rollouts/, images/, checkpoints/.
+A run writes runs/<name>/: config.toml (a recipe that repeats it), metrics.jsonl, rollouts/, images/, checkpoints/; a
+training run also run.json (`thyme.verbs.training_run`).
 """
 
 from pathlib import Path
 
 from thyme.config import to_toml
+from thyme.train.manifest import FILE, Damaged, read_manifest, verify
 from thyme.verbs.config import EMBEDDED, RunConfig
 
 RUNS = Path("runs")
+RUN_FILE = "run.json"
 
 
 def run_dir(config: RunConfig) -> Path:
-    """Makes runs/<name>/ and writes the resolved config into it.
+    """Makes runs/<name>/ and writes the resolved config into it, for a verb that trains nothing.
 
     Raises:
-        FileNotFoundError, ValueError: the model is no folder of a model; then nothing is written.
+        FileNotFoundError, ValueError: the model is no folder of a model, or runs/<name>/ is a training run, whose
+            config must stay; then nothing is written.
     """
     if config.model != EMBEDDED:
         model_folder(Path(config.model))
     folder = RUNS / config.name
+    if (folder / RUN_FILE).is_file():
+        raise ValueError(f"{folder} is a training run: --name gives this one another folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(to_toml(config))
     return folder
 
 
 def model_folder(path: Path) -> Path:
-    """The Hugging Face folder at `path`, or inside of the training checkpoint at `path`.
+    """The Hugging Face folder at `path`, which may be a checkpoint of ours.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a folder without a model.
+        ValueError: a folder without a model, or a checkpoint whose weights have not the size its manifest says.
     """
     if not path.is_dir():
         raise FileNotFoundError(
             f"model {path}: no such folder: give a Hugging Face Qwen2.5-VL folder, or run `thyme demo` and give "
             "runs/demo/checkpoints/rl"
         )
-    for folder in (path, path / "model"):  # `model` is where training checkpoints keep it
-        if (folder / "config.json").is_file():
-            return folder
+    if (path / "config.json").is_file():
+        if (path / FILE).is_file():
+            manifest = read_manifest(path)
+            try:
+                verify(path, manifest, digests=False, names=[n for n in manifest.files if n.endswith(".safetensors")])
+            except Damaged as error:
+                raise ValueError(f"model {path}: {error}") from None
+        return path
     raise ValueError(f"model {path}: no model folder: config.json is missing (weights and tokenizer belong beside it)")

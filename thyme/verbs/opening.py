@@ -57,7 +57,7 @@ def open_model(config: RunConfig) -> Opened:
         model = build(tiny_config(), processor, seed=config.seed, device=device)
     else:
         folder = model_folder(Path(config.model))
-        said = read_dialect(folder) or read_dialect(folder.parent) or _released(folder)
+        said = read_dialect(folder) or _released(folder)
         model, loaded = load(folder, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
         if loaded is None:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import RlConfig
 from thyme.verbs.config import LoopConfig, ToyRunConfig
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Rollout
     from thyme.train.metrics import Metrics
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success_rate": "code ok"}
@@ -59,17 +60,24 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_loop, open_model, save_model
+    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.training_run import open_run
 
-    folder, opened = run_dir(config), open_model(config)
-    with open_loop(config, opened) as loop:
-        train(config, opened, loop, folder)
-    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'rl')}")
+    with open_run(config, "rl") as run:
+        opened = open_model(config)
+        with open_loop(config, opened) as loop:
+            run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 
 def train(
-    config: Config, opened: Opened, loop: RolloutLoop, folder: Path, *, label: str | None = "rl"
+    config: Config,
+    opened: Opened,
+    loop: RolloutLoop,
+    folder: Path,
+    *,
+    label: str | None = "rl",
+    **options: Unpack[RunOptions],
 ) -> list[Metrics]:
     """GRPO-ATS, in place.
 
@@ -79,6 +87,7 @@ def train(
         loop: makes the rollouts.
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
+        options: where the run stands.
     """
     from thyme.rewards import RuleScorer
     from thyme.toy.streams import question_stream
@@ -98,6 +107,7 @@ def train(
             run_dir=folder,
             on_step=line,
             save_model=lambda to: save_model(opened, to),
+            **options,
         )
 
 

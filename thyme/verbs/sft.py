@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import AnnealConfig, SftConfig
 from thyme.verbs.config import ToyRunConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thyme.data.rows import Demonstration
     from thyme.data.streams import Stream
     from thyme.train.metrics import Metrics, OnStep
+    from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
 ANNEAL_GATE_ROWS = 64
@@ -31,13 +32,14 @@ class Config(ToyRunConfig):
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_model, save_model
+    from thyme.verbs.opening import open_model
+    from thyme.verbs.training_run import open_run
 
-    folder, opened = run_dir(config), open_model(config)
-    train(config, opened, folder)
-    anneal(config, opened, folder)
-    print(f"checkpoint: {save_model(opened, folder / 'checkpoints' / 'sft')}")
+    with open_run(config, "sft") as run:
+        opened = open_model(config)
+        run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft_{step}")
+        run.stage("anneal", opened, lambda options: anneal(config, opened, run.folder, **options), final="sft")
+    print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
 def train(
@@ -48,6 +50,7 @@ def train(
     rows: Stream[Demonstration] | None = None,
     label: str | None = "sft",
     on_step: OnStep | None = None,
+    **options: Unpack[RunOptions],
 ) -> list[Metrics]:
     """The cold start, in place.
 
@@ -58,6 +61,7 @@ def train(
         rows: what is trained on; None: the toy world's demonstrations.
         label: of the progress line; None shows none.
         on_step: is given every step's metrics; returning True ends the stage.
+        options: where the run stands.
     """
     from thyme.toy.streams import demonstration_stream
     from thyme.train.metrics import progress
@@ -75,10 +79,18 @@ def train(
             run_dir=folder,
             on_step=line,
             save_model=lambda to: save_model(opened, to),
+            **options,
         )
 
 
-def anneal(config: Config, opened: Opened, folder: Path | None, *, label: str | None = "anneal") -> list[Metrics]:
+def anneal(
+    config: Config,
+    opened: Opened,
+    folder: Path | None,
+    *,
+    label: str | None = "anneal",
+    **options: Unpack[RunOptions],
+) -> list[Metrics]:
     """Math annealing, in place; no step where the gate is passed already.
 
     Args:
@@ -86,6 +98,7 @@ def anneal(config: Config, opened: Opened, folder: Path | None, *, label: str | 
         opened: the model.
         folder: gets metrics.jsonl and checkpoints/; None writes nothing.
         label: of the progress line; None shows none.
+        options: where the run stands.
     """
     from thyme.toy.streams import anneal_stream, heldout_arithmetic
     from thyme.train.metrics import progress
@@ -108,4 +121,5 @@ def anneal(config: Config, opened: Opened, folder: Path | None, *, label: str | 
             run_dir=folder,
             on_step=line,
             save_model=lambda to: save_model(opened, to),
+            **options,
         )

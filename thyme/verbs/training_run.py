@@ -1,0 +1,201 @@
+"""A training run: its folder, what it started from, which of its stages are done, and where each goes on.
+
+    runs/<name>/run.json    verb, start model and data with their digests, stages begun and done
+
+`thyme resume` reads it; the training verbs go through `open_run` whether they start or resume. Loads no torch until a
+stage begins, so that a refusal comes at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from thyme.config import to_toml
+from thyme.train.durable import recover, write_text
+from thyme.train.manifest import Origin, folder_digest, text_digest
+from thyme.train.retention import newest_intact
+from thyme.verbs.config import EMBEDDED, RunConfig
+from thyme.verbs.folders import RUN_FILE, RUNS, model_folder
+
+if TYPE_CHECKING:
+    from thyme.train.stage import RunOptions
+    from thyme.verbs.opening import Opened
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """What run.json says."""
+
+    verb: str
+    config: str
+    """Digest of config.toml as it is."""
+    origins: dict[str, str]
+    """Where each key of the config was said (`RunConfig.origins`)."""
+    origin: Origin
+    stages: dict[str, Literal["begun", "done"]] = field(default_factory=dict)
+    """In the order they were begun."""
+    is_finished: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState:
+        """The state of a run.
+
+        Raises:
+            ValueError: the folder is no training run, or its run.json cannot be read.
+        """
+        path = folder / RUN_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} is no training run that can be resumed: it has no {RUN_FILE}")
+        try:
+            said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**said | {"origin": Origin(**said["origin"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read: {error!r}") from None
+
+    def write(self, folder: Path) -> None:
+        """Replaces run.json in one rename."""
+        write_text(folder / RUN_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+
+class TrainingRun:
+    """One run that is under way; `open_run` makes it."""
+
+    def __init__(self, folder: Path, state: RunState) -> None:
+        self.folder = folder
+        """Gets metrics.jsonl, rollouts/ and checkpoints/."""
+        self._state = state
+        self._before: str | None = None
+
+    def stage(self, name: str, opened: Opened, train: Callable[[RunOptions], T], *, final: str) -> T | None:
+        """Runs a stage, from its newest intact checkpoint where it has one, unless it is done already.
+
+        Args:
+            name: of the stage, as in metrics and checkpoints.
+            opened: the model as the run started, or as the stage before left it.
+            train: is given what the stage must be told beside its config and trains `opened` in place.
+            final: see `RunOptions.final`; {step} is replaced.
+
+        Returns:
+            What `train` returned; None where the stage was done before.
+
+        Raises:
+            ValueError: a checkpoint is of a run that started from something else.
+        """
+        before, self._before = self._before, name
+        status = self._state.stages.get(name)
+        if status == "done":
+            return None
+        found = self._newest(name) if status == "begun" else None
+        if found is None and before is not None:
+            self._take_over(before, opened)
+        if status is None:
+            self._state.stages[name] = "begun"
+            self._state.write(self.folder)
+        trained = train({"resume_from": found, "final": final, "origin": self._state.origin})
+        self._state.stages[name] = "done"
+        self._state.write(self.folder)
+        return trained
+
+    def finish(self) -> None:
+        """To be called after the last stage."""
+        self._state.is_finished = True
+        self._state.write(self.folder)
+
+    def _newest(self, stage: str) -> Path | None:
+        found = newest_intact(self.folder / "checkpoints", stage)
+        if found is None:
+            return None
+        path, manifest = found
+        ours = self._state.origin
+        for what in ("model_digest", "data_digest"):
+            if getattr(manifest.origin, what) != getattr(ours, what):
+                kind = "model" if what == "model_digest" else "data"
+                raise ValueError(f"{path} was written by a run that started from another {kind} than {self.folder}")
+        print(f"resuming {self.folder}: {stage} from {path.name}, step {manifest.step}")
+        return path
+
+    def _take_over(self, before: str, opened: Opened) -> None:
+        """Brings the model to the end of the stage before, where this process did not train it there itself."""
+        from thyme.train import checkpoint
+
+        found = newest_intact(self.folder / "checkpoints", before)
+        if found is None:
+            raise ValueError(f"{self.folder}: stage {before} is done, but no checkpoint of it is intact")
+        checkpoint.start_from(found[0], opened.model)
+
+
+@contextmanager
+def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator[TrainingRun]:
+    """The run of a training verb, new or resumed, locked against a second process; finished where the block ends well.
+
+    Args:
+        config: its name says the folder; `config.resumes` says that the folder's run goes on.
+        verb: the training verb.
+        data_digest: of the data files, if the data are files.
+
+    Raises:
+        FileNotFoundError, ValueError: the model is no folder of a model; then nothing is written. The run exists and is
+            not resumed, or another process has it. Of a resumed run model or data are no longer what they were.
+    """
+    start = None if config.model == EMBEDDED else model_folder(Path(config.model))
+    folder = config.resumes or RUNS / config.name
+    if config.resumes is None:
+        _refuse_existing(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        recover(folder)
+        recover(folder / "checkpoints")
+        digest = "" if start is None else folder_digest(start)
+        if config.resumes is None:
+            text = to_toml(config)
+            model = EMBEDDED if start is None else str(Path(config.model).absolute())
+            origin = Origin(config=text_digest(text), model=model, model_digest=digest, data_digest=data_digest)
+            write_text(folder / "config.toml", text)
+            state = RunState(verb=verb, config=origin.config, origins=dict(config.origins), origin=origin)
+            state.write(folder)
+        else:
+            state = RunState.read(folder)
+            _check_origin(state.origin, digest, data_digest)
+        run = TrainingRun(folder, state)
+        yield run
+        run.finish()
+
+
+def _refuse_existing(folder: Path) -> None:
+    """Raises where the folder has results: starting over would delete them."""
+    has_lines = (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0
+    checkpoints = folder / "checkpoints"
+    if not has_lines and not (checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir())):
+        return
+    offer = f"`thyme resume {folder}` goes on with it, " if (folder / RUN_FILE).is_file() else ""
+    raise ValueError(f"{folder} holds a run already: {offer}--name gives this one another folder")
+
+
+def _check_origin(origin: Origin, model_digest: str, data_digest: str) -> None:
+    """Raises where the start model, which is what the KL term is measured against, or the data have changed."""
+    if model_digest != origin.model_digest:
+        raise ValueError(
+            f"model {origin.model}: not the model that the run started from (its files have another digest): put the "
+            "old one back, or start a new run from a checkpoint"
+        )
+    if data_digest != origin.data_digest:
+        raise ValueError("the data files are not those that the run started with: rows would be repeated or lost")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the kernel lets go of it however the process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: no forked child inherits it
+        except OSError:
+            raise ValueError(f"{folder} is in use by another process of thyme") from None
+        yield
