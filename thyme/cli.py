@@ -12,8 +12,9 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 
   demo                        learn to write code that crops, rotates and computes: SFT, then GRPO-ATS, in minutes
   ask MODEL IMAGE QUESTION    answer one question, showing thoughts, code and sandbox output as they come
-  base | sft | rl  [RECIPE]   train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
+  sft | anneal | rl [RECIPE]  train one stage; RECIPE is a TOML file or the name of a shipped one, and every key may
                               be overridden: thyme rl demo --rl.steps 5
+  base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   data synth | check          write synthetic rows in the released formats | find bad rows
@@ -26,6 +27,7 @@ VERBS = {
     "ask": "thyme.verbs.ask",
     "base": "thyme.verbs.base",
     "sft": "thyme.verbs.sft",
+    "anneal": "thyme.verbs.anneal",
     "rl": "thyme.verbs.rl",
     "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
@@ -37,7 +39,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
 """Verbs that take a recipe before their settings."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}

@@ -28,18 +28,19 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
         summary: what the verb does.
         defaults: a config with the values that hold where nothing is said; None: those of the class.
         takes_recipe: whether a recipe may come first.
-        everything: False says of other tables only how many settings they have.
+        everything: False says of other tables, and of tables inside its own, only how many settings they have.
     """
     width = shutil.get_terminal_size((100, 24)).columns
     places = [f.name for f in settings(cls) if f.metadata.get("positional")]
-    usage = " ".join(["thyme", verb, *(["[RECIPE]"] if takes_recipe else []), *map(str.upper, places)])
+    hints = typing.get_type_hints(cls)
+    shown_places = [name.upper() + "..." * (typing.get_origin(hints[name]) is tuple) for name in places]
+    usage = " ".join(["thyme", verb, *(["[RECIPE]"] if takes_recipe else []), *shown_places])
     lines = [f"usage: {usage} [--key value ...]", "", *textwrap.wrap(summary, width), ""]
     if takes_recipe:
         said = f"a TOML file, or a shipped one: {', '.join(shipped_recipes())}; --dry-run prints what it comes to"
         lines += _entry("RECIPE", said, width, everything)
     for name in places:
         lines += _entry(name.upper(), _doc(cls, name), width, everything)
-    hints = typing.get_type_hints(cls)
     tables = [f for f in settings(cls) if dataclasses.is_dataclass(hints[f.name])]
     for f in settings(cls):
         if f not in tables and f.name not in places:
@@ -49,6 +50,10 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
         lines += ["", *textwrap.wrap(f"{f.name}: {_first_line(hints[f.name])}", width)]
         lines += _table(f.name, hints[f.name], _default(f, defaults), width, everything)
     folded = [f"{f.name} ({len(keys(hints[f.name]))})" for f in tables if f not in shown]
+    for f in shown:
+        inner = typing.get_type_hints(hints[f.name])
+        nested = [name for g in settings(hints[f.name]) if dataclasses.is_dataclass(inner[name := g.name])]
+        folded += [f"{f.name}.{name} ({len(keys(inner[name]))})" for name in nested if not everything]
     if folded:
         lines += [
             "",
@@ -62,7 +67,7 @@ def _table(prefix: str, cls: Any, values: Any, width: int, everything: bool) -> 
     for f in settings(cls):
         key = f"{prefix}.{f.name}"
         if dataclasses.is_dataclass(hints[f.name]):
-            lines += _table(key, hints[f.name], _default(f, values), width, everything)
+            lines += _table(key, hints[f.name], _default(f, values), width, everything) if everything else []
         else:
             lines += _setting(key, f, cls, values, width, everything)
     return lines

@@ -40,8 +40,12 @@ def parse(cls: type[C], args: list[str], *, recipes: Any = None, default_recipe:
         values = part_of(load_recipe(recipe, recipes), cls)
         origins = dict.fromkeys(keys_of(values), f"recipe {recipe}")
     names = [f.name for f in settings(cls) if f.metadata.get("positional")]
-    for name in names[: len(given)]:
-        raw[name] = _value(cls, name, [given.pop(0)])
+    for index, name in enumerate(names[: len(given)]):
+        # A list takes whatever those behind it leave.
+        is_list = typing.get_origin(_hint(cls, name)) is tuple
+        count = max(1, len(given) - len(names[index + 1 :])) if is_list else 1
+        raw[name] = _value(cls, name, given[:count])
+        del given[:count]
     if given:
         raise ValueError(f"unexpected argument {given[0]!r}: settings are said as --key value")
     missing = [name.upper() for name in names if name not in raw]

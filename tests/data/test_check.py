@@ -13,8 +13,10 @@ from PIL import Image
 
 from thyme.cli import main
 from thyme.data import check
-from thyme.data.check import CheckReport, check_file, plain_processor, tag_problems
-from thyme.data.formats import decode_image
+from thyme.data.check import CheckReport, check_file, plain_processor
+from thyme.data.pictures import decode_image
+from thyme.data.tables import json_lines
+from thyme.data.tags import tag_problems
 from thyme.verbs.data_check import training_steps
 
 
@@ -62,8 +64,10 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_rl(images=[_text(_png(2010, 10))]), "aspect ratio"),
         (_rl(images=[_text(_png()[:60])]), "image 0 cannot be read"),
         (_rl(images=[_text(b"no picture")]), "not an image format"),
-        (_rl(images=["/data/a.png"]), "a path or an address: embed"),
-        (_rl(images=[{"path": "a.png", "bytes": None}]), "without 'bytes'"),
+        (_rl(images=["/data/a.png"]), "no file that can be read at /data/a.png"),
+        (_rl(images=[{"path": "a.png", "bytes": None}]), "no file that can be read at a.png in "),
+        (_rl(images=[{"bytes": None}]), "without 'bytes' and without 'path'"),
+        (_rl(images=["https://example.org/a.png"]), "an address"),
         (_rl(images=[7]), "int is no picture"),
         (_rl(images=[[1, 2, 999]]), "holds no bytes"),
         (_rl(images={"a": 1}), "images must be a list"),
@@ -71,7 +75,7 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_sft(image=[_text(_png(1, 300))]), "aspect ratio"),
         # text
         (_rl(question="What is \ud83d?"), "question holds half a character"),
-        (_rl(messages=[{"role": "user", "content": "<image>\udc00"}]), "messages[0] holds half a character"),
+        (_rl(messages=[{"role": "user", "content": "<image>\udc00"}]), "the user's turn holds half a character"),
         (_sft("<think>\ud83d</think>\n<answer>3</answer>"), "response holds half a character"),
         (_rl(question=" "), "question must be text"),
         (_rl(solution=3), "solution must be text"),
@@ -88,12 +92,17 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
             "opens inside <code>",
         ),
         (_sft("<think>a</think>\n<code>print('<answer>3</answer>')</code>"), "no <answer> that decoding would see"),
-        # other layouts
-        ({"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "3"}}, "a verl row"),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "a ShareGPT row"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "as OpenAI's API takes it"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "a chat row"),
-        ({"text": "x"}, "neither an SFT row ('response') nor an RL row ('messages'), but 'text'"),
+        # layouts
+        ({"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "3"}}, "one user turn, found 0"),
+        ({"prompt": "Why?", "data_source": "x", "reward_model": {"ground_truth": None}}, "ground_truth is None"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "solution must be text"),
+        ({"conversations": [{"from": "function", "value": "x"}]}, "a turn of 'function'"),
+        ({"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}, "a part of type 'video'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds no picture"),
+        ({"messages": [{"role": "user", "content": "x"}] * 2}, "one user turn, found 2"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "no <answer>"),
+        ({"text": "x"}, "'text' are the keys of no layout (thyme: image, question, response"),
+        ({"conversations": [], "prompt": "x", "data_source": "y"}, "fit verl and sharegpt: say which"),
         (7, "a int, not an object"),
         # bytes
         (b'{"question": "\xff\xfe"}', "not UTF-8: byte 0xff at 14"),
@@ -164,7 +173,7 @@ def test_files_that_are_no_jsonl_are_said_to_be_what_they_are(tmp_path: Path) ->
 
 
 def test_a_large_file_takes_the_memory_of_its_largest_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "MAX_ROW_BYTES", 100_000)
+    monkeypatch.setattr(json_lines, "MAX_ROW_BYTES", 100_000)
     monkeypatch.setattr(check, "MAX_KEPT", 5)
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
@@ -188,8 +197,9 @@ def test_the_verb_prints_a_line_a_problem_and_fails(tmp_path: Path, capsys: pyte
     assert ended.value.code == 2
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert [line.split(": ")[1] for line in lines[:2]] == ["row 2", "row 4"] and len(lines) == 3
+    assert [line.split(": ")[1] for line in lines[:2]] == ["row 2", "row 4"] and len(lines) == 4
     assert lines[2] == f"{path}: 1 SFT rows, 2 RL rows, 3 images"
+    assert lines[3] == f"{path}: 2 bad rows: 1 picture, 1 layout"
     assert "2 bad rows" in captured.err
     path.write_text(json.dumps(_rl()))
     main(["data", "check", str(path)])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from thyme.data.check import check_file, tag_problems
+from thyme.data.check import check_file
+from thyme.data.tags import tag_problems
 from thyme.rollout.prompts import SYSTEM_PROMPT, text_prompt, user_prompt
 from thyme.toy.config import SCENARIOS, Mix, ToyConfig
 from thyme.toy.scenarios import demonstrations, questions
@@ -131,7 +132,7 @@ def test_a_damaged_sft_row_is_named(damage: Callable[[dict[str, Any]], None], me
     ("line", "message"),
     [
         ('{"question": "q", "respo', "not JSON"),
-        ("[1]", "neither an SFT row"),
+        ("[1]", "a list, not an object"),
         ('{"messages": [], "question": "q", "solution": ""}', "solution must be text"),
         ('{"messages": [], "question": "q", "solution": "s"}', "one user turn, found 0"),
         ('{"messages": "hi", "question": "q", "solution": "s"}', "messages must be a list"),

@@ -2,13 +2,13 @@
 
 import pytest
 
+from tests.train.sft_material import train_rows
 from thyme.data.streams import endless
 from thyme.model import Model, Processor, build
 from thyme.rollout.types import Question
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import SftConfig
-from thyme.train.sft import train_sft
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,8 @@ def taught(processor: Processor) -> Model:
     """Knows by heart one product, computed by code."""
     model = build(tiny_config(), processor, seed=0)
     config = SftConfig(steps=30, batch_size=1, optimizer="adamw", learning_rate=3e-3)
-    train_sft(model, processor, endless(demonstrations(0, 1, {"arithmetic": 1.0})), config)
+    rows = endless(demonstrations(0, 1, {"arithmetic": 1.0}))
+    train_rows(model, processor, rows, config)
     return model
 
 

@@ -22,7 +22,7 @@ from thyme.train.distributed import World, open_world
 from thyme.train.metrics import Metrics
 from thyme.train.muon import whole
 from thyme.train.optim import Optimizer
-from thyme.train.sft import train_sft
+from thyme.train.sft import row_samples, train_sft
 
 PROCESSOR = tiny_processor()
 STEPS = (("crop", "arithmetic", "arithmetic", "zoom", "arithmetic"), ("arithmetic", "crop"), ("zoom",))
@@ -45,7 +45,8 @@ class Recorder(Optimizer):
 def train(config: SftConfig, world: World | None) -> tuple[Model, list[Metrics], list[list[Tensor]]]:
     GRADIENTS.clear()
     model = build(tiny_config(), PROCESSOR, seed=0)
-    history = train_sft(model, PROCESSOR, rows, config, world=world)
+    samples = row_samples(PROCESSOR, rows, "all", world=world)
+    history = train_sft(model, PROCESSOR, samples, config, world=world)
     return model, history, list(GRADIENTS)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.sft_material import train_rows
 from thyme.data.rows import Demonstration
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
-from thyme.train import checkpoint, durable, retention, train_sft
+from thyme.train import checkpoint, durable, retention
 from thyme.train.config import SftConfig
 from thyme.train.manifest import Damaged, Origin, file_digest, read_manifest, verify
 from thyme.train.metrics import Metrics
@@ -37,7 +38,13 @@ def train(processor: Processor, tmp_path: Path) -> Train:
     def run(resume_from: Path | None = None, final: str | None = None, **changes: object) -> list[Metrics]:
         config = SftConfig(**{"steps": 6, "batch_size": 1, "save_steps": 1} | changes)  # type: ignore[arg-type]
         options = {"run_dir": tmp_path, "resume_from": resume_from, "final": final}
-        return train_sft(build(tiny_config(), processor, seed=0), processor, row_stream, config, **options)  # type: ignore[arg-type]
+        return train_rows(
+            build(tiny_config(), processor, seed=0),
+            processor,
+            row_stream,
+            config,
+            **options,
+        )  # type: ignore[arg-type]
 
     return run
 
@@ -60,7 +67,15 @@ def test_a_checkpoint_is_a_model_folder_that_says_what_it_is(
     model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     config, origin = SftConfig(steps=1, batch_size=1, save_steps=1), Origin(model="tiny", data_digest="d")
-    train_sft(model, processor, row_stream, config, run_dir=tmp_path, origin=origin, final="sft")
+    train_rows(
+        model,
+        processor,
+        row_stream,
+        config,
+        run_dir=tmp_path,
+        origin=origin,
+        final="sft",
+    )
     for name in ("sft_1", "sft"):
         folder = tmp_path / "checkpoints" / name
         loaded, found = load(folder)

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.train.ranks import torchrun
+from tests.train.rl_material import ROLLOUT
 from thyme.model import Model, Processor, save
+from thyme.rollout import RolloutLoop
 from thyme.toy.scenarios import questions
 from thyme.train.distributed import World
 from thyme.train.group_exchange import exchanged, own_questions
@@ -70,12 +73,13 @@ class Four(World):
 
 
 def test_questions_are_dealt_once_each_and_a_repeated_one_stays_together(processor: Processor) -> None:
+    loop = cast(RolloutLoop, SimpleNamespace(processor=processor, config=ROLLOUT))
     first, *others = questions(0, 6, {"direct": 1.0})
     asked = [first, *others, first]
-    parts = [own_questions(processor, asked, Four(rank), expected_tokens=100) for rank in range(4)]
+    parts = [own_questions(loop, asked, Four(rank)) for rank in range(4)]
     assert sorted(index for part in parts for index in part) == list(range(7))
     assert any({0, 6} <= set(part) for part in parts)  # its second draw counts on from its first
-    assert own_questions(processor, asked, World(), expected_tokens=100) == list(range(7))
+    assert own_questions(loop, asked, World()) == list(range(7))
 
 
 def test_one_process_exchanges_nothing() -> None:

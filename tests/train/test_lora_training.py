@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.train.rl_material import by_index, make_loop
+from tests.train.sft_material import train_rows
 from tests.train.test_rl import RL
 from thyme.data.streams import endless
 from thyme.model import LoraConfig, Model, Processor, add_adapters, load_model
@@ -20,7 +21,6 @@ from thyme.toy.scenarios import demonstrations
 from thyme.train.config import SftConfig, StageConfig
 from thyme.train.optim import build_optimizer
 from thyme.train.rl import train_rl
-from thyme.train.sft import train_sft
 
 LORA = LoraConfig(rank=4, alpha=16.0)
 SFT = SftConfig(steps=4, batch_size=2, optimizer="adamw", learning_rate=1e-2, save_steps=2)
@@ -57,9 +57,15 @@ def test_rl_moves_the_adapters_alone_and_the_base_is_the_reference(
 def test_sft_with_adapters_is_resumed_to_the_bit(adapted: Model, processor: Processor, tmp_path: Path) -> None:
     rows = endless(demonstrations(0, 4, {"arithmetic": 1.0}))
     start = copy.deepcopy(adapted)
-    history = train_sft(adapted, processor, rows, SFT, run_dir=tmp_path)
+    history = train_rows(adapted, processor, rows, SFT, run_dir=tmp_path)
     assert history[-1]["loss"] < history[0]["loss"]
-    again = train_sft(start, processor, rows, SFT, resume_from=tmp_path / "checkpoints" / "sft_2")
+    again = train_rows(
+        start,
+        processor,
+        rows,
+        SFT,
+        resume_from=tmp_path / "checkpoints" / "sft_2",
+    )
     assert len(again) == 2
     assert all(torch.equal(p, q) for p, q in zip(adapted.parameters(), start.parameters(), strict=True))
     merged = load_model(tmp_path / "checkpoints" / "sft_4")

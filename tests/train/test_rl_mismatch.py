@@ -14,7 +14,7 @@ from thyme.model import Model, Processor
 from thyme.rewards import RuleScorer
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
-from thyme.train.config import LossConfig, RlConfig
+from thyme.train.config import LossConfig, MismatchConfig, RlConfig
 from thyme.train.mismatch import mask_metrics, masked
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import TrainBatch, pack
@@ -43,7 +43,7 @@ def kept(batch: TrainBatch) -> list[int]:
 def test_tokens_are_masked_one_by_one(processor: Processor) -> None:
     log = np.log
     batch = by_hand(processor, [0.0, log(3)], [log(0.4), log(0.6), log(1.9)])
-    out, found = masked(batch, "token", 0.5, 2.0)
+    out, found = masked(batch, MismatchConfig(mask="token", low=0.5, high=2.0))
     assert kept(out) == [1, 0, 0, 1, 1]
     assert set(out.weights.tolist()) == {0.0, 1.0}
     assert mask_metrics([found]) == {"mismatch/masked_tokens": 2 / 5, "mismatch/masked_rollouts": 1.0}
@@ -53,19 +53,19 @@ def test_a_rollout_is_masked_by_the_geometric_mean_of_its_tokens(processor: Proc
     log = np.log
     # 3 x 1/3 is 1, and 1 x 6 is 2.45 a token; neither token of the first would stay by itself.
     batch = by_hand(processor, [log(3), -log(3)], [0.0, log(6)], [log(0.6)] * 3)
-    out, found = masked(batch, "sequence", 0.5, 2.0)
+    out, found = masked(batch, MismatchConfig(mask="sequence", low=0.5, high=2.0))
     assert kept(out) == [1, 1, 0, 0, 1, 1, 1]
     assert mask_metrics([found]) == {"mismatch/masked_tokens": 2 / 7, "mismatch/masked_rollouts": 1 / 3}
 
 
 def test_what_is_no_number_is_left_out(processor: Processor) -> None:
     batch = by_hand(processor, [float("nan"), 0.0], [float("inf"), -float("inf")])
-    assert kept(masked(batch, "token", 0.0, 2.0)[0]) == [0, 1, 0, 1]
-    assert kept(masked(batch, "token", 0.5, 2.0)[0]) == [0, 1, 0, 0]
+    assert kept(masked(batch, MismatchConfig(mask="token", low=0.0, high=2.0))[0]) == [0, 1, 0, 1]
+    assert kept(masked(batch, MismatchConfig(mask="token", low=0.5, high=2.0))[0]) == [0, 1, 0, 0]
 
 
 def test_metrics_are_over_all_micro_batches(processor: Processor) -> None:
-    parts = [masked(by_hand(processor, ratios), "token", 0.5, 2.0)[1] for ratios in ([0.0], [9.0, 0.0, 0.0])]
+    parts = [masked(by_hand(processor, ratios), MismatchConfig(mask="token"))[1] for ratios in ([0.0], [9.0, 0.0, 0.0])]
     assert mask_metrics(parts) == {"mismatch/masked_tokens": 1 / 4, "mismatch/masked_rollouts": 1 / 2}
     assert mask_metrics([]) == {}
 
@@ -89,7 +89,7 @@ def test_the_step_is_the_one_without_what_is_masked(
     bad = [group[0], lie(group[1], 3.0, tokens)]
 
     def stepped(rollouts: list[Rollout], mask: Any, *, by_weight: bool) -> tuple[Model, dict[str, float]]:
-        model, config = copy.deepcopy(taught), replace(RL, mismatch_mask=mask)
+        model, config = copy.deepcopy(taught), replace(RL, mismatch=MismatchConfig(mask=mask))
         samples = [rollout_sample(processor, rollout, a) for rollout, a in zip(rollouts, (-1.0, 1.0), strict=True)]
         if by_weight:
             weights = samples[1].weights.copy()
@@ -126,7 +126,7 @@ def test_an_engine_that_agrees_is_not_masked(
     taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
 ) -> None:
     """The tightest mask and the plain step give the same bits: on this path the ratio is exactly 1."""
-    tight = replace(RL, mismatch_mask="token", mismatch_low=1.0, mismatch_high=1.0)
+    tight = replace(RL, mismatch=MismatchConfig(mask="token", low=1.0, high=1.0))
     masked_model, metrics = run(taught, processor, sandbox, asked, tight, by=0.0)
     plain, _ = run(taught, processor, sandbox, asked, RL, by=0.0)
     assert metrics["mismatch/masked_tokens"] == metrics["mismatch/masked_rollouts"] == 0.0
@@ -136,7 +136,9 @@ def test_an_engine_that_agrees_is_not_masked(
 def test_an_engine_that_is_far_off_teaches_nothing(
     taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
 ) -> None:
-    model, metrics = run(taught, processor, sandbox, asked, replace(RL, mismatch_mask="sequence"), by=1.0)
+    model, metrics = run(
+        taught, processor, sandbox, asked, replace(RL, mismatch=MismatchConfig(mask="sequence")), by=1.0
+    )
     assert metrics["mismatch/masked_tokens"] == metrics["mismatch/masked_rollouts"] == 1.0
     assert metrics["optim/updates"] == 0.0
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taught.parameters(), strict=True))
@@ -160,7 +162,7 @@ def test_truncated_weights_and_how_many_were_truncated(
 
 
 def test_bounds_that_leave_out_everything_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"mismatch_low: 1.5 must be in \[0, 1\]"):
-        RlConfig(mismatch_low=1.5)
-    with pytest.raises(ValueError, match=r"mismatch_high: 0.9 must be at least 1"):
-        RlConfig(mismatch_high=0.9)
+    with pytest.raises(ValueError, match=r"low: 1.5 must be in \[0, 1\]"):
+        MismatchConfig(low=1.5)
+    with pytest.raises(ValueError, match=r"high: 0.9 must be at least 1"):
+        MismatchConfig(high=0.9)

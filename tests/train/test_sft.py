@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.train.sft_material import train_rows
 from thyme.data.rows import Demonstration
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
-from thyme.train import sft, supervised, train_sft
+from thyme.train import sft, supervised
 from thyme.train.config import SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.optim import Optimizer, build_optimizer
@@ -30,7 +31,7 @@ def test_sft_trains_code_rows_under_each_rule(processor: Processor) -> None:
     for rule in ("paper", "all"):
         model = build(tiny_config(), processor, seed=0)
         config = SftConfig(steps=2, batch_size=2, loss_rule=rule)
-        zoom = train_sft(model, processor, partial(row_stream, scenario="zoom"), config)
+        zoom = train_rows(model, processor, partial(row_stream, scenario="zoom"), config)
         assert zoom[1]["loss"] < zoom[0]["loss"]
         if rule == "paper":
             after_last_output = zoom[0]["batch/trained_tokens"]
@@ -44,11 +45,11 @@ def test_annealing_stops_at_its_gate(model: Model, processor: Processor) -> None
     right = RowsRight(processor, heldout)
     config = SftConfig(steps=3, batch_size=2, loss_rule="all")
     gate = Gate(name="arithmetic", measure=right, goal=0.5, every=2)
-    history = train_sft(model, processor, rows, config, name="anneal", gate=gate)
+    history = train_rows(model, processor, rows, config, name="anneal", gate=gate)
     assert len(history) == 3  # a model of three steps can't multiply
     assert ["gate/arithmetic" in entry for entry in history] == [False, True, True]
     passed = Gate(name="arithmetic", measure=right, goal=0.0, every=2)
-    assert train_sft(model, processor, rows, config, name="anneal", gate=passed) == []
+    assert train_rows(model, processor, rows, config, name="anneal", gate=passed) == []
 
 
 def test_micro_batches_do_not_change_a_step(processor: Processor) -> None:
@@ -56,14 +57,14 @@ def test_micro_batches_do_not_change_a_step(processor: Processor) -> None:
     for max_tokens in (16_384, 100):
         model = build(tiny_config(), processor, seed=0)
         config = SftConfig(steps=2, batch_size=4, max_tokens_per_micro_batch=max_tokens)
-        losses.append([entry["loss"] for entry in train_sft(model, processor, row_stream, config)])
+        losses.append([entry["loss"] for entry in train_rows(model, processor, row_stream, config)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(processor: Processor, tmp_path: Path) -> None:
     def train(model: Model, **options: object) -> list[Metrics]:
         config = SftConfig(steps=4, batch_size=2, save_steps=2)
-        return train_sft(model, processor, row_stream, config, run_dir=tmp_path, **options)  # type: ignore[arg-type]
+        return train_rows(model, processor, row_stream, config, run_dir=tmp_path, **options)  # type: ignore[arg-type]
 
     whole = build(tiny_config(), processor, seed=0)
     expected = train(whole)
@@ -82,7 +83,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(processor: Process
 
 def test_resuming_from_what_is_no_checkpoint(model: Model, processor: Processor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no checkpoint: it has no manifest\.json"):
-        train_sft(model, processor, row_stream, SftConfig(steps=1), resume_from=tmp_path)
+        train_rows(model, processor, row_stream, SftConfig(steps=1), resume_from=tmp_path)
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, module: ModuleType, wrong_rows: Sequence[int]) -> None:
@@ -132,7 +133,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(
     rows = row_stream(2, 2)
     spoil(monkeypatch, [1], part)
     model = build(tiny_config(), processor, seed=0)
-    history = train_sft(model, processor, row_stream, config, run_dir=tmp_path)
+    history = train_rows(model, processor, row_stream, config, run_dir=tmp_path)
     assert [step["optim/skipped"] for step in history] == [0, 1, 0, 0]
     assert all(p.isfinite().all() for p in model.parameters())
     (line,) = [record.getMessage() for record in caplog.records]
@@ -147,7 +148,7 @@ def test_too_many_in_a_row_end_the_stage_and_leave_the_last_good_checkpoint(
     model = build(tiny_config(), processor, seed=0)
     config = SftConfig(steps=9, batch_size=2, save_steps=1, max_skipped_steps=3)
     with pytest.raises(FloatingPointError, match=r"sft step 4: loss nan.*3 in a row.*before it are good"):
-        train_sft(model, processor, row_stream, config, run_dir=tmp_path)
+        train_rows(model, processor, row_stream, config, run_dir=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sft_1"]
     kept, _ = load(tmp_path / "checkpoints" / "sft_1")
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True))
@@ -160,7 +161,12 @@ def test_a_stage_does_not_end_well_on_a_step_that_was_none(
 ) -> None:
     spoil(monkeypatch, [1], "loss")
     with pytest.raises(FloatingPointError, match=r"sft step 2: .* that was the last step"):
-        train_sft(build(tiny_config(), processor, seed=0), processor, row_stream, SftConfig(steps=2, batch_size=2))
+        train_rows(
+            build(tiny_config(), processor, seed=0),
+            processor,
+            row_stream,
+            SftConfig(steps=2, batch_size=2),
+        )
 
 
 @pytest.mark.soak
@@ -180,7 +186,7 @@ def test_a_bfloat16_model_is_trained_as_a_float32_one(rate: float, processor: Pr
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sft, "build_optimizer", build_and_keep)
             start = [p.detach().float().clone() for p in model.parameters()]
-            train_sft(model, processor, row_stream, config)
+            train_rows(model, processor, row_stream, config)
         ends = [held[0]._masters.get(p, p) for p in model.parameters()]
         moved[dtype] = torch.cat([(e.detach() - s).flatten() for e, s in zip(ends, start, strict=True)])
     assert torch.nn.functional.cosine_similarity(moved[torch.float32], moved[torch.bfloat16], dim=0) > 0.99

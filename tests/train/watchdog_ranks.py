@@ -11,7 +11,7 @@ from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
 from thyme.train.config import DistributedConfig, SftConfig
 from thyme.train.distributed import open_world
-from thyme.train.sft import train_sft
+from thyme.train.sft import row_samples, train_sft
 
 
 def stuck_for_good() -> None:
@@ -34,7 +34,8 @@ def main() -> None:
                     stuck_for_good()
             return rows
 
-        train_sft(model, processor, take, SftConfig(steps=2, batch_size=2), world=world)
+        samples = row_samples(processor, take, "all", world=world)
+        train_sft(model, processor, samples, SftConfig(steps=2, batch_size=2), world=world)
 
 
 if __name__ == "__main__":

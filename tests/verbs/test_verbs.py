@@ -23,10 +23,8 @@ SMALL = (
 )
 ARGUMENTS = {
     "base": ("--base.steps", "1", "--base.max-steps", "1", "--base.batch-size", "2", "--base.gate-captions", "16"),
-    "sft": (
-        *("--sft.steps", "1", "--sft.batch-size", "2", "--sft.save-steps", "1"),
-        *("--anneal.steps", "1", "--anneal.batch-size", "3"),
-    ),
+    "sft": ("--threads", "1", "--sft.steps", "1", "--sft.batch-size", "2", "--sft.save-steps", "1"),
+    "anneal": ("--threads", "1", "--anneal.steps", "1", "--anneal.batch-size", "3"),
     "rl": (*SMALL, "--rl.steps", "1", "--rl.batch-size", "2"),
     "rollout": (*SMALL, "--count", "2"),
     "eval": (*SMALL, "--eval.num-questions", "3"),
@@ -47,20 +45,41 @@ def thyme(*args: str | Path) -> None:
     main([str(arg) for arg in args])
 
 
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sft.jsonl, rl.jsonl and heldout.jsonl in the layouts of the released sets."""
+    folder = tmp_path_factory.mktemp("rows")
+    thyme("data", "synth", folder, "--sft", "6", "--rl", "5", "--heldout", "3")
+    return folder
+
+
+def reads(verb: str, rows: Path) -> tuple[str | Path, ...]:
+    """What a verb is told to read where the model is not the embedded one."""
+    train = rows / ("sft.jsonl" if verb in ("sft", "anneal") else "rl.jsonl")
+    return ("--data.heldout", rows / "heldout.jsonl") if verb == "eval" else ("--data.train", train)
+
+
 @pytest.mark.parametrize("verb", sorted(ARGUMENTS))
-def test_a_verb_runs_on_any_model(verb: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    thyme(verb, "--model", model, "--name", "x", *ARGUMENTS[verb])
+def test_a_verb_runs_on_any_model(verb: str, model: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    is_toy = model.name == "rl"
+    if verb == "base" and not is_toy:
+        with pytest.raises(SystemExit):
+            thyme(verb, "--model", model, *ARGUMENTS[verb])
+        assert "only the embedded model has a base stage" in capsys.readouterr().err
+        return
+    thyme(verb, "--model", model, "--name", "x", *ARGUMENTS[verb], *(() if is_toy else reads(verb, rows)))
     run = Path("runs/x")
     out = capsys.readouterr().out
     assert (run / "config.toml").is_file()
     said = read_dialect(model) or Dialect()
-    if verb in ("base", "sft", "rl"):
+    if verb in ("base", "sft", "anneal", "rl"):
         saved = run / "checkpoints" / verb
         assert f"checkpoint: {saved}" in out
         assert read_dialect(saved) == said
         stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
         assert verb in stages
-        thyme("eval", "--model", saved, "--name", "y", *ARGUMENTS["eval"])  # what it wrote is a model to every verb
+        held = () if is_toy else reads("eval", rows)
+        thyme("eval", "--model", saved, "--name", "y", *ARGUMENTS["eval"], *held)  # a model to every verb
         assert json.loads(Path("runs/y/eval.json").read_text())["overall"]["n"] == 3
     elif verb == "rollout":
         rows = [json.loads(line) for line in (run / "rollouts" / "step_0.jsonl").read_text().splitlines()]

@@ -22,10 +22,11 @@ from thyme.demo.show import percent
 from thyme.demo.story import Clock, chapter
 from thyme.evals import Summary, evaluate
 from thyme.train.metrics import Metrics
-from thyme.verbs import base, eval, rl, sft
+from thyme.verbs import base, rl, sft
 from thyme.verbs.folders import run_dir
 from thyme.verbs.opening import Opened, open_loop, open_model, save_model
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.rows import heldout_questions
 
 ARMS = {"ATS: text 1, code 0": True, "1 everywhere": False}
 
@@ -90,8 +91,7 @@ class WorkingCode:
 
     def __init__(self, config: Recipe, opened: Opened) -> None:
         self._config, self._opened = config, opened
-        few = replace(config, eval=replace(config.eval, num_questions=self.QUESTIONS))
-        self._asked = eval.heldout_questions(few)
+        self._asked = heldout_questions(config, self.QUESTIONS)
         self._steps = 0
         self._seen: Summary | None = None
 
@@ -118,7 +118,7 @@ def train_arm(config: Recipe, start: Path, folder: Path, name: str, ats: bool) -
     torch.set_num_threads(1)
     config = replace(config, model=str(start), threads=1, rollout=replace(config.rollout, adaptive=ats))
     opened = open_model(config)
-    asked = eval.heldout_questions(config)
+    asked = heldout_questions(config, config.eval.num_questions)
     with open_loop(config, opened) as loop:
         before = evaluate(loop, asked)
         history = rl.train(config, opened, loop, folder / ("ats" if ats else "uniform"), label=None)

@@ -11,9 +11,10 @@ import torch
 
 from thyme.evals import EvalResult, NoCodeControl, no_code_control
 from thyme.toy.streams import demonstration_stream
-from thyme.verbs import eval, sft
+from thyme.verbs import anneal, eval, sft
 from thyme.verbs.opening import open_loop, open_model, save_model
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.rows import heldout_questions
 
 CODE_SCENARIOS = ("crop", "rotate", "contrast", "arithmetic", "zoom")
 FOLDER = "sft_full"
@@ -42,7 +43,7 @@ def train_full_sft(config: Recipe, base: Path, folder: Path) -> float:
     started = time.process_time()
     sft.train(full, opened, None, label=None)
     step_s = (time.process_time() - started) / full.sft.steps
-    sft.anneal(full, opened, None, label=None)
+    anneal.train(full, opened, None, label=None)
     save_model(opened, folder / "checkpoints" / FOLDER)
     return step_s
 
@@ -69,7 +70,7 @@ def train_control(config: Recipe, base: Path) -> NoCodeControl:
     opened = open_model(control)
     sft.train(control, opened, None, label=None)
     with open_loop(control, opened) as loop:
-        return no_code_control(loop, eval.heldout_questions(control))
+        return no_code_control(loop, heldout_questions(control, control.eval.num_questions))
 
 
 def _from(config: Recipe, folder: Path, **toy: object) -> Recipe:

@@ -26,7 +26,7 @@ from thyme.demo.show import percent, scenario_table, show_traces
 from thyme.demo.summary import Story
 from thyme.evals import EvalResult
 from thyme.rollout.records import write_rollouts
-from thyme.verbs import base, eval, rl, sft
+from thyme.verbs import anneal, base, eval, rl, sft
 from thyme.verbs.folders import run_dir
 from thyme.verbs.opening import Opened, open_loop, open_model, save_model
 from thyme.verbs.recipe import Recipe
@@ -88,7 +88,7 @@ def run_demo(config: Recipe) -> dict[str, Any]:
         with chapter(console, "2/5  Cold start: SFT that mostly answers small signs without code; then arithmetic"):
             sft_clock = Clock()
             sft.train(config, opened, folder, label="    sft")
-            annealed = sft.anneal(config, opened, folder, label="    anneal")
+            annealed = anneal.train(config, opened, folder, label="    anneal")
             cold_start_cpu_s = sft_clock.cpu_s
             save_model(opened, checkpoints / "sft")
         with chapter(console, f"3/5  Evaluation on {config.eval.num_questions} held-out questions"):

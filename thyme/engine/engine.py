@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.processor = processor = processor or model.processor
         self.weight_version = 0
+        self.is_asleep = False
         text = model.config.text
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
         num_blocks = num_kv_blocks(model, config)
@@ -182,6 +184,8 @@ class Engine:
     def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
         """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
         has the seed params.seed + i. Raises ValueError as `add` does."""
+        if self.is_asleep:
+            raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
         if params.n > self.config.max_sequences:
             raise ValueError(
                 f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
@@ -293,6 +297,33 @@ class Engine:
         self.blocks.forget_prefixes()
         self.runner.forget_features()
 
+    def sleep(self) -> None:
+        """Gives the memory of the KV cache back until `wake`, with every prefix in it.
+
+        Raises:
+            ValueError: a sequence waits, runs or is held.
+        """
+        if self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences):
+            raise ValueError("sleep: sequences are unfinished or held: let them end, abort or release them first")
+        self.blocks.forget_prefixes()
+        self.runner.free()
+        self.is_asleep = True
+
+    def wake(self) -> None:
+        """Takes the memory again; nothing happens to an engine that is awake."""
+        if self.is_asleep:
+            self.runner.allocate()
+            self.is_asleep = False
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Sleeps inside the block: for an update, whose activations then have the memory of the KV cache."""
+        self.sleep()
+        try:
+            yield
+        finally:
+            self.wake()
+
     def stats(self) -> dict[str, int]:
         """Counters since the start, and what is in use now.
 
@@ -306,6 +337,7 @@ class Engine:
             "images_encoded": self.runner.num_encoded,
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
+            "kv_bytes": self.runner.kv_cache.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,
             "idle": len(self.scheduler.idle),

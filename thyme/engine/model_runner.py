@@ -81,9 +81,8 @@ class ModelRunner:
         self.model = model
         self.device = model.device
         self.deterministic = deterministic
-        shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
-        self.kv_cache = torch.empty(shape, dtype=model.dtype, device=self.device)
-        self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
+        self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        self.allocate()
         self._scale = text.head_dim**-0.5
         self._attend = attention_backend(
             attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
@@ -100,6 +99,19 @@ class ModelRunner:
         self._transitions = torch.from_numpy(padded).flatten().to(self.device)
         self._temperature_mode = torch.from_numpy(automaton.temperature_mode.astype(np.int64)).to(self.device)
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def allocate(self) -> None:
+        """Takes the memory of the KV cache; what is in it is not defined."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # one tensor that large does not fit between what the allocator keeps cached
+        self.kv_cache = torch.empty(self._shape, dtype=self.model.dtype, device=self.device)
+        self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
+
+    def free(self) -> None:
+        """Gives the memory of the KV cache and of encoded images back; no batch is run until `allocate`."""
+        self._layers = []
+        self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
+        self.forget_features()
 
     def hold_images(self, images: Iterable[ImageInputs]) -> None:
         """A sequence shows these images from now on. Equal images share their features."""

@@ -17,11 +17,15 @@ class EvalConfig:
     """Temperature inside code; 0 is greedy."""
     seed: int = 0
     """Seed of the sampler."""
+    every_steps: int = 0
+    """While training, held-out questions are asked after every so many steps; 0: not at all."""
 
     def __post_init__(self) -> None:
         for name in ("num_questions", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.every_steps < 0:
+            raise ValueError(f"every_steps: {self.every_steps} must be at least 0")
         for name in ("temperature", "code_temperature"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")

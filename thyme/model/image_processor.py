@@ -38,6 +38,16 @@ class ImageProcessor:
         pairs = zip(config.mean, config.std, strict=True)
         self._normalized = [(scaled - np.float32(mean)) / np.float32(std) for mean, std in pairs]
 
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) that a picture is resized to, in pixels.
+
+        Raises:
+            ValueError: a side of 0, or an aspect ratio above 200.
+        """
+        config = self.config
+        factor = config.patch_size * config.merge_size
+        return smart_resize(image.height, image.width, factor, config.min_pixels, config.max_pixels)
+
     def preprocess(self, image: Image.Image) -> ImageInputs:
         """Resizes to multiples of the merged patch within the pixel limits, normalizes, cuts into patches.
 
@@ -49,7 +59,7 @@ class ImageProcessor:
         image = to_rgb(image)
         config = self.config
         side, merge = config.patch_size, config.merge_size
-        height, width = smart_resize(image.height, image.width, side * merge, config.min_pixels, config.max_pixels)
+        height, width = self.size_of(image)
         resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         rows, columns = height // side, width // side
         # [rows / m, m, side, columns / m, m, side, 3] -> merged squares in raster order, patches of a square together

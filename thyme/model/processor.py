@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -96,6 +97,17 @@ class Processor:
         eos = eos or as_ids({**config, **(config.get("text_config") or {})}.get("eos_token_id"))
         image = read_image_config(folder) if config.get("vision_config") else None
         return cls(_read_tokenizer(folder), image, eos or None)
+
+    def with_max_pixels(self, max_pixels: int) -> Processor:
+        """The same for pictures that are reduced to at most this area, in pixels.
+
+        Raises:
+            ValueError: a text model, or fewer pixels than its smallest picture has.
+        """
+        if self.image_config is None:
+            raise ValueError(f"max_pixels: {max_pixels}, but the model takes no pictures")
+        image_config = replace(self.image_config, max_pixels=max_pixels)
+        return type(self)(self.tokenizer, image_config, self.eos_token_ids)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer's files and preprocessor_config.json into an existing folder."""
@@ -225,6 +237,16 @@ class Processor:
         if self._image_processor is None:
             raise ValueError("preprocess: this model takes no pictures")
         return self._image_processor.preprocess(image)
+
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) in pixels at which the model sees a picture.
+
+        Raises:
+            ValueError: as `preprocess`, but quickly.
+        """
+        if self._image_processor is None:
+            raise ValueError("this model takes no pictures")
+        return self._image_processor.size_of(image)
 
     def expand(self, ids: Sequence[int], images: Sequence[ImageInputs]) -> list[int]:
         """Repeats the image id of each picture once per feature; ids already expanded come back as they are.

@@ -8,6 +8,7 @@ original image, hence the size told here is the original one and not the one the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ _TAG = re.compile(r"</?answer>|<(code|sandbox_output)>")
 _BRACE = re.compile(r"[{}]")
 
 
-def user_prompt(question: str, image_path: str, image_size: tuple[int, int] | None) -> str:
+def user_prompt(
+    question: str,
+    image_path: str,
+    image_size: tuple[int, int] | None,
+    more: Sequence[tuple[str, tuple[int, int]]] = (),
+) -> str:
     """The user turn of a question about an image; `image_size` is (width, height) in original pixels.
 
-    None says that the image could not be read. The text starts with `<image>`, which stands for the picture.
+    None says that the image could not be read. The text starts with `<image>`, which stands for the picture. Further
+    pictures, as (path, size) in `more`, each add such a line at the start and their path and size behind the first's.
     """
-    return "".join(_user_parts(question, image_path, image_size))
+    return "".join(_user_parts(question, [(image_path, image_size), *more]))
 
 
 def text_prompt(question: str) -> str:
@@ -113,26 +120,25 @@ def build_prompt(question: Question, style: PromptStyle, processor: Processor) -
         if question.image is None:
             parts = ["", question.question, "\n\n" + _OUTPUT_FORMAT]
         else:
-            parts = _user_parts(question.question, question.image_path, question.image_size)
+            parts = _user_parts(question.question, [(path, picture.size) for path, picture in question.pictures])
     elif style == "short":
         system = None
-        parts = ["" if question.image is None else "<image>", question.question, ""]
+        parts = ["<image>" * len(question.pictures), question.question, ""]
     else:
         raise ValueError(f"prompt style {style!r}: use 'thyme' or 'short'")
-    images = () if question.image is None else (question.image,)
+    images = tuple(picture for _, picture in question.pictures)
     return Prompt(token_ids=_encode_chat(parts, system, processor), images=images)
 
 
-def _user_parts(question: str, image_path: str, image_size: tuple[int, int] | None) -> list[str]:
-    """The user prompt as template, question, template, path, template: even entries are ours, odd ones are not."""
-    size = _UNREADABLE_SIZE if image_size is None else f"{image_size[0]}x{image_size[1]}"
-    return [
-        "<image>\n",
-        question,
-        '\n\n### User Image Path:** "',
-        image_path,
-        f'"\n### User Image Size:** "{size}"\n\n{_OUTPUT_FORMAT}',
-    ]
+def _user_parts(question: str, images: Sequence[tuple[str, tuple[int, int] | None]]) -> list[str]:
+    """The user prompt as template, question, template, path, ..., template: even entries are ours, odd ones are not."""
+    parts = ["<image>\n" * len(images), question]
+    ours = "\n\n"
+    for path, size in images:
+        told = _UNREADABLE_SIZE if size is None else f"{size[0]}x{size[1]}"
+        parts += [f'{ours}### User Image Path:** "', path]
+        ours = f'"\n### User Image Size:** "{told}"\n'
+    return [*parts, f"{ours}\n{_OUTPUT_FORMAT}"]
 
 
 def _encode_chat(parts: list[str], system: str | None, processor: Processor) -> list[int]:

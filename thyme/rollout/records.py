@@ -114,6 +114,7 @@ def to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
             "solution": question.solution,
             "scenario": question.scenario,
             "meta": question.meta,
+            "more_images": [[path, store.add(picture)] for path, picture in question.more_images],
         },
         "group": rollout.group,
         "index": rollout.index,
@@ -171,8 +172,12 @@ def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | No
         KeyError, TypeError, ValueError: the row is no rollout.
         OSError: an image is missing from the store or cannot be read.
     """
-    image = row["question"]["image"]
-    question = Question(**row["question"] | {"image": None if image is None else store.get(image)})
+    image, more = row["question"]["image"], row["question"].get("more_images", [])
+    pictures = {
+        "image": None if image is None else store.get(image),
+        "more_images": tuple((told, store.get(name)) for told, name in more),
+    }
+    question = Question(**row["question"] | pictures)
     turns = [_turn_from_row(turn, store) for turn in row["turns"]]
     return Rollout(
         question=question,
@@ -207,8 +212,8 @@ def _turn_from_row(row: dict[str, Any], store: ImageFolder) -> Turn:
 
 def _shown(question: Question, turns: Sequence[Turn]) -> Iterator[Image.Image]:
     """The images the model saw, in order of appearance."""
-    if question.image is not None:
-        yield question.image
+    for _, picture in question.pictures:
+        yield picture
     for turn in turns:
         if turn.num_images:
             assert turn.result is not None

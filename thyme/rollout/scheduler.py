@@ -148,8 +148,8 @@ class RolloutScheduler:
     def _start_waiting(self) -> None:
         while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
             piece = self.waiting.popleft()
-            if piece.question.image is not None:
-                piece.question.image.load()  # decoded once, here: the executor's thread reads it too
+            for _, picture in piece.question.pictures:
+                picture.load()  # decoded once, here: the executor's thread reads it too
             prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):

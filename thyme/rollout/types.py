@@ -68,10 +68,24 @@ class Question:
     """One of thyme.toy.scenarios.SCENARIOS, or "" for other sources."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about how the question was made: boxes in pixels, angle in degrees, ..."""
+    more_images: tuple[tuple[str, Image.Image], ...] = ()
+    """Pictures after the first, each behind the path the model is told for it; turned upright here too."""
 
     def __post_init__(self) -> None:
         if self.image is not None:
             object.__setattr__(self, "image", upright(self.image))
+        if self.more_images:
+            if self.image is None:
+                raise ValueError(f"question {self.id!r}: more_images without an image: the first picture is `image`")
+            more = tuple((path, upright(picture)) for path, picture in self.more_images)
+            object.__setattr__(self, "more_images", more)
+            if len({path for path, _ in self.pictures}) <= len(more):
+                raise ValueError(f"question {self.id!r}: two pictures under one path: each needs its own")
+
+    @property
+    def pictures(self) -> tuple[tuple[str, Image.Image], ...]:
+        """Every picture behind its path, in order."""
+        return () if self.image is None else ((self.image_path, self.image), *self.more_images)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -7,9 +7,11 @@ survives `decode(encode(x))` exactly. No lexeme holds a digit: numbers are read 
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -137,6 +139,16 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def is_toy_folder(folder: Path) -> bool:
+    """Whether the model in the folder is the embedded one or was trained from it: it has this tokenizer."""
+    path = folder / "tokenizer.json"
+    try:
+        model = json.loads(path.read_bytes())["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return model.get("type") == "WordLevel" and TEXT_LEXEMES[0] in model.get("vocab", ())
 
 
 def words_it_lacks(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[str, ...]:

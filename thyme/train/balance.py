@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from PIL import Image
 
 from thyme.data.rows import Demonstration
 from thyme.model.config import VisionConfig
-from thyme.model.image_processor import smart_resize
 from thyme.model.processor import Processor
 from thyme.rollout.types import Question
 from thyme.train.distributed import World
@@ -55,7 +55,7 @@ def share_of(items: Sequence[T], lengths: Sequence[float], world: World) -> list
 def row_length(processor: Processor, row: Demonstration) -> float:
     """About the tokens of a demonstration; its pictures count exactly and are not decoded."""
     text = (len(row.prompt) + len(row.response)) / CHARACTERS_PER_TOKEN
-    return text + sum(_image_tokens(processor, image.size) for image in row.images)
+    return text + sum(_image_tokens(processor, image) for image in row.images)
 
 
 def question_length(processor: Processor, question: Question, expected_tokens: float) -> float:
@@ -64,18 +64,16 @@ def question_length(processor: Processor, question: Question, expected_tokens: f
     Args:
         expected_tokens: of the response; the same for all questions, since nothing tells them apart beforehand.
     """
-    image = question.image
     text = len(question.question) / CHARACTERS_PER_TOKEN
-    return text + expected_tokens + (0 if image is None else _image_tokens(processor, image.size))
+    return text + expected_tokens + sum(_image_tokens(processor, image) for _, image in question.pictures)
 
 
-def _image_tokens(processor: Processor, size: tuple[int, int]) -> int:
+def _image_tokens(processor: Processor, image: Image.Image) -> int:
     config = processor.image_config
     if config is None:
         return 0
-    factor = config.patch_size * config.merge_size
-    height, width = smart_resize(size[1], size[0], factor, config.min_pixels, config.max_pixels)
-    return height * width // factor**2
+    height, width = processor.size_of(image)
+    return height * width // (config.patch_size * config.merge_size) ** 2
 
 
 def aligned(batches: Sequence[TrainBatch], trained: TrainedModel) -> list[TrainBatch]:

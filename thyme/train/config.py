@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
+Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
 PHASES = ("rollout", "reward", "update", "save")
 """What a training step spends its time on."""
@@ -20,6 +21,8 @@ class StageConfig:
 
     steps: int = 100
     """Optimizer steps."""
+    epochs: float = 0.0
+    """Passes over the files of `data.train`, in place of `steps`; 0: as `steps` says."""
     batch_size: int = 32
     """Sequences in an optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -40,6 +43,8 @@ class StageConfig:
     """Gradients are scaled down to this global norm; 0 leaves them."""
     warmup_steps: int = 0
     """The rate rises linearly to its peak over this many steps."""
+    warmup_share: float = 0.0
+    """The same as a share of all steps; the longer of the two holds."""
     schedule: Literal["linear", "cosine"] = "linear"
     """How the rate falls in the last `decay_share` of the steps; it is flat before."""
     decay_share: float = 0.0
@@ -90,7 +95,8 @@ class StageConfig:
             require(self, name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "save_steps", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("decay_share", "final_rate"):
+        require(self, "epochs", 0 <= self.epochs < float("inf"), "at least 0")
+        for name in ("warmup_share", "decay_share", "final_rate"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
 
 
@@ -106,9 +112,12 @@ class SftConfig(StageConfig):
     decay_share: float = 0.35
     loss_rule: LossRule = "paper"
     """Which rounds of a response are trained (`thyme.train.masks`)."""
+    max_row_tokens: int = 0
+    """Rows of more tokens, pictures included, are left out and counted; 0: none is."""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        require(self, "max_row_tokens", self.max_row_tokens >= 0, "at least 0")
         one_of(self, "loss_rule", get_args(LossRule))
 
 
@@ -170,6 +179,45 @@ class LossConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MismatchConfig:
+    """Masked importance sampling: leaves out where trainer and engine disagree too much about a probability."""
+
+    mask: MismatchMask = "none"
+    """What is left out where the trainer's probability over the engine's is not in [low, high]. "token": that token;
+    "sequence": the rollout, by the geometric mean over its tokens. Takes a forward pass more."""
+    low: float = 0.5
+    """Smallest ratio that is trained."""
+    high: float = 2.0
+    """Largest ratio that is trained."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "mask", get_args(MismatchMask))
+        require(self, "low", 0 <= self.low <= 1, "in [0, 1]: a ratio of 1 is no mismatch")
+        require(self, "high", self.high >= 1, "at least 1: a ratio of 1 is no mismatch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectConfig:
+    """Which groups of rollouts make a batch; as it stands all that were asked, those without spread included."""
+
+    max_refills: int = 0
+    """Dynamic sampling (DAPO): groups without spread are dropped and the next questions asked in their place, in so
+    many rounds at most after the first; what is missing then stays missing. 0: off."""
+    oversample: float = 1.0
+    """Oversample, filter, rank (PyVision-RL): so many times the questions that a batch needs are asked, rounded up, and
+    the groups with the largest spread kept, the earlier where it is equal. 1: off."""
+
+    def __post_init__(self) -> None:
+        require(self, "max_refills", self.max_refills >= 0, "at least 0")
+        require(self, "oversample", 1 <= self.oversample < math.inf, "at least 1, and finite")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is selected."""
+        return self.max_refills > 0 or self.oversample > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
     """GRPO-ATS: an optimizer step or several on each batch of rollouts. Temperatures and group size: RolloutConfig."""
 
@@ -193,14 +241,8 @@ class RlConfig(StageConfig):
     greedy_tokens: GreedyTokens = "raw"
     """What the gradient of a greedy (code) token is: `thyme.kernels.grpo_loss.GrpoLossConfig`."""
     loss: LossConfig = field(default_factory=LossConfig)
-    mismatch_mask: MismatchMask = "none"
-    """Masked importance sampling: what is left out of the loss where trainer and engine disagree too much about its
-    probability (trainer's over engine's outside mismatch_low to mismatch_high). "token": single tokens; "sequence":
-    rollouts, by the geometric mean over their tokens. Takes a forward pass more."""
-    mismatch_low: float = 0.5
-    """See mismatch_mask."""
-    mismatch_high: float = 2.0
-    """See mismatch_mask."""
+    mismatch: MismatchConfig = field(default_factory=MismatchConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
@@ -217,9 +259,6 @@ class RlConfig(StageConfig):
         StageConfig.__post_init__(self)
         one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
-        one_of(self, "mismatch_mask", get_args(MismatchMask))
-        require(self, "mismatch_low", 0 <= self.mismatch_low <= 1, "in [0, 1]: a ratio of 1 is no mismatch")
-        require(self, "mismatch_high", self.mismatch_high >= 1, "at least 1: a ratio of 1 is no mismatch")
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
@@ -232,7 +271,21 @@ class RlConfig(StageConfig):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs are computed before the first update of a batch."""
-        return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch_mask != "none"
+        return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch.mask != "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Where metrics are shown beside metrics.jsonl."""
+
+    to: Backend = "none"
+    """"tensorboard" writes runs/<name>/tensorboard/; "trackio" keeps its own local store; "wandb" as its login says."""
+    project: str = "thyme"
+    """Name of the project at trackio and Weights & Biases; the run there is called as here."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "to", get_args(Backend))
+        require(self, "project", bool(self.project), "a name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,29 +13,28 @@ from dataclasses import replace
 import numpy as np
 
 from thyme.model.image_processor import ImageInputs
-from thyme.model.processor import Processor
+from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout, Turn
 from thyme.train.balance import question_length, shares
 from thyme.train.distributed import World
 from thyme.train.group_scores import ScoredGroup
 
 
-def own_questions(
-    processor: Processor, questions: Sequence[Question], world: World, *, expected_tokens: float
-) -> list[int]:
+def own_questions(loop: RolloutLoop, questions: Sequence[Question], world: World) -> list[int]:
     """Indices of the questions that this rank samples, ascending: all of them in a world of one.
 
-    Dealt by what a rollout is expected to come to: prompt and picture, and the same response for all. A question that
-    occurs twice stays on one rank, since its second draw counts on from its first.
-
-    Args:
-        expected_tokens: of a response.
+    Dealt by what a rollout is expected to come to: prompt, pictures, and a quarter of the token limit for each
+    response, since nothing tells them apart beforehand. A question that occurs twice stays on one rank: its second
+    draw counts on from its first.
     """
+    if world.size == 1:
+        return list(range(len(questions)))
     places: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         places.setdefault(question.id, []).append(index)
     bundles = list(places.values())
-    lengths = [len(b) * question_length(processor, questions[b[0]], expected_tokens) for b in bundles]
+    response = loop.config.max_tokens / 4
+    lengths = [len(b) * question_length(loop.processor, questions[b[0]], response) for b in bundles]
     return sorted(index for bundle in shares(lengths, world.size)[world.rank] for index in bundles[bundle])
 
 
@@ -63,7 +62,7 @@ def _without_pictures(rollout: Rollout) -> Rollout:
     """The grids of its pictures stay: positions need them."""
     return replace(
         rollout,
-        question=replace(rollout.question, image=None),
+        question=replace(rollout.question, image=None, more_images=()),
         images=[_grid_alone(image) for image in rollout.images],
         turns=[_turn_without_pictures(turn) for turn in rollout.turns],
     )

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from thyme.train.config import MismatchMask
+from thyme.train.config import MismatchConfig
 from thyme.train.metrics import Metrics
 from thyme.train.packing import TrainBatch
 
@@ -41,23 +41,23 @@ class Masked:
         )
 
 
-def masked(batch: TrainBatch, unit: MismatchMask, low: float, high: float) -> tuple[TrainBatch, Masked]:
-    """The batch with weight 0 where the ratio is below `low`, above `high` or no number.
+def masked(batch: TrainBatch, config: MismatchConfig) -> tuple[TrainBatch, Masked]:
+    """The batch with weight 0 where the ratio is outside `low` to `high` or no number.
 
     The weights of what stays are as they were: it is not scaled up for what is left out.
 
     Args:
         batch: on the CPU, with old and rollout log-probs.
-        unit: "token": each token by its own ratio; "sequence": a whole rollout by the geometric mean of its tokens'.
+        config: its mask is not "none".
     """
     assert batch.old_logprobs is not None and batch.rollout_logprobs is not None
     log_ratio = (batch.old_logprobs - batch.rollout_logprobs).double()
-    if unit == "sequence":
+    if config.mask == "sequence":
         lengths = batch.cu_seqlens.diff().tolist()
         means = [part.mean().expand(len(part)) for part in log_ratio.split(lengths)]
         log_ratio = torch.cat(means) if means else log_ratio
     ratio = log_ratio.exp()
-    kept = torch.ones_like(ratio, dtype=torch.bool) if unit == "none" else (ratio >= low) & (ratio <= high)
+    kept = (ratio >= config.low) & (ratio <= config.high)
     return replace(batch, weights=batch.weights * kept), Masked.of(batch, kept)
 
 

@@ -24,11 +24,12 @@ State = dict[str, dict[str, Tensor]]
 def rate_share(config: StageConfig, step: int, steps: int) -> float:
     """Share of the peak learning rate that optimizer step `step` (from 0) of `steps` uses.
 
-    The first step already moves (1/warmup_steps) and so does the last one: the decay would reach `final_rate` one
-    step later.
+    The first step already moves (1 over the steps of warm-up) and so does the last one: the decay would reach
+    `final_rate` one step later.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    warmup_steps = max(config.warmup_steps, round(config.warmup_share * steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     decay_steps = round(config.decay_share * steps)
     done = (step - (steps - decay_steps)) / max(decay_steps, 1)
     if done <= 0:

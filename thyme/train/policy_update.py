@@ -67,8 +67,8 @@ def packed_batches(
         part = [replace(batch, same_bits=same_bits) for batch in packed]
         if config.needs_old_logprobs:
             part = with_old_logprobs(trained, part, allowed, config)
-        if config.mismatch_mask != "none":
-            pairs = [masked(batch, config.mismatch_mask, config.mismatch_low, config.mismatch_high) for batch in part]
+        if config.mismatch.mask != "none":
+            pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
             part = [batch for batch, _ in pairs if batch.weights.any()]
         parts.append(part)

@@ -17,10 +17,10 @@ from thyme.rewards import Scorer
 from thyme.rollout.records import join_rollouts, write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
+from thyme.train.batch_selection import draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.distributed import World
-from thyme.train.group_exchange import exchanged, own_questions
-from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
@@ -77,23 +77,24 @@ def train_rl(
         with stage:
             while stage.step < config.steps and not stage.stopped:
                 laps = Laps()
-                batch = questions(stage.step * config.batch_size, config.batch_size)
-                sampling = loop.config.sampling(seed=seed * 1_000_003 + stage.step)
-                scores = GroupScores(scorer, sampling.n)
-                with world.phase("rollout"), journals.step(stage.step) as journal:
-                    own = own_questions(processor, batch, world, expected_tokens=loop.config.max_tokens / 4)
-                    rollouts = loop.run([batch[index] for index in own], sampling, on_end=scores.ended)
-                laps.end("rollout")
-                with world.phase("reward"):
-                    groups = exchanged(scores.collect(rollouts), own, world)
-                laps.end("reward")
+                with journals.step(stage.step) as journal:
+                    drawn = draw_batch(
+                        loop,
+                        questions,
+                        scorer,
+                        config,
+                        start=stage.memory.setdefault("questions", stage.step * config.batch_size),
+                        seed=seed * 1_000_003 + stage.step,
+                        laps=laps,
+                        world=world,
+                    )
                 sampled = rollout_metrics(
-                    [group.rollouts for group in groups],
+                    [group.rollouts for group in drawn.groups],
                     rollout_s=laps.seconds["rollout"],
                     weight_version=loop.engine.weight_version,
                 )
                 with world.phase("update"):
-                    samples = mini_batches(processor, groups, config)
+                    samples = mini_batches(processor, drawn.kept, config)
                     batches, left_out = packed_batches(trained, processor, samples, config, same_bits=same_bits)
                     rate = rate_share(config, stage.step, config.steps)
                     updates = update_policy(
@@ -104,17 +105,24 @@ def train_rl(
                 loop.engine.weights_updated()
                 laps.end("sync")
                 if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", groups, world)
-                _remember_unscored(stage, groups)
+                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups, world)
+                _remember(stage, drawn.groups)
                 stage.memory["weight_version"] = loop.engine.weight_version
-                metrics = sampled | reward_metrics(groups) | left_out | update_metrics(updates) | laps.metrics()
-                if journal is not None and journal.kept:
-                    metrics["rollout/kept"] = float(len(journal.kept))
+                metrics = (
+                    sampled
+                    | reward_metrics(drawn.groups)
+                    | drawn.metrics()
+                    | left_out
+                    | update_metrics(updates)
+                    | laps.metrics()
+                )
+                if journal is not None and (kept := sum(world.gather(len(journal.kept)))):
+                    metrics["rollout/kept"] = float(kept)
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 if stage.memory["unscored"] >= config.max_unscored_steps:
                     raise ValueError(
-                        f"rl step {stage.step}: none of {len(groups)} groups could be scored; that is "
+                        f"rl step {stage.step}: none of {len(drawn.groups)} groups could be scored; that is "
                         f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
                         "answered): mend it and resume"
                     )
@@ -134,10 +142,11 @@ def _check(loop: RolloutLoop, model: Model) -> None:
         )
 
 
-def _remember_unscored(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
-    """Counts the steps in a row of which no group was scored, across a resume too."""
+def _remember(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
+    """What the next step needs: the question it starts at, and the steps in a row of which no group was scored."""
     is_unscored = all(group.rewards is None for group in groups)
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
+    stage.memory["questions"] += len(groups)
 
 
 def record(path: Path, groups: Sequence[ScoredGroup], world: World | None = None) -> None:

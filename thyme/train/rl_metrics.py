@@ -152,7 +152,7 @@ def _error_name(name: str) -> str:
 
 
 class Laps:
-    """Wall seconds of the parts of a step."""
+    """Wall seconds of the parts of a step, summed where a part comes more than once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -160,7 +160,7 @@ class Laps:
 
     def end(self, part: str) -> None:
         now = time.perf_counter()
-        self.seconds[part] = now - self._last
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
 
     def metrics(self) -> Metrics:

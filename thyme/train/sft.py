@@ -12,6 +12,7 @@ from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.train.balance import row_length, share_of
 from thyme.train.config import LossRule, SftConfig
+from thyme.train.distributed import World
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
 from thyme.train.optim import rate_share
@@ -40,12 +41,11 @@ class Gate:
 def train_sft(
     model: Model,
     processor: Processor,
-    rows: Stream[Demonstration],
+    samples: Stream[Sample],
     config: SftConfig,
     *,
     name: str = "sft",
     gate: Gate | None = None,
-    system: str | None = None,
     **options: Unpack[StageOptions],
 ) -> list[Metrics]:
     """Trains `model` in place on `config.steps` batches of rows, or until the gate is passed.
@@ -53,11 +53,10 @@ def train_sft(
     Args:
         model: the model to train.
         processor: its tokenizer and picture processor.
-        rows: the stream; `thyme.data.streams.endless` makes one of a finite data set. Each row is seen once.
-        config: steps, rates, and which rounds of a response are trained.
+        samples: the stream (`row_samples`); on several ranks each one's share of it.
+        config: steps and rates.
         name: of the stage, in metrics and checkpoints.
         gate: looked at before the first step, every `gate.every` steps and after the last one.
-        system: the system prompt the rows are to be learned under, if any.
         options: where the stage writes, and from where it resumes: `thyme.train.stage.StageOptions`.
 
     Returns:
@@ -72,23 +71,48 @@ def train_sft(
     ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
             with world.phase("update"):
-                batch = rows(stage.step * config.batch_size, config.batch_size)
-                share = share_of(batch, [row_length(processor, row) for row in batch], world)
+                batch = samples(stage.step * config.batch_size, config.batch_size)
+                kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
                 metrics, unfit = supervised_step(
                     trained,
                     processor,
                     optimizer,
-                    [row_sample(processor, row, config.loss_rule, system) for row in share],
+                    kept,
                     rate=rate_share(config, stage.step, config.steps),
                     max_tokens=config.max_tokens_per_micro_batch,
                     fused_head=fuses_head(model, config),
                 )
+                if config.max_row_tokens:
+                    metrics["batch/too_long"] = world.sum([len(batch) - len(kept)])[0]
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 trained.publish()
                 metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics, unfit)
     return stage.history
+
+
+def row_samples(
+    processor: Processor,
+    rows: Stream[Demonstration],
+    rule: LossRule,
+    system: str | None = None,
+    *,
+    world: World | None = None,
+) -> Stream[Sample]:
+    """The samples of a stream of rows (`row_sample`), `thyme.data.streams.endless` making one of a finite data set.
+
+    Args:
+        world: of whose ranks each gets a stream of its own share: of the n rows it is asked for, those that it trains.
+    """
+    alone = world or World()
+
+    def take(start: int, n: int) -> list[Sample]:
+        batch = rows(start, n)
+        share = share_of(batch, [row_length(processor, row) for row in batch], alone)
+        return [row_sample(processor, row, rule, system) for row in share]
+
+    return take
 
 
 def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:

@@ -46,6 +46,10 @@ class StageOptions(RunOptions, total=False):
     """Is given every step's metrics; returning True ends the stage."""
     save_model: Callable[[Path], object] | None
     """Writes the model into a checkpoint's folder; None: `thyme.model.save` with nothing beside it."""
+    evaluate: Callable[[], Metrics] | None
+    """Measures the model as it is, on the first rank; its figures join those of the step."""
+    evaluate_steps: int
+    """It is asked after every so many steps; 0: never."""
 
 
 class Stage:
@@ -77,6 +81,7 @@ class Stage:
         self.memory = memory or {}
         self._name, self._config, self._optimizer = name, config, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
         self._trained, self._world = trained, trained.world
@@ -102,6 +107,9 @@ class Stage:
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
+        if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
+            self._trained.publish()
+            values = values | self._world.on_main(self._evaluate)
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1

@@ -27,8 +27,10 @@ class Config(ToyRunConfig):
 def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.opening import open_model
+    from thyme.verbs.rows import require_toy
     from thyme.verbs.training_run import open_run
 
+    require_toy(config)
     with open_run(config, "base") as run:
         opened = open_model(config)
         run.stage("base", opened, lambda options: train(config, opened, run.folder, **options), final="base")

@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyme.config import INTERNAL
+from thyme.data.config import DataConfig
 from thyme.engine.config import EngineConfig
+from thyme.evals.config import EvalConfig
+from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.toy.config import ToyConfig
+from thyme.train.config import TrackConfig
 
 EMBEDDED = "tiny"
 """The name of the model that is no folder."""
@@ -24,6 +28,9 @@ class RunConfig:
     """A Hugging Face folder, a checkpoint of ours, or "tiny": the embedded 1.7 M parameter toy, random weights."""
     seed: int = 0
     """Seeds weights, data order and sampling."""
+    max_pixels: int | None = None
+    """Pictures are reduced to at most this area in this run; none: as the checkpoint says. A checkpoint that the run
+    writes keeps its own figure."""
     threads: int = 2
     """Threads of torch on a CPU."""
     origins: Mapping[str, str] = field(default_factory=dict, metadata=INTERNAL, compare=False)
@@ -34,6 +41,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ValueError(f"name: {self.name!r} must be one folder name: results go to runs/<name>/")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"max_pixels: {self.max_pixels} must be at least 1, or absent")
         if self.threads < 1:
             raise ValueError(f"threads: {self.threads} must be at least 1")
 
@@ -43,6 +52,13 @@ class ToyRunConfig(RunConfig):
     """A run on the toy world's data."""
 
     toy: ToyConfig = field(default_factory=ToyConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig(ToyRunConfig):
+    """A run on rows: files, or the toy world's where the model is the embedded one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +83,19 @@ class LoopConfig(RunConfig):
                 f"sandbox.session_timeouts = {sandbox.session_timeouts} of them: lower it or raise "
                 "sandbox.session_timeouts"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredConfig(LoopConfig, RowsConfig):
+    """Rollouts of rows, and what they earn."""
+
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ScoredConfig):
+    """A training run: what it reads, and what it is measured and watched by on its way."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)

@@ -1,4 +1,4 @@
-"""Name every bad row of a JSONL file: tags, pictures, text, answers that no later step would take."""
+"""Name every bad row of parquet or JSON lines: tags, pictures, text, answers that no later step would take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thyme.config import POSITIONAL
+from thyme.data.config import Format
 
 if TYPE_CHECKING:
     from thyme.data.check import Later
@@ -19,26 +20,40 @@ if TYPE_CHECKING:
 class Config:
     """What is checked, and for which model."""
 
-    path: Path = field(metadata=POSITIONAL)
-    """Rows in a released format."""
+    paths: tuple[Path, ...] = field(metadata=POSITIONAL)
+    """Files, or folders of *.parquet, *.jsonl and *.json."""
+    format: Format = "auto"
+    """How rows are laid out: thyme, messages, openai, verl or sharegpt; auto tells by each row's keys."""
+    images: Path | None = None
+    """The folder that relative paths of pictures start from; none: the folder of the file that names them."""
     model: Path | None = None
     """Checkpoint whose tokenizer and picture sizes are asked; none: bytes, and Qwen2.5-VL's sizes."""
 
 
 def run(config: Config) -> None:
-    """Prints every problem as it is found, a line each, and the counts.
+    """Prints every problem as it is found, a line each, and the counts of each file.
 
     Raises:
         ValueError: there are bad rows, or no rows at all.
     """
     from thyme.data.check import check_file, plain_processor
+    from thyme.data.tables.opening import data_files
     from thyme.model.processor import Processor
 
     processor = plain_processor() if config.model is None else Processor.load(config.model)
-    report = check_file(config.path, later=training_steps(processor), on_problem=print)
-    print(f"{config.path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images")
-    if report.bad_rows:
-        raise ValueError(f"{config.path}: {report.bad_rows} bad rows, named above: mend or drop them")
+    later, bad = training_steps(processor), dict[Path, int]()
+    for path in data_files(config.paths):
+        report = check_file(path, layout=config.format, images=config.images, later=later, on_problem=print)
+        print(f"{path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images")
+        if report.other_prompts:
+            print(f"{path}: {report.other_prompts} rows with another system prompt, in whose place training puts ours")
+        if report.bad_rows:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.most_common())
+            print(f"{path}: {report.bad_rows} bad rows: {reasons}")
+            bad[path] = report.bad_rows
+    if bad:
+        where = ", ".join(f"{path}: {count}" for path, count in bad.items())
+        raise ValueError(f"{where} bad rows, named above: mend or drop them")
 
 
 def training_steps(processor: Processor) -> Later:

@@ -38,6 +38,9 @@ class Opened:
 
     model: Model
     processor: Processor
+    """Of the run: pictures are no larger than its max_pixels."""
+    own_processor: Processor
+    """The checkpoint's own, which `save_model` writes."""
     dialect: Dialect
     """What it is run and trained under from here on, and what `save_model` writes beside it."""
 
@@ -62,12 +65,13 @@ def open_model(config: RunConfig) -> Opened:
         if loaded is None:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
         processor = loaded
-    return Opened(model=model, processor=processor, dialect=_dialect(config, said))
+    shown = processor if config.max_pixels is None else processor.with_max_pixels(config.max_pixels)
+    return Opened(model=model, processor=shown, own_processor=processor, dialect=_dialect(config, said))
 
 
 def save_model(opened: Opened, folder: Path) -> Path:
     """Writes a Hugging Face folder that also says how the model is to be run."""
-    save(opened.model, opened.processor, folder)
+    save(opened.model, opened.own_processor, folder)
     write_dialect(folder, opened.dialect)
     return folder
 

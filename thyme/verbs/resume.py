@@ -26,7 +26,7 @@ CHANGEABLE = (
     "record_steps",
 )
 """Keys of a stage's table that a resumed run may change; with other steps the rates follow the new ones' schedule."""
-CHANGEABLE_ELSEWHERE = ("threads", "sandbox.workers", "tracking")
+CHANGEABLE_ELSEWHERE = ("threads", "sandbox.workers", "track", "eval", "judge")
 """Keys, and tables, that change how a run is run and not what it learns."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import RlConfig
-from thyme.verbs.config import LoopConfig, ToyRunConfig
+from thyme.verbs.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,8 @@ SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, ToyRunConfig):
-    """GRPO-ATS on the toy world's questions."""
+class Config(TrainingConfig):
+    """GRPO-ATS on the questions of `data.train`, or the toy world's."""
 
     name: str = "rl"
     rl: RlConfig = field(default_factory=RlConfig)
@@ -61,9 +61,11 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
 def run(config: Config) -> None:
     """Trains and saves the model."""
     from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
-    with open_run(config, "rl") as run:
+    require_training_rows(config)
+    with open_run(config, "rl", data_digest=data_digest(config)) as run:
         opened = open_model(config)
         with open_loop(config, opened) as loop:
             run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
@@ -82,37 +84,38 @@ def train(
     """GRPO-ATS, in place.
 
     Args:
-        config: its tables `rl` and `toy`, and the seed.
+        config: its tables `rl`, `data`, `toy`, `reward`, `judge`, `eval` and `track`, and the seed.
         opened: the model that the loop's engine runs.
         loop: makes the rollouts.
         folder: gets metrics.jsonl, rollouts/ and checkpoints/.
         label: of the progress line; None shows none.
         options: where the run stands.
     """
-    from thyme.rewards import RuleScorer
-    from thyme.toy.streams import question_stream
-    from thyme.train.metrics import progress
+    from thyme.rewards.opening import open_scorer
     from thyme.train.rl import train_rl
-    from thyme.verbs.opening import save_model
+    from thyme.verbs.rows import prepared_questions
+    from thyme.verbs.training import stage_options, told, with_epochs
 
-    with progress(config.rl.steps, label, SHOWN) as line:
-        return train_rl(
-            opened.model,
-            opened.processor,
-            loop,
-            question_stream(config.toy),
-            config.rl,
-            scorer=RuleScorer(reward),
-            seed=config.seed,
-            run_dir=folder,
-            on_step=line,
-            save_model=lambda to: save_model(opened, to),
-            **options,
-        )
+    with (
+        prepared_questions(config, opened, config.rl.batch_size) as questions,
+        open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
+    ):
+        settings = with_epochs(config.rl, questions.count)
+        with told(config, folder, "rl", settings.steps, label, SHOWN) as line:
+            return train_rl(
+                opened.model,
+                opened.processor,
+                loop,
+                questions.stream,
+                settings,
+                scorer=scorer,
+                seed=config.seed,
+                **stage_options(config, opened, folder, line, loop, **options),
+            )
 
 
 def reward(rollout: Rollout) -> Reward:
-    """The reward of a toy question: all by rules."""
+    """The reward by rules alone, as the toy world's questions need no judge."""
     from thyme.rewards import RuleJudge, score
 
     return score(rollout, RuleJudge())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from thyme.verbs.config import LoopConfig, ToyRunConfig
+from thyme.verbs.config import ScoredConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, ToyRunConfig):
-    """Rollouts of the toy world's questions."""
+class Config(ScoredConfig):
+    """Rollouts of the questions of `data.train`, or the toy world's."""
 
     name: str = "rollout"
     count: int = 16
@@ -23,16 +23,23 @@ class Config(LoopConfig, ToyRunConfig):
 
 def run(config: Config) -> None:
     """Samples, writes, and says where."""
-    from thyme.rollout.records import write_rollouts
-    from thyme.toy.streams import question_stream
+    from thyme.rewards.opening import open_scorer
+    from thyme.train.group_scores import GroupScores
+    from thyme.train.rl import record
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_loop, open_model
-    from thyme.verbs.rl import reward
+    from thyme.verbs.rows import prepared_questions, require_rows
 
+    require_rows(config, "train")
     folder, opened = run_dir(config), open_model(config)
-    with open_loop(config, opened) as loop:
-        groups = loop.run(question_stream(config.toy)(0, config.count), loop.config.sampling(seed=config.seed))
-    rollouts = [rollout for group in groups for rollout in group]
+    with (
+        prepared_questions(config, opened, config.count) as questions,
+        open_loop(config, opened) as loop,
+        open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
+    ):
+        sampling = loop.config.sampling(seed=config.seed)
+        scores = GroupScores(scorer, sampling.n)
+        groups = scores.collect(loop.run(questions.stream(0, config.count), sampling, on_end=scores.ended))
     path = folder / "rollouts" / "step_0.jsonl"
-    write_rollouts(path, rollouts, rewards=[asdict(reward(rollout)) for rollout in rollouts])
-    print(f"{len(rollouts)} rollouts of {len(groups)} questions: {path}")
+    record(path, groups)
+    print(f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions: {path}")

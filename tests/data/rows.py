@@ -1,0 +1,63 @@
+"""Rows of each layout for the tests of data: the same question and demonstration, said in every one."""
+
+import base64
+import io
+from typing import Any
+
+from PIL import Image
+
+from thyme.rollout.prompts import SYSTEM_PROMPT, user_prompt
+
+HDD = "/mllm_hdd/someone/data/temp_processed_images/sign_00110792.png_rotated_image_318.png"
+CODE = f"""<code>
+```python
+from PIL import Image
+image_path = "{HDD}"
+image = Image.open(image_path).crop((2, 2, 30, 20))
+processed_path = "/mnt/data/temp_processed_images/sign_7.png"
+image.save(processed_path)
+print(processed_path)
+```
+</code>"""
+RESPONSE = (
+    f"<think>The sign is small. {CODE}<sandbox_output><image></sandbox_output>It says 7.</think>\n<answer>7</answer>"
+)
+
+
+def png(width: int = 60, height: int = 40, color: str = "red", mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def uri(data: bytes) -> str:
+    return "data:image/png;base64," + b64(data)
+
+
+FIRST, SECOND = png(), png(28, 18, "blue")
+
+
+def thyme_sft(number: int = 7, **changes: Any) -> dict[str, Any]:
+    """As in the released set: the whole prompt with a path of the authors' disk."""
+    row = {
+        "image": [b64(FIRST), b64(SECOND)],
+        "question": user_prompt(f"Which digit is on sign {number}?", HDD, (60, 40)),
+        "response": RESPONSE,
+    }
+    return row | changes
+
+
+def thyme_rl(number: int = 7, **changes: Any) -> dict[str, Any]:
+    """As in the released set."""
+    user = user_prompt(f"Which digit is on sign {number}?", HDD, (60, 40))
+    row = {
+        "messages": [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}],
+        "images": [b64(FIRST)],
+        "solution": "7",
+        "question": f"Which digit is on sign {number}?",
+    }
+    return row | changes

@@ -1,0 +1,66 @@
+"""Which files rows are read from, and which kind each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from thyme.data.tables.json_lines import JsonLines
+from thyme.data.tables.parquet import Parquet
+from thyme.data.tables.table import Table
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+
+_FILES = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def data_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files, with folders replaced by the *.parquet, *.jsonl and *.json in and below them, sorted.
+
+    Raises:
+        ValueError: a path that is not there, a folder without such files, a file named twice.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_shown(p, path))
+            if not inside:
+                raise ValueError(f"data folder {path}: holds no {', '.join('*' + suffix for suffix in SUFFIXES)}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"data file {path}: no such file")
+    seen: set[Path] = set()
+    for path in found:
+        if path.resolve() in seen:
+            raise ValueError(f"data file {path}: named twice: its rows would count double")
+        seen.add(path.resolve())
+    return found
+
+
+def open_table(path: Path) -> Table:
+    """A file as a table; what it is, its first bytes tell.
+
+    Raises:
+        ValueError: it is neither parquet nor JSON lines, or damaged, or parquet where pyarrow is not installed.
+    """
+    if not path.is_file():
+        raise ValueError(f"data file {path}: no such file" if not path.is_dir() else f"data file {path}: is a folder")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"PAR1":
+        return Parquet(path)
+    for magic, name in _FILES.items():
+        if head.startswith(magic):
+            raise ValueError(f"data file {path}: is a {name} file: give parquet, or one JSON object a line in UTF-8")
+    if path.suffix.lower() in (".tsv", ".csv"):
+        raise ValueError(f"data file {path}: is a table of text: give parquet, or one JSON object a line")
+    if path.suffix.lower() == ".parquet":
+        raise ValueError(f"data file {path}: is no parquet file: download it again")
+    return JsonLines(path)
+
+
+def _is_shown(path: Path, below: Path) -> bool:
+    """Not hidden, nor in a hidden folder, such as a download's .cache."""
+    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(below).parts)
