@@ -10,11 +10,11 @@ ROOT = Path(__file__).parent.parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def torchrun(ranks: int, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def torchrun(ranks: int, *command: str, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Runs `torchrun ... command` to its end; its output is in the result."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
-        [*launcher, *command], cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout
+        [*launcher, *command], cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=timeout
     )
 
 

@@ -127,6 +127,7 @@ def save_state(folder: Path, optimizer: Optimizer, world: World, *, step: int, m
     state: dict[str, Any] = {"step": step, "random_state": random_state, "memory": memory}
     if isinstance(world, Ranks):
         save_shards(folder / SHARDS, optimizer, world)
+        state["parts"] = sorted(optimizer.state_dict())
     else:
         state["optimizer"] = optimizer.state_dict()
     world.on_main(lambda: torch.save(state, folder / "state.pt"))
@@ -144,7 +145,8 @@ def load_state(folder: Path, optimizer: Optimizer, world: World) -> tuple[int, d
     if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
     else:
-        load_shards(folder / SHARDS, optimizer, world if isinstance(world, Ranks) else None)
+        ranks = world if isinstance(world, Ranks) else None
+        load_shards(folder / SHARDS, optimizer, ranks, parts=state["parts"])
     _restore_random(state)
     return state["step"], state["memory"]
 

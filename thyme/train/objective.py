@@ -26,6 +26,7 @@ from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
 from thyme.train.distributed import World
 from thyme.train.packing import Sample, TrainBatch
+from thyme.train.sharding import TrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,7 @@ def rollout_loss(
     allowed: AllowedIds,
     config: GrpoLossConfig,
     *,
-    reference: Model | None = None,
+    reference: Model | TrainedModel | None = None,
     fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of one micro-batch, with KL to `reference` if there is one; on-policy without old log-probs."""
@@ -167,10 +168,14 @@ def rollout_loss(
 
 
 @torch.no_grad()
-def reference_logprobs(reference: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
+def reference_logprobs(
+    reference: Model | TrainedModel, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False
+) -> Tensor:
     """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy.
 
     The reference is read without its adapters, so a policy that has some may be its own.
     """
+    if isinstance(reference, TrainedModel):
+        return reference(trained_logprobs, batch, allowed, batch.temperatures, fused_head=fused_head)
     with adapters_off(reference):
         return trained_logprobs(reference, batch, allowed, batch.temperatures, fused_head=fused_head)

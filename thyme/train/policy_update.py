@@ -83,7 +83,7 @@ def update_policy(
     batches: Sequence[Sequence[TrainBatch]],
     config: RlConfig,
     *,
-    reference: Model | None,
+    reference: Model | TrainedModel | None,
     rate: float,
 ) -> list[Update]:
     """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without micro-batches.
@@ -128,7 +128,7 @@ def policy_step(
     batches: Sequence[TrainBatch],
     config: RlConfig,
     *,
-    reference: Model | None,
+    reference: Model | TrainedModel | None,
     rate: float,
 ) -> Update:
     """One optimizer step on the GRPO loss of micro-batches; none where there are none on any rank."""

@@ -63,7 +63,7 @@ def train_rl(
             steps in a row.
     """
     _check(loop, model)
-    reference = reference_policy(model, config)
+    reference = reference_policy(model, config, options.get("world"))
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     trained = trained_model(model, options.get("world"))
     world = trained.world

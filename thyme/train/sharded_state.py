@@ -5,6 +5,8 @@ torch.distributed.checkpoint's format: `.metadata`, and files of each rank.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +37,11 @@ def save_shards(folder: Path, optimizer: Optimizer, world: Ranks) -> None:
         raise RuntimeError("; ".join(f"rank {rank}: {text}" for rank, (text, _) in error.failures.items())) from None
 
 
-def load_shards(folder: Path, optimizer: Optimizer, world: Ranks | None) -> None:
+def load_shards(folder: Path, optimizer: Optimizer, world: Ranks | None, *, parts: Sequence[str]) -> None:
     """Gives the optimizer the state in `folder`, whatever number of ranks wrote it.
 
     Args:
+        parts: keys of the state that was written; before the first step there is nothing of an optimizer but its name.
         world: the ranks that read it together; None: this process alone.
 
     Raises:
@@ -49,19 +52,21 @@ def load_shards(folder: Path, optimizer: Optimizer, world: Ranks | None) -> None
     from torch.distributed.checkpoint.state_dict_loader import load
 
     stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-    parts = [key.partition(_JOIN)[0] for key in stored]
-    optimizer.check_layout(set(parts) - {"masters"}, parts.count("masters"))
+    masters = sum(key.startswith(f"masters{_JOIN}") for key in stored)
+    optimizer.check_layout(set(parts) - {"masters"}, masters)
     flat: dict[str, Tensor] = {}
     for key, entry in stored.items():
         assert isinstance(entry, TensorStorageMetadata)
         name = key.partition(_JOIN)[2].partition(":")[0]
         flat[key] = optimizer.room_for(name, entry.size, entry.properties.dtype)
     if world is None:
-        load(flat, checkpoint_id=folder, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+            load(flat, checkpoint_id=folder, no_dist=True)
     else:
         load(flat, checkpoint_id=folder, process_group=world.objects)
-    state: State = {}
+    state: State = {part: {} for part in parts}
     for key, value in flat.items():
         part, _, rest = key.partition(_JOIN)
-        state.setdefault(part, {})[rest] = value
+        state[part][rest] = value
     optimizer.load_state_dict(state)

@@ -57,12 +57,19 @@ class ShardedModel(TrainedModel):
 
     Each call must run the same blocks on every rank, in its backward pass too, or the ranks wait for each other for
     ever: `thyme.train.balance.aligned` sees to that.
+
+    Args:
+        model: what is trained, whole on each rank.
+        world: the ranks.
+        is_frozen: the shards are kept in the model's dtype and never trained.
     """
 
-    def __init__(self, model: Model, world: Ranks) -> None:
+    def __init__(self, model: Model, world: Ranks, *, is_frozen: bool = False) -> None:
         super().__init__(model, world)
-        self._root = _Root(_meta_copy(model))
+        self._root = _Root(_meta_copy(model, model.dtype if is_frozen else torch.float32))
         self.module = self._root.model
+        if is_frozen:
+            self.module.requires_grad_(False)
         _shard(self._root, world, model.dtype)
         self.module.to_empty(device=model.device)
         self.reload()
@@ -122,10 +129,10 @@ def _shard(root: _Root, world: Ranks, dtype: torch.dtype) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-def _meta_copy(model: Model) -> Model:
-    """The model with float32 parameters that have a shape and no memory yet."""
+def _meta_copy(model: Model, dtype: torch.dtype) -> Model:
+    """The model with parameters that have a shape and no memory yet."""
     memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32), requires_grad=p.requires_grad)
+        id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=dtype), requires_grad=p.requires_grad)
         for p in model.parameters()
     }
     memo[id(model.processor)] = model.processor  # the tokenizer need not be copied

@@ -14,6 +14,7 @@ from thyme.options import parse as parse_options
 from thyme.train.durable import write_text
 from thyme.train.manifest import text_digest
 from thyme.verbs.config import EMBEDDED
+from thyme.verbs.notes import is_first_rank
 from thyme.verbs.training_run import RunState
 
 CHANGEABLE = (
@@ -69,7 +70,9 @@ def run(config: Config) -> None:
     module: Any = import_module(f"thyme.verbs.{state.verb}")
     path = folder / "config.toml"
     text = path.read_text(encoding="utf-8")
-    if text_digest(text) != state.config:
+    if not is_first_rank():  # the first one may be writing both anew, run.json before the config
+        state = RunState.read(folder)
+    elif text_digest(text) != state.config:
         raise ValueError(
             f"{path} was changed after the run wrote it: say changes on the command line, such as "
             f"`thyme resume {folder} --{state.verb}.steps 200`"
@@ -81,14 +84,14 @@ def run(config: Config) -> None:
     if state.is_finished and not any(key.endswith(".steps") for key in changed):
         print(f"{folder} is finished: its checkpoints are in {folder / 'checkpoints'}; more steps go on from there")
         return
-    if changed:
+    if changed and is_first_rank():
         text = to_toml(new)
-        write_text(path, text)
         state.config = text_digest(text)
         if state.is_finished:
             state.is_finished = False
             state.stages[list(state.stages)[-1]] = "begun"
         state.write(folder)
+        write_text(path, text)
     model = new.model if new.model == EMBEDDED else state.origin.model
     module.run(replace(new, model=model, origins=state.origins, resumes=folder))
 

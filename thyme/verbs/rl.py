@@ -65,11 +65,12 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
-    with open_run(config, "rl", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+    with open_run(config, "rl", config.distributed, data_digest=data_digest(config)) as run:
+        opened = open_model(config, run.world.device)
         with open_loop(config, opened) as loop:
             run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 
 def train(
@@ -101,7 +102,7 @@ def train(
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
         settings = with_epochs(config.rl, questions.count)
-        with told(config, folder, "rl", settings.steps, label, SHOWN) as line:
+        with told(config, folder, "rl", settings.steps, label, SHOWN, world=options.get("world")) as line:
             return train_rl(
                 opened.model,
                 opened.processor,

@@ -7,7 +7,6 @@ alone; what coming steps need is decoded and prepared ahead of them.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
+from thyme.verbs.notes import note
 
 if TYPE_CHECKING:
     from thyme.data.rows import Demonstration, Question
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thyme.data.streams import Stream
     from thyme.model.processor import Processor
     from thyme.train.config import SftConfig
+    from thyme.train.distributed import World
     from thyme.train.packing import Sample
     from thyme.verbs.opening import Opened
 
@@ -88,9 +89,13 @@ def require_toy(config: RunConfig) -> None:
 
 @contextmanager
 def prepared_samples(
-    config: RowsConfig, opened: Opened, stage: SftConfig, toy: Stream[Demonstration]
+    config: RowsConfig,
+    opened: Opened,
+    stage: SftConfig,
+    toy: Stream[Demonstration],
+    world: World | None = None,
 ) -> Iterator[Rows[Sample]]:
-    """Samples for SFT: of the files of `data.train`, else of `toy`."""
+    """Samples for SFT: of the files of `data.train`, else of `toy`; of several ranks each one's share."""
     from thyme.train.sft import row_samples
     from thyme.verbs.opening import styled
 
@@ -99,7 +104,7 @@ def prepared_samples(
         files = open_files(config, "train", "sft", opened.processor)
         rows = Rows(stream=files.stream(config.data.seed), count=len(files))
     stream, system = styled(rows.stream, opened.dialect)
-    samples = row_samples(opened.processor, stream, stage.loss_rule, system)
+    samples = row_samples(opened.processor, stream, stage.loss_rule, system, world=world)
     with _prepared(config, samples, stage.batch_size) as prepared:
         yield Rows(stream=prepared, count=rows.count)
 
@@ -152,7 +157,7 @@ def open_files(
 
     fits = None if processor is None else processor.size_of
     rows = open_data(getattr(config.data, split), config.data, kind, fits=fits)
-    print(f"thyme: data.{split}: {rows.summary()}", file=sys.stderr)
+    note(f"data.{split}: {rows.summary()}")
     return rows
 
 

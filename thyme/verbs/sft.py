@@ -33,10 +33,11 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
-    with open_run(config, "sft", data_digest=data_digest(config)) as run:
-        opened = open_model(config)
+    with open_run(config, "sft", config.distributed, data_digest=data_digest(config)) as run:
+        opened = open_model(config, run.world.device)
         run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
 def train(
@@ -65,8 +66,9 @@ def train(
     from thyme.verbs.rows import prepared_samples
     from thyme.verbs.training import stage_options, told, with_epochs
 
-    with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy)) as samples:
+    world = options.get("world")
+    with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy), world) as samples:
         settings = with_epochs(config.sft, samples.count)
-        with told(config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step) as line:
+        with told(config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step, world=world) as line:
             stage = stage_options(config, opened, folder, line, **options)
             return train_sft(opened.model, opened.processor, samples.stream, settings, **stage)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,8 +22,11 @@ from thyme.train.manifest import Origin, folder_digest, text_digest
 from thyme.train.retention import newest_intact
 from thyme.verbs.config import EMBEDDED, RunConfig
 from thyme.verbs.folders import RUN_FILE, RUNS, model_folder
+from thyme.verbs.notes import is_first_rank
 
 if TYPE_CHECKING:
+    from thyme.train.config import DistributedConfig
+    from thyme.train.distributed import World
     from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
@@ -68,7 +71,9 @@ class RunState:
 class TrainingRun:
     """One run that is under way; `open_run` makes it."""
 
-    def __init__(self, folder: Path, state: RunState) -> None:
+    def __init__(self, folder: Path, state: RunState, world: World) -> None:
+        self.world = world
+        """The ranks that run it; the first one keeps its books."""
         self.folder = folder
         """Gets metrics.jsonl, rollouts/ and checkpoints/."""
         self._state = state
@@ -93,21 +98,25 @@ class TrainingRun:
         status = self._state.stages.get(name)
         if status == "done":
             return None
-        found = self._newest(name) if status == "begun" else None
+        found = self.world.on_main(lambda: self._newest(name)) if status == "begun" else None
         if found is None and before is not None:
             self._take_over(before, opened)
         if status is None:
             self._state.stages[name] = "begun"
-            self._state.write(self.folder)
-        trained = train({"resume_from": found, "final": final, "origin": self._state.origin})
+            self._write()
+        trained = train({"resume_from": found, "final": final, "origin": self._state.origin, "world": self.world})
         self._state.stages[name] = "done"
-        self._state.write(self.folder)
+        self._write()
         return trained
 
     def finish(self) -> None:
         """To be called after the last stage."""
         self._state.is_finished = True
-        self._state.write(self.folder)
+        self._write()
+
+    def _write(self) -> None:
+        if self.world.is_main:
+            self._state.write(self.folder)
 
     def _newest(self, stage: str) -> Path | None:
         found = newest_intact(self.folder / "checkpoints", stage)
@@ -126,27 +135,49 @@ class TrainingRun:
         """Brings the model to the end of the stage before, where this process did not train it there itself."""
         from thyme.train import checkpoint
 
-        found = newest_intact(self.folder / "checkpoints", before)
+        found = self.world.on_main(lambda: newest_intact(self.folder / "checkpoints", before))
         if found is None:
             raise ValueError(f"{self.folder}: stage {before} is done, but no checkpoint of it is intact")
         checkpoint.start_from(found[0], opened.model)
 
 
 @contextmanager
-def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator[TrainingRun]:
+def open_run(
+    config: RunConfig, verb: str, distributed: DistributedConfig, *, data_digest: str = ""
+) -> Iterator[TrainingRun]:
     """The run of a training verb, new or resumed, locked against a second process; finished where the block ends well.
+
+    Of several ranks the first one makes, checks and locks the folder, before it meets the others.
 
     Args:
         config: its name says the folder; `config.resumes` says that the folder's run goes on.
         verb: the training verb.
+        distributed: of the ranks, if torchrun started several.
         data_digest: of the data files, if the data are files.
 
     Raises:
         FileNotFoundError, ValueError: the model is no folder of a model; then nothing is written. The run exists and is
             not resumed, or another process has it. Of a resumed run model or data are no longer what they were.
     """
-    start = None if config.model == EMBEDDED else model_folder(Path(config.model))
     folder = config.resumes or RUNS / config.name
+    with ExitStack() as stack:
+        state = None
+        if is_first_rank():
+            state = stack.enter_context(_begun(config, verb, folder, data_digest))
+        from thyme.train.distributed import open_world
+
+        world = stack.enter_context(open_world(distributed))
+        state = world.from_main(state)
+        assert state is not None
+        run = TrainingRun(folder, state, world)
+        yield run
+        run.finish()
+
+
+@contextmanager
+def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iterator[RunState]:
+    """The folder with what it says of the run, locked."""
+    start = None if config.model == EMBEDDED else model_folder(Path(config.model))
     if config.resumes is None:
         _refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,9 +195,7 @@ def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator
         else:
             state = RunState.read(folder)
             _check_origin(state.origin, digest, data_digest)
-        run = TrainingRun(folder, state)
-        yield run
-        run.finish()
+        yield state
 
 
 def _refuse_existing(folder: Path) -> None:
