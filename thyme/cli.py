@@ -3,6 +3,7 @@
 Errors of the user (a missing file, a broken image, an unknown key) are one line on stderr and exit code 2.
 """
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -42,6 +43,9 @@ VERBS = {
 RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
 """Verbs that take a recipe before their settings."""
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""A disk that is full or not ours to write is the user's to mend, wherever it is met."""
+
 HELP_FLAGS = {"-h", "--help", "--help-all"}
 
 
@@ -61,6 +65,10 @@ def main(argv: list[str] | None = None) -> None:
         code = _run(verb, rest)
     except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("THYME_TRACEBACK") == "1" or not _is_of_the_user(error):
+            raise
+        _fail(str(error))
+    except OSError as error:
+        if os.environ.get("THYME_TRACEBACK") == "1" or error.errno not in NO_ROOM:
             raise
         _fail(str(error))
     except KeyboardInterrupt:

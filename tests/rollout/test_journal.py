@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.rollout.test_records import same
+from tests.train.sft_material import train_rows
 from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
@@ -20,7 +21,6 @@ from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
 from thyme.train.config import SftConfig
-from thyme.train.sft import train_sft
 
 ROLLOUT = RolloutConfig(prompt_style="short", group_size=4, max_tokens_per_round=40, max_tokens=64, max_rounds=1)
 
@@ -30,7 +30,7 @@ def taught(processor: Processor) -> Model:
     """Writes code that runs, for any question."""
     model = build(tiny_config(), processor, seed=0)
     rows = demonstrations(0, 1, {"arithmetic": 1.0})
-    train_sft(model, processor, lambda start, n: rows * n, SftConfig(steps=25, batch_size=1, learning_rate=3e-3))
+    train_rows(model, processor, lambda start, n: rows * n, SftConfig(steps=25, batch_size=1, learning_rate=3e-3))
     return model
 
 

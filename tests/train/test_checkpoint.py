@@ -14,6 +14,7 @@ import torch
 
 from tests.train.sft_material import train_rows
 from thyme.data.rows import Demonstration
+from thyme.data.streams import endless
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
@@ -141,11 +142,15 @@ def test_a_checkpoint_of_another_stage_is_refused(train: Train, tmp_path: Path, 
         checkpoint.read(tmp_path / "checkpoints" / "sft_1", model, optimizer, stage="anneal")
 
 
-def test_the_newest_stay_with_the_best_and_the_one_resumed_from(train: Train, tmp_path: Path) -> None:
-    train(steps=5, keep_checkpoints=2)
-    assert names(tmp_path) == ["sft_4", "sft_5"]
-    train(resume_from=tmp_path / "checkpoints" / "sft_4", steps=8, keep_checkpoints=1)
-    assert names(tmp_path) == ["sft_4", "sft_8"]
+def test_the_newest_stay_and_damaged_ones_count_for_nothing(train: Train, tmp_path: Path) -> None:
+    train(steps=6, keep_checkpoints=2)
+    assert names(tmp_path) == ["sft_5", "sft_6"]
+    cut(tmp_path / "checkpoints" / "sft_6" / "model.safetensors")
+    (tmp_path / "checkpoints" / "sft_6").rename(tmp_path / "checkpoints" / "sft_8")
+    train(resume_from=tmp_path / "checkpoints" / "sft_5", steps=7, keep_checkpoints=1, best_metric="loss")
+    assert names(tmp_path) == ["best.json", "sft_6", "sft_7", "sft_8"]
+    found = retention.newest_intact(tmp_path / "checkpoints", "sft")
+    assert found is not None and found[0].name == "sft_7"
 
 
 def test_the_best_checkpoint_is_kept_and_named(train: Train, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_the_lowest_may_be_the_best_and_a_lost_best_json_comes_back(train: Train
     path = tmp_path / "checkpoints" / "best.json"
     said = path.read_text()
     path.unlink()
-    assert retention.name_best(path.parent, "sft", "loss", "min") is not None
+    assert retention.name_best(path.parent, "sft", "loss", "min", step=3) is not None
     assert path.read_text() == said
 
 
@@ -277,6 +282,20 @@ def test_everything_is_synced_before_it_takes_its_name(
     fresh = f"checkpoints/.sft_1.{os.getpid()}.new"
     files = [*read_manifest(exists).files, "manifest.json"]
     assert synced >= {fresh, f"{fresh}/trainer", "the parent, after"} | {f"{fresh}/{name}" for name in files}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_run_resumed_before_at_and_after_the_end_of_an_epoch(step: int, processor: Processor, tmp_path: Path) -> None:
+    """Four rows, two a step: an epoch ends with the second step."""
+    rows = endless(demonstrations(0, 4, {"arithmetic": 1.0}), seed=3)
+    config = SftConfig(steps=4, batch_size=2, save_steps=1)
+    whole = build(tiny_config(), processor, seed=0)
+    expected = train_rows(whole, processor, rows, config, run_dir=tmp_path)
+    resumed = build(tiny_config(), processor, seed=1)
+    folder = tmp_path / "checkpoints" / f"sft_{step}"
+    history = train_rows(resumed, processor, rows, config, run_dir=tmp_path, resume_from=folder)
+    assert [entry["loss"] for entry in history] == [entry["loss"] for entry in expected[step:]]
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_log_lines_of_a_stage_count_on(train: Train, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ python -m tests.verbs.killed count rl recipe.toml         never; prints how many
 """
 
 import os
+import re
 import signal
 import sys
 from itertools import count
@@ -21,17 +22,19 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(kind: str, number: int) -> None:
+def arm(kind: str, where: str) -> None:
     """Makes the process die at that event."""
     events = count(1)
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
-        if event in EVENTS and "runs" in str(args[0]) and next(events) == number:
-            die()
+        if event in EVENTS and "runs" in str(args[0]):
+            number = next(events)
+            if (kind == "files" and number == int(where)) or (kind == "path" and re.search(where, str(args[0]))):
+                die()
 
     def put(journal: Journal, line: bytes) -> None:
         put_line(journal, line)
-        if next(events) == number:
+        if next(events) == int(where):
             die()
 
     if kind == "journal":
@@ -45,6 +48,6 @@ def arm(kind: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, _, number = sys.argv[1].partition(":")
-    arm(kind, int(number or 0))
+    kind, _, where = sys.argv[1].partition(":")
+    arm(kind, where)
     main(sys.argv[2:])

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from thyme.model.model import Model
 from thyme.model.weights import restore
 from thyme.train.distributed import Ranks, World
 from thyme.train.durable import fresh_name, put_folder
@@ -108,17 +107,6 @@ def read(folder: Path, trained: TrainedModel, optimizer: Optimizer, *, stage: st
     return load_state(folder / TRAINER, optimizer, trained.world)
 
 
-def start_from(folder: Path, model: Model) -> None:
-    """Gives the model the weights of a checkpoint, and torch's generators their state, for the stage that follows.
-
-    Raises:
-        ValueError: a file is damaged, or the model is another.
-    """
-    verify(folder, read_manifest(folder), digests=True)
-    restore(model, folder)
-    _restore_random(torch.load(folder / TRAINER / "state.pt", map_location="cpu", weights_only=True, mmap=True))
-
-
 def save_state(folder: Path, optimizer: Optimizer, world: World, *, step: int, memory: dict[str, Any]) -> None:
     """Writes optimizer state, step, random state and memory into a folder."""
     random_state = {"cpu": torch.get_rng_state()}
@@ -147,14 +135,10 @@ def load_state(folder: Path, optimizer: Optimizer, world: World) -> tuple[int, d
     else:
         ranks = world if isinstance(world, Ranks) else None
         load_shards(folder / SHARDS, optimizer, ranks, parts=state["parts"])
-    _restore_random(state)
-    return state["step"], state["memory"]
-
-
-def _restore_random(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["random_state"]["cpu"])
     if "cuda" in state["random_state"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_state"]["cuda"])
+    return state["step"], state["memory"]
 
 
 def _reason(error: Exception, folder: Path) -> str:

@@ -27,10 +27,10 @@ class StepJournals:
         same_bits: whether a repeated step gives the same bits.
     """
 
-    def __init__(self, run_dir: Path | None, loop: RolloutLoop, world: World, *, same_bits: bool) -> None:
+    def __init__(self, run_dir: Path | None, loop: RolloutLoop, world: World | None = None, *, same_bits: bool) -> None:
         self._folder = None if run_dir is None else run_dir / "rollouts"
         self._loop, self._same_bits = loop, same_bits
-        self._of_rank = "" if world.size == 1 else f".{world.rank}_of_{world.size}"
+        self._of_rank = "" if world is None or world.size == 1 else f".{world.rank}_of_{world.size}"
 
     def step(self, step: int) -> AbstractContextManager[Journal | None]:
         """Inside the block the loop's rollouts are those of `step`."""

@@ -47,44 +47,39 @@ def newest_intact(folder: Path, stage: str) -> tuple[Path, Manifest] | None:
     return None
 
 
-def keep(
-    folder: Path, stage: str, *, newest: int, best: Path | None = None, resumed_from: Path | None = None
-) -> list[Path]:
-    """Deletes the older checkpoints of a stage.
+def keep(folder: Path, stage: str, *, step: int, newest: int, best: Path | None = None) -> None:
+    """Deletes the older checkpoints of a stage, now that the one of `step` is complete.
 
     Args:
         folder: of the checkpoints.
+        step: of the newest. What lies beyond it was damaged when the run was resumed; it is replaced when its step
+            comes, counts for nothing and stays.
         newest: so many stay; 0: all. What a stage writes at its end (`checkpoints/rl`) is not counted and stays.
-        best, resumed_from: stay too.
-
-    Returns:
-        What was deleted.
+        best: stays too.
     """
-    spared = {path.name for path in (best, resumed_from) if path is not None}
-    old = list(numbered(folder, stage).values())[:-newest] if newest else []
-    deleted = [path for path in old if path.name not in spared]
-    for path in deleted:
-        delete_folder(path)
-    return deleted
+    done = [path for number, path in numbered(folder, stage).items() if number <= step]
+    for path in done[:-newest] if newest else []:
+        if path != best:
+            delete_folder(path)
 
 
-def name_best(folder: Path, stage: str, metric: str, mode: Literal["max", "min"]) -> Path | None:
-    """Finds the checkpoint with the best score, the earliest of equals, and writes its name to best.json.
+def name_best(folder: Path, stage: str, metric: str, mode: Literal["max", "min"], *, step: int) -> Path | None:
+    """Finds the checkpoint up to `step` with the best score, the earliest of equals, and writes its name to best.json.
 
     Scores are those of the manifests, so a crash between a checkpoint and this file loses nothing.
     """
     scored: list[tuple[float, int, Path]] = []
-    for step, path in numbered(folder, stage).items():
+    for number, path in numbered(folder, stage).items():
         try:
             score = read_manifest(path).score
         except Damaged:
             continue
-        if score is not None:
-            scored.append((-score if mode == "max" else score, step, path))
+        if score is not None and number <= step:
+            scored.append((-score if mode == "max" else score, number, path))
     if not scored:
         return None
-    value, step, path = min(scored)
-    entry = {"checkpoint": path.name, "metric": metric, "step": step, "value": -value if mode == "max" else value}
+    value, number, path = min(scored)
+    entry = {"checkpoint": path.name, "metric": metric, "step": number, "value": -value if mode == "max" else value}
     known = _read_best(folder)
     if known.get(stage) != entry:
         write_text(folder / BEST, json.dumps(known | {stage: entry}, indent=2) + "\n")

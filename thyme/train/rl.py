@@ -117,7 +117,7 @@ def train_rl(
                     | laps.metrics()
                 )
                 if journal is not None and (kept := sum(world.gather(len(journal.kept)))):
-                    metrics["rollout/kept"] = float(kept)
+                    metrics["rollout/from_journal"] = float(kept)
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
                 if stage.memory["unscored"] >= config.max_unscored_steps:

@@ -29,8 +29,7 @@ class RunOptions(TypedDict, total=False):
     resume_from: Path | None
     """A checkpoint of this stage to go on from: weights, optimizer and random state become what they were."""
     final: str | None
-    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; {step} in it becomes the number
-    of steps done. None: none."""
+    """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; None: none."""
     origin: Origin | None
     """What the run started from, for the checkpoints' manifests."""
     world: World | None
@@ -85,10 +84,9 @@ class Stage:
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
         self._trained, self._world = trained, trained.world
-        self._resumed_from = options.get("resume_from")
         self._scores: list[float] = []
-        if self._resumed_from is not None:
-            self.step, self.memory = checkpoint.read(self._resumed_from, trained, optimizer, stage=name)
+        if (resume_from := options.get("resume_from")) is not None:
+            self.step, self.memory = checkpoint.read(resume_from, trained, optimizer, stage=name)
         self.saved_step = self.step
         """The step that a run which is killed would begin again with."""
         path = None if self._run_dir is None or not self._world.is_main else self._run_dir / "metrics.jsonl"
@@ -145,9 +143,8 @@ class Stage:
         if metric := self._config.best_metric:
             if not self._scores:
                 self._warn("%s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
-            best = retention.name_best(folder, self._name, metric, self._config.best_mode)
-        newest = self._config.keep_checkpoints
-        retention.keep(folder, self._name, newest=newest, best=best, resumed_from=self._resumed_from)
+            best = retention.name_best(folder, self._name, metric, self._config.best_mode, step=self.step)
+        retention.keep(folder, self._name, step=self.step, newest=self._config.keep_checkpoints, best=best)
 
     def _write(self, name: str) -> None:
         assert self._run_dir is not None
@@ -184,7 +181,7 @@ class Stage:
             if error is None and self.memory.get("skipped"):
                 raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
             if error is None and self._final is not None and self._run_dir is not None:
-                self._write(self._final.format(step=self.step))
+                self._write(self._final)
         finally:
             self._log.close()
 

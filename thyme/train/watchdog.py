@@ -42,6 +42,8 @@ class Watchdog:
         self._deadlines = dict(deadlines or {})
         self._rank, self._several = rank, len(peers) > 1
         self._phases: list[tuple[str, float | None]] = []
+        self._failed = ""
+        """The innermost phase that an error is leaving: a rank's death may show as one before it shows as itself."""
         self._closing = False
         self._resources = ExitStack()
         self._wake = os.eventfd(0)
@@ -61,6 +63,11 @@ class Watchdog:
         self._set([*self._phases, (name, None if limit is None else time.monotonic() + limit)])
         try:
             yield
+        except BaseException:
+            self._failed = self._failed or name
+            raise
+        else:
+            self._failed = ""
         finally:
             self._set(self._phases[:-1])
 
@@ -125,7 +132,8 @@ class Watchdog:
     def _end(self, what: str) -> None:
         if self._closing:
             return
-        where = f"phase {self._phases[-1][0]}" if self._phases else "between phases"
+        name = self._phases[-1][0] if self._phases else self._failed
+        where = f"phase {name}" if name else "between phases"
         who = f"rank {self._rank}, " if self._several else ""
         os.write(2, f"thyme: {who}{where}: {what}\n".encode())
         os._exit(EXIT_CODE)

@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "anneal", config.distributed, data_digest=data_digest(config)) as run:
         opened = open_model(config, run.world.device)
-        run.stage("anneal", opened, lambda options: train(config, opened, run.folder, **options), final="anneal")
+        train(config, opened, run.folder, **run.stage("anneal"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
 

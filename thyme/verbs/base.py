@@ -35,7 +35,7 @@ def run(config: Config) -> None:
     require_toy(config)
     with open_run(config, "base", config.distributed) as run:
         opened = open_model(config, run.world.device)
-        run.stage("base", opened, lambda options: train(config, opened, run.folder, **options), final="base")
+        train(config, opened, run.folder, **run.stage("base"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
 

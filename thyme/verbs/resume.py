@@ -19,6 +19,7 @@ from thyme.verbs.training_run import RunState
 
 CHANGEABLE = (
     "steps",
+    "epochs",
     "save_steps",
     "keep_checkpoints",
     "best_metric",
@@ -27,7 +28,17 @@ CHANGEABLE = (
     "record_steps",
 )
 """Keys of a stage's table that a resumed run may change; with other steps the rates follow the new ones' schedule."""
-CHANGEABLE_ELSEWHERE = ("threads", "sandbox.workers", "track", "eval", "judge")
+CHANGEABLE_ELSEWHERE = (
+    "threads",
+    "sandbox.workers",
+    "data.workers",
+    "data.ahead_steps",
+    "data.ahead_mib",
+    "track",
+    "eval",
+    "judge",
+    "distributed",
+)
 """Keys, and tables, that change how a run is run and not what it learns."""
 
 
@@ -39,8 +50,8 @@ class Config:
     """
 
     run: Path = field(metadata=POSITIONAL)
-    """The run's folder, such as runs/rl. After it some of the run's own keys may be changed: `--rl.steps 200` (also
-    save-steps, keep-checkpoints, best-metric, best-mode, on-save-error, record-steps, threads, sandbox.workers)."""
+    """The run's folder, such as runs/rl. After it some of the run's own keys may be changed: `--rl.steps 200`, and what
+    else says how long it is, how it is saved, evaluated and tracked, and how many workers it has."""
     changes: tuple[str, ...] = field(default=(), metadata=INTERNAL)
     """The words after the folder."""
 
@@ -80,16 +91,13 @@ def run(config: Config) -> None:
     old = from_dict(module.Config, tomllib.loads(text))
     new = parse_options(module.Config, [str(path), *config.changes], recipes=module.Config)
     changed = _changed(old, new)
-    _check(changed, state, new)
-    if state.is_finished and not any(key.endswith(".steps") for key in changed):
+    _check(changed, new)
+    if state.is_finished and not any(key.endswith((".steps", ".epochs")) for key in changed):
         print(f"{folder} is finished: its checkpoints are in {folder / 'checkpoints'}; more steps go on from there")
         return
     if changed and is_first_rank():
         text = to_toml(new)
-        state.config = text_digest(text)
-        if state.is_finished:
-            state.is_finished = False
-            state.stages[list(state.stages)[-1]] = "begun"
+        state.config, state.is_finished = text_digest(text), False
         state.write(folder)
         write_text(path, text)
     model = new.model if new.model == EMBEDDED else state.origin.model
@@ -112,18 +120,14 @@ def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(key, value(key)) for key in keys_of(table)]
 
 
-def _check(changed: list[str], state: RunState, new: Any) -> None:
+def _check(changed: list[str], new: Any) -> None:
     """Raises where a change would make another run of it."""
     for key in changed:
         table, _, name = key.rpartition(".")
         of_stage = name in CHANGEABLE and hasattr(getattr(new, table, None), "save_steps")
         if not of_stage and not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE_ELSEWHERE):
-            raise ValueError(
-                f"{flag(key)}: a resumed run keeps it; what may change: steps, save-steps, keep-checkpoints, "
-                "best-metric, best-mode, on-save-error and record-steps of a stage, threads, sandbox.workers"
-            )
-        is_last = table == list(state.stages)[-1] if state.stages else True
-        if name == "steps" and state.stages.get(table) == "done" and not is_last:
-            raise ValueError(f"{flag(key)}: stage {table} is done and the next one has begun")
+            stage = ", ".join(CHANGEABLE).replace("_", "-")
+            others = ", ".join(CHANGEABLE_ELSEWHERE).replace("_", "-")
+            raise ValueError(f"{flag(key)}: a resumed run keeps it; what may change: {stage} of its stage, {others}")
         if name == "steps" and table == "base":
             raise ValueError(f"{flag(key)}: the base stage keeps its steps: its gates and decays are counted by them")

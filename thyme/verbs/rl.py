@@ -68,7 +68,7 @@ def run(config: Config) -> None:
     with open_run(config, "rl", config.distributed, data_digest=data_digest(config)) as run:
         opened = open_model(config, run.world.device)
         with open_loop(config, opened) as loop:
-            run.stage("rl", opened, lambda options: train(config, opened, loop, run.folder, **options), final="rl")
+            train(config, opened, loop, run.folder, **run.stage("rl"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 

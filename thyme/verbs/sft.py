@@ -35,7 +35,7 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "sft", config.distributed, data_digest=data_digest(config)) as run:
         opened = open_model(config, run.world.device)
-        run.stage("sft", opened, lambda options: train(config, opened, run.folder, **options), final="sft")
+        train(config, opened, run.folder, **run.stage("sft"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 

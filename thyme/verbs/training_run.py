@@ -1,6 +1,6 @@
-"""A training run: its folder, what it started from, which of its stages are done, and where each goes on.
+"""A training run: its folder, what it started from, and where it goes on.
 
-    runs/<name>/run.json    verb, start model and data with their digests, stages begun and done
+    runs/<name>/run.json    verb, start model and data with their digests, whether the run is finished
 
 `thyme resume` reads it; the training verbs go through `open_run` whether they start or resume. Loads no torch until a
 stage begins, so that a refusal comes at once.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from thyme.config import to_toml
 from thyme.train.durable import recover, write_text
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from thyme.train.config import DistributedConfig
     from thyme.train.distributed import World
     from thyme.train.stage import RunOptions
-    from thyme.verbs.opening import Opened
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,8 +40,6 @@ class RunState:
     origins: dict[str, str]
     """Where each key of the config was said (`RunConfig.origins`)."""
     origin: Origin
-    stages: dict[str, Literal["begun", "done"]] = field(default_factory=dict)
-    """In the order they were begun."""
     is_finished: bool = False
 
     @classmethod
@@ -71,74 +66,34 @@ class RunState:
 class TrainingRun:
     """One run that is under way; `open_run` makes it."""
 
-    def __init__(self, folder: Path, state: RunState, world: World) -> None:
+    def __init__(self, folder: Path, origin: Origin, world: World, *, is_resumed: bool) -> None:
         self.world = world
         """The ranks that run it; the first one keeps its books."""
         self.folder = folder
         """Gets metrics.jsonl, rollouts/ and checkpoints/."""
-        self._state = state
-        self._before: str | None = None
+        self._origin, self._is_resumed = origin, is_resumed
 
-    def stage(self, name: str, opened: Opened, train: Callable[[RunOptions], T], *, final: str) -> T | None:
-        """Runs a stage, from its newest intact checkpoint where it has one, unless it is done already.
-
-        Args:
-            name: of the stage, as in metrics and checkpoints.
-            opened: the model as the run started, or as the stage before left it.
-            train: is given what the stage must be told beside its config and trains `opened` in place.
-            final: see `RunOptions.final`; {step} is replaced.
-
-        Returns:
-            What `train` returned; None where the stage was done before.
+    def stage(self, name: str) -> RunOptions:
+        """What the run's stage must be told beside its config: where it goes on, and that its end is
+        `checkpoints/<name>`.
 
         Raises:
             ValueError: a checkpoint is of a run that started from something else.
         """
-        before, self._before = self._before, name
-        status = self._state.stages.get(name)
-        if status == "done":
-            return None
-        found = self.world.on_main(lambda: self._newest(name)) if status == "begun" else None
-        if found is None and before is not None:
-            self._take_over(before, opened)
-        if status is None:
-            self._state.stages[name] = "begun"
-            self._write()
-        trained = train({"resume_from": found, "final": final, "origin": self._state.origin, "world": self.world})
-        self._state.stages[name] = "done"
-        self._write()
-        return trained
-
-    def finish(self) -> None:
-        """To be called after the last stage."""
-        self._state.is_finished = True
-        self._write()
-
-    def _write(self) -> None:
-        if self.world.is_main:
-            self._state.write(self.folder)
+        newest = self.world.on_main(lambda: self._newest(name)) if self._is_resumed else None
+        return {"resume_from": newest, "final": name, "origin": self._origin, "world": self.world}
 
     def _newest(self, stage: str) -> Path | None:
         found = newest_intact(self.folder / "checkpoints", stage)
         if found is None:
+            print(f"resuming {self.folder}: {stage} from its beginning, as there is no checkpoint yet")
             return None
         path, manifest = found
-        ours = self._state.origin
-        for what in ("model_digest", "data_digest"):
-            if getattr(manifest.origin, what) != getattr(ours, what):
-                kind = "model" if what == "model_digest" else "data"
+        for what, kind in (("model_digest", "model"), ("data_digest", "data")):
+            if getattr(manifest.origin, what) != getattr(self._origin, what):
                 raise ValueError(f"{path} was written by a run that started from another {kind} than {self.folder}")
         print(f"resuming {self.folder}: {stage} from {path.name}, step {manifest.step}")
         return path
-
-    def _take_over(self, before: str, opened: Opened) -> None:
-        """Brings the model to the end of the stage before, where this process did not train it there itself."""
-        from thyme.train import checkpoint
-
-        found = self.world.on_main(lambda: newest_intact(self.folder / "checkpoints", before))
-        if found is None:
-            raise ValueError(f"{self.folder}: stage {before} is done, but no checkpoint of it is intact")
-        checkpoint.start_from(found[0], opened.model)
 
 
 @contextmanager
@@ -161,22 +116,20 @@ def open_run(
     """
     folder = config.resumes or RUNS / config.name
     with ExitStack() as stack:
-        state = None
+        origin = None
         if is_first_rank():
-            state = stack.enter_context(_begun(config, verb, folder, data_digest))
+            origin = stack.enter_context(_begun(config, verb, folder, data_digest))
         from thyme.train.distributed import open_world
 
         world = stack.enter_context(open_world(distributed))
-        state = world.from_main(state)
-        assert state is not None
-        run = TrainingRun(folder, state, world)
-        yield run
-        run.finish()
+        origin = world.from_main(origin)
+        assert origin is not None
+        yield TrainingRun(folder, origin, world, is_resumed=config.resumes is not None)
 
 
 @contextmanager
-def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iterator[RunState]:
-    """The folder with what it says of the run, locked."""
+def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iterator[Origin]:
+    """The folder locked, with its books; they say that the run is finished where the block ends well."""
     start = None if config.model == EMBEDDED else model_folder(Path(config.model))
     if config.resumes is None:
         _refuse_existing(folder)
@@ -195,7 +148,9 @@ def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iter
         else:
             state = RunState.read(folder)
             _check_origin(state.origin, digest, data_digest)
-        yield state
+        yield state.origin
+        state.is_finished = True
+        state.write(folder)
 
 
 def _refuse_existing(folder: Path) -> None:
