@@ -86,7 +86,7 @@ setup(
     # that name which transformers imports.
     packages=[*find_packages(include=["thyme", "thyme.*"]), "thyme.kernels"],
     include_package_data=True,
-    ext_modules=[Extension("thyme._native", sources=[])],
+    ext_modules=[Extension("thyme._native", sources=[]), Extension("thyme._fork", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
 )

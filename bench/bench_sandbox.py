@@ -71,14 +71,19 @@ def report(benchmark, goal: str | None = None, spent: str = "") -> None:
 
 
 def spent_by(sandbox: Sandbox) -> tuple[float, int]:
-    """CPU milliseconds and minor faults so far of the fork-server and of its children that ended."""
-    pid = sandbox._client.server.process.pid
-    inner = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    if inner and Path(f"/proc/{inner[0]}/comm").read_text() == "thyme-zygote\n":
-        pid = int(inner[0])  # the other waits for it, outside its namespace
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """CPU milliseconds and minor faults so far of the fork-server, of the process that forks for it, and of the
+    children that ended."""
     tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
-    return sum(map(int, fields[11:15])) * tick_ms, int(fields[7]) + int(fields[8])
+    spent, faults, pending = 0.0, 0, [sandbox._client.server.process.pid]
+    while pending:
+        pid = pending.pop()
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        if name in ("thyme-zygote", "thyme-template"):
+            fields = rest.split()
+            spent += sum(map(int, fields[11:15])) * tick_ms
+            faults += int(fields[7]) + int(fields[8])
+            pending += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return spent, faults
 
 
 def measure(

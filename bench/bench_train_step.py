@@ -37,7 +37,7 @@ def base_samples() -> Sequence[Sample]:
 
 def sft_samples() -> Sequence[Sample]:
     rows = demonstrations(0, SFT.batch_size, no_code=0.65, box_noise=0.1)
-    return [row_sample(PROCESSOR, row, SFT.loss_rule) for row in rows]
+    return [row_sample(PROCESSOR, row, SFT.loss_rule, "short") for row in rows]
 
 
 STAGES: dict[str, tuple[Callable[[], Sequence[Sample]], BaseStageConfig | SftConfig]] = {

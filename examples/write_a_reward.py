@@ -2,6 +2,8 @@
 
     python examples/write_a_reward.py
 
+and as the reward of a run: `thyme rl --reward.function examples/write_a_reward.py:reward`.
+
 This one is the paper's, less a little for each token, so that of two right answers the shorter is the better one. The
 rollouts here are those of a model with random weights, with engine and sandbox as in training, so none is right: all
 that is left to reward is brevity, and GRPO's advantages say so.

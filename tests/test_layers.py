@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"config"},
     "help": {"config", "options"},
     "pictures": set(),
-    "sandbox": {"pictures"},
+    "sandbox": {"_fork", "pictures"},
     "model": {"kernels", "pictures"},
     "engine": {"model", "kernels", "repetition"},
     "rollout": {"engine", "sandbox", "model", "pictures"},

@@ -18,7 +18,8 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
-  data synth | check          write synthetic rows in the released formats | find bad rows
+  plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
+  data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
 """
@@ -33,14 +34,16 @@ VERBS = {
     "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
+    "plan": "thyme.verbs.plan",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
+    "data convert": "thyme.verbs.data_convert",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan"}
 """Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -119,6 +122,8 @@ def _run(verb: str, args: list[str]) -> int:
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")
+        for line in module.described(config) if hasattr(module, "described") else ():
+            print(f"# {line}")
         return 0
     return module.run(config) or 0
 

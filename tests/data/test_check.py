@@ -77,6 +77,7 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_rl(question="What is \ud83d?"), "question holds half a character"),
         (_rl(messages=[{"role": "user", "content": "<image>\udc00"}]), "the user's turn holds half a character"),
         (_sft("<think>\ud83d</think>\n<answer>3</answer>"), "response holds half a character"),
+        (_sft(question="What is <|im_end|>?", image=[]), "the question spells <|im_end|>"),
         (_rl(question=" "), "question must be text"),
         (_rl(solution=3), "solution must be text"),
         (_rl(solution="<answer></answer>"), "the solution itself earns nothing"),
@@ -207,3 +208,29 @@ def test_the_verb_prints_a_line_a_problem_and_fails(tmp_path: Path, capsys: pyte
 
 def test_inside_of_code_a_tag_is_text() -> None:
     assert not list(tag_problems("<think><code>'</think><answer>'</code></think>\n<answer>3</answer>"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json"])
+def test_a_folder_of_other_files_is_checked_too(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [_sft(), _sft(image=[]), _sft("<think>a</think>")]
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"a{suffix}")
+    else:
+        (tmp_path / f"a{suffix}").write_text(json.dumps(rows, indent=1))
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": turns, "solution": "so"}) + "\n")
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(tmp_path)])
+    captured = capsys.readouterr()
+    problems = [line for line in captured.out.splitlines() if ": row " in line]
+    assert [line.split(": ")[1] for line in problems] == ["row 2", "row 3"]
+    assert f"a{suffix}: 2 bad rows: 1 picture count, 1 no answer" in captured.out
+    assert "b.jsonl: 1 rows with another system prompt, in whose place training puts ours" in captured.out
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(tmp_path / "b.jsonl"), "--format", "verl"])

@@ -132,7 +132,7 @@ def test_a_damaged_sft_row_is_named(damage: Callable[[dict[str, Any]], None], me
     ("line", "message"),
     [
         ('{"question": "q", "respo', "not JSON"),
-        ("[1]", "a list, not an object"),
+        ("[1]", "a int, not an object"),
         ('{"messages": [], "question": "q", "solution": ""}', "solution must be text"),
         ('{"messages": [], "question": "q", "solution": "s"}', "one user turn, found 0"),
         ('{"messages": "hi", "question": "q", "solution": "s"}', "messages must be a list"),

@@ -1,13 +1,15 @@
 """Figures from rollouts: what is counted, and how sure it is."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from math import comb
 from typing import Any
 
 import numpy as np
 import pytest
 
-from thyme.evals import chance, evaluate, is_correct, no_code_control, summarize, wilson
+from thyme.evals import Verdict, by_scorer, chance, evaluate, is_correct, no_code_control, summarize, wilson
+from thyme.rewards import JudgeUnavailable, Reward, ScorerError
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
@@ -163,3 +165,61 @@ def test_chance_is_unbiased() -> None:
     rng = np.random.default_rng(0)
     sets = [[question("crop", str(d)) for d in rng.integers(0, 10, 12)] for _ in range(400)]
     assert np.mean([chance(s) for s in sets]) == pytest.approx(0.1, abs=0.01)
+
+
+class Judge:
+    """A scorer that accepts what is in `right`, and has no verdict on groups with an answer in `away`."""
+
+    def __init__(self, right: Sequence[str], away: Sequence[str] = ()) -> None:
+        self.right, self.away = right, away
+
+    def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
+        future: Future[list[Reward]] = Future()
+        if any(one.answer in self.away for one in group):
+            future.set_exception(JudgeUnavailable("HTTP 500"))
+        else:
+            results = [float(is_correct(one) or one.answer in self.right) for one in group]
+            future.set_result([Reward(total=value + 0.5, result=value, formatting=1.0) for value in results])
+        return future
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def test_a_judge_decides_what_rules_do_not_and_is_counted() -> None:
+    questions = [question("crop", "blue", i) for i in range(2)] + [question("zoom", "blue")]
+    answers = {"crop0": "azure", "crop1": "red", "zoom0": "blue"}
+    loop = Loop(lambda q, _: rollout(q, answers[q.id]))
+    result = evaluate(loop, questions, scorer=Judge(["azure"]))  # type: ignore[arg-type]
+    assert result.overall.accuracy == pytest.approx(2 / 3)
+    assert (result.overall.by_judge, result.overall.errors) == (1, 0)
+    assert (result.scenarios["crop"].accuracy, result.scenarios["crop"].by_judge) == (0.5, 1)
+    assert (result.scenarios["zoom"].accuracy, result.scenarios["zoom"].by_judge) == (1.0, 0)
+    alone = evaluate(loop, questions)  # type: ignore[arg-type]
+    assert (alone.overall.accuracy, alone.overall.by_judge) == (pytest.approx(1 / 3), 0)
+    control = no_code_control(loop, questions, scorer=Judge(["azure"]))  # type: ignore[arg-type]
+    assert control.overall.accuracy == pytest.approx(2 / 3)
+
+
+def test_answers_without_a_verdict_are_errors_where_the_rules_do_not_accept_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = [question("crop", "blue", i) for i in range(2)]
+    groups = [[rollout(asked[0], "blue"), rollout(asked[0], "sky")], [rollout(asked[1], "azure")] * 2]
+    verdicts = by_scorer(Judge(["azure"], away=["sky"]), groups)
+    assert verdicts == [
+        [Verdict(value=1.0), Verdict(value=0.0, error="HTTP 500")],
+        [Verdict(value=1.0, by_judge=True)] * 2,
+    ]
+    summary = summarize(groups, verdicts)
+    assert (summary.accuracy, summary.errors, summary.by_judge) == (0.75, 1, 2)
+    assert caplog.messages == ["HTTP 500"]
+
+
+def test_a_refused_judge_ends_the_evaluation() -> None:
+    class Refused(Judge):
+        def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
+            raise ScorerError("the key is refused")
+
+    with pytest.raises(ScorerError):
+        evaluate(Loop(lambda q, _: rollout(q, "7")), [question("crop", "7")], scorer=Refused([]))  # type: ignore[arg-type]

@@ -76,6 +76,15 @@ def reward(rollouts):
     assert totals == pytest.approx([2.0, 0.0, 1.0])
 
 
+def test_the_example_is_a_reward_function() -> None:
+    example = Path(__file__).parents[2] / "examples" / "write_a_reward.py"
+    asked = question()
+    rollouts = [rollout(asked, answered(answer), tokens=100) for answer in ("blue", "red")]
+    with open_scorer(RewardConfig(function=f"{example}:reward")) as scorer:
+        totals = [reward.total for reward in scorer.submit(rollouts).result(30)]
+    assert totals == pytest.approx([1.5 - 0.2, 0.5 - 0.2])
+
+
 def test_an_object_can_be_called_and_keeps_what_it_knows(tmp_path: Path) -> None:
     text = """
 class Counting:
@@ -127,6 +136,7 @@ FAULTS = {
     "[1.0, {'brevity': 'short'}]": "gave 'short' for 'brevity': neither a number",
     "[1.0, {}]": "gave an empty dict: name at least a 'total'",
     "[1 / 0, 1.0]": "raised ZeroDivisionError: division by zero (mine.py, line 3)",
+    "(_ for _ in ()).throw(ValueError('two\\nlines'))": "raised ValueError: two lines (mine.py, line 3)",
 }
 
 
@@ -151,7 +161,7 @@ def test_a_later_fault_costs_what_it_touches_and_is_named(
 {keyword} reward(rollouts):
     return [7, 7] if rollouts[0].question.id != "bad" else {body}
 """
-    whole_group = body in ("[1.0]", "None", "'12'", "[1 / 0, 1.0]")
+    whole_group = body in ("[1.0]", "None", "'12'", "[1 / 0, 1.0]") or "two" in body
     with open_scorer(written(tmp_path, text)) as scorer:
         assert scorer.submit(group("blue", "red")).result(30) == [Reward(total=7.0)] * 2
         first, second = scorer.submit(group("blue", "red", id="bad")).result(30)
@@ -183,6 +193,41 @@ def test_decoding_goes_on_while_a_function_works(tmp_path: Path, keyword: str) -
         assert not any(future.done() for future in futures)
         thyme_reward_mine.go.set()
         assert [future.result(30) for future in futures] == [[Reward(total=1.0)]] * 3
+
+
+@pytest.mark.parametrize("keyword", ["def", "async def"])
+def test_a_function_that_does_not_come_back_is_not_waited_for(
+    tmp_path: Path, keyword: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An async one costs its group, the other one the run: its thread cannot be ended."""
+    wait = "go.wait(60)" if keyword == "def" else "await asyncio.Event().wait()"
+    text = f"""
+import asyncio, threading
+go = threading.Event()
+{keyword} reward(rollouts):
+    if rollouts[0].question.id == "bad":
+        {wait}
+    return [1]
+"""
+    written(tmp_path, text)
+    config = RewardConfig(function=f"{tmp_path}/mine.py:reward", function_timeout_s=0.2)
+    with open_scorer(config) as scorer:
+        import thyme_reward_mine  # type: ignore[import-not-found]
+
+        assert scorer.submit(group("blue")).result(30) == [Reward(total=1.0)]
+        bad, good = scorer.submit(group("blue", id="bad")), scorer.submit(group("blue"))
+        what = "has not come back in reward.function_timeout_s = 0.2"
+        if keyword == "def":
+            for future in (bad, good):
+                with pytest.raises(ScorerError, match=rf"{what} \(question 'bad'\)"):
+                    future.result(30)
+            with pytest.raises(ScorerError):
+                scorer.submit(group("blue"))
+        else:
+            assert bad.result(30) == [Reward(total=0.0, error=f"function: {what}")]
+            assert good.result(30) == [Reward(total=1.0)]
+            assert what in caplog.text
+        thyme_reward_mine.go.set()
 
 
 def test_at_the_end_what_runs_is_cancelled_and_no_thread_is_left(tmp_path: Path) -> None:

@@ -114,11 +114,14 @@ def test_rewards_come_in_the_order_of_the_rollouts(server: JudgeServer) -> None:
 
 
 def test_no_more_requests_are_open_than_allowed_and_as_many_are(server: JudgeServer) -> None:
-    """Three at a time and no fewer: each waits until three are there."""
-    barrier = threading.Barrier(3)
+    """Three at a time and no fewer: each waits until three are there, and then for a fourth."""
+    barrier, fourth = threading.Barrier(3), threading.Event()
 
     def reply(asked: Asked, number: int) -> Reply:
+        if server.open > 3:
+            fourth.set()
         barrier.wait(timeout=30)
+        assert not fourth.wait(0.1)
         return NO(asked, number)
 
     server.reply = reply
@@ -275,7 +278,7 @@ def test_a_cached_verdict_needs_no_server(server: JudgeServer, tmp_path: Path) -
         assert scorer.submit(asked).result(30) == first
 
 
-@pytest.mark.parametrize("damage", ["", "{", "null", '{"verdict": 1}', '{"said": "yes"}'])
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"verdict": 1}', '{"said": 1}', '{"said": "yes"}'])
 def test_a_damaged_verdict_is_asked_for_again(server: JudgeServer, tmp_path: Path, damage: str) -> None:
     settings = judge(server, cache=str(tmp_path))
     for _ in range(2):
@@ -386,6 +389,35 @@ def plain(rollouts, judge): ...
         config = RewardConfig(function=f"{tmp_path}/mine.py:{name}")
         with pytest.raises(ValueError, match=message), open_scorer(config, settings):
             pass
+
+
+RUBRIC = """
+import asyncio
+
+def score(text):
+    return int(text) if text.isdigit() and int(text) <= 10 else None
+
+async def reward(rollouts, judge):
+    prompts = [f"From 0 to 10, how poetic is {rollout.answer!r}?" for rollout in rollouts]
+    scores = await asyncio.gather(*(judge.ask(prompt, score) for prompt in prompts))
+    return [{"poetry": score / 10} for score in scores]
+"""
+
+
+def test_a_function_of_ones_own_may_ask_questions_of_its_own(server: JudgeServer, tmp_path: Path) -> None:
+    """The scale is theirs; tries, bounds and cache are the judge's."""
+    server.reply = lambda asked, number: Reply("11") if number == 0 else Reply(str(len(asked.prompt) % 10))
+    (tmp_path / "mine.py").write_text(RUBRIC)
+    config = RewardConfig(function=f"{tmp_path}/mine.py:reward")
+    settings = judge(server, cache=str(tmp_path / "cache"), concurrency=1, retries=1)
+    with open_scorer(config, settings) as scorer:
+        first = scorer.submit(group("azure", "navy")).result(30)
+        assert scorer.metrics()["judge/retries"] == 1
+    expected = [len(f"From 0 to 10, how poetic is {answer!r}?") % 10 / 10 for answer in ("azure", "navy")]
+    assert first == [Reward(total=value, parts={"poetry": value}) for value in expected]
+    server.stop()
+    with open_scorer(config, settings) as scorer:
+        assert scorer.submit(group("azure", "navy")).result(30) == first
 
 
 def test_the_same_rewards_as_without_a_server(server: JudgeServer) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def sandbox() -> Iterator[Sandbox]:
 
 def executor(sandbox: Sandbox) -> Executor:
     return Executor(sandbox, Processor(), RolloutConfig())  # type: ignore[arg-type]
+
+
+def test_a_session_has_every_picture_of_its_question(sandbox: Sandbox) -> None:
+    question = replace(QUESTION, more_images=(("other.png", picture(20, 10)),))
+    with executor(sandbox) as run:
+        result, _ = run.run(
+            1, question, 0, "for path in ('pic.png', 'other.png'): print(Image.open(path).size)"
+        ).result()
+        assert result.stdout == "(40, 30)\n(20, 10)\n"
 
 
 def test_a_rollout_s_blocks_share_a_session_that_knows_its_image(sandbox: Sandbox) -> None:

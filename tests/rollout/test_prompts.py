@@ -189,6 +189,30 @@ def test_short_prompt_is_picture_and_question() -> None:
     assert _decode(list(prompt.token_ids)) == "<|im_start|>{pad}How many?!"
 
 
+def test_several_pictures_stand_first_and_are_told_in_order() -> None:
+    from PIL import Image
+
+    pictures = [Image.new("RGB", size) for size in ((640, 480), (64, 48), (6, 4))]
+    more = tuple((f"{name}.png", picture) for name, picture in zip("bc", pictures[1:], strict=True))
+    question = Question(
+        id="q", image=pictures[0], image_path="a.png", question="Which?", solution="a", more_images=more
+    )
+    prompt = build_prompt(question, "thyme", _Processor())  # type: ignore[arg-type]
+    told = user_prompt("Which?", "a.png", (640, 480), [("b.png", (64, 48)), ("c.png", (6, 4))])
+    assert told.startswith(
+        "<image>\n<image>\n<image>\nWhich?\n\n"
+        '### User Image Path:** "a.png"\n### User Image Size:** "640x480"\n'
+        '### User Image Path:** "b.png"\n### User Image Size:** "64x48"\n'
+        '### User Image Path:** "c.png"\n### User Image Size:** "6x4"\n\n### **Output Format'
+    )
+    assert _decode(list(prompt.token_ids)) == f"[{SYSTEM_PROMPT}]<|im_start|>{told.replace('<image>', '{pad}')}!"
+    assert list(prompt.images) == pictures
+    assert _decode(list(build_prompt(question, "short", _Processor()).token_ids)).count("{pad}") == 3  # type: ignore[arg-type]
+    for image, twice in ((None, more), (pictures[0], (("a.png", pictures[1]),))):
+        with pytest.raises(ValueError, match=r"without an image|two pictures under one path"):
+            Question(id="q", image=image, image_path="a.png", question="?", solution="", more_images=twice)
+
+
 def test_prompt_without_image() -> None:
     question = Question(id="q", image=None, image_path="", question="What is 2 * 3?", solution="6")
     for style in ("short", "thyme"):

@@ -94,6 +94,15 @@ def test_what_was_written_reads_back_equal(processor: Processor, tmp_path: Path)
             assert same(getattr(original, f.name), getattr(back, f.name)), f.name
 
 
+def test_all_pictures_of_a_question_read_back(processor: Processor, tmp_path: Path) -> None:
+    written = rollout(processor)
+    more = (("b.png", noise(5)), ("c.png", noise(6, "L")))
+    written.question = dataclasses.replace(written.question, more_images=more)
+    write_rollouts(tmp_path / "rollouts" / "step_0.jsonl", [written])
+    [(back, _)] = read_rollouts(tmp_path / "rollouts" / "step_0.jsonl", processor=processor)
+    assert same(back.question.more_images, more) and len(back.images) == 4
+
+
 def test_without_a_processor_the_pictures_are_there_and_the_model_s_view_is_not(
     processor: Processor, tmp_path: Path
 ) -> None:

@@ -56,11 +56,12 @@ def children_of(pid: int) -> set[int]:
 
 
 def snippets_of(pid: int) -> set[int]:
-    """Descendants of `pid`, without the one the fork-server keeps ready for the next snippet."""
+    """Descendants of `pid`, without the one that forks for the fork-server and the one kept ready for the next
+    snippet."""
     found = set()
     for child in children_of(pid):
         try:
-            if Path(f"/proc/{child}/comm").read_text().strip() != "thyme-parked":
+            if Path(f"/proc/{child}/comm").read_text().strip() not in ("thyme-parked", "thyme-template"):
                 found.add(child)
         except OSError:  # it ended meanwhile
             continue
@@ -68,7 +69,7 @@ def snippets_of(pid: int) -> set[int]:
 
 
 def server_of(sandbox: Sandbox) -> int:
-    """The process that forks: in a pid namespace, the only child of the one that waits for it outside."""
+    """The fork-server: in a pid namespace, the only child of the one that waits for it outside."""
     outer = sandbox._client.server.process.pid
     if not any(layer.name == "pid namespace" and layer.ok for layer in sandbox.layers()):
         return outer

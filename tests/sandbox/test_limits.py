@@ -35,6 +35,7 @@ class Edge(NamedTuple):
 
 
 SAVE = "from PIL import Image\nfor i, size in enumerate({}): Image.new('RGB', size).save(f'{{i}}.jpg')"
+PRIVATE = "import mmap\nx = mmap.mmap(-1, {}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)"
 EDGES = [
     Edge(
         "max_pixels",
@@ -92,6 +93,14 @@ EDGES = [
         "import numpy\nx = numpy.zeros(2100 << 20, 'u1')",
         Status.MEMORY,
         "more than 2048 MiB",
+        2048,
+    ),
+    Edge(  # to the page, less what the interpreter itself may take meanwhile: it asks for 1 MiB at a time
+        "memory_mib",
+        PRIVATE.format("2047 << 20"),
+        PRIVATE.format("(2048 << 20) + 1"),
+        Status.ERROR,
+        "Cannot allocate memory",
         2048,
     ),
     Edge("timeout_s", "import time; time.sleep(.1)", "import time; time.sleep(60)", Status.TIMEOUT, "than 3 s", 3.0),

@@ -245,7 +245,7 @@ def test_what_is_moved_into_a_new_root() -> None:
     readable = (("/usr/lib/x", True), ("/usr/share/f.py", False), ("/tmp/env/y", True), ("/dev/null", False))
     base = BaseRoot(tops=("/dev", "/usr"), readable=readable, namespace=-1, proc=-1)
     image = InputImage(file="f", path="/usr/pictures/a.png", folder="/usr/pictures")
-    usual, special = base.layout(None), base.layout(image)
+    usual, special = base.layout(), base.layout(image)
     assert usual.moves == ("/dev", "/usr", "/tmp/env/y")
     assert special.moves == ("/dev", "/usr/lib/x", "/usr/share/f.py", "/tmp/env/y")
     assert set(special.folders) - set(usual.folders) == {"/usr/lib", "/usr/lib/x", "/usr/share"}

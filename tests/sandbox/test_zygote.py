@@ -25,6 +25,7 @@ from thyme.sandbox.protocol import Order
 from thyme.sandbox.result_images import PIXELS
 from thyme.sandbox.slots import Place
 from thyme.sandbox.stdout import STDOUT
+from thyme.sandbox.template import Birth
 
 
 def started_by(sandbox: Sandbox) -> int:
@@ -41,8 +42,8 @@ def facts(pid: int) -> dict[str, str]:
 
 def parked(sandbox: Sandbox) -> list[int]:
     """Ids of children that have got ready and sleep."""
-    waiting = children_of(started_by(sandbox)) - snippets_of(started_by(sandbox))
-    return [pid for pid in waiting if facts(pid).get("State", "").startswith("S")]
+    waiting = [facts(pid) for pid in children_of(started_by(sandbox))]
+    return [int(f["Pid"]) for f in waiting if f.get("Name") == "thyme-parked" and f["State"].startswith("S")]
 
 
 def the_parked(sandbox: Sandbox) -> int:
@@ -90,7 +91,7 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     received: list[int] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pipes = [os.pipe() for _ in range(5)]
-    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", seed=3)
+    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", more_images=[], seed=3)
     plan = SimpleNamespace(images="/i", folder_of_image=lambda _: None)
     places = {"/mnt/data": "/s/data", "/tmp": "/s/tmp"}
     job = Job(places=places, image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)
@@ -117,7 +118,8 @@ def test_nothing_of_the_client_is_read_before_the_jail(monkeypatch: pytest.Monke
     monkeypatch.setattr(child, "serve", lambda given, _: steps.append(given))
     for name in ("_read", "_pread"):
         monkeypatch.setattr(child, name, lambda *_: steps.append("reads"))
-    child.live(Place(slot=1, scratch="/s"), plan, None, channel=99, ruleset=-1, image=None, early=True)  # type: ignore[arg-type]
+    birth = Birth(place=Place(slot=1, scratch="/s"), image=None, early=True)
+    child.live(birth, [99], plan=plan, config=None)  # type: ignore[arg-type]
     inodes = [os.fstat(read_end).st_ino for read_end, _ in pipes]
     assert steps == [
         "prepare",
@@ -172,7 +174,7 @@ def test_from_inside_it_looks_like_one_forked_for_its_order(own: Sandbox, unpark
 def test_off_means_off(unparked: Sandbox) -> None:
     assert unparked.run("print(1)").stdout == "1\n"
     time.sleep(0.3)  # in which one would have been parked; a child that is ending may be seen for a moment
-    assert eventually(lambda: children_of(started_by(unparked)) <= snippets_of(started_by(unparked)))
+    assert eventually(lambda: not parked(unparked))
 
 
 @pytest.mark.parametrize("mode", ["full", "plain"])
@@ -195,7 +197,7 @@ def test_it_ends_with_the_fork_server(off: frozenset[str], image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
         ready, outer = the_parked(sandbox), started_by(sandbox)
         servers = [pid for pid in (outer, *snippets_of(outer)) if facts(pid)["Name"] == "thyme-zygote"]
-        os.kill(max(servers), signal.SIGKILL)  # the one that forks: the other waits for it
+        os.kill(max(servers), signal.SIGKILL)  # the one that serves: the other waits for it
         assert eventually(lambda: not Path(f"/proc/{ready}").exists())
         assert eventually(lambda: sandbox._client.restarts == 1)
         check_crop(sandbox, image)

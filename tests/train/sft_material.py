@@ -21,5 +21,5 @@ def train_rows(
     gate: Gate | None = None,
     **options: Unpack[StageOptions],
 ) -> list[Metrics]:
-    samples = row_samples(processor, rows, config.loss_rule)
+    samples = row_samples(processor, rows, config.loss_rule, "short")
     return train_sft(model, processor, samples, config, name=name, gate=gate, **options)

@@ -54,7 +54,7 @@ def train(
     model = build(tiny_config(), PROCESSOR, seed=0, dtype=dtype)
     if lora:
         add_adapters(model, LoraConfig(rank=4, alpha=16.0))
-    samples = row_samples(PROCESSOR, rows, "all", world=world)
+    samples = row_samples(PROCESSOR, rows, "all", "short")
     history = train_sft(model, PROCESSOR, samples, config, world=world)
     return model, history, list(GRADIENTS)
 

@@ -6,8 +6,8 @@ import torch
 from thyme.model import Model, Processor, build
 from thyme.model.model import Model as AnyModel
 from thyme.toy.model import tiny_config
-from thyme.toy.scenarios import demonstrations
-from thyme.train.balance import _empty, _with_blank, aligned, row_length, share_of, shares
+from thyme.toy.scenarios import demonstrations, questions
+from thyme.train.balance import _empty, _with_blank, aligned, question_length, share_of, shares
 from thyme.train.distributed import World
 from thyme.train.objective import AllowedIds, supervised_loss
 from thyme.train.packing import pack
@@ -31,12 +31,12 @@ def test_one_process_takes_all_in_order() -> None:
     assert share_of("abc", [1, 3, 2], World()) == ["a", "b", "c"]
 
 
-def test_a_row_s_length_is_about_its_tokens_and_its_pictures_count_exactly(processor: Processor) -> None:
-    plain, pictured = (demonstrations(0, 1, {name: 1.0})[0] for name in ("arithmetic", "crop"))
-    for row in (plain, pictured):
-        text = (len(row.prompt) + len(row.response)) / 4
-        pictures = sum(processor.preprocess(image).num_tokens for image in row.images)
-        assert row_length(processor, row) == text + pictures
+def test_a_question_s_pictures_count_exactly(processor: Processor) -> None:
+    plain, pictured = (questions(0, 1, {name: 1.0})[0] for name in ("arithmetic", "crop"))
+    for question in (plain, pictured):
+        pictures = sum(processor.preprocess(image).num_tokens for _, image in question.pictures)
+        assert question_length(processor, question, 100) == len(question.question) / 4 + 100 + pictures
+    assert pictured.image is not None
 
 
 class Two(World):
@@ -57,7 +57,7 @@ def test_every_rank_comes_to_the_same_passes_and_the_added_ones_teach_nothing(
     fused_head: bool, model: Model, processor: Processor
 ) -> None:
     rows = demonstrations(0, 2, {"arithmetic": 1.0})
-    samples = [row_sample(processor, row, "all") for row in rows]
+    samples = [row_sample(processor, row, "all", "short") for row in rows]
     batches = pack(samples, image_token_id=processor.image_token_id, max_tokens=1)
     assert len(batches) == 2
 

@@ -54,6 +54,18 @@ def test_rl_moves_the_adapters_alone_and_the_base_is_the_reference(
     assert history[0]["actor/kl_ref"] == 0.0 < history[1]["actor/kl_ref"]
 
 
+def test_the_cache_is_given_back_for_the_update_and_is_there_again_for_the_rollout(
+    adapted: Model, processor: Processor, sandbox: Sandbox
+) -> None:
+    questions: list[Question] = [row.question for row in demonstrations(0, 2, {"arithmetic": 1.0})]
+    loop, during = make_loop(adapted, sandbox), []
+    (first, *_) = [p for name, p in adapted.named_parameters() if is_adapter(name)]
+    first.register_hook(lambda _: during.append(loop.engine.stats()["kv_bytes"]))
+    train_rl(adapted, processor, loop, endless(questions), RL, scorer=RuleScorer(by_index))
+    assert during and set(during) == {0}
+    assert loop.engine.stats()["kv_bytes"] > 0 and not loop.engine.is_asleep
+
+
 def test_sft_with_adapters_is_resumed_to_the_bit(adapted: Model, processor: Processor, tmp_path: Path) -> None:
     rows = endless(demonstrations(0, 4, {"arithmetic": 1.0}))
     start = copy.deepcopy(adapted)

@@ -3,14 +3,13 @@
 import copy
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.train.rl_material import ROLLOUT, by_index, group_of, hand_rollout, make_loop, scored_as
+from tests.train.rl_material import ROLLOUT, by_index, group_of, hand_rollout, make_loop
 from thyme.data.streams import endless
 from thyme.model import Model, Processor
 from thyme.rewards import Reward, RuleScorer
@@ -24,7 +23,7 @@ from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.policy_samples import policy_samples, rollout_sample
 from thyme.train.rl import train_rl
-from thyme.train.rl_metrics import reward_metrics, rollout_metrics
+from thyme.train.rl_metrics import rollout_metrics
 
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
 
@@ -159,37 +158,6 @@ def test_a_group_without_rewards_is_as_if_it_had_not_been_asked(processor: Proce
     beside = policy_samples(processor, [failed, scored], RlConfig())
     assert [sample.weights.tolist() for sample in beside] == [sample.weights.tolist() for sample in alone]
     assert policy_samples(processor, [failed], RlConfig()) == []
-
-
-def test_reward_metrics_by_hand() -> None:
-    reward = partial(Reward, consistency=0.0)
-    metrics = reward_metrics(
-        [
-            scored_as(
-                reward(total=0.0, result=0.0, formatting=0.0),
-                reward(total=1.5, result=1.0, formatting=1.0),
-            ),
-            scored_as(
-                reward(total=0.5, result=0.0, formatting=1.0),
-                reward(total=0.5, result=0.0, formatting=1.0),
-            ),
-        ]
-    )
-    assert metrics["reward/mean"] == 2.5 / 4
-    assert metrics["reward/result/mean"] == 0.25 and metrics["reward/formatting/mean"] == 0.75
-    assert metrics["reward/group_std"] == pytest.approx(1.5 / 2**0.5 / 2)
-    assert metrics["reward/frac_zero_std"] == 0.5
-    assert metrics["reward/errors"] == metrics["reward/groups_failed"] == 0.0
-
-
-def test_reward_metrics_count_what_could_not_be_scored() -> None:
-    good = Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0)
-    failed = Reward(total=0.0, result=0.0, consistency=0.0, formatting=0.0, error="result: ValueError: no")
-    unknown = ScoredGroup(rollouts=[hand_rollout()], rewards=None)
-    metrics = reward_metrics([scored_as(good, failed), unknown, scored_as(good, good)])
-    assert metrics["reward/errors"] == 0.25 and metrics["reward/mean"] == 0.75
-    assert metrics["reward/groups_failed"] == 1.0
-    assert reward_metrics([unknown]) == {"reward/groups_failed": 1.0}
 
 
 def test_rollout_metrics_by_hand() -> None:

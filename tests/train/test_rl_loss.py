@@ -47,6 +47,8 @@ def test_every_key_can_be_said_on_the_command_line(capsys: pytest.CaptureFixture
         (["--rl.loss.loss", "reinforce"], "'reinforce' is not one of"),
         (["--rl.loss.ratio-cap", "1"], "ratio_cap: 1.0 must be at least"),
         (["--rl.loss.entropy", "1"], "did you mean --rl.loss.entropy-coef"),
+        (["--rl.loss.rollout-ratio-cap", "2", "--rollout.top-p", "0.9"], "rl.loss.rollout_ratio_cap compares with"),
+        (["--rl.mismatch.mask", "token", "--rollout.top-k", "50"], "rl.mismatch.mask compares with"),
     ],
 )
 def test_what_no_loss_can_be_is_refused_before_anything_is_loaded(

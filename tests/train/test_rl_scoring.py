@@ -125,7 +125,7 @@ def test_steps_without_any_judgement_change_nothing_and_end_the_run(
     config = RlConfig(steps=9, batch_size=1, kl_coef=0.0, record_steps=0, max_unscored_steps=2)
     seen = []
     scorer = Unreachable(lambda _, call: call in (0, 2, 3))  # the step between starts the count again
-    with pytest.raises(ValueError, match="rl step 4: none of 1 groups could be scored; that is 2 steps in a row"):
+    with pytest.raises(ValueError, match="rl step 4: none of its groups could be scored; that is 2 steps in a row"):
         train_rl(
             model,
             processor,

@@ -2,12 +2,12 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,16 +16,16 @@ import torch
 from tests.train.rl_material import ROLLOUT, group_of, hand_rollout, make_loop
 from thyme.data.streams import endless
 from thyme.model import Model, Processor
-from thyme.rewards import Reward, RuleScorer
+from thyme.rewards import Reward, RuleScorer, Scorer
 from thyme.rollout import read_rollouts
-from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 from thyme.train.batch_selection import Drawn, draw_batch, select, spread
 from thyme.train.config import RlConfig, SelectConfig
-from thyme.train.group_scores import ScoredGroup
+from thyme.train.distributed import World
+from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
-from thyme.train.rl import train_rl
+from thyme.train.rl import ask_round, train_rl
 from thyme.train.rl_metrics import Laps
 
 
@@ -34,29 +34,27 @@ def numbered(number: int) -> Question:
 
 
 class Asked:
-    """A stream of numbered questions and a loop that answers them; remembers what was asked, with which seed."""
+    """A stream of numbered questions and their groups; remembers what was asked, with which seed."""
 
     def __init__(self) -> None:
         self.rounds: list[list[int]] = []
         self.seeds: list[int] = []
-        self.config = SimpleNamespace(sampling=lambda seed: Sampling(n=2, seed=seed))
 
     def questions(self, start: int, n: int) -> list[Question]:
         self.rounds.append(list(range(start, start + n)))
         return [numbered(number) for number in range(start, start + n)]
 
-    def run(
-        self, asked: Sequence[Question], sampling: Sampling, *, on_end: Callable[[Rollout], object]
-    ) -> list[list[Rollout]]:
-        self.seeds.append(sampling.seed)
+    def ask(self, scorer: Scorer, asked: Sequence[Question], seed: int) -> list[ScoredGroup]:
+        self.seeds.append(seed)
+        scores = GroupScores(scorer, 2)
         groups = [
             [hand_rollout(question=question, group=place, index=index) for index in (0, 1)]
             for place, question in enumerate(asked)
         ]
         for group in groups:
             for rollout in group:
-                on_end(rollout)
-        return groups
+                scores.ended(rollout)
+        return scores.collect(groups)
 
 
 class Planted(RuleScorer):
@@ -88,7 +86,7 @@ def drawn(
     """The batch, the numbers of its groups' questions, and those that are kept."""
     asked = Asked()
     config = RlConfig(batch_size=batch_size, select=SelectConfig(**selection))
-    batch = draw_batch(asked, asked.questions, Planted(spreads), config, start=start, seed=7, laps=Laps())  # type: ignore[arg-type]
+    batch = draw_batch(partial(asked.ask, Planted(spreads)), asked.questions, config, start=start, seed=7)
     assert [int(group.rollouts[0].question.id) for group in batch.groups] == list(chain(*asked.rounds))
     assert [r.group for group in batch.groups for r in group.rollouts] == [
         i for i in range(len(batch.groups)) for _ in "ab"
@@ -149,9 +147,9 @@ def test_both_together() -> None:
 
 def test_spread_by_hand() -> None:
     rollouts = [hand_rollout() for _ in range(3)]
-    assert spread(group_of(*rollouts, totals=(0.1, 0.1, 0.1))) == 0.0
-    assert spread(group_of(*rollouts, totals=(0.0, 0.0, 1.5))) == pytest.approx(0.5**0.5)
-    assert spread(ScoredGroup(rollouts=rollouts, rewards=None)) == 0.0
+    assert spread(group_of(*rollouts, totals=(0.1, 0.1, 0.1)), RlConfig()) == 0.0
+    assert spread(group_of(*rollouts, totals=(0.0, 0.0, 1.5)), RlConfig()) == pytest.approx(0.5**0.5)
+    assert spread(ScoredGroup(rollouts=rollouts, rewards=None), RlConfig()) == 0.0
     assert select([], RlConfig(select=SelectConfig(max_refills=1))) == []
 
 
@@ -218,7 +216,7 @@ def test_a_question_asked_twice_in_a_step_is_answered_anew(
     config = RlConfig(batch_size=1, select=SelectConfig(max_refills=1))
     loop = make_loop(taught, sandbox)
     scorer = RuleScorer(lambda _: Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0))
-    batch = draw_batch(loop, endless(asked[:1]), scorer, config, start=0, seed=0, laps=Laps())
+    batch = draw_batch(partial(ask_round, loop, scorer, Laps(), World()), endless(asked[:1]), config, start=0, seed=0)
     assert len(batch.groups) == 2 and loop.config == ROLLOUT
     seeds = [rollout.seed for group in batch.groups for rollout in group.rollouts]
     assert len(set(seeds)) == 4

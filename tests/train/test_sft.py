@@ -42,7 +42,7 @@ def test_sft_trains_code_rows_under_each_rule(processor: Processor) -> None:
 def test_annealing_stops_at_its_gate(model: Model, processor: Processor) -> None:
     rows = partial(row_stream, scenario="arithmetic")
     heldout = demonstrations(0, 4, {"arithmetic": 1.0}, split="heldout")
-    right = RowsRight(processor, heldout)
+    right = RowsRight(processor, heldout, "short")
     config = SftConfig(steps=3, batch_size=2, loss_rule="all")
     gate = Gate(name="arithmetic", measure=right, goal=0.5, every=2)
     history = train_rows(model, processor, rows, config, name="anneal", gate=gate)
@@ -100,7 +100,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, module: ModuleType, wrong_rows:
 def test_row_gate_wants_every_token_of_a_row(
     model: Model, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = RowsRight(processor, demonstrations(0, 4, {"arithmetic": 1.0}))
+    gate = RowsRight(processor, demonstrations(0, 4, {"arithmetic": 1.0}), "short")
     answer_with(monkeypatch, sft, wrong_rows=())
     assert gate(model) == 1.0
     answer_with(monkeypatch, sft, wrong_rows=(0, 1, 2))  # three slips, all in one row

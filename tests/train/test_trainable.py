@@ -1,5 +1,6 @@
 """What is frozen and what is kept for the backward pass: the gradients are the same, and the bytes are counted."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,21 +52,29 @@ def gradients(model: Model, batch: TrainBatch, config: StageConfig) -> dict[str,
     return found
 
 
+class Held:
+    """What the graph holds of one saved tensor; gone when the graph lets it go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(model: Model, batch: TrainBatch, config: StageConfig) -> int:
     """Of storages that autograd keeps of one forward pass, parameters left out."""
-    kept: dict[int, int] = {}
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
+
+    def keep(tensor: Tensor) -> Held:
+        held = Held(tensor)
+        alive.add(held)
+        return held
+
+    with trainable(model, config), torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
+        fused = fuses_head(model, config)
+        loss = supervised_loss(model, batch, AllowedIds(size=64, banned_ids=()), fused_head=fused)
+        storages = {held.tensor.untyped_storage().data_ptr(): held.tensor.untyped_storage() for held in alive}
+    assert loss.requires_grad
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with trainable(model, config), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = supervised_loss(model, batch, AllowedIds(size=64, banned_ids=()))
-    del loss
-    return sum(kept.values())
+    return sum(storage.nbytes() for at, storage in storages.items() if at not in parameters)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -34,7 +34,7 @@ def main() -> None:
                     stuck_for_good()
             return rows
 
-        samples = row_samples(processor, take, "all", world=world)
+        samples = row_samples(processor, take, "all", "short")
         train_sft(model, processor, samples, SftConfig(steps=2, batch_size=2), world=world)
 
 

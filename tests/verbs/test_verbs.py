@@ -108,6 +108,7 @@ def test_ask_runs_on_any_model(model: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_other_verbs_run(capsys: pytest.CaptureFixture[str]) -> None:
     thyme("data", "synth", "rows", "--sft", "2", "--rl", "1", "--heldout", "0", "--toy.seed", "1")
     thyme("data", "check", "rows/sft.jsonl")
+    thyme("data", "convert", "rows/rl.jsonl", "rows/sft.jsonl", "all.jsonl", "--to", "verl")
     Path("snippet.py").write_text("print(6 * 7)")
     thyme("sandbox", "run", "snippet.py", "--sandbox.memory-mib", "256", "--sandbox.workers", "1")
     with pytest.raises(SystemExit) as ended:
@@ -116,7 +117,7 @@ def test_the_other_verbs_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 1
     thyme("doctor")
     out = capsys.readouterr().out
-    for part in ("2 SFT rows, 0 RL rows", "42", "ZeroDivisionError", "seccomp"):
+    for part in ("2 SFT rows, 0 RL rows", "all.jsonl: 3 rows", "42", "ZeroDivisionError", "seccomp"):
         assert part in out
 
 
@@ -173,9 +174,10 @@ def test_tables_that_contradict_each_other_are_refused(capfd: pytest.CaptureFixt
 
 
 def test_no_verb_is_left_out() -> None:
-    tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "sandbox run", "doctor"}
-    assert set(VERBS) - tried == {"demo"}  # tests/demo tells the whole story in a few steps, test_resume.py the other
-    assert set(ARGUMENTS) | {"demo"} == RECIPE_VERBS
+    tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "data convert", "sandbox run", "doctor"}
+    elsewhere = {"demo", "plan"}  # tests/demo tells the whole story in a few steps; test_plan.py
+    assert set(VERBS) - tried == elsewhere
+    assert set(ARGUMENTS) | elsewhere == RECIPE_VERBS
 
 
 def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(

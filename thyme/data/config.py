@@ -25,7 +25,7 @@ class DataConfig:
     workers: int = 2
     """Threads that decode and prepare the rows of coming steps; 0: every step prepares its own."""
     ahead_steps: int = 2
-    """Steps whose rows are prepared before they are asked for."""
+    """Steps whose rows are prepared before they are asked for; 0: threads share the rows of the step that is."""
     ahead_mib: int = 2048
     """What is prepared ahead takes no more than this; the next step's rows are always prepared, whatever they take."""
 
@@ -35,9 +35,8 @@ class DataConfig:
         for name in ("train", "heldout"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name}: an empty path: name a file or a folder")
-        for name in ("seed", "workers"):
+        for name in ("seed", "workers", "ahead_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        for name in ("ahead_steps", "ahead_mib"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.ahead_mib < 1:
+            raise ValueError(f"ahead_mib: {self.ahead_mib} must be at least 1")

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 _DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,")
 _LONGEST_PATH = 4096
+_MAGIC = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+}
 
 
 class PictureFile(NamedTuple):
@@ -72,11 +81,26 @@ def picture_file(value: Any, name: str = "image", folder: Path | None = None) ->
     # No letter of base64 is a dot, and every name of an image file has one.
     if len(value) <= _LONGEST_PATH and "." in value and not _DATA_URI.match(value):
         return _at(value, name, folder)
-    encoded = re.sub(r"\s", "", _DATA_URI.sub("", value, count=1))
+    encoded = _DATA_URI.sub("", value, count=1)
     try:
         return PictureFile(base64.b64decode(encoded, validate=True), "")
     except (binascii.Error, ValueError):
+        pass  # line breaks, perhaps, which few rows have and looking for them takes longer than decoding
+    try:
+        return PictureFile(base64.b64decode(re.sub(r"\s", "", encoded), validate=True), "")
+    except (binascii.Error, ValueError):
         raise ValueError(f"{name}: no base64: embed the image file as base64, or give its path") from None
+
+
+def base64_of(data: bytes) -> str:
+    """An image file as base64."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def data_uri(data: bytes) -> str:
+    """An image file as a data URI."""
+    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), "application/octet-stream")
+    return f"data:{kind};base64,{base64_of(data)}"
 
 
 def _at(told: str, name: str, folder: Path | None) -> PictureFile:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thyme.data.formats import full_prompt
-from thyme.data.layouts.row import MARK, Row
+from thyme.data.layouts.row import MARK, Kind, Row
 from thyme.data.pictures import PictureFile, picture_file
-from thyme.data.problems import Kind, asked, solution_of
+from thyme.data.problems import asked, solution_of
 from thyme.data.refusal import BadRow
 from thyme.data.rows import Demonstration, Question
 from thyme.data.turns import portable_paths, rewritten, taken_apart

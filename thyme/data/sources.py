@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from thyme.data.config import DataConfig
 from thyme.data.layouts.known import PICTURE_COLUMNS, read_row
-from thyme.data.layouts.row import Row
-from thyme.data.problems import Kind, is_ours, text_problems
+from thyme.data.layouts.row import Kind, Row
+from thyme.data.problems import is_ours, text_problems
 from thyme.data.refusal import BadRow, Refusal
 from thyme.data.resolve import resolve
 from thyme.data.rows import Demonstration, Question

@@ -22,6 +22,8 @@ class Config(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_trainable(self.rollout, self.rl)
+        if self.lora.rank:
+            raise ValueError(f"lora.rank: {self.lora.rank}, but the demo begins at random weights, which all must move")
 
 
 def default_recipe(args: list[str]) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from thyme.evals.evaluation import EvalResult as EvalResult
     from thyme.evals.evaluation import evaluate as evaluate
     from thyme.evals.scoring import Summary as Summary
+    from thyme.evals.scoring import Verdict as Verdict
+    from thyme.evals.scoring import by_scorer as by_scorer
     from thyme.evals.scoring import chance as chance
     from thyme.evals.scoring import is_correct as is_correct
     from thyme.evals.scoring import summarize as summarize
@@ -22,6 +24,6 @@ else:
             "config": ["EvalConfig"],
             "controls": ["NoCodeControl", "no_code_control"],
             "evaluation": ["EvalResult", "evaluate"],
-            "scoring": ["Summary", "chance", "is_correct", "summarize", "wilson"],
+            "scoring": ["Summary", "Verdict", "by_scorer", "chance", "is_correct", "summarize", "wilson"],
         },
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from thyme.evals.evaluation import evaluate
 from thyme.evals.scoring import Summary, chance
+from thyme.rewards import Scorer
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question
@@ -30,9 +31,13 @@ class NoCodeControl:
 
 
 def no_code_control(
-    loop: RolloutLoop, questions: Sequence[Question], sampling: Sampling | None = None
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    sampling: Sampling | None = None,
+    *,
+    scorer: Scorer | None = None,
 ) -> NoCodeControl:
-    """Accuracy on the scenarios that need code, with code forbidden; drawn as in `evaluate`.
+    """Accuracy on the scenarios that need code, with code forbidden; drawn and judged as in `evaluate`.
 
     It means something for a model that learned to answer such questions directly with the true answer: then what it
     reaches is what can be read from the picture as it is, and the rest is owed to the code.
@@ -44,7 +49,7 @@ def no_code_control(
     if not needed:
         raise ValueError(f"no_code_control: all questions are of {', '.join(NO_CODE_NEEDED)}, which needs no code")
     sampling = sampling or loop.config.sampling().greedy()
-    result = evaluate(loop, needed, replace(sampling, allow_code=False))
+    result = evaluate(loop, needed, replace(sampling, allow_code=False), scorer=scorer)
     return NoCodeControl(
         overall=result.overall,
         scenarios=result.scenarios,

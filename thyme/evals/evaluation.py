@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thyme.evals.scoring import Summary, summarize
+from thyme.evals.scoring import Summary, Verdict, by_rules, by_scorer, summarize
+from thyme.rewards import Scorer
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout
@@ -38,7 +39,13 @@ class EvalResult:
         }
 
 
-def evaluate(loop: RolloutLoop, questions: Sequence[Question], sampling: Sampling | None = None) -> EvalResult:
+def evaluate(
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    sampling: Sampling | None = None,
+    *,
+    scorer: Scorer | None = None,
+) -> EvalResult:
     """Accuracy with 95 % intervals, overall and by scenario.
 
     Args:
@@ -46,23 +53,29 @@ def evaluate(loop: RolloutLoop, questions: Sequence[Question], sampling: Samplin
         questions: at least one.
         sampling: how the answers are drawn; None: one rollout per question, greedy. With several per question,
             accuracy is their mean, which makes sense at a temperature above 0.
+        scorer: says by its rewards' results which answers are right, so that a judge can be asked about those that
+            rules do not decide (`thyme.evals.scoring.by_scorer`); None: the rules say.
 
     Raises:
-        ValueError: no questions.
+        ValueError: no questions; the scorer cannot work as things are.
     """
     if not questions:
         raise ValueError("evaluate: no questions")
     sampling = sampling or loop.config.sampling().greedy()
     started = time.perf_counter()
     groups = loop.run(questions, sampling)
-    by_scenario: dict[str, list[list[Rollout]]] = {}
-    for question, group in zip(questions, groups, strict=True):
-        by_scenario.setdefault(question.scenario, []).append(group)
+    wall_s = time.perf_counter() - started
+    verdicts = [[by_rules(one) for one in group] for group in groups] if scorer is None else by_scorer(scorer, groups)
+    by_scenario: dict[str, tuple[list[list[Rollout]], list[list[Verdict]]]] = {}
+    for question, group, said in zip(questions, groups, verdicts, strict=True):
+        part = by_scenario.setdefault(question.scenario, ([], []))
+        part[0].append(group)
+        part[1].append(said)
     return EvalResult(
-        overall=summarize(groups),
-        scenarios={name: summarize(part) for name, part in by_scenario.items()},
+        overall=summarize(groups, verdicts),
+        scenarios={name: summarize(*part) for name, part in by_scenario.items()},
         temperature=sampling.temperature,
         code_temperature=sampling.code_temperature,
-        wall_s=time.perf_counter() - started,
+        wall_s=wall_s,
         rollouts=groups,
     )

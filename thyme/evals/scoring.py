@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from thyme import rewards
+from thyme.rewards import JudgeUnavailable, Scorer
 from thyme.rollout.types import Question, Rollout
 
 _log = logging.getLogger(__name__)
@@ -36,24 +37,70 @@ class Summary:
     statuses: dict[str, int]
     """Rollouts by why they ended."""
     errors: int = 0
-    """Answers that the rules could not judge and that count as wrong: a formula that took too long, say."""
+    """Answers that could not be judged and that count as wrong: a formula took too long, or the judge was away."""
+    by_judge: int = 0
+    """Answers that the rules do not accept and a judge does; all of them count as right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is held of an answer."""
+
+    value: float
+    """1 if it is right."""
+    error: str | None = None
+    """Why it could not be judged."""
+    by_judge: bool = False
+    """Whether it is right on a judge's word alone."""
 
 
 def is_correct(rollout: Rollout) -> bool:
     """Whether the rules of the result reward accept the answer; no judge is asked, and what raises is wrong."""
-    return _judged(rollout)[0] == 1.0
+    return by_rules(rollout).value == 1.0
 
 
-def _judged(rollout: Rollout) -> tuple[float, str | None]:
+def by_rules(rollout: Rollout) -> Verdict:
+    """The verdict of the rules, which no judge is asked about."""
     question = rollout.question
     value, error = rewards.judged(rollout.answer, question.solution, question.question)
     if error is not None:
         _log.warning("question %r: %s", question.id, error)
-    return value, error
+    return Verdict(value=value, error=error)
 
 
-def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
+def by_scorer(scorer: Scorer, groups: Sequence[Sequence[Rollout]]) -> list[list[Verdict]]:
+    """The verdicts of a scorer, which are its rewards' results.
+
+    Of a group that its judge gave no verdict on, the rules accept what they can, and the rest are errors.
+
+    Raises:
+        thyme.rewards.ScorerError: the scorer cannot work as things are.
+    """
+    futures = [scorer.submit(group) for group in groups]
+    verdicts = []
+    for group, future in zip(groups, futures, strict=True):
+        ruled = [by_rules(rollout) for rollout in group]
+        try:
+            given = future.result()
+        except JudgeUnavailable as error:
+            _log.warning("%s", error)
+            verdicts.append([one if one.value or one.error else Verdict(value=0.0, error=str(error)) for one in ruled])
+            continue
+        verdicts.append(
+            [
+                Verdict(value=reward.result, error=reward.error, by_judge=reward.result == 1.0 and not one.value)
+                for reward, one in zip(given, ruled, strict=True)
+            ]
+        )
+    return verdicts
+
+
+def summarize(groups: Sequence[Sequence[Rollout]], verdicts: Sequence[Sequence[Verdict]] | None = None) -> Summary:
     """Summary of the rollouts, one group per question.
+
+    Args:
+        groups: the rollouts of each question.
+        verdicts: on their answers, one for each; None: those of the rules.
 
     With several samples per question the interval is still that of `n` questions: samples of one question are not
     independent, so it errs on the wide side.
@@ -63,8 +110,9 @@ def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
     """
     if not groups or not all(groups):
         raise ValueError("summarize: needs at least one question, and at least one rollout of each")
-    verdicts = [[_judged(rollout) for rollout in group] for group in groups]
-    accuracy = sum(sum(value for value, _ in group) / len(group) for group in verdicts) / len(groups)
+    if verdicts is None:
+        verdicts = [[by_rules(rollout) for rollout in group] for group in groups]
+    accuracy = sum(sum(one.value for one in group) / len(group) for group in verdicts) / len(groups)
     low, high = wilson(accuracy, len(groups))
     rollouts = [rollout for group in groups for rollout in group]
     with_code = [rollout for rollout in rollouts if rollout.num_code]
@@ -77,7 +125,8 @@ def summarize(groups: Sequence[Sequence[Rollout]]) -> Summary:
         code_ok=sum(rollout.code_ok for rollout in with_code) / len(with_code) if with_code else None,
         mean_rounds=sum(len(rollout.turns) for rollout in rollouts) / len(rollouts),
         statuses=dict(Counter(rollout.status.value for rollout in rollouts).most_common()),
-        errors=sum(error is not None for group in verdicts for _, error in group),
+        errors=sum(one.error is not None for group in verdicts for one in group),
+        by_judge=sum(one.by_judge for group in verdicts for one in group),
     )
 
 

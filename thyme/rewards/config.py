@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, get_args
 
+MAX_CONCURRENCY = 1000
+"""Connections that the client opens at most."""
 RewardMode = Literal["gated", "additive", "result"]
 
 
@@ -14,6 +16,8 @@ class RewardConfig:
     function: str | None = None
     """A function of one's own, "file.py:name", the file relative to the working directory: it takes a group of rollouts
     and gives as many rewards (`thyme.rewards.function`). None: the parts below, put together by `mode`."""
+    function_timeout_s: float = 600.0
+    """Seconds it may take for a group."""
     mode: RewardMode = "gated"
     """"gated": R (1 + consistency * C) + formatting * F, Thyme's. "additive": R + consistency * C + formatting * F, so
     that consistency pays for a wrong answer too. "result": R alone."""
@@ -38,6 +42,8 @@ class RewardConfig:
             alone = self.function is None or getattr(self, field) == 0
             _require(self, field, alone, "0 beside a function, which gives the whole reward")
         _require(self, "mode", self.mode in get_args(RewardMode), f"one of {', '.join(get_args(RewardMode))}")
+        patience = self.function_timeout_s
+        _require(self, "function_timeout_s", isfinite(patience) and patience > 0, "finite and above 0")
         for field in ("consistency", "formatting", "tool_bonus", "overlong_penalty"):
             value = getattr(self, field)
             _require(self, field, isfinite(value) and value >= 0, "finite and at least 0")
@@ -56,7 +62,7 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; a server of one's own needs none."""
     concurrency: int = 32
-    """Requests open at once."""
+    """Requests that each process has open at once."""
     timeout_s: float = 60.0
     """Seconds a request may take before it counts as failed."""
     retries: int = 3
@@ -75,8 +81,8 @@ class JudgeConfig:
             _require(self, "model", bool(self.model), "the judge's name at judge.url")
         _require(self, "model", self.url is not None or self.model is None, "absent where judge.url is")
         _require(self, "api_key_env", bool(self.api_key_env), "the name of an environment variable")
-        for field in ("concurrency", "max_tokens"):
-            _require(self, field, getattr(self, field) >= 1, "at least 1")
+        _require(self, "concurrency", 1 <= self.concurrency <= MAX_CONCURRENCY, f"from 1 to {MAX_CONCURRENCY}")
+        _require(self, "max_tokens", self.max_tokens >= 1, "at least 1")
         _require(self, "retries", self.retries >= 0, "at least 0")
         _require(self, "timeout_s", isfinite(self.timeout_s) and self.timeout_s > 0, "finite and above 0")
         _require(self, "temperature", isfinite(self.temperature) and self.temperature >= 0, "finite and at least 0")

@@ -7,22 +7,25 @@ A reward is a number, a `Reward`, or a dict of parts. Of a dict, "result", "cons
 of that name, others are kept under their names, and "total" is what is learned from: if absent, the sum of the parts.
 
 A plain function runs on a thread of its own, one group at a time, while decoding goes on. An async one runs on an event
-loop of its own, for several groups at once; if it takes a `judge`, it gets the run's `thyme.rewards.judge.AsyncJudge`.
+loop of its own, for several groups at once; if it takes a `judge`, it gets the run's `thyme.rewards.judge.AsyncJudge`,
+whose `ask` takes any question.
 
 Whatever goes wrong before a first group was scored ends the run, as it will be the function's fault. Later, a group or
 rollout that the function fails on earns 0, with `Reward.error` set, in the log and counted: one rollout must not cost
-the step that all the others were sampled for.
+the step that all the others were sampled for. A plain function that does not come back ends the run at any time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from math import isfinite
 from numbers import Real
@@ -31,9 +34,9 @@ from typing import Any
 
 from thyme.rewards.judge import JudgeUnavailable
 from thyme.rewards.judge_http import HttpJudge
-from thyme.rewards.loop_thread import LoopThread
 from thyme.rewards.reward import NOTHING, Reward
 from thyme.rewards.scorer import ScorerError
+from thyme.rewards.threads import LoopThread, WorkThread
 from thyme.rollout.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -86,7 +89,8 @@ class FunctionScorer:
     Args:
         function: as the module says.
         name: what errors call it.
-        loop: runs an async function.
+        loop: runs an async function, and waits for a plain one.
+        timeout_s: seconds that the function may take for a group.
         judge: given to a function that takes one.
 
     Raises:
@@ -94,46 +98,61 @@ class FunctionScorer:
     """
 
     def __init__(
-        self, function: RewardFunction, name: str, *, loop: LoopThread, judge: HttpJudge | None = None
+        self,
+        function: RewardFunction,
+        name: str,
+        *,
+        loop: LoopThread,
+        timeout_s: float = 600.0,
+        judge: HttpJudge | None = None,
     ) -> None:
         called = function if inspect.isroutine(function) else type(function).__call__
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         _check_judge(function, name, judge, is_async=self._is_async)
         self._function, self._name, self._loop, self._judge = function, name, loop, judge
+        self._path = Path(name.rpartition(":")[0]).resolve()
         self._arguments = {} if judge is None else {"judge": judge}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward function")
+        self._timeout_s = timeout_s
+        self._thread = None if self._is_async else WorkThread("reward function")
+        self._turn = nullcontext() if self._is_async else asyncio.Lock()
         self._has_worked = False
         self._broken: str | None = None
 
     def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
         if self._broken is not None:
             raise ScorerError(self._broken)
-        if self._is_async:
-            return self._loop.submit(self._score_async(list(group)))
-        return self._thread.submit(self._score, list(group))
+        return self._loop.submit(self._score(list(group)))
 
     def metrics(self) -> dict[str, float]:
         return {} if self._judge is None else self._judge.metrics()
 
     def close(self) -> None:
-        """Drops the groups that wait; one that is being scored is finished."""
-        self._thread.shutdown(cancel_futures=True)
+        """Ends the thread of a plain function; a group that is being scored is finished."""
+        if self._thread is not None:
+            self._thread.close()
 
-    def _score(self, group: list[Rollout]) -> list[Reward]:
+    async def _score(self, group: list[Rollout]) -> list[Reward]:
         try:
-            given = self._function(list(group))
-        except Exception as error:
-            return self._failed(group, self._raised(error))
-        return self._rewards(group, given)
-
-    async def _score_async(self, group: list[Rollout]) -> list[Reward]:
-        try:
-            given = await self._function(list(group), **self._arguments)
-        except JudgeUnavailable:
+            async with self._turn, asyncio.timeout(self._timeout_s) as patience:
+                given = await self._call(list(group))
+        except (JudgeUnavailable, ScorerError):
             raise
         except Exception as error:
-            return self._failed(group, self._raised(error))
+            if not patience.expired():
+                return self._failed(group, f"raised {_told(error, self._path)}")
+            what = f"has not come back in reward.function_timeout_s = {self._timeout_s:g}"
+            if self._thread is None:
+                return self._failed(group, what)
+            self._broken = f"reward function {self._name}: {what} (question {group[0].question.id!r})"
+            raise ScorerError(self._broken) from error
         return self._rewards(group, given)
+
+    async def _call(self, group: list[Rollout]) -> Any:
+        if self._thread is None:
+            return await self._function(group, **self._arguments)
+        if self._broken is not None:  # while this group waited for its turn
+            raise ScorerError(self._broken)
+        return await asyncio.wrap_future(self._thread.submit(lambda: self._function(group)))
 
     def _rewards(self, group: list[Rollout], given: Any) -> list[Reward]:
         """What the function gave, as rewards."""
@@ -164,9 +183,6 @@ class FunctionScorer:
             raise ScorerError(self._broken)
         _log.warning("reward function %s: %s earns 0: %s", self._name, which, what)
         return [replace(NOTHING, error=f"function: {what}")] * len(rollouts)
-
-    def _raised(self, error: Exception) -> str:
-        return f"raised {_told(error, Path(self._name.rpartition(':')[0]).resolve())}"
 
 
 def _check_judge(function: RewardFunction, name: str, judge: HttpJudge | None, *, is_async: bool) -> None:
@@ -213,7 +229,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _told(error: BaseException, path: Path) -> str:
-    """Type and message of an exception, and the last line of the file that it came through."""
+    """Type and message of an exception in one line, and the last line of the file that it came through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     where = f" ({path.name}, line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"

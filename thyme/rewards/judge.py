@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from thyme.rewards.answers import equivalent
+
+T = TypeVar("T")
 
 
 class Judge(Protocol):
@@ -33,6 +36,17 @@ class AsyncJudge(Protocol):
 
         Raises:
             JudgeUnavailable: there is no verdict.
+        """
+
+    async def ask(self, prompt: str, read: Callable[[str], T | None]) -> T:
+        """What `read` makes of the judge's answer to a question of one's own.
+
+        Args:
+            prompt: all that the judge is told.
+            read: takes the answer's text; where it gives None, the judge is asked again as often as it is tried again.
+
+        Raises:
+            JudgeUnavailable: there is no answer, or none that `read` takes.
         """
 
 

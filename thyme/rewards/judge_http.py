@@ -12,17 +12,25 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thyme.rewards.config import JudgeConfig
 from thyme.rewards.judge import JudgeUnavailable
-from thyme.rewards.judge_prompts import CONSISTENCY, CORRECTNESS, consistency_prompt, correctness_prompt, read_verdict
+from thyme.rewards.judge_prompts import (
+    consistency_prompt,
+    correctness_prompt,
+    read_consistency,
+    read_correctness,
+)
 from thyme.rewards.scorer import ScorerError
 from thyme.rewards.verdict_cache import VerdictCache
 
 if TYPE_CHECKING:
     import openai
+
+T = TypeVar("T")
 
 _LONGEST_WAIT = 8.0
 """Seconds between two tries, where the server does not ask for more: the client's."""
@@ -43,17 +51,39 @@ class HttpJudge:
         self._client = _client(config, self._on_request)
         self._cache = None if config.cache is None else VerdictCache(Path(config.cache))
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._asking: dict[str, asyncio.Task[bool]] = {}
+        self._asking: dict[tuple[str, Callable[[str], Any]], asyncio.Task[Any]] = {}
         self._has_answered = False
         self._lock = threading.Lock()  # the loop's thread counts, another one reads
         self._counts: Counter[str] = Counter()
         self._seconds: list[float] = []
 
     async def correct(self, question: str, answer: str, solution: str) -> bool:
-        return await self._verdict(correctness_prompt(question, answer, solution), CORRECTNESS)
+        return await self.ask(correctness_prompt(question, answer, solution), read_correctness)
 
     async def consistent(self, thinking: str, answer: str) -> bool:
-        return await self._verdict(consistency_prompt(thinking, answer), CONSISTENCY)
+        return await self.ask(consistency_prompt(thinking, answer), read_consistency)
+
+    async def ask(self, prompt: str, read: Callable[[str], T | None]) -> T:
+        """`AsyncJudge.ask`, from the cache or the server; what is being asked is not asked again.
+
+        Raises:
+            JudgeUnavailable: no answer that `read` takes, after all tries.
+            ScorerError: the server refuses, and never answered.
+        """
+        config = self._config
+        key = VerdictCache.key(
+            model=config.model, prompt=prompt, temperature=config.temperature, max_tokens=config.max_tokens
+        )
+        if self._cache is not None and (said := self._cache.get(key)) is not None and (kept := read(said)) is not None:
+            self._count("cache_hits")
+            return kept
+        asked = (key, read)
+        task = self._asking.get(asked)
+        if task is None:
+            task = self._asking[asked] = asyncio.create_task(self._answer(prompt, read, key))
+            task.add_done_callback(lambda _: self._asking.pop(asked))
+        answer: T = await asyncio.shield(task)
+        return answer
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -73,63 +103,41 @@ class HttpJudge:
             }
         return found
 
-    async def _verdict(self, prompt: str, key: str) -> bool:
-        """A verdict from the cache or the server; what is being asked is not asked again.
-
-        Raises:
-            JudgeUnavailable: none, after all tries.
-            ScorerError: the server refuses, and never gave a verdict.
-        """
-        config = self._config
-        name = VerdictCache.key(
-            model=config.model, prompt=prompt, temperature=config.temperature, max_tokens=config.max_tokens
-        )
-        if self._cache is not None and (kept := self._cache.get(name)) is not None:
-            self._count("cache_hits")
-            return kept
-        task = self._asking.get(name)
-        if task is None:
-            task = self._asking[name] = asyncio.create_task(self._ask(prompt, key, name))
-            task.add_done_callback(lambda _: self._asking.pop(name))
-        return await asyncio.shield(task)
-
-    async def _ask(self, prompt: str, key: str, name: str) -> bool:
+    async def _answer(self, prompt: str, read: Callable[[str], T | None], key: str) -> T:
         import openai
 
         async with self._slots:
             self._count("calls")
             started = time.monotonic()
             try:
-                said = await self._said(prompt, key)
+                said, answer = await self._said(prompt, read)
             except (openai.OpenAIError, TimeoutError, _NoVerdict) as error:
                 self._count("failures")
                 raise self._failure(error) from error
             with self._lock:
                 self._seconds.append(time.monotonic() - started)
         self._has_answered = True
-        verdict = read_verdict(said, key)
-        assert verdict is not None
         if self._cache is not None:
-            self._cache.put(name, verdict, said)
-        return verdict
+            self._cache.put(key, said)
+        return answer
 
-    async def _said(self, prompt: str, key: str) -> str:
-        """Words with a verdict in them, within the tries and the time there are."""
+    async def _said(self, prompt: str, read: Callable[[str], T | None]) -> tuple[str, T]:
+        """Words that `read` takes and what it makes of them, within the tries and the time there are."""
         config = self._config
         deadline = (config.retries + 1) * config.timeout_s + config.retries * _LONGEST_WAIT
         left = config.retries
         async with asyncio.timeout(deadline):
             while True:
-                answer = await self._client.with_options(max_retries=left).chat.completions.with_raw_response.create(
+                response = await self._client.with_options(max_retries=left).chat.completions.with_raw_response.create(
                     model=config.model or "",
                     messages=[{"role": "user", "content": prompt}],
                     temperature=config.temperature,
                     max_completion_tokens=config.max_tokens,
                 )
-                said, ended = _words(answer)
-                if read_verdict(said, key) is not None:
-                    return said
-                left -= answer.retries_taken + 1
+                said, ended = _words(response)
+                if (answer := read(said)) is not None:
+                    return said, answer
+                left -= response.retries_taken + 1
                 if left < 0:
                     hint = "; raise judge.max_tokens" if ended == "length" else ""
                     raise _NoVerdict(f"its answer is no verdict: {said[:200]!r} (ended by {ended}{hint})")

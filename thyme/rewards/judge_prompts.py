@@ -14,9 +14,7 @@ _TAIL = (
 )
 
 CORRECTNESS = "Correctness"
-"""The key of a verdict on correctness."""
 CONSISTENCY = "Consistency"
-"""The key of a verdict on consistency."""
 
 _THINKING = re.compile(r"^.*</think>", re.DOTALL)
 _OBJECT = re.compile(r"\{[^{}]*\}")
@@ -45,6 +43,16 @@ def consistency_prompt(thinking: str, answer: str) -> str:
         f"#### Solution Process: \n{thinking}\n\n\n"
         f"#### Final Answer: \n{answer}\n\n\n" + _TAIL.format(score=CONSISTENCY)
     )
+
+
+def read_correctness(text: str) -> bool | None:
+    """The answer to `correctness_prompt`, None if it is none."""
+    return read_verdict(text, CORRECTNESS)
+
+
+def read_consistency(text: str) -> bool | None:
+    """The answer to `consistency_prompt`, None if it is none."""
+    return read_verdict(text, CONSISTENCY)
 
 
 def read_verdict(text: str, key: str) -> bool | None:

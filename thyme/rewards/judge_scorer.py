@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from thyme.rewards.config import RewardConfig
 from thyme.rewards.consistency import conclusion
 from thyme.rewards.judge import AsyncJudge, JudgeUnavailable
 from thyme.rewards.judge_http import HttpJudge
-from thyme.rewards.loop_thread import LoopThread
 from thyme.rewards.reward import Reward, consistency_pays, logged, put_together
 from thyme.rewards.rules import guarded, verdict
 from thyme.rewards.scorer import ScorerError
+from thyme.rewards.threads import LoopThread, WorkThread
 from thyme.rollout.types import Rollout
 
 
@@ -30,7 +30,7 @@ class JudgeScorer:
 
     def __init__(self, judge: HttpJudge, config: RewardConfig, *, loop: LoopThread, max_tokens: int | None) -> None:
         self._judge, self._config, self._loop, self._max_tokens = judge, config, loop, max_tokens
-        self._rules = ThreadPoolExecutor(1, thread_name_prefix="reward rules")
+        self._rules = WorkThread("reward rules")
         self._broken: str | None = None
 
     def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
@@ -43,7 +43,7 @@ class JudgeScorer:
 
     def close(self) -> None:
         """Ends the thread of the rules."""
-        self._rules.shutdown(cancel_futures=True)
+        self._rules.close()
 
     async def _score(self, group: list[Rollout]) -> list[Reward]:
         """The group's rewards, once all of its rollouts are through: a failure leaves no request without an owner."""
@@ -61,7 +61,7 @@ class JudgeScorer:
         return rewards
 
     async def _score_one(self, rollout: Rollout) -> Reward:
-        decided, error = await asyncio.get_running_loop().run_in_executor(self._rules, _by_rules, rollout)
+        decided, error = await asyncio.wrap_future(self._rules.submit(lambda: _by_rules(rollout)))
         return await score_by(self._judge, rollout, decided, error, self._config, max_tokens=self._max_tokens)
 
 

@@ -10,9 +10,9 @@ from thyme.rewards.function import FunctionScorer, load_function
 from thyme.rewards.judge import RuleJudge
 from thyme.rewards.judge_http import HttpJudge
 from thyme.rewards.judge_scorer import JudgeScorer
-from thyme.rewards.loop_thread import LoopThread
 from thyme.rewards.reward import PAPER, Reward, response_limit, score
 from thyme.rewards.scorer import RuleScorer, Scorer
+from thyme.rewards.threads import LoopThread
 from thyme.rollout.types import Rollout
 
 NO_JUDGE = JudgeConfig()
@@ -50,9 +50,12 @@ def open_scorer(
             loop.at_close(asked.close)
         scorer: FunctionScorer | JudgeScorer
         if function is not None:
-            scorer = FunctionScorer(function, str(reward.function), loop=loop, judge=asked)
+            scorer = FunctionScorer(
+                function, str(reward.function), loop=loop, timeout_s=reward.function_timeout_s, judge=asked
+            )
         else:
             assert asked is not None
             scorer = JudgeScorer(asked, reward, loop=loop, max_tokens=max_tokens)
         stack.callback(scorer.close)
+        stack.callback(loop.close)  # first, so that nothing waits for a turn any more
         yield scorer

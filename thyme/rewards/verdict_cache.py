@@ -1,4 +1,4 @@
-"""Verdicts of a judge in a folder, by what was asked: nothing is asked twice, over runs and processes."""
+"""What a judge said, in a folder, by what it was asked: nothing is asked twice, over runs and processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 class VerdictCache:
-    """One small JSON file for each question ever answered. Several processes may share the folder.
+    """One small JSON file for each question that was answered. Several processes may share the folder.
 
     A file is written whole under another name and then renamed, so that no reader sees a part of one; what cannot be
     read is as if it were not there, and is asked and written again.
@@ -43,23 +43,23 @@ class VerdictCache:
         """The name of what was asked, a SHA-256 of all that the answer depends on; values are JSON-able."""
         return hashlib.sha256(json.dumps({"version": VERSION} | asked, sort_keys=True).encode()).hexdigest()
 
-    def get(self, key: str) -> bool | None:
-        """The verdict, None where there is none."""
+    def get(self, key: str) -> str | None:
+        """What the judge said, None where nothing is kept."""
         try:
-            kept = json.loads(self._path(key).read_text())["verdict"]
+            kept = json.loads(self._path(key).read_text())["said"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return kept if isinstance(kept, bool) else None
+        return kept if isinstance(kept, str) else None
 
-    def put(self, key: str, verdict: bool, said: str) -> None:
-        """Keeps a verdict, and the words it came in; where that fails (a full disk) the log says so once."""
+    def put(self, key: str, said: str) -> None:
+        """Keeps what the judge said; where that fails (a full disk) the log says so once."""
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
             try:
                 with os.fdopen(handle, "w") as file:
-                    json.dump({"verdict": verdict, "said": said}, file)
+                    json.dump({"said": said}, file)
                 Path(name).replace(path)
             except BaseException:
                 Path(name).unlink(missing_ok=True)

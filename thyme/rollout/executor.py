@@ -61,7 +61,9 @@ class Executor:
 
     async def _run(self, rollout: int, question: Question, seed: int, code: str) -> tuple[SandboxResult, Output]:
         if rollout not in self._sessions:
-            self._sessions[rollout] = self._sandbox.session(question.image, question.image_path or None, seed=seed)
+            self._sessions[rollout] = self._sandbox.session(
+                question.image, question.image_path or None, seed=seed, more_images=question.more_images
+            )
             await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
         result = await self._sessions[rollout].arun(code)
         output = render(

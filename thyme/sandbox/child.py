@@ -18,6 +18,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from thyme.sandbox.result_images import PIXELS
 from thyme.sandbox.root import INPUT, Image
 from thyme.sandbox.slots import Place
 from thyme.sandbox.stdout import STDOUT
+from thyme.sandbox.template import Birth
 
 SOCKET, CODE = 3, 5
 """Where the session socket and the code lie once the order is there; STDOUT is 1, PIXELS is 4."""
@@ -54,6 +56,7 @@ def prepare(
     kept: Sequence[int],
     ruleset: int,
     image: Image | None = None,
+    more: Sequence[Image] = (),
     report_to: int = -1,
 ) -> None:
     """Puts on the layers that need no order, so that a child may do it while it waits for one.
@@ -65,6 +68,7 @@ def prepare(
         kept: descriptors that stay, as 3, 4, ...; 0, 1 and 2 become /dev/null, all others are closed.
         ruleset: what Landlock allows all children; the child's own scratch is added. -1 without Landlock.
         image: the input image, where the child gets a root of its own and knows of the image.
+        more: further images, likewise.
         report_to: a socket, which gets the mount namespace of a child that has a root of its own; -1 without.
 
     Raises:
@@ -73,11 +77,11 @@ def prepare(
     jail.set_name("thyme-parked")
     uid = plan.uid_of(place.slot)
     if plan.root is not None:
-        plan.root.build(config, uid, image)
+        plan.root.build(config, uid, image, more)
         plan.allow(ruleset, paths.DATA, writable=True)
         plan.allow(ruleset, paths.TMP, writable=True)
-        if image is not None:
-            plan.allow_image(ruleset, image)
+        for shown in (*more, *filter(None, [image])):
+            plan.allow_image(ruleset, shown)
         if report_to >= 0:
             namespace = plan.root.own_namespace()
             with socket.socket(fileno=os.dup(report_to)) as server:
@@ -121,41 +125,35 @@ def confine(plan: JailPlan, ruleset: int) -> None:
         plan.seccomp.install()
 
 
-def live(
-    place: Place,
-    plan: JailPlan,
-    config: SandboxConfig,
-    *,
-    channel: int,
-    ruleset: int,
-    image: Image | None,
-    early: bool,
-) -> None:
-    """A child's life: half of the jail, the wait for an order, the other half, the snippets. Never returns.
+def live(birth: Birth, descriptors: Sequence[int], *, plan: JailPlan, config: SandboxConfig) -> NoReturn:
+    """A child's life: half of the jail, the wait for an order, the other half, the snippets.
 
     Nothing untrusted is read before `confine`: up to the order the child has seen only what the fork-server made, and
     the order, which the fork-server hands on, brings the first descriptor that leads to code.
 
     Args:
-        place: its slot and scratch folder.
+        birth: its place, and the image where that is known.
+        descriptors: the socket to the fork-server and, with Landlock, the ruleset, which the fork-server has as well
+            and sends again. One message comes over the socket: the client's order, with stdout, session socket, pixels,
+            code and the ruleset. Its end without a message is the fork-server's.
         plan: what the machine offers.
         config: the limits.
-        channel: socket to the fork-server. One message comes: the client's order, with stdout, session socket, pixels,
-            code and, where there is one, the Landlock ruleset. Its end without a message is the fork-server's.
-        ruleset: as for `prepare`; shared with the fork-server, which sends it again.
-        image: as for `prepare`; None where the child is forked ahead of its order.
-        early: forked ahead of the order, so that there is time to rehearse.
     """
-    prepare(place, plan, config, kept=[channel], ruleset=ruleset, image=image, report_to=channel if early else -1)
+    place, (channel, *rest) = birth.place, descriptors
+    ruleset = rest[0] if rest else -1
+    report_to = channel if birth.early else -1
+    prepare(
+        place, plan, config, kept=[channel], ruleset=ruleset, image=birth.image, more=birth.more, report_to=report_to
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CHANNEL) as server:
-        if early and not select.select([server], [], [], 0)[0]:
+        if birth.early and not select.select([server], [], [], 0)[0]:
             rehearse(_places(place), config)
-        message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 5)
-    if len(descriptors) < 4:
+        message, received, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 5)
+    if len(received) < 4:
         _exit(0)
     jail.set_name("thyme-snippet")
-    confine(plan, descriptors[4] if len(descriptors) > 4 else -1)
-    for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), descriptors[:4], strict=True):
+    confine(plan, received[4] if len(received) > 4 else -1)
+    for number, source in zip((STDOUT, SOCKET, PIXELS, CODE), received[:4], strict=True):
         os.dup2(source, number, inheritable=False)
     os.closerange(CODE + 1, _MAX_FD)
     serve(_job(json.loads(message), place, plan), config)
@@ -163,14 +161,17 @@ def live(
 
 def _job(order: Order, place: Place, plan: JailPlan) -> Job:
     places, file = _places(place), order["image_file"]
+    more = dict(order["more_images"])
     folder = plan.folder_of_image(order["image_path"]) if file else None
     if place.scratch is None:
         told = paths.place_of(order["image_path"])
         file = file and (told if os.path.isfile(told) else INPUT)
         if folder is not None and os.path.isdir(folder):
             places[folder] = folder
+        more = {path: paths.place_of(path) for path in more}
     else:
         file = file and f"{plan.images}/{file}"
+        more = {path: f"{plan.images}/{stored}" for path, stored in more.items()}
         if folder is not None:
             places[folder] = place.scratch + "/input"
     return Job(
@@ -178,6 +179,7 @@ def _job(order: Order, place: Place, plan: JailPlan) -> Job:
         image_path=order["image_path"],
         image_file=file,
         image_format=order["image_format"],
+        more_images=more,
         seed=order["seed"],
     )
 
@@ -198,7 +200,7 @@ def rehearse(places: Mapping[str, str], config: SandboxConfig) -> None:
     assert frame["status"] == "ok", frame
 
 
-def serve(job: Job, config: SandboxConfig) -> None:
+def serve(job: Job, config: SandboxConfig) -> NoReturn:
     """Runs snippets until the client hangs up. Never returns."""
     code = 0
     try:

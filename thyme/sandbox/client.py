@@ -14,14 +14,16 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.cgroup import Group
 from thyme.sandbox.child_handle import FRAME_BYTES, kill_process
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.image_store import ImageStore
+from thyme.sandbox.image_store import ImageStore, StoredImage
 from thyme.sandbox.outbox import Outbox
+from thyme.sandbox.paths import place_of
 from thyme.sandbox.reader import Reader
 from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
 from thyme.sandbox.round_queue import RoundQueue
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _log = logging.getLogger("thyme.sandbox")
+MOST_MORE_IMAGES = 31
+"""Images of a session beside its first."""
+
 _MAX_TRIES = 2
 _EXIT_S = 2.0
 """After a child hung up, its exit status must follow."""
@@ -83,7 +88,13 @@ class Client:
         return self.server.isolation
 
     def open_session(
-        self, image: Image.Image | str | os.PathLike[str] | None, image_path: str, seed: int, *, one_shot: bool
+        self,
+        image: Image.Image | str | os.PathLike[str] | None,
+        image_path: str,
+        seed: int,
+        *,
+        one_shot: bool,
+        more_images: Sequence[tuple[str, Image.Image | str | os.PathLike[str]]] = (),
     ) -> SessionState:
         """A session without a process; its first snippet brings one.
 
@@ -92,12 +103,32 @@ class Client:
             image_path: the path the model was told.
             seed: of what snippets draw at random.
             one_shot: whether the process ends with the first snippet.
+            more_images: further images, each behind the path the model was told.
 
         Raises:
-            ValueError: the image cannot be read.
+            ValueError: an image cannot be read; further ones without a first, too many, or two under one path.
         """
-        stored = None if image is None else self.images.acquire(image)
-        return SessionState(image=stored, image_path=image_path, seed=seed, one_shot=one_shot)
+        told = [image_path, *(path for path, _ in more_images)]
+        if more_images and (image is None or len(more_images) > MOST_MORE_IMAGES):
+            raise ValueError(f"more_images: {len(more_images)}, behind a first image, at most {MOST_MORE_IMAGES}")
+        if len({place_of(path) for path in told}) < len(told):
+            raise ValueError(f"more_images: two images at one path among {', '.join(told)}: each needs its own")
+        stored: list[StoredImage] = []
+        try:
+            stored += [] if image is None else [self.images.acquire(image)]
+            for _, more in more_images:
+                stored.append(self.images.acquire(more))
+        except BaseException:
+            for one in stored:
+                self.images.release(one)
+            raise
+        return SessionState(
+            image=stored[0] if stored else None,
+            image_path=image_path,
+            seed=seed,
+            one_shot=one_shot,
+            more_images=tuple(zip(told[1:], stored[1:], strict=True)),
+        )
 
     def submit(self, session: SessionState, code: str) -> Round:
         """Queues one snippet; its future always comes to a result."""
@@ -129,7 +160,7 @@ class Client:
 
     def close_session(self, session: SessionState) -> None:
         """Ends the session's process; what it has queued or running is REFUSED."""
-        image = None
+        images: list[StoredImage] = []
         with self.lock:
             session.closed = True
             for round_ in self.rounds.take_back_all(session):
@@ -138,9 +169,11 @@ class Client:
                 self._refuse(session.round, "the session was closed while its code ran")
             self._discard(session)
             if not self.closed:
-                image, session.image = session.image, None
+                images = [stored for _, stored in session.more_images]
+                images += [] if session.image is None else [session.image]
+                session.image, session.more_images = None, ()
                 self._dispatch()
-        if image is not None:
+        for image in images:
             self.images.release(image)
         self.outbox.flush()
 

@@ -1,4 +1,4 @@
-"""What the fork-server does all day: forks a child for each order, reports it, and reports its end.
+"""What the fork-server does all day: has a child forked for each order, reports it, and reports its end.
 
 When there is nothing to do it forks the next child ahead of its order: forking, jailing and the first touch of some
 hundred pages cost more than most snippets. Such a child is parked until an order comes, and serves that one session.
@@ -13,37 +13,20 @@ import select
 import signal
 import socket
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from thyme.sandbox import jail
-from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
 from thyme.sandbox.root import BaseRoot, Image, put_image
 from thyme.sandbox.slots import Place, Slots
+from thyme.sandbox.template import Birth, Template
 
 _POLL_S = 0.02
 """How often scratch folders without a quota are looked at."""
 _LAST_CLEANING_S = 2.0
 _READY_S = 2.0
 """How long a child that was forked ahead may take to make its root."""
-
-
-class Life(Protocol):
-    """What a child does from its birth to its end; see child.live."""
-
-    def __call__(
-        self,
-        place: Place,
-        plan: JailPlan,
-        config: SandboxConfig,
-        *,
-        channel: int,
-        ruleset: int,
-        image: Image | None,
-        early: bool,
-    ) -> None: ...
 
 
 class _Child(NamedTuple):
@@ -69,12 +52,13 @@ class ForkLoop:
         control: the socket to the client.
         setup: the client's wishes.
         plan: the jail that every child is put into.
-        live: what a child does.
+        slots: where children live.
+        template: the process that forks.
     """
 
-    def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan, live: Life) -> None:
-        self.slots = Slots(plan, setup.config)
-        self._control, self._config, self._plan, self._live = control, setup.config, plan, live
+    def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan, slots: Slots, template: Template) -> None:
+        self.slots = slots
+        self._control, self._config, self._plan, self._template = control, setup.config, plan, template
         self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
@@ -85,10 +69,12 @@ class ForkLoop:
     def run(self) -> bool:
         """Serves until the client hangs up. Returns whether it did so without a goodbye."""
         self._poll.register(self._control, select.POLLIN)
-        own = os.getpid()
-        while os.getpid() == own:
+        self._poll.register(self._template, select.POLLIN)
+        while True:
             events = self._poll.poll(self._patience_ms())
             ready = {fd for fd, _ in events}
+            if self._template.fileno() in ready:  # it speaks when it is asked
+                raise RuntimeError("the template process has ended")
             for fd in ready & self._working.keys():
                 self._reap(fd)
             if self._parked is not None and self._parked.pidfd in ready:
@@ -105,7 +91,6 @@ class ForkLoop:
             self.slots.clean_a_little()
             if not events and self._wants_to_park():
                 self._park()
-        return False
 
     def _patience_ms(self) -> int | None:
         """How long to wait for events: not at all while there is something to do meanwhile."""
@@ -132,14 +117,16 @@ class ForkLoop:
     def _serve(self, message: bytes, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
-        image = self._image(order)
+        images = self._images(order)
+        image, further = (images[0] if images else None), tuple(images[1:])
         child: _Child | None = None
         try:
-            child = self._unpark(image) or self._spawn(image, early=False)
+            parked = None if further else self._unpark(image)
+            child = parked or self._spawn(image, further, early=False)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
-            if image is not None and self._plan.root is None:
-                self._plan.allow(child.ruleset, f"{self._plan.images}/{image.file}")
+            for stored in images if self._plan.root is None else ():
+                self._plan.allow(child.ruleset, f"{self._plan.images}/{stored.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._send({"forked": order["id"]}, [child.pidfd])
             socket.send_fds(child.channel, [message], [*descriptors, *more])
@@ -154,51 +141,36 @@ class ForkLoop:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def _image(self, order: Order) -> Image | None:
-        """The input image of an order."""
-        file, path = order["image_file"], order["image_path"]
-        if file is None:
-            return None
-        return Image(file=file, path=place_of(path), folder=self._plan.folder_of_image(path))
+    def _images(self, order: Order) -> list[Image]:
+        """The input image of an order, and further ones."""
+        if order["image_file"] is None:
+            return []
+        told = [(order["image_path"], order["image_file"]), *order["more_images"]]
+        folder_of = self._plan.folder_of_image
+        return [Image(file=file, path=place_of(path), folder=folder_of(path)) for path, file in told]
 
-    def _spawn(self, image: Image | None, *, early: bool) -> _Child:
+    def _spawn(self, image: Image | None, more: tuple[Image, ...] = (), *, early: bool) -> _Child:
         """Forks a child that puts half of its jail on and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
-        ruleset, pid = -1, 0
+        ruleset = -1
         try:
             with theirs:
                 place = self.slots.take()
                 ruleset = self._plan.ruleset()
                 if place.scratch is not None:
                     self._plan.allow(ruleset, place.scratch, writable=True)
-                pid = jail.fork()
-                if pid == 0:
-                    self._become_child(place, theirs.fileno(), ruleset, image, early)
-            pidfd = os.pidfd_open(pid)
+                given = [theirs.fileno()] if ruleset < 0 else [theirs.fileno(), ruleset]
+                pid, pidfd = self._template.fork(Birth(place=place, image=image, more=more, early=early), given)
         except OSError:
             ours.close()
             if ruleset >= 0:
                 os.close(ruleset)
-            if pid:  # it leaves, as nobody can send it an order any more
-                os.waitpid(pid, 0)
             if place is not None:
                 self.slots.release(place)
             raise
         self._poll.register(pidfd, select.POLLIN)
         return _Child(pid, pidfd, place, ours, ruleset)
-
-    def _become_child(self, place: Place, channel: int, ruleset: int, image: Image | None, early: bool) -> None:
-        """The forked side. Never returns, whatever happens."""
-        leave = os._exit
-        try:
-            self._control.detach()
-            self._live(place, self._plan, self._config, channel=channel, ruleset=ruleset, image=image, early=early)
-        except BaseException as error:
-            with contextlib.suppress(BaseException):
-                os.write(2, f"{error}\n".encode())
-        finally:
-            leave(3)
 
     def _wants_to_park(self) -> bool:
         return self._parks and self._may_park and self._parked is None
@@ -251,7 +223,7 @@ class ForkLoop:
         self._poll.unregister(parked.pidfd)
         parked.close()
         os.close(parked.pidfd)
-        os.waitpid(parked.pid, 0)
+        self._template.reap(parked.pid)
         self.slots.release(parked.place)
 
     def _reap(self, pidfd: int) -> None:
@@ -259,9 +231,9 @@ class ForkLoop:
         id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, status, usage = os.wait4(ended.pid, 0)
+        status, cpu_s = self._template.reap(ended.pid)
         self.slots.release(ended.place)
-        cpu_s, over_quota = usage.ru_utime + usage.ru_stime, pidfd in self._over_quota
+        over_quota = pidfd in self._over_quota
         self._over_quota.discard(pidfd)
         self._send({"exited": id_, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
 
@@ -275,7 +247,7 @@ class ForkLoop:
         for pidfd in self._working:
             _kill(pidfd)
         for _, child in self._working.values():
-            os.waitpid(child.pid, 0)
+            self._template.reap(child.pid)
             self.slots.release(child.place)
         if self._parked is not None:
             _kill(self._parked.pidfd)

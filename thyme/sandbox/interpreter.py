@@ -12,7 +12,7 @@ import resource
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -47,6 +47,8 @@ class Job:
     image_format: str | None
     """What the image was before it was stored ("JPEG"); None where that is not known."""
     seed: int
+    more_images: Mapping[str, str] = field(default_factory=dict)
+    """Further images: the path the model was told -> where the image lies."""
 
 
 _End = tuple[str, SnippetError | None]
@@ -65,7 +67,7 @@ class Interpreter:
         self.config = config
         self.round = 0
         self.cpu_before = _cpu_s()
-        self.map = paths.PathMap(job.places, job.image_path, job.image_file, job.image_format)
+        self.map = paths.PathMap(job.places, job.image_path, job.image_file, job.image_format, job.more_images)
         self.image_size: tuple[int, int] | None = None
         if job.image_file and config.compat == "released":  # only its rewriting asks before the code runs
             with _image_open(job.image_file) as image:

@@ -1,5 +1,7 @@
 """The layers around a snippet, each a thin wrapper of what the kernel offers: Landlock, seccomp, limits, capabilities,
-identity, namespaces. By ctypes, so that nothing has to be compiled; every failure is an OSError with its errno.
+identity, namespaces. Every failure is an OSError with its errno.
+
+System calls go by `_fork.system_call`: every child makes some eighty, and ctypes would touch sixty more pages in it.
 
 Not here: which layers are used (plan.py) and when they are put on (child.py).
 """
@@ -16,17 +18,13 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from thyme import _fork
 from thyme.sandbox import syscalls
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
     raise ImportError("the sandbox needs a 64-bit system")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_void_p] * 5)  # numbers and addresses alike
-_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 4)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-
 # These three have one number on every processor.
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_PATH_BENEATH = 1
@@ -42,9 +40,6 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_SECCOMP = 1, 4, 15, 2
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _SECCOMP_MODE_FILTER = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
-_NR_CAPSET = {"x86_64": 126, "aarch64": 91}
-_NR_CAPGET = {"x86_64": 125, "aarch64": 90}
-_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _OWN_CAPS = struct.pack("=Ii", 0x20080522, 0)  # version 3, of the calling process
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
@@ -63,7 +58,6 @@ _MNT_DETACH = 2
 # These two have one number on every processor, too.
 _OPEN_TREE, _MOVE_MOUNT = 428, 429
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
-_MADV_COLLAPSE, _HUGE = 25, 2 << 20
 
 DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 """The devices that a snippet has."""
@@ -72,23 +66,16 @@ Limit = tuple[int, tuple[int, int]]
 """A resource and its (soft, hard) limit."""
 
 
-def _check(result: int, what: str) -> int:
+def _syscall(what: str, number: int, *arguments: int | bytes | None) -> int:
+    """A system call with at most five arguments; those not given are 0."""
+    result = _fork.system_call(number, *arguments)
     if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
     return result
 
 
-_Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
-
-
-def _syscall(what: str, number: int, *arguments: _Argument) -> int:
-    """A system call with at most five arguments; those not given are 0."""
-    return _check(_libc.syscall(number, *arguments, *[None] * (5 - len(arguments))), what)
-
-
 def _prctl(what: str, option: int, value: int | bytes = 0, more: int = 0) -> None:
-    _check(_libc.prctl(option, value, more, 0, 0), what)
+    _syscall(what, _fork.SYS_prctl, option, value, more)
 
 
 _quick_fork = ctypes.PyDLL(None).fork
@@ -101,19 +88,6 @@ def fork() -> int:
     if pid < 0:
         raise OSError("fork failed: no process or no memory left")
     return pid
-
-
-def collapse_heap() -> int:
-    """Backs the heap with huge pages where it fills them, and returns how many: fork copies one entry for each instead
-    of 512, exit takes one down. 0 where the kernel does not offer it (before Linux 6.1)."""
-    collapsed = 0
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        extent, rights, _, _, _, *name = line.split()
-        if rights == "rw-p" and name in ([], ["[heap]"]):
-            start, end = (int(word, 16) for word in extent.split("-"))
-            for address in range(-(-start // _HUGE) * _HUGE, end - _HUGE + 1, _HUGE):
-                collapsed += _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _MADV_COLLAPSE) == 0
-    return collapsed
 
 
 # --- Landlock: which files -------------------------------------------------------------------------------------------
@@ -150,8 +124,7 @@ def landlock_ruleset(abi: int, rules: Iterable[bytes]) -> int:
     attr = struct.pack("=QQQ", handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attr, len(attr), 0)
     for rule in rules:  # some thirty for every child
-        if _libc.syscall(_LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, None, None) < 0:
-            _check(-1, "landlock_add_rule")
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule)
     return ruleset
 
 
@@ -218,14 +191,14 @@ def not_dumpable() -> None:
 
 def drop_capabilities() -> None:
     """Empties every set, also those a user namespace hands out."""
-    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _syscall("capset", _NR_CAPSET[platform.machine()], _OWN_CAPS, bytes(24))
+    _fork.system_call(_fork.SYS_prctl, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)  # a kernel may have none
+    _syscall("capset", _fork.SYS_capset, _OWN_CAPS, bytes(24))
 
 
 def capabilities() -> int:
     """The effective set as a mask."""
     data = ctypes.create_string_buffer(24)
-    _syscall("capget", _NR_CAPGET[platform.machine()], _OWN_CAPS, data)
+    _syscall("capget", _fork.SYS_capget, _OWN_CAPS, ctypes.addressof(data))
     low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
     return low | high << 32
 
@@ -237,31 +210,35 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def limits(*, address_space: int, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
-    """Resource limits for a child, none above what holds here already.
+def limits(*, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
+    """Resource limits for a child, none above what holds here already; `address_space` is one more.
 
     Args:
-        address_space: bytes it may map.
         cpu_s: CPU seconds; SIGXCPU ends it then, SIGKILL a second later.
         file_bytes: the largest file it may write, in bytes.
         open_files: descriptors it may hold.
     """
-    found = []
-    for which, soft, hard in (
-        (resource.RLIMIT_AS, address_space, address_space),
-        (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
-        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
-        (resource.RLIMIT_NOFILE, open_files, open_files),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_MEMLOCK, 0, 0),
-        (resource.RLIMIT_MSGQUEUE, 0, 0),
-        (resource.RLIMIT_STACK, 8 << 20, 16 << 20),
-    ):
-        ceiling = resource.getrlimit(which)[1]
-        if ceiling != resource.RLIM_INFINITY:
-            soft, hard = min(soft, ceiling), min(hard, ceiling)
-        found.append((which, (soft, hard)))
-    return tuple(found)
+    return (
+        _at_most(resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        _at_most(resource.RLIMIT_FSIZE, file_bytes, file_bytes),
+        _at_most(resource.RLIMIT_NOFILE, open_files, open_files),
+        _at_most(resource.RLIMIT_CORE, 0, 0),
+        _at_most(resource.RLIMIT_MEMLOCK, 0, 0),
+        _at_most(resource.RLIMIT_MSGQUEUE, 0, 0),
+        _at_most(resource.RLIMIT_STACK, 8 << 20, 16 << 20),
+    )
+
+
+def address_space(size: int) -> Limit:
+    """The limit of `size` bytes that a process may map, not above what holds here already."""
+    return _at_most(resource.RLIMIT_AS, size, size)
+
+
+def _at_most(which: int, soft: int, hard: int) -> Limit:
+    ceiling = resource.getrlimit(which)[1]
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    return which, (soft, hard)
 
 
 def limit(limits: Iterable[Limit]) -> None:
@@ -275,7 +252,7 @@ def limit(limits: Iterable[Limit]) -> None:
 
 def unshare(flags: int) -> None:
     """unshare(2), with CLONE_* of this module."""
-    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+    _syscall("unshare", _fork.SYS_unshare, flags)
 
 
 def enter_user_namespace() -> None:
@@ -297,13 +274,13 @@ def mount(source: str, target: str | Path, kind: str | None, flags: int, data: s
         flags: MS_* of this module.
         data: options of the file system.
     """
-    kind_, data_ = (text.encode() if text else None for text in (kind, data))
-    _check(_libc.mount(source.encode(), os.fsencode(target), kind_, flags, data_), f"mount {target}")
+    kind_, data_ = kind.encode() if kind else None, data.encode() if data else None
+    _syscall(f"mount {target}", _fork.SYS_mount, source.encode(), os.fsencode(target), kind_, flags, data_)
 
 
 def unmount(target: str | Path) -> None:
     """Takes a mount away, also where it is in use."""
-    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")
+    _syscall(f"umount {target}", _fork.SYS_umount2, os.fsencode(target), _MNT_DETACH)
 
 
 def _locked_flags(path: Path) -> int:
@@ -346,7 +323,7 @@ def attach(mount_fd: int, target: str | Path) -> None:
 
 def enter_mount_namespace(fd: int) -> None:
     """setns(2): the process is in that mount namespace, at its root."""
-    _check(_libc.setns(fd, CLONE_NEWNS), "setns")
+    _syscall("setns", _fork.SYS_setns, fd, CLONE_NEWNS)
 
 
 def change_root(
@@ -376,7 +353,7 @@ def change_root(
     for folder in (*folders, "old"):
         (root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
     os.chdir(root)
-    _syscall("pivot_root", _NR_PIVOT_ROOT[platform.machine()], b".", b"old")
+    _syscall("pivot_root", _fork.SYS_pivot_root, b".", b"old")
     os.chdir("/")
     unmount("/old")
     os.rmdir("/old")  # noqa: PTH106

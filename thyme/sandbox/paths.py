@@ -63,15 +63,27 @@ class PathMap:
         image_path: the path of the input image as the model was told it.
         image_file: where the image is; None without one.
         image_format: what it was before it was stored ("JPEG"); None where that is not known.
+        more_images: further images: the path the model was told -> where the image is.
     """
 
     def __init__(
-        self, places: Mapping[str, str], image_path: str, image_file: str | None, image_format: str | None = None
+        self,
+        places: Mapping[str, str],
+        image_path: str,
+        image_file: str | None,
+        image_format: str | None = None,
+        more_images: Mapping[str, str] | None = None,
     ) -> None:
         self.places = dict(places)
         self.image_path = image_path
         self.image_file = image_file
         self.image_format = image_format
+        self.inputs = dict(more_images or {})
+        """Paths of images -> where they are."""
+        if image_file is not None:
+            self.inputs[image_path] = image_file
+        self.files = frozenset(self.inputs.values())
+        """Where images are."""
         self.aliases: dict[str, str] = {}
         """Save paths outside the scratch -> the file in the scratch that stands for them."""
         self.substitute: str | None = None
@@ -82,9 +94,9 @@ class PathMap:
         text = _text_of(path)
         if text is None:
             return path
-        if self.image_file is not None and text == self.image_path:
-            return self.image_file
-        if text == self.image_file or not text.startswith("/") or _is_in(text, self.places.values()):
+        if text in self.inputs:
+            return self.inputs[text]
+        if text in self.files or not text.startswith("/") or _is_in(text, self.places.values()):
             return path
         for told, place in self.places.items():
             if _is_in(text, (told,)):
@@ -104,7 +116,7 @@ class PathMap:
         if not isinstance(real, (str, os.PathLike)):
             return real
         text = os.fspath(real)
-        if not isinstance(text, str) or text == self.image_file:
+        if not isinstance(text, str) or text in self.files:
             return real
         if text.startswith("/") and not self.is_scratch(text):
             stand_in = f"{self.places[DATA]}{HOME_BELOW}{os.path.basename(text)}"

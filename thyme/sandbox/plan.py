@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ class JailPlan:
     uid_base: int
     """The child becomes uid_base + slot; 0 keeps the identity."""
     limits: tuple[jail.Limit, ...]
+    """Without that of the address space, which children inherit from the template."""
     images: str
     """The folder where the stored images lie, for the fork-server."""
     slots: str
@@ -115,14 +115,13 @@ def holds(layers: Sequence[Layer], name: str) -> bool:
     return any(layer.name == name and layer.ok for layer in layers)
 
 
-def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], mapped_bytes: int) -> JailPlan:
+def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path]) -> JailPlan:
     """Tries what this machine offers beyond namespaces and notes each layer. Changes the root of the process.
 
     Args:
         setup: the client's wishes.
         layers: what holds so far; what is found here is appended.
         readable: files and folders that every child may read.
-        mapped_bytes: address space of the warm interpreter, which a child's memory limit comes on top of.
     """
     isolated, off = setup.config.isolation == "auto", setup.off
     root = _change_root(setup.run_dir, readable, layers) if holds(layers, "mount namespace") else None
@@ -140,9 +139,7 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], mappe
         readable_paths=tuple(str(path) for path in (*readable, *jail.DEVICES)),
         drop=isolated and "capabilities" not in off,
         uid_base=uid_base,
-        limits=_limits(
-            setup.config, None if "limits" in off else mapped_bytes, has_quota=holds(layers, "private root")
-        ),
+        limits=_limits(setup.config, has_quota=holds(layers, "private root")),
         images=IMAGES if root is not None else str(setup.run_dir / "images"),
         slots=str(setup.run_dir / "slots"),
     )
@@ -194,11 +191,10 @@ def _own_user_ids(layers: list[Layer], needed: Sequence[Path]) -> int:
     return base
 
 
-def _limits(config: SandboxConfig, mapped_bytes: int | None, *, has_quota: bool) -> tuple[jail.Limit, ...]:
+def _limits(config: SandboxConfig, *, has_quota: bool) -> tuple[jail.Limit, ...]:
     # Without a quota, what is deleted while it is open is not seen: there descriptors bound it, too.
     more_files = config.max_files if has_quota else 0
     return jail.limits(
-        address_space=resource.RLIM_INFINITY if mapped_bytes is None else mapped_bytes + (config.memory_mib << 20),
         cpu_s=max(1, round(config.timeout_s + 1) * config.session_timeouts),
         # What the machinery itself writes is a file to the kernel as well: printed text, and the pixels of results.
         file_bytes=max(config.scratch_mib << 20, config.max_stdout_bytes, config.max_pixels * BYTES_PER_PIXEL),

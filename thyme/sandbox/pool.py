@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.client import Client
@@ -84,7 +85,12 @@ class Sandbox:
         self._finalizer = weakref.finalize(self, self._client.close)
 
     def session(
-        self, image: Image.Image | str | os.PathLike[str] | None = None, image_path: str | None = None, *, seed: int = 0
+        self,
+        image: Image.Image | str | os.PathLike[str] | None = None,
+        image_path: str | None = None,
+        *,
+        seed: int = 0,
+        more_images: Sequence[tuple[str, Image.Image | str | os.PathLike[str]]] = (),
     ) -> SandboxSession:
         """A session for one rollout. Its process is forked at its first snippet.
 
@@ -92,11 +98,13 @@ class Sandbox:
             image: the input image, a path to it, or None. A PIL image must not be changed while sessions use it.
             image_path: the path the model was told; defaults to the path given, else "image.png".
             seed: of `random` and `numpy.random` in the session.
+            more_images: further images, each behind the path the model was told. With any, a path that is not there is
+                never taken for the input image.
 
         Raises:
-            ValueError: the image cannot be read.
+            ValueError: an image cannot be read; further ones without a first, too many, or two under one path.
         """
-        return self._session(image, image_path, seed, one_shot=False)
+        return self._session(image, image_path, seed, one_shot=False, more_images=more_images)
 
     def run(
         self,
@@ -155,10 +163,12 @@ class Sandbox:
         """Kills what runs, ends the fork-server, deletes every scratch folder."""
         self._finalizer()
 
-    def _session(self, image: Any, image_path: str | None, seed: int, *, one_shot: bool) -> SandboxSession:
+    def _session(
+        self, image: Any, image_path: str | None, seed: int, *, one_shot: bool, more_images: Sequence[Any] = ()
+    ) -> SandboxSession:
         if image_path is None:
             image_path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image.png"
-        state = self._client.open_session(image, image_path, seed, one_shot=one_shot)
+        state = self._client.open_session(image, image_path, seed, one_shot=one_shot, more_images=more_images)
         return SandboxSession(self, self._client, state)
 
     def __enter__(self) -> Sandbox:

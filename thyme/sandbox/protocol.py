@@ -64,4 +64,6 @@ class Order(TypedDict):
     """The name of the stored image in the folder of images, None without an image."""
     image_format: str | None
     """What the image was before it was stored ("JPEG"); None where that is not known."""
+    more_images: list[tuple[str, str]]
+    """Further images: the path the model was told, and the name of the stored one."""
     seed: int

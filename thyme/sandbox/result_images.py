@@ -110,10 +110,10 @@ class ResultImages:
     def _in_scratch(self, name: str) -> str | None:
         """Where the file that a snippet calls `name` lies; None where that is not in the scratch."""
         real = self._map.real(name)
-        if not isinstance(real, str) or real == self._map.image_file or "\0" in real:
+        if not isinstance(real, str) or real in self._map.files or "\0" in real:
             return None
         path = _abspath(real if real.startswith("/") else _join(self._home, real))
-        return path if path != self._map.image_file and self._map.is_scratch(path) else None
+        return path if path not in self._map.files and self._map.is_scratch(path) else None
 
     def _real(self, path: str) -> str:
         real = self._map.real(path)

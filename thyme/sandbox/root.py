@@ -66,11 +66,11 @@ class BaseRoot:
     def __init__(self, *, tops: Sequence[str], readable: Sequence[tuple[str, bool]], namespace: int, proc: int) -> None:
         self._tops, self._readable = tops, readable
         self._namespace, self._proc = namespace, proc
-        self._usual = self.layout(None)
+        self._usual = self.layout()
 
-    def layout(self, image: Image | None) -> _Layout:
-        """What to make a root of: whole tops are moved, except where the image needs folders of its own in one."""
-        tops = [top for top in self._tops if image is None or _top(image.path) != top]
+    def layout(self, *images: Image) -> _Layout:
+        """What to make a root of: whole tops are moved, except where an image needs folders of its own in one."""
+        tops = [top for top in self._tops if top not in {_top(image.path) for image in images}]
         single = [(path, is_folder) for path, is_folder in self._readable if _top(path) not in tops]
         folders = {"/mnt", *_SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
         folders |= {parent for path, _ in single for parent in _parents(path)}
@@ -81,16 +81,18 @@ class BaseRoot:
         """Whether it can be put into a root that was made without knowing of it."""
         return _top(image.path) not in self._tops
 
-    def build(self, config: SandboxConfig, uid: int, image: Image | None = None) -> None:
+    def build(self, config: SandboxConfig, uid: int, image: Image | None = None, more: Sequence[Image] = ()) -> None:
         """Makes a root and moves the calling process there, into a mount namespace of its own.
 
         Args:
             config: how much it may hold.
             uid: who may write to the scratch; 0 for the caller.
             image: the input image, if it is known by now.
+            more: further images.
         """
-        mount_fd = self.detached(image) if image is not None else -1
-        layout = self._usual if image is None or self.has_room_for(image) else self.layout(image)
+        images = [*filter(None, [image]), *more]
+        mounts = [self.detached(one) for one in images]
+        layout = self._usual if all(map(self.has_room_for, images)) else self.layout(*images)
         umask = os.umask(0)
         try:
             jail.unshare(jail.CLONE_NEWNS)
@@ -108,8 +110,8 @@ class BaseRoot:
             os.chdir("/")
         finally:
             os.umask(umask)
-        if image is not None:
-            put_image(mount_fd, image, config, uid)
+        for one, mount_fd in zip(images, mounts, strict=True):
+            put_image(mount_fd, one, config, uid, is_first=one is image)
 
     def rehearse(self, config: SandboxConfig, uid: int) -> None:
         """Builds a root and leaves it again, which goes with it: the interpreter specialises the code that builds."""
@@ -182,7 +184,7 @@ def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
     return base
 
 
-def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int) -> None:
+def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int, *, is_first: bool = True) -> None:
     """Puts the input image at its path in the root of a child, before anything in it is the child's.
 
     Args:
@@ -190,6 +192,7 @@ def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int) -> N
         image: where it belongs.
         config: how much the root may hold beside the image.
         uid: as for `BaseRoot.build`.
+        is_first: whether there is a place for it where its path cannot be had; a further image is not there then.
     """
     umask = os.umask(0)
     in_scratch = image.path.startswith((paths.DATA + "/", paths.TMP + "/"))
@@ -207,7 +210,8 @@ def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int) -> N
             _make_file(image.path)
         jail.attach(mount_fd, image.path)
     except (OSError, ValueError):  # it is among what all children read, is a folder, or no path at all
-        jail.attach(mount_fd, INPUT)
+        if is_first:
+            jail.attach(mount_fd, INPUT)
     finally:
         os.umask(umask)
 

@@ -150,6 +150,7 @@ def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle) -> b
         image_path=session.image_path,
         image_file=Path(image.file).name if image else None,
         image_format=image.format if image else None,
+        more_images=[(path, Path(stored.file).name) for path, stored in session.more_images],
         seed=session.seed,
     )
     with child.far_end:

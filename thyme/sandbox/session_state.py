@@ -20,6 +20,8 @@ class SessionState:
     seed: int
     one_shot: bool
     """Whether its process ends with its first snippet."""
+    more_images: tuple[tuple[str, StoredImage], ...] = ()
+    """Further images behind the paths the model was told."""
     child: ChildHandle | None = None
     """Its process, where it has one."""
     round: Round | None = None

@@ -153,7 +153,8 @@ def _missing_input(path: Any) -> Any:
         mapping.substitute = text  # the snippet knows its input: whatever else is missing is another file
     missing = isinstance(real, (str, os.PathLike)) and not _exists(real)
     looks_like_image = text.lower().endswith(paths.IMAGE_SUFFIXES) and not text.startswith(paths.HOME)
-    if missing and looks_like_image and mapping.image_file and mapping.substitute in (None, text):
+    is_sure = len(mapping.inputs) == 1 and mapping.substitute in (None, text)
+    if missing and looks_like_image and mapping.image_file and is_sure:
         mapping.substitute = text
         notes.fix("path", f"{text!r} does not exist: the input image {mapping.image_path!r} is used")
         return mapping.image_file

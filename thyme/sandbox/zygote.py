@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from thyme.sandbox.preload import preload, readable_paths
 from thyme.sandbox.protocol import MESSAGE_BYTES, Setup
 from thyme.sandbox.result import Layer
 from thyme.sandbox.run_folder import remove_run_folder
+from thyme.sandbox.slots import Slots
+from thyme.sandbox.template import Template
+from thyme.sandbox.template_memory import end_gathering
 
 _ORPHANED = 3
 """Exit status of a fork-server whose client ended without a goodbye."""
@@ -56,11 +60,12 @@ def main(control_fd: int) -> None:
         # Last, and not for the process that stands by: it could not leave its control group any more, and pivot_root
         # moves everybody in the mount namespace.
         layers += [enter_namespace(name, setup.off) for name in ("cgroup", "mount")]
-    loop = _warm_up(control, setup, layers)
+    loop, template = _warm_up(control, setup, layers)
     orphaned = False
     try:
         orphaned = loop.run()
     finally:
+        template.stop()
         if not is_inner:
             leftovers.clean_up(orphaned)
         os._exit(_ORPHANED if orphaned else 0)
@@ -92,7 +97,7 @@ class _Leftovers(NamedTuple):
         cgroup.leave(self.groups)
 
 
-def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkLoop:
+def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple[ForkLoop, Template]:
     """Loads what snippets use, plans the jail, rehearses and probes, and reports to the client."""
     missing = preload(list(setup.config.preload))
     # Only now: they load Pillow, and the child patches what it loads.
@@ -106,24 +111,31 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> ForkL
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads != 1:
         raise RuntimeError(f"the fork-server must have one thread, has {threads}: a preloaded module started others")
-    jail.collapse_heap()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    plan = make_plan(setup, layers, readable, pages * os.sysconf("SC_PAGE_SIZE"))
-    loop = ForkLoop(control, setup, plan, child.live)
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # before the root is another
+    end_gathering()
+    plan = make_plan(setup, layers, readable)
+    slots = Slots(plan, setup.config)
     sys.path_importer_cache.clear()
     if not plan.rooted:
         paths.install()
     shims.install()
-    warm = loop.slots.take()
+    warm = slots.take()
     child.warm_up(warm, plan, setup.config)
-    loop.slots.release(warm)
+    slots.release(warm)
     gc.collect()
     gc.freeze()  # collected objects would be written to, and so copied, in every child
     if setup.config.isolation == "auto":
-        layers += probe(loop.slots, plan, setup.config, setup.run_dir / "canary")
+        layers += probe(slots, plan, setup.config, setup.run_dir / "canary")
+    template = Template(
+        partial(child.live, plan=plan, config=setup.config),
+        leave=[control.fileno()],
+        proc=proc,
+        memory_bytes=None if "limits" in setup.off else setup.config.memory_mib << 20,
+    )
     own = os.pidfd_open(os.getpid())
     hello = json.dumps({"hello": os.getpid(), "layers": layers, "missing": missing}).encode()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: the loop will see
-        socket.send_fds(control, [hello], [own])
+        socket.send_fds(control, [hello], [own, template.pidfd])
     os.close(own)
-    return loop
+    os.close(template.pidfd)
+    return ForkLoop(control, setup, plan, slots, template), template

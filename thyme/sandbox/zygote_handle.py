@@ -22,7 +22,10 @@ from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
 from thyme.sandbox.result import Layer, SandboxUnavailable
 
 _log = logging.getLogger("thyme.sandbox")
-_BOOT = "import sys; sys.path += sys.argv[2:]; from thyme.sandbox.zygote import main; main(int(sys.argv[1]))"
+_BOOT = (
+    "import sys; sys.path += sys.argv[2:]; from thyme.sandbox import template_memory; template_memory.gather_arenas(); "
+    "from thyme.sandbox.zygote import main; main(int(sys.argv[1]))"
+)
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -93,16 +96,19 @@ class ZygoteHandle:
             group.add(self.process.pid)  # it forks nothing before it is told how
             self.control.send(Setup(config=config, run_dir=run_dir, off=off, groups=tuple(group.folders)).encode())
             self.control.settimeout(_START_S)
+            reason = "no reason given"
             try:
-                message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 1)
-            except OSError as error:
-                raise SandboxUnavailable(f"the fork-server did not start: {error}") from error
-            if not message or not descriptors:
+                message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 2)
+            except OSError as error:  # too slow, or it ended without having read all that it was told
+                message, descriptors, reason = b"", [], str(error)
+            if not message or len(descriptors) < 2:
                 errors.seek(0)
                 last = errors.read(65536).decode("utf-8", "replace").strip().splitlines()[-1:]
-                raise SandboxUnavailable(f"the fork-server did not start: {' '.join(last) or 'no reason given'}")
+                raise SandboxUnavailable(f"the fork-server did not start: {' '.join(last) or reason}")
         self.pidfd = descriptors[0]
-        spare(pid_of(self.pidfd))
+        for pidfd in descriptors:  # the process that serves, and the one that forks for it
+            spare(pid_of(pidfd))
+        os.close(descriptors[1])
         self.control.setblocking(False)
         hello: dict[str, Any] = json.loads(message)
         return hello

@@ -1,7 +1,7 @@
 """A global batch over the ranks: which rank takes what, and how all of them come to the same number of passes.
 
-Samples are dealt before they are made, by lengths that can be told without decoding a picture: only the balance hangs
-on them, never the result.
+What is dealt is dealt by length, samples by their tokens and questions by what their rollouts may come to. Only the
+balance hangs on it, never the result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from thyme.data.rows import Demonstration
 from thyme.model.config import VisionConfig
 from thyme.model.processor import Processor
 from thyme.rollout.types import Question
@@ -50,12 +49,6 @@ def shares(lengths: Sequence[float], size: int) -> list[list[int]]:
 def share_of(items: Sequence[T], lengths: Sequence[float], world: World) -> list[T]:
     """This rank's part of a global batch, in order: all of it where the world is one process."""
     return [items[index] for index in shares(lengths, world.size)[world.rank]]
-
-
-def row_length(processor: Processor, row: Demonstration) -> float:
-    """About the tokens of a demonstration; its pictures count exactly and are not decoded."""
-    text = (len(row.prompt) + len(row.response)) / CHARACTERS_PER_TOKEN
-    return text + sum(_image_tokens(processor, image) for image in row.images)
 
 
 def question_length(processor: Processor, question: Question, expected_tokens: float) -> float:

@@ -7,19 +7,14 @@ holds, and the groups that differ most within themselves are kept.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from thyme.data.streams import Stream
-from thyme.rewards import Scorer
-from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import RlConfig
-from thyme.train.distributed import World
-from thyme.train.group_exchange import exchanged, own_questions
-from thyme.train.group_scores import GroupScores, ScoredGroup
+from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
-from thyme.train.rl_metrics import Laps
 
 _REFILL_SEEDS = 1 << 40
 """Lies between the sampling seeds of one step's rounds, so that a question asked twice in it is answered anew."""
@@ -46,15 +41,12 @@ class Drawn:
 
 
 def draw_batch(
-    loop: RolloutLoop,
+    ask: Callable[[Sequence[Question], int], list[ScoredGroup]],
     questions: Stream[Question],
-    scorer: Scorer,
     config: RlConfig,
     *,
     start: int,
     seed: int,
-    laps: Laps,
-    world: World | None = None,
 ) -> Drawn:
     """Samples and scores groups until `batch_size` of them teach something, within `config.select.max_refills` rounds.
 
@@ -62,35 +54,23 @@ def draw_batch(
     one. A round of which no group could be scored is the last: the judge is away.
 
     Args:
-        loop: samples.
+        ask: samples and scores the groups of these questions under this seed.
         questions: the stream.
-        scorer: is given each group when its last rollout ends.
         config: batch size and `select`.
         start: the first question to ask; the next batch starts at `start + len(groups)`.
         seed: of the sampling.
-        laps: gets the seconds of both.
-        world: whose ranks share out each round's questions; every rank returns the same groups.
     """
-    world = world or World()
     groups: list[ScoredGroup] = []
     missing, rounds = config.batch_size, 0
     while missing > 0 and rounds <= config.select.max_refills:
         asked = questions(start + len(groups), math.ceil(config.select.oversample * missing))
-        sampling = loop.config.sampling(seed=seed + rounds * _REFILL_SEEDS)
-        scores = GroupScores(scorer, sampling.n)
-        with world.phase("rollout"):
-            own = own_questions(loop, asked, world)
-            rollouts = loop.run([asked[place] for place in own], sampling, on_end=scores.ended)
-        laps.end("rollout")
-        with world.phase("reward"):
-            found = exchanged(scores.collect(rollouts), own, world)
-        laps.end("reward")
+        found = ask(asked, seed + rounds * _REFILL_SEEDS)
         for place, group in enumerate(found, start=len(groups)):
             for rollout in group.rollouts:
                 rollout.group = place
         groups += found
         rounds += 1
-        missing = config.batch_size - sum(spread(group) > 0 for group in groups)
+        missing = config.batch_size - sum(spread(group, config) > 0 for group in groups)
         if all(group.rewards is None for group in found):
             break
     return Drawn(groups=groups, kept=select(groups, config), refills=rounds - 1)
@@ -105,12 +85,12 @@ def select(groups: Sequence[ScoredGroup], config: RlConfig) -> list[ScoredGroup]
     if not config.select.is_on:
         return list(groups)
     scored = [place for place, group in enumerate(groups) if group.rewards is not None]
-    ranked = sorted(scored, key=lambda place: -spread(groups[place]))  # stable: earlier first
+    ranked = sorted(scored, key=lambda place: -spread(groups[place], config))  # stable: earlier first
     if config.select.max_refills:
-        ranked = [place for place in ranked if spread(groups[place]) > 0]
+        ranked = [place for place in ranked if spread(groups[place], config) > 0]
     return [groups[place] for place in sorted(ranked[: config.batch_size])]
 
 
-def spread(group: ScoredGroup) -> float:
+def spread(group: ScoredGroup, config: RlConfig) -> float:
     """The standard deviation of a group's rewards, exactly 0 where they are equal or not known."""
-    return 0.0 if group.rewards is None else statistics.pstdev(reward.total for reward in group.rewards)
+    return statistics.pstdev(group.totals(config.truncated) or [0.0])

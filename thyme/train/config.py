@@ -12,6 +12,7 @@ PHASES = ("rollout", "reward", "update", "save")
 """What a training step spends its time on."""
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
+Truncated = Literal["train", "mask", "zero"]
 MismatchMask = Literal["none", "token", "sequence"]
 
 
@@ -218,6 +219,36 @@ class SelectConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmConfig:
+    """Warnings where RL goes wrong without an error (`thyme.train.alarms`); none of them ends a run."""
+
+    enabled: bool = True
+    """Whether anything is watched."""
+    window: int = 20
+    """Steps whose median is the level that a step is compared with."""
+    warmup: int = 5
+    """Steps before the first comparison."""
+    fall: float = 0.5
+    """Share of its level under which the share of rollouts with code, the entropy, or the share of snippets that run
+    without an error is an alarm."""
+    result_fall: float = 0.75
+    """Share of its level under which right answers are an alarm, where their form is as good as it was."""
+    spike: float = 5.0
+    """Times its level beyond which the gradient's norm, or the divergence of trainer and engine, is an alarm."""
+    mismatch_kl: float = 0.01
+    """A divergence of trainer and engine up to this is no alarm, however small it was before."""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "warmup"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "warmup", self.warmup <= self.window, f"at most window ({self.window})")
+        for name in ("fall", "result_fall"):
+            require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require(self, "spike", self.spike > 1, "above 1")
+        require(self, "mismatch_kl", self.mismatch_kl >= 0, "at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RlConfig(StageConfig):
     """GRPO-ATS: an optimizer step or several on each batch of rollouts. Temperatures and group size: RolloutConfig."""
 
@@ -247,19 +278,26 @@ class RlConfig(StageConfig):
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = 1024
     """Tokens a rollout is divided by under normalization "constant"."""
+    truncated: Truncated = "train"
+    """What a rollout counts that a limit of tokens, the context or an abort cut off. "train": as any other, with what
+    it earned (Thyme); "mask": its reward is in its group's baseline, its tokens are not trained (DAPO's overlong
+    filtering); "zero": it earned 0, and is trained. One that was stopped for repeating itself is none of these."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
     max_unscored_steps: int = 3
     """A group that the scorer cannot judge is left out; so many steps in a row without any scored group end the
     stage with an error."""
     record_steps: int = 5
-    """The rollouts of every so many steps are written to the run folder; 0: none."""
+    """The rollouts of every so many steps are written to the run folder, and those of a step in which an alarm begins;
+    0: only these."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         one_of(self, "reference", ("device", "host"))
         one_of(self, "greedy_tokens", get_args(GreedyTokens))
         one_of(self, "normalization", get_args(Normalization))
+        one_of(self, "truncated", get_args(Truncated))
         one_of(self, "advantage_scale", ("std", "none"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")

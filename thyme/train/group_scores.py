@@ -6,8 +6,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from thyme.rewards import Reward, Scorer
-from thyme.rollout.types import Rollout
+from thyme.rewards.scorer import ScorerError
+from thyme.rollout.types import Rollout, RolloutStatus
+from thyme.train.config import Truncated
 
+TRUNCATED = frozenset({RolloutStatus.LENGTH, RolloutStatus.CONTEXT, RolloutStatus.ABORTED})
+"""Ends that are not the model's doing: it would have gone on. A repetition is its doing."""
 _log = logging.getLogger(__name__)
 
 
@@ -20,6 +24,12 @@ class ScoredGroup:
     """None where the group could not be scored: nothing is known of it, and it is no group of zeros."""
     rank: int = 0
     """Which rank sampled it, and has its pictures."""
+
+    def totals(self, truncated: Truncated) -> list[float]:
+        """What each rollout earned, as advantages are computed from it; [] where the group could not be scored."""
+        rewards = zip(self.rollouts, self.rewards or (), strict=self.rewards is not None)
+        is_zero = truncated == "zero"
+        return [0.0 if is_zero and rollout.status in TRUNCATED else reward.total for rollout, reward in rewards]
 
 
 class GroupScores:
@@ -50,7 +60,7 @@ class GroupScores:
             groups: what the run returned.
 
         Raises:
-            ValueError: the scorer gave another number of rewards than the group has rollouts.
+            ValueError: the scorer gave another number of rewards than the group has rollouts, or can score none.
         """
         return [
             ScoredGroup(rollouts=list(group), rewards=self._rewards(index, group)) for index, group in enumerate(groups)
@@ -60,6 +70,8 @@ class GroupScores:
         question = group[0].question.id
         try:
             rewards = self._submitted[index].result()
+        except ScorerError:
+            raise
         except Exception as error:  # whatever a judge's client raises
             _log.warning(
                 "question %r: not scored, its group is left out: %s: %s", question, type(error).__name__, error

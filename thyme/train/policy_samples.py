@@ -11,7 +11,7 @@ from thyme.model.processor import Processor
 from thyme.rollout.types import Rollout, TokenKind
 from thyme.train.advantages import group_advantages, zero_spread
 from thyme.train.config import RlConfig
-from thyme.train.group_scores import ScoredGroup
+from thyme.train.group_scores import TRUNCATED, ScoredGroup
 from thyme.train.objective import normalize
 from thyme.train.packing import Sample
 from thyme.train.tokenization import positions
@@ -33,17 +33,21 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
     """What can be learned from: the rollouts of every group whose rewards differ.
 
     A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
-    count in the denominators. A group without rewards is as if it had not been asked.
+    count in the denominators. A group without rewards is as if it had not been asked. A rollout that
+    `config.truncated` masks counts in its group's baseline and nowhere else.
     """
     scored = [group for group in groups if group.rewards is not None]
     if not scored:
         return []
-    rewards = torch.tensor([[reward.total for reward in group.rewards or ()] for group in scored])
+    rewards = torch.tensor([group.totals(config.truncated) for group in scored])
     advantages = group_advantages(rewards, config.advantage_scale).tolist()
     samples = normalize(
         [
             [
-                replace(rollout_sample(processor, rollout, advantage), rank=group.rank)
+                replace(
+                    rollout_sample(processor, rollout, advantage, is_trained=_is_trained(rollout, config)),
+                    rank=group.rank,
+                )
                 for rollout, advantage in zip(group.rollouts, row, strict=True)
             ]
             for group, row in zip(scored, advantages, strict=True)
@@ -55,13 +59,17 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
     return [sample for sample, keep in zip(samples, has_spread, strict=True) if keep]
 
 
-def rollout_sample(processor: Processor, rollout: Rollout, advantage: float) -> Sample:
-    """A rollout as it was sampled, token for token; trained is what the policy drew, and nothing else."""
+def _is_trained(rollout: Rollout, config: RlConfig) -> bool:
+    return config.truncated != "mask" or rollout.status not in TRUNCATED
+
+
+def rollout_sample(processor: Processor, rollout: Rollout, advantage: float, *, is_trained: bool = True) -> Sample:
+    """A rollout as it was sampled, token for token; trained is what the policy drew, or nothing."""
     greedy = rollout.temperatures == 0
     return Sample(
         token_ids=rollout.token_ids,
         positions=positions(processor, rollout.token_ids, rollout.images),
-        weights=rollout.sampled.astype(np.float32),
+        weights=rollout.sampled.astype(np.float32) * is_trained,
         images=tuple(rollout.images),
         advantages=np.full(len(rollout.token_ids), advantage, dtype=np.float32),
         temperatures=rollout.temperatures,

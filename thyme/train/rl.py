@@ -7,6 +7,7 @@ the optimizer's step is the weight update and the engine merely forgets what it 
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,17 +18,21 @@ from thyme.rewards import Scorer
 from thyme.rollout.records import join_rollouts, write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
-from thyme.train.batch_selection import draw_batch
+from thyme.train.alarm_log import AlarmLog
+from thyme.train.alarms import Alarms
+from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
 from thyme.train.distributed import World
-from thyme.train.group_scores import ScoredGroup
+from thyme.train.group_exchange import exchanged, own_questions
+from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
 from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
-from thyme.train.rl_metrics import Laps, reward_metrics, rollout_metrics
+from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
+from thyme.train.rl_metrics import Laps, rollout_metrics
 from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import trainable
@@ -71,6 +76,8 @@ def train_rl(
         stage = Stage("rl", trained, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
         journals = StepJournals(run_dir if config.save_steps else None, loop, world, same_bits=same_bits)
+        alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
+        alarm_log = AlarmLog(run_dir if world.is_main else None, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
             loop.engine.weight_version = stage.memory["weight_version"]
@@ -79,53 +86,45 @@ def train_rl(
                 laps = Laps()
                 with journals.step(stage.step) as journal:
                     drawn = draw_batch(
-                        loop,
+                        partial(ask_round, loop, scorer, laps, world),
                         questions,
-                        scorer,
                         config,
                         start=stage.memory.setdefault("questions", stage.step * config.batch_size),
                         seed=seed * 1_000_003 + stage.step,
-                        laps=laps,
-                        world=world,
                     )
                 sampled = rollout_metrics(
                     [group.rollouts for group in drawn.groups],
                     rollout_s=laps.seconds["rollout"],
                     weight_version=loop.engine.weight_version,
                 )
-                with world.phase("update"):
-                    samples = mini_batches(processor, drawn.kept, config)
+                samples = mini_batches(processor, drawn.kept, config)
+                rate = rate_share(config, stage.step, config.steps)
+                with world.phase("update"), loop.engine.asleep():  # what it has cached, the update makes stale
                     batches, left_out = packed_batches(trained, processor, samples, config, same_bits=same_bits)
-                    rate = rate_share(config, stage.step, config.steps)
+                    laps.end("logprob")
                     updates = update_policy(
                         trained, processor, optimizer, batches, config, reference=reference, rate=rate
                     )
-                    laps.end("train")
-                    trained.publish()
+                laps.end("train")
+                trained.publish()
                 loop.engine.weights_updated()
                 laps.end("sync")
-                if run_dir is not None and config.record_steps and stage.step % config.record_steps == 0:
-                    record(run_dir / "rollouts" / f"step_{stage.step}.jsonl", drawn.groups, world)
                 _remember(stage, drawn.groups)
                 stage.memory["weight_version"] = loop.engine.weight_version
-                metrics = (
-                    sampled
-                    | reward_metrics(drawn.groups)
-                    | drawn.metrics()
-                    | left_out
-                    | update_metrics(updates)
-                    | laps.metrics()
-                )
+                metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
+                num_rollouts = sum(len(group.rollouts) for group in drawn.groups)
+                begun, held = world.from_main(alarms.check(metrics, num_rollouts=num_rollouts))
+                path = None
+                if run_dir is not None and (begun or _is_recorded(stage.step, config)):
+                    path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
+                    record(path, drawn.groups, world)
+                alarm_log.write(stage.step, begun, drawn.groups, path)
                 if journal is not None and (kept := sum(world.gather(len(journal.kept)))):
                     metrics["rollout/from_journal"] = float(kept)
+                metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
-                if stage.memory["unscored"] >= config.max_unscored_steps:
-                    raise ValueError(
-                        f"rl step {stage.step}: none of {len(drawn.groups)} groups could be scored; that is "
-                        f"{stage.memory['unscored']} steps in a row, so the judge is not there (the log says what it "
-                        "answered): mend it and resume"
-                    )
+                _end_if_unscored(stage, config)
         journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
@@ -142,11 +141,52 @@ def _check(loop: RolloutLoop, model: Model) -> None:
         )
 
 
+def ask_round(
+    loop: RolloutLoop, scorer: Scorer, laps: Laps, world: World, asked: Sequence[Question], seed: int
+) -> list[ScoredGroup]:
+    """The groups of these questions, scored as they end; each rank samples its share and gets all."""
+    sampling = loop.config.sampling(seed=seed)
+    scores = GroupScores(scorer, sampling.n)
+    with world.phase("rollout"):
+        own = own_questions(loop, asked, world)
+        rollouts = loop.run([asked[place] for place in own], sampling, on_end=scores.ended)
+    laps.end("rollout")
+    with world.phase("reward"):
+        groups = exchanged(scores.collect(rollouts), own, world)
+    laps.end("reward")
+    return groups
+
+
 def _remember(stage: Stage, groups: Sequence[ScoredGroup]) -> None:
-    """What the next step needs: the question it starts at, and the steps in a row of which no group was scored."""
+    """What the next step needs: the question it starts at, the steps in a row of which no group was scored, the sources
+    that have metrics."""
     is_unscored = all(group.rewards is None for group in groups)
     stage.memory["unscored"] = stage.memory.get("unscored", 0) + 1 if is_unscored else 0
     stage.memory["questions"] += len(groups)
+    stage.memory["sources"] = name_sources(groups, stage.memory.get("sources", []))
+
+
+def _is_recorded(step: int, config: RlConfig) -> bool:
+    return config.record_steps > 0 and step % config.record_steps == 0
+
+
+def scored_metrics(drawn: Drawn, scorer: Scorer, stage: Stage) -> Metrics:
+    """What is measured of a step's groups, their rewards and the scorer."""
+    return (
+        reward_metrics(drawn.groups)
+        | source_metrics(drawn.groups, stage.memory["sources"])
+        | drawn.metrics()
+        | scorer.metrics()
+    )
+
+
+def _end_if_unscored(stage: Stage, config: RlConfig) -> None:
+    """Raises where the judge has been away for too long; the last step is logged already."""
+    if stage.memory["unscored"] >= config.max_unscored_steps:
+        raise ValueError(
+            f"rl step {stage.step}: none of its groups could be scored; that is {stage.memory['unscored']} steps in a "
+            "row, so the judge is not there (the log says what it answered): mend it and resume"
+        )
 
 
 def record(path: Path, groups: Sequence[ScoredGroup], world: World | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of an RL step: rewards, rollouts, the loss, time."""
+"""What is measured of an RL step: rollouts, the loss, time. Rewards: thyme/train/reward_metrics.py."""
 
 import time
 from collections import Counter
@@ -12,7 +12,6 @@ from torch import Tensor
 from thyme.kernels.grpo_loss import GrpoMetrics
 from thyme.rollout.types import Rollout, RolloutStatus
 from thyme.train.distributed import World
-from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 
 _LOSS_NAMES = {
@@ -88,25 +87,6 @@ class LossMetrics:
         return out
 
 
-def reward_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """Means of the reward and its parts, the spread within groups, how many groups have none, and errors' share.
-
-    All of the groups that were scored; `reward/groups_failed` is the number of the others, and alone where all failed.
-    """
-    rewards = [group.rewards for group in groups if group.rewards is not None]
-    out = {"reward/groups_failed": float(len(groups) - len(rewards))}
-    if not rewards:
-        return out
-    totals = np.array([[reward.total for reward in group] for group in rewards])
-    out["reward/mean"] = float(totals.mean())
-    for part in ("result", "consistency", "formatting"):
-        out[f"reward/{part}/mean"] = float(np.mean([[getattr(reward, part) for reward in group] for group in rewards]))
-    out["reward/group_std"] = float(totals.std(axis=1, ddof=1).mean())
-    out["reward/frac_zero_std"] = float((totals.min(axis=1) == totals.max(axis=1)).mean())
-    out["reward/errors"] = float(np.mean([[reward.error is not None for reward in group] for group in rewards]))
-    return out
-
-
 def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, weight_version: int) -> Metrics:
     """Lengths, turns, tool calls, how rollouts ended, what the sandbox said. Sandbox rates are of code runs.
 
@@ -152,7 +132,11 @@ def _error_name(name: str) -> str:
 
 
 class Laps:
-    """Wall seconds of the parts of a step, summed where a part comes more than once."""
+    """Wall seconds of the parts of a step, summed where a part comes more than once.
+
+    rollout: sampling, and what scoring of early groups overlaps with it; reward: what is then still waited for;
+    logprob: samples, packing and old log-probs; train: the updates; sync: telling the engine.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -10,9 +10,9 @@ from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
-from thyme.train.balance import row_length, share_of
+from thyme.rollout.prompts import PromptStyle, build_prompt
+from thyme.train.balance import share_of
 from thyme.train.config import LossRule, SftConfig
-from thyme.train.distributed import World
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
 from thyme.train.optim import rate_share
@@ -53,7 +53,7 @@ def train_sft(
     Args:
         model: the model to train.
         processor: its tokenizer and picture processor.
-        samples: the stream (`row_samples`); on several ranks each one's share of it.
+        samples: the stream (`row_samples`), the same on every rank: each trains its share of a batch.
         config: steps and rates.
         name: of the stage, in metrics and checkpoints.
         gate: looked at before the first step, every `gate.every` steps and after the last one.
@@ -77,13 +77,13 @@ def train_sft(
                     trained,
                     processor,
                     optimizer,
-                    kept,
+                    share_of(kept, [len(sample.token_ids) for sample in kept], world),
                     rate=rate_share(config, stage.step, config.steps),
                     max_tokens=config.max_tokens_per_micro_batch,
                     fused_head=fuses_head(model, config),
                 )
                 if config.max_row_tokens:
-                    metrics["batch/too_long"] = world.sum([len(batch) - len(kept)])[0]
+                    metrics["batch/too_long"] = float(len(batch) - len(kept))
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
                 trained.publish()
                 metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
@@ -93,38 +93,35 @@ def train_sft(
 
 
 def row_samples(
-    processor: Processor,
-    rows: Stream[Demonstration],
-    rule: LossRule,
-    system: str | None = None,
-    *,
-    world: World | None = None,
+    processor: Processor, rows: Stream[Demonstration], rule: LossRule, style: PromptStyle
 ) -> Stream[Sample]:
-    """The samples of a stream of rows (`row_sample`), `thyme.data.streams.endless` making one of a finite data set.
+    """The samples of a stream of rows; an error in one names its row. Arguments as for `row_sample`."""
 
-    Args:
-        world: of whose ranks each gets a stream of its own share: of the n rows it is asked for, those that it trains.
-    """
-    alone = world or World()
+    def sample(row: Demonstration) -> Sample:
+        try:
+            return row_sample(processor, row, rule, style)
+        except ValueError as error:
+            raise ValueError(f"row {row.question.id}: {error}") from error
 
-    def take(start: int, n: int) -> list[Sample]:
-        batch = rows(start, n)
-        share = share_of(batch, [row_length(processor, row) for row in batch], alone)
-        return [row_sample(processor, row, rule, system) for row in share]
-
-    return take
+    return lambda start, n: [sample(row) for row in rows(start, n)]
 
 
-def row_sample(processor: Processor, row: Demonstration, rule: LossRule, system: str | None = None) -> Sample:
+def sample_bytes(sample: Sample) -> int:
+    """What a sample that waits takes: its pictures' pixels, beside which the tokens are little."""
+    return sum(image.pixel_values.nbytes for image in sample.images) + 5 * sample.token_ids.nbytes
+
+
+def row_sample(processor: Processor, row: Demonstration, rule: LossRule, style: PromptStyle) -> Sample:
     """The supervised sample of one demonstration.
 
     Args:
         processor: encodes prompt and response and prepares the pictures.
         row: the demonstration.
         rule: which rounds are trained (`thyme.train.masks`).
-        system: the system prompt, if any.
+        style: of the prompt, whose ids are those that a rollout of the same question begins with.
     """
-    prompt_ids = processor.encode(processor.chat(row.prompt, system))
+    prompt_ids = build_prompt(row.question, style, processor).token_ids
+    assert not isinstance(prompt_ids, str)
     images = [processor.preprocess(image) for image in row.images]
     sample = supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
     return replace(sample, name=row.question.id)
@@ -136,10 +133,10 @@ class RowsRight:
     For such a row greedy decoding writes exactly this response, as long as the sandbox returns what the row says.
     """
 
-    def __init__(self, processor: Processor, heldout: Sequence[Demonstration], system: str | None = None) -> None:
+    def __init__(self, processor: Processor, heldout: Sequence[Demonstration], style: PromptStyle) -> None:
         if not heldout:
             raise ValueError("the gate needs held-out rows")
-        samples = [row_sample(processor, row, "all", system) for row in heldout]
+        samples = [row_sample(processor, row, "all", style) for row in heldout]
         (self._batch,) = pack(samples, image_token_id=processor.image_token_id)
 
     @torch.no_grad()

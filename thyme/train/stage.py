@@ -96,7 +96,7 @@ class Stage:
         """Logs the step that was just done; `memory` must already say what the next one needs.
 
         Args:
-            values: its metrics; where "optim/skipped" is 1 nothing was updated, and no checkpoint is written.
+            values: its metrics; where "optim/skipped" is 1 an update was not made, and no checkpoint is written.
             suspects: names of the samples that may be why.
 
         Raises:
@@ -115,7 +115,7 @@ class Stage:
             self._trouble = _trouble(self._name, self.step, values, suspects)
             if self.memory["skipped"] >= self._config.max_skipped_steps:
                 raise FloatingPointError(f"{self._trouble}; that is {self.memory['skipped']} in a row. {ADVICE}")
-            self._warn("%s: nothing was updated", self._trouble)
+            self._warn("%s: that update was not made", self._trouble)
         if math.isfinite(score := values.get(self._config.best_metric, math.nan)):
             self._scores.append(score)
         every = self._config.save_steps

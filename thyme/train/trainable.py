@@ -28,7 +28,7 @@ def trainable(model: Model, config: StageConfig, *, are_masters: bool = False) -
     Raises:
         ValueError: nothing is left to train, or see `Optimizer`.
     """
-    frozen = [p for part in _frozen_parts(model, config) for p in part.parameters() if p.requires_grad]
+    frozen = [p for part in frozen_parts(model, config) for p in part.parameters() if p.requires_grad]
     recomputing = [part for part in (model.decoder, model.visual) if part is not None and not part.recomputes]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -50,7 +50,8 @@ def fuses_head(model: Model, config: StageConfig) -> bool:
     return model.config.text.vocab_size >= FUSED_VOCABULARY
 
 
-def _frozen_parts(model: Model, config: StageConfig) -> list[nn.Module]:
+def frozen_parts(model: Model, config: StageConfig) -> list[nn.Module]:
+    """What `config` freezes of the vision tower; nothing of a text model."""
     visual = model.visual
     if visual is None:
         return []

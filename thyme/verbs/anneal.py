@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -28,15 +29,22 @@ class Config(TrainingConfig):
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
 
 
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "anneal")
+
+
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_model
+    from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "anneal", config.distributed, data_digest=data_digest(config)) as run:
-        opened = open_model(config, run.world.device)
+        opened = adapted(open_model(config, run.world.device), config)
         train(config, opened, run.folder, **run.stage("anneal"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
@@ -66,10 +74,9 @@ def train(
 
     gate = None if config.data.train else toy_gate(config, opened)
     shown = {"loss": "loss", "gate/arithmetic": "held-out"}
-    world = options.get("world")
-    with prepared_samples(config, opened, config.anneal, anneal_stream(config.toy), world) as samples:
+    with prepared_samples(config, opened, config.anneal, anneal_stream(config.toy)) as samples:
         settings = with_epochs(config.anneal, samples.count)
-        with told(config, folder, "anneal", settings.steps, label, shown, world=world) as line:
+        with told(config, folder, "anneal", settings.steps, label, shown, world=options.get("world")) as line:
             stage = stage_options(config, opened, folder, line, **options)
             return train_sft(
                 opened.model, opened.processor, samples.stream, settings, name="anneal", gate=gate, **stage
@@ -80,9 +87,7 @@ def toy_gate(config: Config, opened: Opened) -> Gate:
     """Held-out arithmetic of the toy world, right to the last token."""
     from thyme.toy.streams import heldout_arithmetic
     from thyme.train.sft import Gate, RowsRight
-    from thyme.verbs.opening import styled
 
     settings = config.anneal
-    heldout, system = styled(lambda start, n: heldout_arithmetic(config.toy, n), opened.dialect)
-    right = RowsRight(opened.processor, heldout(0, GATE_ROWS), system)
+    right = RowsRight(opened.processor, heldout_arithmetic(config.toy, GATE_ROWS), opened.dialect.prompt_style)
     return Gate(name="arithmetic", measure=right, goal=settings.gate_accuracy, every=settings.gate_steps)

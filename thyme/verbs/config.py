@@ -8,6 +8,7 @@ from thyme.config import INTERNAL
 from thyme.data.config import DataConfig
 from thyme.engine.config import EngineConfig
 from thyme.evals.config import EvalConfig
+from thyme.model.config import LoraConfig
 from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
@@ -97,6 +98,7 @@ class ScoredConfig(LoopConfig, RowsConfig):
 class TrainingConfig(ScoredConfig):
     """A training run: what it reads, and what it is measured and watched by on its way."""
 
+    lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)

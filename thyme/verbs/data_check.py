@@ -78,7 +78,7 @@ def training_steps(processor: Processor) -> Later:
                 if not any(row.response[start:end].strip() for start, end in loss_spans(row.response, rule)):
                     yield f"nothing of the response is trained under loss rule {rule!r}: it is all sandbox output"
             if not refused:
-                row_sample(processor, row, "all", SYSTEM_PROMPT)
+                row_sample(processor, row, "all", "thyme")
             return
         earned, error = judged(row.solution, row.solution, row.question)
         if not earned or not normal(row.solution):

@@ -10,9 +10,12 @@ from thyme.evals.config import EvalConfig
 from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thyme.evals import EvalResult
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.sampling import Sampling
+    from thyme.rollout.types import Question
     from thyme.verbs.opening import Opened
 
 
@@ -39,18 +42,29 @@ def run(config: Config) -> None:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"
         interval = f"[{summary.low:.1%}, {summary.high:.1%}]"
         print(f"{name:<{width}} n {summary.n:>4}   accuracy {summary.accuracy:6.1%} {interval:<17} {code}")
+    if result.overall.by_judge or result.overall.errors:
+        print(f"right on the judge's word: {result.overall.by_judge}, not judged: {result.overall.errors}")
     print(f"figures: {folder}/eval.json")
 
 
 def measure(config: Config, opened: Opened) -> EvalResult:
     """Held-out accuracy of the model."""
-    from thyme.evals import evaluate
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
     with open_loop(config, opened) as loop:
-        return evaluate(loop, asked, evaluation_sampling(config.eval, loop))
+        return judged(config, config.eval, loop, asked)
+
+
+def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequence[Question]) -> EvalResult:
+    """An evaluation by rules, and by the config's judge, if it has one, where rules do not decide."""
+    from thyme.evals import evaluate
+    from thyme.rewards.config import RewardConfig
+    from thyme.rewards.opening import open_scorer
+
+    with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
+        return evaluate(loop, asked, evaluation_sampling(how, loop), scorer=scorer)
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:

@@ -11,20 +11,16 @@ from pathlib import Path
 
 import torch
 
-from thyme.data.formats import full_prompt
-from thyme.data.rows import Demonstration
-from thyme.data.streams import Stream
 from thyme.engine import Engine
-from thyme.model import build, load, save
+from thyme.model import add_adapters, build, load, save
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.dialect import Dialect, is_released, read_dialect, write_dialect
-from thyme.rollout.prompts import SYSTEM_PROMPT
 from thyme.rollout.rollout import RolloutLoop
 from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config, tiny_processor
-from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig
+from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
 from thyme.verbs.notes import note
 
@@ -74,6 +70,13 @@ def open_model(config: RunConfig, device: torch.device | str | None = None) -> O
     return Opened(model=model, processor=shown, own_processor=processor, dialect=_dialect(config, said))
 
 
+def adapted(opened: Opened, config: TrainingConfig) -> Opened:
+    """The same with the adapters that `[lora]` asks for on its model; where it asks for none, as it is."""
+    if config.lora.rank:
+        add_adapters(opened.model, config.lora, seed=config.seed, base=config.model)
+    return opened
+
+
 def save_model(opened: Opened, folder: Path) -> Path:
     """Writes a Hugging Face folder that also says how the model is to be run."""
     save(opened.model, opened.own_processor, folder)
@@ -99,13 +102,6 @@ def open_loop(config: LoopConfig, opened: Opened) -> Iterator[RolloutLoop]:
     with Sandbox(replace(config.sandbox, compat=compat)) as sandbox:
         engine = Engine(opened.model, config.engine, processor=opened.processor)
         yield RolloutLoop(engine, sandbox, opened.processor, rollout)
-
-
-def styled(rows: Stream[Demonstration], dialect: Dialect) -> tuple[Stream[Demonstration], str | None]:
-    """Rows with the user turns that the dialect asks for, and the system prompt they are learned under."""
-    if dialect.prompt_style == "short":
-        return rows, None
-    return lambda start, n: [replace(row, prompt=full_prompt(row.question)) for row in rows(start, n)], SYSTEM_PROMPT
 
 
 def _released(folder: Path) -> Dialect | None:

@@ -1,7 +1,8 @@
-"""Train by GRPO-ATS from a cold start: rollouts with code in the sandbox, rewards, one on-policy step, and again."""
+"""Train by GRPO-ATS from a cold start: rollouts with code in the sandbox, rewards, updates of the policy, and again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -38,7 +39,8 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
     """Refuses, before a model is loaded, rollouts that nothing can be learned from.
 
     Raises:
-        ValueError: groups of one; groups whose rollouts are all the same; greedy tokens under "soft".
+        ValueError: groups of one; groups whose rollouts are all the same; greedy tokens under "soft"; a correction by
+            log-probs that are not those of what was drawn.
     """
     greedy_code = rollout.adaptive and rollout.code_temperature == 0
     if rollout.group_size < 2:
@@ -56,17 +58,30 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
             f"rollout.{key}: 0, but rl.greedy_tokens is 'soft', the gradient of tokens drawn at a temperature "
             f"above 0: raise rollout.{key}, or say rl.greedy_tokens raw, exclude or is_pi"
         )
+    corrects = "rl.mismatch.mask" if rl.mismatch.mask != "none" else "rl.loss.rollout_ratio_cap"
+    if rollout.biases_logprobs and (rl.mismatch.mask != "none" or rl.loss.rollout_ratio_cap is not None):
+        raise ValueError(
+            f"{corrects} compares with the log-probs that the engine recorded, which are of the whole distribution, "
+            "but rollout.top_k, top_p, min_p or repetition_penalty draws from another: turn one of the two off"
+        )
+
+
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "rl")
 
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_loop, open_model
+    from thyme.verbs.opening import adapted, open_loop, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "rl", config.distributed, data_digest=data_digest(config)) as run:
-        opened = open_model(config, run.world.device)
+        opened = adapted(open_model(config, run.world.device), config)
         with open_loop(config, opened) as loop:
             train(config, opened, loop, run.folder, **run.stage("rl"))
     if run.world.is_main:
@@ -98,7 +113,7 @@ def train(
     from thyme.verbs.training import stage_options, told, with_epochs
 
     with (
-        prepared_questions(config, opened, config.rl.batch_size) as questions,
+        prepared_questions(config, opened) as questions,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
         settings = with_epochs(config.rl, questions.count)

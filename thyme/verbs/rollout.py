@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thyme.verbs.config import ScoredConfig
 
@@ -32,8 +32,9 @@ def run(config: Config) -> None:
 
     require_rows(config, "train")
     folder, opened = run_dir(config), open_model(config)
+    once = replace(config, data=replace(config.data, ahead_steps=0))  # nothing is asked for a second time
     with (
-        prepared_questions(config, opened, config.count) as questions,
+        prepared_questions(once, opened) as questions,
         open_loop(config, opened) as loop,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):

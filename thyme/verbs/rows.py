@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from thyme.data.streams import Stream
     from thyme.model.processor import Processor
     from thyme.train.config import SftConfig
-    from thyme.train.distributed import World
     from thyme.train.packing import Sample
     from thyme.verbs.opening import Opened
 
@@ -89,37 +88,35 @@ def require_toy(config: RunConfig) -> None:
 
 @contextmanager
 def prepared_samples(
-    config: RowsConfig,
-    opened: Opened,
-    stage: SftConfig,
-    toy: Stream[Demonstration],
-    world: World | None = None,
+    config: RowsConfig, opened: Opened, stage: SftConfig, toy: Stream[Demonstration]
 ) -> Iterator[Rows[Sample]]:
-    """Samples for SFT: of the files of `data.train`, else of `toy`; of several ranks each one's share."""
-    from thyme.train.sft import row_samples
-    from thyme.verbs.opening import styled
+    """Samples for SFT: of the files of `data.train`, else of `toy`."""
+    from thyme.data.ahead import Ahead
+    from thyme.train.sft import row_samples, sample_bytes
 
-    rows = Rows(stream=toy, count=None)
-    if config.data.train:
-        files = open_files(config, "train", "sft", opened.processor)
-        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
-    stream, system = styled(rows.stream, opened.dialect)
-    samples = row_samples(opened.processor, stream, stage.loss_rule, system, world=world)
-    with _prepared(config, samples, stage.batch_size) as prepared:
-        yield Rows(stream=prepared, count=rows.count)
+    def samples(rows: Stream[Demonstration]) -> Stream[Sample]:
+        return row_samples(opened.processor, rows, stage.loss_rule, opened.dialect.prompt_style)
+
+    if not config.data.train:
+        yield Rows(stream=samples(toy), count=None)
+        return
+    files = open_files(config, "train", "sft", opened.processor)
+    with Ahead(samples(files.stream(config.data.seed)), config.data, sample_bytes) as ahead:
+        yield Rows(stream=ahead, count=len(files))
 
 
 @contextmanager
-def prepared_questions(config: RowsConfig, opened: Opened, batch_size: int) -> Iterator[Rows[Question]]:
+def prepared_questions(config: RowsConfig, opened: Opened) -> Iterator[Rows[Question]]:
     """Training questions: of the files of `data.train`, else the toy world's."""
+    from thyme.data.ahead import Ahead, question_bytes
     from thyme.toy.streams import question_stream
 
-    rows = Rows(stream=question_stream(config.toy), count=None)
-    if config.data.train:
-        files = open_files(config, "train", "rl", opened.processor)
-        rows = Rows(stream=files.stream(config.data.seed), count=len(files))
-    with _prepared(config, rows.stream, batch_size) as prepared:
-        yield Rows(stream=prepared, count=rows.count)
+    if not config.data.train:
+        yield Rows(stream=question_stream(config.toy), count=None)
+        return
+    files = open_files(config, "train", "rl", opened.processor)
+    with Ahead(files.stream(config.data.seed), config.data, question_bytes) as ahead:
+        yield Rows(stream=ahead, count=len(files))
 
 
 def heldout_questions(config: RowsConfig, count: int, processor: Processor | None = None) -> list[Question]:
@@ -165,9 +162,3 @@ def _is_toy(config: RunConfig) -> bool:
     from thyme.toy.tokenizer import is_toy_folder
 
     return config.model == EMBEDDED or is_toy_folder(model_folder(Path(config.model)))
-
-
-@contextmanager
-def _prepared(config: RowsConfig, stream: Stream[T], batch_size: int) -> Iterator[Stream[T]]:
-    """The stream, with what coming steps need made ahead of them."""
-    yield stream

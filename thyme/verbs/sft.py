@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -26,15 +27,22 @@ class Config(TrainingConfig):
     sft: SftConfig = field(default_factory=SftConfig)
 
 
+def described(config: Config) -> Iterator[str]:
+    """What `--dry-run` says beside the config."""
+    from thyme.verbs.dry_run import described
+
+    return described(config, "sft")
+
+
 def run(config: Config) -> None:
     """Trains and saves the model."""
-    from thyme.verbs.opening import open_model
+    from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
     with open_run(config, "sft", config.distributed, data_digest=data_digest(config)) as run:
-        opened = open_model(config, run.world.device)
+        opened = adapted(open_model(config, run.world.device), config)
         train(config, opened, run.folder, **run.stage("sft"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
@@ -66,9 +74,10 @@ def train(
     from thyme.verbs.rows import prepared_samples
     from thyme.verbs.training import stage_options, told, with_epochs
 
-    world = options.get("world")
-    with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy), world) as samples:
+    with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy)) as samples:
         settings = with_epochs(config.sft, samples.count)
-        with told(config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step, world=world) as line:
+        with told(
+            config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step, world=options.get("world")
+        ) as line:
             stage = stage_options(config, opened, folder, line, **options)
             return train_sft(opened.model, opened.processor, samples.stream, settings, **stage)

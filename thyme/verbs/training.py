@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar, Unpack
 
 from thyme.config import to_dict
-from thyme.evals import evaluate
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import StageConfig
@@ -20,7 +19,7 @@ from thyme.train.metrics import Metrics, OnStep, progress
 from thyme.train.stage import RunOptions, StageOptions
 from thyme.train.tracking import tracked
 from thyme.verbs.config import TrainingConfig
-from thyme.verbs.eval import evaluation_sampling
+from thyme.verbs.eval import judged
 from thyme.verbs.opening import Opened, open_loop, save_model
 from thyme.verbs.rows import heldout_questions
 
@@ -119,10 +118,13 @@ def stage_options(
 def heldout_metrics(
     config: TrainingConfig, opened: Opened, asked: Sequence[Question], loop: RolloutLoop | None
 ) -> Metrics:
-    """Held-out accuracy with its 95 % interval, overall and by source, and the share of rollouts with code."""
+    """Held-out accuracy with its 95 % interval, overall and by source, and the share of rollouts with code; with a
+    judge, also how many answers are right on its word, and how many it gave none on."""
     with nullcontext(loop) if loop is not None else open_loop(config, opened) as running:
-        result = evaluate(running, asked, evaluation_sampling(config.eval, running))
+        result = judged(config, config.eval, running, asked)
     overall = result.overall
     metrics = {"eval/accuracy": overall.accuracy, "eval/accuracy_low": overall.low, "eval/accuracy_high": overall.high}
     metrics["eval/code_share"] = overall.code_share
+    if config.judge.url is not None:
+        metrics |= {"eval/by_judge": float(overall.by_judge), "eval/not_judged": float(overall.errors)}
     return metrics | {f"eval/accuracy/{name}": part.accuracy for name, part in result.scenarios.items() if name}

@@ -7,7 +7,8 @@ import pytest
 
 from tests.data.rows import FIRST, RESPONSE, SECOND, b64, png, thyme_rl, thyme_sft, uri
 from thyme.data.layouts.known import layout_of, read_row
-from thyme.data.problems import Kind, kind_of, text_problems
+from thyme.data.layouts.row import Kind
+from thyme.data.problems import kind_of, text_problems
 from thyme.data.refusal import BadRow
 from thyme.data.resolve import Resolved, resolve
 

@@ -48,6 +48,28 @@ def test_ten_thousand_lines_are_passed_over_one_by_one(tmp_path: Path) -> None:
     assert JsonLines(path).read(positions[9_876])["i"] == 9_876
 
 
+def test_one_json_array_is_read_row_by_row(tmp_path: Path) -> None:
+    text = '\u00e4\u56fe \\" ]},'
+    rows: list[Any] = [{"text": text * (i % 7), "image": "A" * (3_000 * (i % 5)), "i": i} for i in range(200)]
+    rows[3] = 12
+    path = tmp_path / "rows.json"
+    for options in ({}, {"indent": 2}, {"ensure_ascii": False}):
+        path.write_text(" \n" + json.dumps(rows, **options) + "\n", "utf-8")  # type: ignore[arg-type]
+        table = open_table(path)
+        entries = list(table.scan())
+        assert [entry.value for entry in entries] == rows and [entry.number for entry in entries] == list(range(1, 201))
+        assert [table.read(entry.position) for entry in reversed(entries)] == rows[::-1]
+    assert list(open_table(_text(path, "[]")).scan()) == []
+    for broken, what in (('[{"a": 1}, {"a"', "at byte 11: no JSON"), ('[{"a": 1}', "at byte 9: it breaks off")):
+        with pytest.raises(ValueError, match=what):
+            list(open_table(_text(path, broken)).scan())
+
+
+def _text(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["large_string", "binary", "struct"])
 def test_parquet_gives_the_lists_it_was_given(kind: str, tmp_path: Path) -> None:
     types = {

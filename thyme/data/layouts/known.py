@@ -8,7 +8,7 @@ from typing import Any
 
 from thyme.data.config import Format
 from thyme.data.layouts import messages, openai, sharegpt, thyme, verl
-from thyme.data.layouts.row import Row, keys_seen
+from thyme.data.layouts.row import Row
 from thyme.data.refusal import BadRow
 
 LAYOUTS: dict[str, ModuleType] = {
@@ -57,7 +57,7 @@ def layout_of(row: Mapping[str, Any]) -> str:
     fits = [name for name, layout in LAYOUTS.items() if layout.recognizes(row)]
     if len(fits) == 1:
         return fits[0]
-    seen = ", ".join(keys_seen(row)) or "no key"
+    seen = ", ".join(map(repr, list(row)[:8])) or "no key"
     if fits:
         raise BadRow("layout", f"{seen} fit {' and '.join(fits)}: say which (data.format)")
     raise BadRow("layout", f"{seen} are the keys of no layout ({KEYS})")

@@ -3,10 +3,21 @@ beside the messages makes a question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thyme.data.layouts.row import Row, conversation, identity, listed, spoken, text_of
+from thyme.data.layouts.row import (
+    Kind,
+    Row,
+    conversation,
+    embedded,
+    identity,
+    listed,
+    pictures_type,
+    spoken,
+    text_of,
+    turns_type,
+)
 
 PICTURES = ("images", "image")
 
@@ -39,11 +50,25 @@ def read(row: Mapping[str, Any]) -> Row:
     )
 
 
-def write(row: Row, pictures: list[Any]) -> dict[str, Any]:
-    """A row of this layout."""
+def write(row: Row, pictures: Sequence[bytes], *, as_json: bool) -> dict[str, Any]:
+    """A row of this layout.
+
+    Args:
+        row: its text.
+        pictures: its image files.
+        as_json: data URIs, for JSON lines; else bytes, for parquet.
+    """
     said = {"system": row.system, "user": row.user, "assistant": row.response}
     messages = [{"role": role, "content": text} for role, text in said.items() if text is not None]
-    return {"messages": messages, "images": pictures, "solution": row.solution}
+    written = {"messages": messages, "images": embedded(pictures, as_json=as_json)}
+    return written if row.solution is None else written | {"solution": row.solution}
+
+
+def schema(kind: Kind) -> Any:
+    """The columns in parquet."""
+    import pyarrow as pa
+
+    return pa.schema([("messages", turns_type()), ("images", pictures_type()), ("solution", pa.string())])
 
 
 def _in_parts(messages: Any) -> bool:

@@ -3,10 +3,11 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from thyme.data.layouts.row import MARK, Row, Turn, conversation, identity, listed, spoken, text_of
+from thyme.data.layouts.row import MARK, Kind, Row, Turn, conversation, identity, listed, spoken, text_of
+from thyme.data.pictures import data_uri
 from thyme.data.refusal import BadRow
 
 PICTURES: tuple[str, ...] = ()
@@ -50,17 +51,31 @@ def read(row: Mapping[str, Any]) -> Row:
     )
 
 
-def write(row: Row, pictures: list[Any]) -> dict[str, Any]:
-    """A row of this layout. Every turn but the system's is in parts, so that a column of them has one type."""
-    left = iter(pictures)
-    messages = []
-    for role, text in (("system", row.system), ("user", row.user), ("assistant", row.response)):
-        if text is not None:
-            messages.append({"role": role, "content": _parts(text, left)})
-    return {"messages": messages, "solution": row.solution}
+def write(row: Row, pictures: Sequence[bytes], *, as_json: bool) -> dict[str, Any]:
+    """A row of this layout. Every turn is in parts, so that a column of them has one type.
+
+    Args:
+        row: its text.
+        pictures: its image files.
+        as_json: for JSON lines, not for parquet; here they are the same.
+    """
+    left = map(data_uri, pictures)
+    said = {"system": row.system, "user": row.user, "assistant": row.response}
+    messages = [{"role": role, "content": _parts(text, left)} for role, text in said.items() if text is not None]
+    return {"messages": messages} if row.solution is None else {"messages": messages, "solution": row.solution}
 
 
-def _joined(content: Any, beside: Any, pictures: list[Any]) -> Any:
+def schema(kind: Kind) -> Any:
+    """The columns in parquet."""
+    import pyarrow as pa
+
+    url = pa.struct([("url", pa.large_string())])
+    part = pa.struct([("type", pa.string()), ("text", pa.string()), ("image_url", url)])
+    turn = pa.struct([("role", pa.string()), ("content", pa.list_(part))])
+    return pa.schema([("messages", pa.list_(turn)), ("solution", pa.string())])
+
+
+def _joined(content: Any, beside: Iterator[Any], pictures: list[Any]) -> Any:
     """The text of a turn with a mark for each part that is a picture, which goes to `pictures`."""
     if not isinstance(content, list):
         return content
@@ -82,7 +97,7 @@ def _joined(content: Any, beside: Any, pictures: list[Any]) -> Any:
     return text
 
 
-def _parts(text: str, pictures: Any) -> list[dict[str, Any]]:
+def _parts(text: str, pictures: Iterator[str]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(text.split(MARK)):
         if index:

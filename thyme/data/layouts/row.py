@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from thyme.data.pictures import data_uri
 from thyme.data.refusal import BadRow
+
+Kind = Literal["sft", "rl"]
 
 MARK = "<image>"
 """Where a picture stands in a text."""
@@ -123,6 +126,20 @@ def identity(row: Mapping[str, Any]) -> dict[str, str]:
     return {"source": source, "id": name}
 
 
-def keys_seen(row: Any) -> Iterator[str]:
-    """The first keys of a row, quoted."""
-    yield from map(repr, list(row)[:8])
+def embedded(pictures: Sequence[bytes], *, as_json: bool) -> list[Any]:
+    """Image files as a column: data URIs, or the dictionaries of Hugging Face data sets."""
+    return [data_uri(data) if as_json else {"bytes": data, "path": None} for data in pictures]
+
+
+def turns_type(role: str = "role", content: str = "content") -> Any:
+    """Parquet's type of a list of messages."""
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([(role, pa.string()), (content, pa.string())]))
+
+
+def pictures_type() -> Any:
+    """Parquet's type of a list of image files."""
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

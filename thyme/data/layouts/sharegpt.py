@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thyme.data.layouts.row import Row, Turn, conversation, identity, listed, spoken, text_of
+from thyme.data.layouts.row import (
+    Kind,
+    Row,
+    Turn,
+    conversation,
+    embedded,
+    identity,
+    listed,
+    pictures_type,
+    spoken,
+    text_of,
+    turns_type,
+)
 
 PICTURES = ("images", "image")
 
@@ -39,8 +51,21 @@ def read(row: Mapping[str, Any]) -> Row:
     )
 
 
-def write(row: Row, pictures: list[Any]) -> dict[str, Any]:
-    """A row of this layout."""
+def write(row: Row, pictures: Sequence[bytes], *, as_json: bool) -> dict[str, Any]:
+    """A row of this layout.
+
+    Args:
+        row: its text.
+        pictures: its image files.
+        as_json: data URIs, for JSON lines; else bytes, for parquet.
+    """
     said = {"system": row.system, "human": row.user, "gpt": row.response}
     turns = [{"from": role, "value": text} for role, text in said.items() if text is not None]
-    return {"conversations": turns, "images": pictures}
+    return {"conversations": turns, "images": embedded(pictures, as_json=as_json)}
+
+
+def schema(kind: Kind) -> Any:
+    """The columns in parquet."""
+    import pyarrow as pa
+
+    return pa.schema([("conversations", turns_type("from", "value")), ("images", pictures_type())])

@@ -3,10 +3,11 @@ solution, question}, the question being the bare one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thyme.data.layouts.row import Row, conversation, identity, listed, spoken
+from thyme.data.layouts.row import Kind, Row, conversation, identity, listed, spoken, turns_type
+from thyme.data.pictures import base64_of
 from thyme.data.refusal import BadRow
 
 PICTURES = ("image", "images")
@@ -52,9 +53,27 @@ def read(row: Mapping[str, Any]) -> Row:
     )
 
 
-def write(row: Row, pictures: list[Any]) -> dict[str, Any]:
-    """A row of this layout: of the SFT set where there is a response, of the RL set elsewhere."""
+def write(row: Row, pictures: Sequence[bytes], *, as_json: bool) -> dict[str, Any]:
+    """A row of this layout: of the SFT set where there is a response, of the RL set elsewhere.
+
+    Args:
+        row: its text.
+        pictures: its image files.
+        as_json: for JSON lines, not for parquet; here they are the same.
+    """
+    encoded = [base64_of(data) for data in pictures]
     if row.response is not None:
-        return {"image": pictures, "question": row.user, "response": row.response}
+        return {"image": encoded, "question": row.user, "response": row.response}
     messages = [{"role": "system", "content": row.system}, {"role": "user", "content": row.user}]
-    return {"messages": messages, "images": pictures, "solution": row.solution, "question": row.question}
+    return {"messages": messages, "images": encoded, "solution": row.solution, "question": row.question}
+
+
+def schema(kind: Kind) -> Any:
+    """The columns in parquet."""
+    import pyarrow as pa
+
+    pictures = pa.list_(pa.large_string())
+    if kind == "sft":
+        return pa.schema([("image", pictures), ("question", pa.string()), ("response", pa.string())])
+    text = [(name, pa.string()) for name in ("solution", "question")]
+    return pa.schema([("messages", turns_type()), ("images", pictures), *text])

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thyme.data.layouts.row import Row, Turn, conversation, from_json, identity, listed, spoken, text_of
+from thyme.data.layouts.row import (
+    Kind,
+    Row,
+    Turn,
+    conversation,
+    embedded,
+    from_json,
+    identity,
+    listed,
+    pictures_type,
+    spoken,
+    text_of,
+    turns_type,
+)
 from thyme.data.refusal import BadRow
 
 PICTURES = ("images",)
@@ -22,7 +35,7 @@ def read(row: Mapping[str, Any]) -> Row:
     Raises:
         BadRow: it is not laid out so.
     """
-    prompt, reward, extra = from_json(row.get("prompt")), from_json(row.get("reward_model")), row.get("extra_info")
+    prompt, reward, extra = (from_json(row.get(key)) for key in ("prompt", "reward_model", "extra_info"))
     turns = [Turn("user", prompt)] if isinstance(prompt, str) else conversation(prompt, "prompt")
     system, user, response = spoken(turns, "prompt")
     if response is not None:
@@ -33,7 +46,7 @@ def read(row: Mapping[str, Any]) -> Row:
     solution = text_of(truth)
     if solution is None:
         raise BadRow("no solution", f"reward_model.ground_truth is {truth!r:.60}: one answer, as text")
-    extra = from_json(extra) if from_json(extra) and isinstance(from_json(extra), Mapping) else {}
+    extra = extra if isinstance(extra, Mapping) else {}
     bare = extra.get("question")
     said = identity(row)
     return Row(
@@ -47,14 +60,37 @@ def read(row: Mapping[str, Any]) -> Row:
     )
 
 
-def write(row: Row, pictures: list[Any]) -> dict[str, Any]:
-    """A row of this layout; a response has no place in it."""
+def write(row: Row, pictures: Sequence[bytes], *, as_json: bool) -> dict[str, Any]:
+    """A row of this layout; a response has no place in it.
+
+    Args:
+        row: its text.
+        pictures: its image files.
+        as_json: data URIs, for JSON lines; else bytes, for parquet.
+    """
     said = {"system": row.system, "user": row.user}
     return {
         "data_source": row.source,
         "prompt": [{"role": role, "content": text} for role, text in said.items() if text is not None],
-        "images": [{"bytes": picture, "path": None} for picture in pictures],
+        "images": embedded(pictures, as_json=as_json),
         "ability": "vqa",
         "reward_model": {"style": "rule", "ground_truth": row.solution},
         "extra_info": {"question": row.question},
     }
+
+
+def schema(kind: Kind) -> Any:
+    """The columns in parquet."""
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema(
+        [
+            ("data_source", text),
+            ("prompt", turns_type()),
+            ("images", pictures_type()),
+            ("ability", text),
+            ("reward_model", pa.struct([("style", text), ("ground_truth", text)])),
+            ("extra_info", pa.struct([("question", text)])),
+        ]
+    )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from thyme.data.tables.json_array import JsonArray
 from thyme.data.tables.json_lines import JsonLines
 from thyme.data.tables.parquet import Parquet
 from thyme.data.tables.table import Table
+
+_HEAD_BYTES = 4096
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -43,13 +46,14 @@ def open_table(path: Path) -> Table:
     """A file as a table; what it is, its first bytes tell.
 
     Raises:
-        ValueError: it is neither parquet nor JSON lines, or damaged, or parquet where pyarrow is not installed.
+        ValueError: it is neither parquet nor JSON lines nor one JSON array, or damaged; or it is parquet and pyarrow is
+            not installed.
     """
     if not path.is_file():
         raise ValueError(f"data file {path}: no such file" if not path.is_dir() else f"data file {path}: is a folder")
     with path.open("rb") as file:
-        head = file.read(4)
-    if head == b"PAR1":
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(b"PAR1"):
         return Parquet(path)
     for magic, name in _FILES.items():
         if head.startswith(magic):
@@ -58,7 +62,7 @@ def open_table(path: Path) -> Table:
         raise ValueError(f"data file {path}: is a table of text: give parquet, or one JSON object a line")
     if path.suffix.lower() == ".parquet":
         raise ValueError(f"data file {path}: is no parquet file: download it again")
-    return JsonLines(path)
+    return JsonArray(path) if head.lstrip().startswith(b"[") else JsonLines(path)
 
 
 def _is_shown(path: Path, below: Path) -> bool:

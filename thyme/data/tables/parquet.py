@@ -40,7 +40,7 @@ class Parquet:
         self._starts = [0, *accumulate(self._rows)]
 
     def scan(self, without: Collection[str] = ()) -> Iterator[Entry]:
-        """See `Table.scan`."""
+        """See `Table.scan`; memory is bounded by a page of each column, as the file's writer cut them."""
         columns = [name for name in self._columns if name not in without]
         number = 0
         with self._opened() as file:

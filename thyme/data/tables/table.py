@@ -30,7 +30,7 @@ class Table(Protocol):
     """Whether `scan` leaves out the columns it is told to."""
 
     def scan(self, without: Collection[str] = ()) -> Iterator[Entry]:
-        """Every row in order; memory is bounded by a few rows.
+        """Every row in order; memory is bounded by a few rows, whatever their number.
 
         Args:
             without: columns that need not be read.

@@ -1,9 +1,13 @@
-"""An event loop on a thread of its own: what waits for a network does so beside the decoding."""
+"""Threads beside the decoding: one with an event loop, for what waits, and one that works off calls, for what works.
+
+Both are daemons: no reward that hangs keeps a process from ending.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -14,7 +18,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 10.0
-"""Given to what runs on the loop to end once it is cancelled."""
+"""Given to what runs on a thread to end when the thread is closed."""
 
 
 class LoopThread:
@@ -75,3 +79,37 @@ class LoopThread:
         await asyncio.gather(*tasks, return_exceptions=True)
         for end in self._at_close:
             await end()
+
+
+class WorkThread:
+    """Calls what is submitted, one after the other.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """What the call gives or raises; cancelled before its turn, it is not called."""
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def close(self) -> None:
+        """Ends the thread once it has worked off what is not cancelled; one that hangs is left behind."""
+        self._calls.put(None)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (work := self._calls.get()) is not None:
+            future, call = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del future, call, work  # nothing is kept alive while it waits

@@ -1,0 +1,195 @@
+"""The process that forks: it serves, its memory stays as it was, nothing of it is shared for writing, and it is missed
+when it is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.host import check_crop, children_of, eventually
+from thyme.sandbox import Sandbox, SandboxConfig, Status
+
+
+def run_alone(code: str) -> str:
+    """Runs `code` in a process with one thread."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def template_of(sandbox: Sandbox) -> int:
+    """The oldest process of that name: a child has it too until it has put its own on."""
+    named = []
+    for pid in children_of(sandbox._client.server.process.pid):
+        try:
+            if Path(f"/proc/{pid}/comm").read_text() == "thyme-template\n":
+                named.append(pid)
+        except OSError:
+            continue
+    return min(named)
+
+
+@pytest.fixture(scope="module", params=["full", "plain"])
+def own(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    off = frozenset({"namespaces"}) if request.param == "plain" else frozenset()
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
+        yield sandbox
+
+
+def test_it_forks_and_waits_for_its_children() -> None:
+    """Message and descriptors reach the child; its status and CPU time come back, also of one that was killed."""
+    code = """
+import os, signal
+from thyme.sandbox.slots import Place
+from thyme.sandbox.template import Birth, Template
+server = os.getpid()
+def live(birth, descriptors):
+    os.write(descriptors[0], f"{birth.place.slot} {birth.early} {os.getppid() == server}".encode())
+    if birth.early:
+        sum(range(3_000_000))
+        os._exit(7)
+    signal.pause()
+template = Template(live, leave=[], proc=os.open("/proc", os.O_PATH), memory_bytes=None)
+read_end, write_end = os.pipe()
+for slot, early in ((3, True), (4, False)):
+    birth = Birth(place=Place(slot=slot, scratch=None), image=None, early=early)
+    pid, pidfd = template.fork(birth, [write_end])
+    print(os.read(read_end, 100).decode())
+    if not early:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    status, cpu_s = template.reap(pid)
+    print(os.waitstatus_to_exitcode(status), 0.005 < cpu_s < 30 if early else cpu_s < 1)
+os.kill(template._pid, signal.SIGKILL)
+try:
+    template.fork(birth, [write_end])
+except RuntimeError as error:
+    print(error)
+template.stop()
+"""
+    assert run_alone(code).splitlines() == [
+        "3 True False",
+        "7 True",
+        "4 False False",
+        "-9 True",
+        "the template process has ended",
+    ]
+
+
+def test_shared_pages_keep_their_content_and_stay_private() -> None:
+    """What a child writes is seen neither by its parent nor by its brother; the protection is kept."""
+    code = """
+import ctypes, mmap, os, struct
+from thyme import _fork
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = bytes(range(256)) * (2 * page // 256)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(_fork.share_pages(struct.pack("=QQQ", start, 2 * page, 3)) == 2 * page)
+print(memory[:] == bytes(range(256)) * (2 * page // 256))
+line = next(l for l in open("/proc/self/maps") if l.startswith(f"{start:x}-"))
+print(line.split()[1], "memfd:template" in line)
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        seen = memory[:4]
+        memory[:4] = b"mine"
+        os._exit(0 if seen == bytes(range(4)) and memory[:4] == b"mine" else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), memory[:4] == bytes(range(4)))
+"""
+    assert run_alone(code).splitlines() == ["True", "True", "rw-p True", "0 True", "0 True"]
+
+
+def test_what_cannot_be_shared_stays() -> None:
+    """A range that is not mapped: nothing changes, and nothing else is changed either."""
+    code = """
+import ctypes, mmap, struct
+from thyme import _fork
+memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:4] = b"kept"
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(_fork.share_pages(struct.pack("=6Q", start, mmap.PAGESIZE, 3, 4096, mmap.PAGESIZE, 3)), memory[:4])
+print("memfd:template" in open("/proc/self/maps").read())
+"""
+    assert run_alone(code).splitlines() == ["0 b'kept'", "False"]
+
+
+def test_arenas_lie_side_by_side_and_come_back() -> None:
+    """Small objects are allocated, freed and allocated again, within the room, beyond it, and after its end."""
+    code = """
+from thyme import _fork
+_fork.gather_arenas(8 << 20)
+for _ in range(3):
+    kept = [str(i) * 3 for i in range(400_000)]  # some 30 MB
+    assert len(set(map(id, kept))) == 400_000 and kept[-1] == "399999" * 3
+    del kept
+_fork.close_region()
+for _ in range(3):
+    kept = [str(i) * 3 for i in range(400_000)]
+    assert len(set(map(id, kept))) == 400_000 and kept[-1] == "399999" * 3
+    del kept
+print("served")
+"""
+    assert run_alone(code) == "served\n"
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def faults_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+def test_its_memory_stays_as_it_was(own: Sandbox) -> None:
+    """Orders cost it a few pages of its stack, each time the same, and no huge page."""
+    for _ in range(5):
+        assert own.run("print(1)").stdout == "1\n"
+    pid = template_of(own)
+    before, faults = memory_of(pid), faults_of(pid)
+    for _ in range(20):
+        assert own.run("print(1)").stdout == "1\n"
+    after = memory_of(pid)
+    assert after["AnonHugePages"] == before["AnonHugePages"]
+    assert after["Anonymous"] - before["Anonymous"] <= 64  # KiB
+    assert faults_of(pid) - faults < 20 * 20
+    assert after["Anonymous"] - after["AnonHugePages"] < 4096, "what a fork copies page by page"
+
+
+_SCRIBBLE = """
+import ctypes
+flag = ctypes.c_int.in_dll(ctypes.pythonapi, 'Py_QuietFlag')
+print(flag.value)
+flag.value += 77
+print(flag.value)
+"""
+
+
+def test_a_snippet_writes_to_a_copy_of_its_own(own: Sandbox) -> None:
+    """To the data of a library, which all processes read from one sealed file."""
+    for _ in range(3):
+        assert own.run(_SCRIBBLE).stdout == "0\n77\n"
+
+
+def test_without_it_the_fork_server_is_replaced(image) -> None:
+    for off in (frozenset(), frozenset({"namespaces"})):
+        with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
+            with sandbox.session() as session:
+                assert session.run("x = 1").status is Status.OK
+                os.kill(template_of(sandbox), signal.SIGKILL)
+                assert eventually(lambda sandbox=sandbox: sandbox._client.restarts == 1)
+                assert session.run("print('x' in globals())").stdout == "False\n"
+            check_crop(sandbox, image)
+
+
+def test_it_ends_with_the_sandbox() -> None:
+    for off in (frozenset(), frozenset({"namespaces"})):
+        with Sandbox(SandboxConfig(workers=1, memory_mib=256), _off=off) as sandbox:
+            pid = template_of(sandbox)
+        assert eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())

@@ -1,0 +1,172 @@
+"""Say whether a recipe fits a machine's GPUs, phase by phase, and what to change if not; loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from thyme.verbs import anneal, rl, sft
+
+if TYPE_CHECKING:
+    from thyme.model.config import ModelConfig
+    from thyme.train.memory import Job, Plan
+
+GIB = 2**30
+ITEMSIZE = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(sft.Config, anneal.Config, rl.Config):
+    """A recipe, and a machine for it."""
+
+    name: str = "plan"
+    stage: Literal["rl", "sft", "anneal"] = "rl"
+    """The stage that is planned."""
+    gpu_gib: float = 80.0
+    """Memory of one GPU."""
+    gpus: int = 1
+    """GPUs that train together, each with an engine of its own."""
+    reserve_gib: float = 4.0
+    """Of each GPU, what is kept back: CUDA's own memory, and gaps between tensors."""
+    kv_gib: float = 8.0
+    """KV cache that a rollout should have at least, where engine.kv_bytes and engine.num_blocks say nothing."""
+    image_share: float = 0.4
+    """Of the tokens of a micro-batch, those that show pictures; all others count as trained."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the model; on a GPU thyme loads a folder in bfloat16."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gpus", "gpu_gib"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 0 <= self.reserve_gib < self.gpu_gib:
+            raise ValueError(f"reserve_gib: {self.reserve_gib} must lie in [0, gpu_gib = {self.gpu_gib})")
+        if self.kv_gib < 0 or not 0 <= self.image_share <= 1:
+            raise ValueError(f"kv_gib: {self.kv_gib} must be at least 0, image_share: {self.image_share} in [0, 1]")
+
+
+def run(config: Config) -> int:
+    """Prints the plan; 1 where neither it nor a change that was tried fits."""
+    from thyme.train.fitting import changed, fitting
+    from thyme.train.memory import plan
+
+    job = job_of(config)
+    budget, kv_bytes = int((config.gpu_gib - config.reserve_gib) * GIB), _kv_wanted(config, job)
+    found = plan(job)
+    print(f"{_head(config, job, found)}\n\n{table(found, budget, kv_bytes)}")
+    changes = fitting(job, budget, kv_bytes)
+    if changes is None:
+        print("\nNo change that was tried makes it fit: take more or larger GPUs, or shorter samples")
+        return 1
+    if changes:
+        print("\nIt fits with these changes:\n")
+        for key, value in changes.items():
+            print(f"  {key if '.' in key else f'{config.stage}.{key}'} = {_toml(value)}")
+        job = changed(job, changes)
+        found = plan(job)
+        print(f"\n{table(found, budget, kv_bytes)}")
+    for line in _notes(config, job, found, budget):
+        print(line)
+    return 0
+
+
+def job_of(config: Config) -> Job:
+    """The job that a config plans.
+
+    Raises:
+        FileNotFoundError, ValueError: `model` is no folder with a config.json, no published size and not "tiny".
+    """
+    from thyme.train.memory import Job
+
+    stage = getattr(config, config.stage)
+    return Job(
+        model=model_config(config.model),
+        stage=stage,
+        lora=config.lora,
+        itemsize=ITEMSIZE[config.dtype],
+        gpus=config.gpus,
+        image_share=config.image_share,
+        longest=(config.engine.max_context or 0) if config.stage == "rl" else 0,
+        step_tokens=config.engine.max_batch_tokens,
+        sequences=config.engine.max_sequences,
+    )
+
+
+def model_config(name: str) -> ModelConfig:
+    """Of the embedded toy, a published size, or a folder, of which only config.json is read."""
+    from pathlib import Path
+
+    from thyme.model.sizes import SIZES
+    from thyme.model.weights import read_config
+    from thyme.toy.model import tiny_config
+    from thyme.verbs.config import EMBEDDED
+    from thyme.verbs.folders import model_folder
+
+    if name == EMBEDDED:
+        return tiny_config()
+    if name.lower() in SIZES:
+        return SIZES[name.lower()]
+    if not Path(name).exists():
+        raise FileNotFoundError(f"model {name}: no such folder, and no published size: {', '.join(SIZES)}")
+    return read_config(model_folder(Path(name)))
+
+
+def table(found: Plan, budget: int, kv_bytes: int) -> str:
+    """GiB of one GPU, by phase and by what is there; the KV cache as large as it is wanted."""
+    columns = {phase: dict(items) for phase, items in found.phases.items()}
+    if "rollout" in columns:
+        columns["rollout"]["KV cache"] = kv_bytes
+    names = list(dict.fromkeys(name for items in columns.values() for name in items))
+    lines = [f"{'GiB of a GPU':<14}" + "".join(f"{phase:>11}" for phase in columns)]
+    for name in names:
+        lines.append(f"{name:<14}" + "".join(_cell(items.get(name)) for items in columns.values()))
+    totals = {phase: sum(items.values()) for phase, items in columns.items()}
+    lines.append(f"{'total':<14}" + "".join(_cell(total) for total in totals.values()))
+    over = {phase: total for phase, total in totals.items() if total > budget}
+    peak = max(totals, key=totals.__getitem__)
+    verdict = f"{', '.join(over)} {'do' if len(over) > 1 else 'does'} not fit" if over else "it fits"
+    lines += ["", f"Peak {totals[peak] / GIB:.1f} of {budget / GIB:.1f} GiB, in {peak}: {verdict}"]
+    return "\n".join(lines)
+
+
+def _head(config: Config, job: Job, found: Plan) -> str:
+    counts = found.counts
+    share = f"{counts.trained / 1e9:.3f} B trained" if counts.trained < counts.all else "all trained"
+    machine = f"{job.gpus} GPU{'s' if job.gpus > 1 else ''} of {config.gpu_gib:g} GiB"
+    shown = round(job.tokens * job.image_share) if job.model.vision is not None else 0
+    return (
+        f"{config.stage} of {config.model}: {counts.all / 1e9:.3f} B parameters, {share}, {config.dtype}, {machine}\n"
+        f"micro-batches of {job.tokens:,} tokens, {shown:,} of them of pictures; "
+        f"head {'fused' if job.fuses_head else 'not fused'}"
+    )
+
+
+def _notes(config: Config, job: Job, found: Plan, budget: int) -> Iterator[str]:
+    if found.host:
+        yield f"Host memory for optimizer and reference: {found.host / GIB:.1f} GiB."
+    if "rollout" not in found.phases:
+        return
+    left = found.kv_bytes(budget)
+    yield f"A KV cache may have {left / GIB:.1f} GiB, {left // found.kv_token:,} tokens"
+    if config.engine.kv_bytes is None and config.engine.num_blocks is None:
+        yield f"Say engine.kv_bytes = {left // GIB * GIB}, or it is a share of what is free before the moments"
+
+
+def _kv_wanted(config: Config, job: Job) -> int:
+    if config.stage != "rl":
+        return 0
+    engine, text = config.engine, job.model.text
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * job.itemsize
+    if engine.kv_bytes is not None:
+        return engine.kv_bytes
+    return int(config.kv_gib * GIB) if engine.num_blocks is None else engine.num_blocks * engine.block_size * token
+
+
+def _cell(size: int | None) -> str:
+    return f"{'':>11}" if size is None else f"{size / GIB:>11.1f}"
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
