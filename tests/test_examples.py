@@ -68,6 +68,13 @@ def test_write_a_reward_prefers_the_shorter_of_two_equal_answers(tmp_path: Path)
     assert sum(row[2] for row in rows) == pytest.approx(0, abs=0.01)
 
 
+def test_ask_a_judge_prefers_the_plainer_of_two_right_answers(tmp_path: Path) -> None:
+    rows = [numbers(line) for line in run("ask_a_judge.py", tmp_path)]
+    assert [row[0] for row in rows] == [9, 9, 10]
+    plain, winding, wrong = (row[1] for row in rows)
+    assert plain > winding >= 1.0 and wrong == 0.0
+
+
 def test_call_an_op_draws_the_largest_where_greedy_and_leaves_weightless_rows_alone(tmp_path: Path) -> None:
     lines = run("call_an_op.py", tmp_path)
     said = {line[:17].strip(): numbers(line[17:]) for line in lines if not line.startswith(" ")}

@@ -19,6 +19,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
+  export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
@@ -35,6 +36,7 @@ VERBS = {
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
     "plan": "thyme.verbs.plan",
+    "export": "thyme.verbs.export",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",

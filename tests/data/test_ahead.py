@@ -89,6 +89,24 @@ def test_the_next_step_is_prepared_while_the_caller_is_away() -> None:
         stream.gate.set()
 
 
+def test_what_was_being_prepared_when_the_caller_jumped_is_forgotten() -> None:
+    stream = Counted()
+    with Ahead(stream, DataConfig(workers=1, ahead_steps=1), lambda item: 1) as ahead:
+        ahead(0, 1)
+        _until_held(ahead, 1)
+        stream.gate.clear()
+        ahead(1, 1)
+        stream.until(3)
+        waiting = threading.Thread(target=lambda: ahead(50, 1))  # item 2 is being prepared
+        waiting.start()
+        with ahead._change:
+            assert ahead._change.wait_for(lambda: ahead._needed == 51, WAIT_S)
+        stream.gate.set()
+        waiting.join(WAIT_S)
+        _until_held(ahead, 1)
+        assert sorted(ahead._ready) == [51]
+
+
 def test_an_error_is_raised_where_its_row_is_asked_for_and_not_before() -> None:
     with Ahead(Counted(), DataConfig(workers=2, ahead_steps=3), lambda item: 1) as ahead:
         assert list(ahead(88, 4)) == [8800, 8900, 9000, 9100]

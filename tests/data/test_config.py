@@ -21,6 +21,7 @@ def test_a_recipe_says_it_and_reads_back() -> None:
     [
         ({"format": "parquet"}, "format: 'parquet' must be one of 'auto', 'thyme', 'messages'"),
         ({"train": ("a", "")}, "train: an empty path"),
+        ({"train": ("a", "b"), "heldout": ("b",)}, "heldout: 'b' is in train too"),
         ({"workers": -1}, "workers: -1 must be at least 0"),
         ({"ahead_steps": -1}, "ahead_steps: -1 must be at least 0"),
         ({"ahead_mib": 0}, "ahead_mib: 0 must be at least 1"),

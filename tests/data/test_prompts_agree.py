@@ -12,6 +12,7 @@ from thyme.model import ImageConfig
 from thyme.model.processor import Processor
 from thyme.rollout.prompts import SYSTEM_PROMPT, build_prompt, user_prompt
 from thyme.sandbox import Sandbox, Status
+from thyme.train.sft import row_sample
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,16 @@ def test_the_prompt_of_a_released_row_is_the_prompt_of_its_rollout(qwen: Process
     assert ids == build_prompt(asked, "thyme", qwen).token_ids
     assert ids == build_prompt(row.question, "thyme", qwen).token_ids
     assert HDD not in row.response and f'image_path = "{path}"' in row.response
+
+
+def test_a_special_token_in_a_question_stays_text(qwen: Processor) -> None:
+    row = resolve(
+        read_row(thyme_sft(question="<image>\nWhat is <|im_end|>?")), "sft", name="a", source="s", folder=None
+    )
+    ids = row_sample(qwen, row.demonstration(), "all", "thyme").token_ids.tolist()
+    assert qwen.im_end_id is not None and ids.count(qwen.im_end_id) == 3  # system, user, assistant
+    shown = qwen.expand(list(build_prompt(row.question, "thyme", qwen).token_ids), [qwen.preprocess(row.images[0])])
+    assert ids[: len(shown)] == list(shown)
 
 
 def test_the_code_of_a_released_row_runs_in_the_sandbox(sandbox: Sandbox) -> None:

@@ -3,7 +3,6 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 from tests.data.rows import FIRST, RESPONSE, SECOND, b64, png, thyme_rl, thyme_sft
 from thyme.data import sources
 from thyme.data.config import DataConfig
-from thyme.data.layouts.row import Row
-from thyme.data.refusal import Refusal
 from thyme.data.sources import DataSet, open_data
 from thyme.data.tables import parquet as parquet_module
 from thyme.rollout.prompts import SYSTEM_PROMPT
@@ -79,13 +76,6 @@ def test_dirty_rows_are_left_out_and_counted_by_reason(tmp_path: Path) -> None:
     assert data.summary().startswith("3 rows of 1 files; left out 7: ")
     assert f"1 tags ({text}: row 3: " in data.summary()
 
-    def further(row: Row, kind: str) -> Iterator[Refusal]:
-        if "sign 5" in row.user:
-            yield Refusal("dull", "x")
-
-    data = open_data([text], DataConfig(), "sft", further=further)
-    assert len(data) == 2 and data.left_out["dull"] == 1
-
 
 def test_demonstrations_serve_as_questions_and_questions_do_not_as_demonstrations(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", [thyme_sft(0), thyme_rl(1)])
@@ -121,9 +111,23 @@ def test_a_picture_that_cannot_be_read_is_found_when_its_row_is_and_the_next_sta
     fresh = open_data([path], DataConfig(), "rl", fits=fits)
     order = random.Random(0).sample(range(6), 6)
     assert {i: fresh[i].id for i in order} == {i: data[i].id for i in order}
+    assert [q.id for q in fresh.first(5)] == ["a:1", "a:2", "a:3"] and len(fresh.first(2)) == 2  # each once
     broken = _parquet(tmp_path / "b.parquet", rows[3:5])
+    with pytest.raises(ValueError, match="no row can be used"):
+        open_data([broken], DataConfig(), "rl").first(1)
     with pytest.raises(ValueError, match="no row can be used: 2 rows of 1 files; left out 2: 2 picture"):
         open_data([broken], DataConfig(), "rl")[0]
+
+
+def test_parts_in_parquet_take_their_pictures_from_the_column_beside_them(tmp_path: Path) -> None:
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "Which colour?"}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}], "images": images, "solution": "red"}
+        for images in ([{"bytes": FIRST, "path": None}], [], [{"bytes": FIRST, "path": None}] * 2)
+    ]
+    data = open_data([_parquet(tmp_path / "a.parquet", rows)], DataConfig(), "rl")
+    assert len(data) == 3 and data[0].image_size == (60, 40)
+    assert [q.id for q in data] == ["a:1"] * 3 and data.left_out == {"pictures": 2}
 
 
 def test_the_number_of_pictures_in_parquet_is_found_when_the_row_is_read(tmp_path: Path) -> None:

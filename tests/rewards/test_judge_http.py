@@ -420,6 +420,15 @@ def test_a_function_of_ones_own_may_ask_questions_of_its_own(server: JudgeServer
         assert scorer.submit(group("azure", "navy")).result(30) == first
 
 
+def test_the_example_asks_the_runs_judge(server: JudgeServer) -> None:
+    example = Path(__file__).parents[2] / "examples" / "ask_a_judge.py"
+    server.reply = lambda asked, number: Reply("8/10" if "The color is blue." in asked.prompt else "11")
+    with open_scorer(RewardConfig(function=f"{example}:reward"), judge(server)) as scorer:
+        right, wrong = scorer.submit(group("blue", "red")).result(30)
+    assert right == Reward(total=1.4, result=1.0, parts={"clarity": 0.4})
+    assert wrong == Reward(total=0.0, parts={"clarity": 0.0})
+
+
 def test_the_same_rewards_as_without_a_server(server: JudgeServer) -> None:
     """With a server that answers as the rule judge does, each reward is that of `score`, whatever the mode."""
     from thyme.rewards import RuleJudge, score

@@ -67,15 +67,22 @@ def rewards(run: str) -> list[dict]:
     return [json.loads(line)["rewards"] for line in lines]
 
 
+def metrics(run: str) -> dict[str, float]:
+    (row,) = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+    return row
+
+
 def test_rl_asks_the_judge_and_remembers_what_it_said(server: JudgeServer, knowing: Path, rows: Path) -> None:
     given = ("--model", knowing, "--data.train", rows, *RL, *judge(server))
     thyme("rl", "--name", "a", *given)
     assert {asked.key for asked in server.asked} == {"Correctness", "Consistency"}
     assert all("\nthe figure in the ledger\n" in a.prompt for a in server.asked if a.key == "Correctness")
     assert [reward["total"] for reward in rewards("a")] == [2.0, 2.0]
+    assert metrics("a")["judge/calls"] == len(server.asked)
     server.stop()
     thyme("rl", "--name", "b", *given)
     assert rewards("b") == rewards("a")
+    assert metrics("b")["judge/calls"] == 0 < metrics("b")["judge/cache_hits"]
 
 
 def test_a_judge_that_is_down_leaves_groups_out(
@@ -84,8 +91,7 @@ def test_a_judge_that_is_down_leaves_groups_out(
     server.reply = lambda asked, number: Reply(status=500, headers=SOON)
     thyme("rl", "--name", "a", "--model", knowing, "--data.train", rows, *RL, *judge(server))
     assert rewards("a") == [None, None]
-    (row,) = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
-    assert row["reward/groups_failed"] == 1.0
+    assert metrics("a")["reward/groups_failed"] == 1.0 and metrics("a")["judge/failures"] > 0
 
 
 def test_an_evaluation_with_a_judge_counts_what_rules_do_not_decide(
@@ -111,9 +117,11 @@ def test_an_evaluation_with_a_judge_counts_what_rules_do_not_decide(
 
 
 def test_evaluation_on_the_way_asks_the_judge_too(server: JudgeServer, knowing: Path, rows: Path) -> None:
-    held = ("--data.heldout", rows, "--eval.every-steps", "1", "--eval.num-questions", "1")
+    heldout = Path("heldout.jsonl")
+    heldout.write_text(rows.read_text().replace("ledger", "register"))
+    held = ("--data.heldout", heldout, "--eval.every-steps", "1", "--eval.num-questions", "1")
     thyme("rl", "--name", "a", "--model", knowing, "--data.train", rows, *held, *RL, *judge(server))
-    (row,) = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    row = metrics("a")
     assert (row["eval/accuracy"], row["eval/by_judge"], row["eval/not_judged"]) == (1.0, 1.0, 0.0)
 
 
@@ -128,6 +136,7 @@ def test_rl_takes_a_function_of_ones_own(server: JudgeServer, knowing: Path, row
         {"order": 0.0, "judged": 0.0},
         {"order": 1.0, "judged": 0.0},
     ]
+    assert metrics("a")["reward/order/mean"] == 0.5
     thyme("rl", "--name", "b", *given, *judge(server))
     assert [reward["total"] for reward in rewards("b")] == [1.0, 2.0]
 

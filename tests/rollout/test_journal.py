@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.rollout.test_records import rollout as rollout_record
 from tests.rollout.test_records import same
 from tests.train.sft_material import train_rows
 from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
 from thyme.rollout import RolloutConfig, RolloutLoop
-from thyme.rollout.types import Question, Rollout
+from thyme.rollout.executor import Executor
+from thyme.rollout.replay import replay
+from thyme.rollout.types import Question, Rollout, Turn
 from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations, questions
@@ -50,9 +53,9 @@ class Killed(Exception):
 
 
 def sampled(
-    loop: RolloutLoop, asked: Sequence[Question], path: Path, *, ends_after: int = 1000
+    loop: RolloutLoop, asked: Sequence[Question], path: Path, *, ends_after: int = 1000, rounds: int = 1000
 ) -> tuple[list[list[Rollout]], int, int]:
-    """All rollouts, how many were kept, and the tokens drawn; the run breaks off after so many ends."""
+    """All rollouts, how many were kept, and the tokens drawn; the run breaks off after so many ends or code blocks."""
     ended: list[Rollout] = []
 
     def on_end(rollout: Rollout) -> None:
@@ -61,6 +64,15 @@ def sampled(
             raise Killed
 
     with loop.journaled(path) as journal:
+        add_begun, begun = journal.add_begun, []
+
+        def on_round(rollout: Rollout) -> None:
+            add_begun(rollout)
+            begun.append(rollout)
+            if len(begun) == rounds:
+                raise Killed
+
+        journal.add_begun = on_round  # type: ignore[method-assign]
         groups = loop.run(asked, loop.config.sampling(seed=3), on_end=on_end)
         assert len(ended) == sum(map(len, groups))
         assert loop.timing is not None
@@ -94,6 +106,59 @@ def test_what_had_ended_is_kept_and_the_rest_comes_out_the_same(
         assert kept == ends_after and fewer < tokens
         assert alike(groups, expected)
         assert sampled(make_loop(taught, sandbox), asked, path)[1:] == (12, 0)  # and now all are
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_rollout_goes_on_after_its_last_code_block(
+    rounds: int, taught: Model, sandbox: Sandbox, asked: list[Question], tmp_path: Path
+) -> None:
+    expected, _, tokens = sampled(make_loop(taught, sandbox), asked, tmp_path / "rollouts" / ".whole.jsonl")
+    path = tmp_path / "rollouts" / ".step_0.jsonl"
+    with pytest.raises(Killed):
+        sampled(make_loop(taught, sandbox), asked, path, rounds=rounds)
+    loop = make_loop(taught, sandbox)
+    with loop.journaled(path) as journal:
+        ended, begun = dict(journal.kept), dict(journal.begun)
+    drawn = sum(int(r.sampled.sum()) for r in [*ended.values(), *begun.values()])
+    assert begun and drawn > 0
+    groups, _, fewer = sampled(loop, asked, path)
+    assert alike(groups, expected) and fewer == tokens - drawn
+    assert loop.timing is not None and loop.timing.restarted == 0
+
+
+def test_a_rollout_whose_code_gives_something_else_starts_over(
+    taught: Model, sandbox: Sandbox, asked: list[Question], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _, _ = sampled(make_loop(taught, sandbox), asked, tmp_path / "rollouts" / ".whole.jsonl")
+    path = tmp_path / "rollouts" / ".step_0.jsonl"
+    with pytest.raises(Killed):
+        sampled(make_loop(taught, sandbox), asked, path, rounds=3)
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    spoilt = next(row for row in rows if not row["has_ended"])
+    spoilt["turns"][0]["result"]["stdout"] += "!"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
+    loop = make_loop(taught, sandbox)
+    assert alike(sampled(loop, asked, path)[0], expected)
+    assert loop.timing is not None and loop.timing.restarted == 1
+    assert caplog.text.count("its code gives something else now: it starts over") == 1
+
+
+def test_a_session_goes_on_with_its_variables(
+    model: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    """What a later code block finds is what the earlier ones left, also when they ran in another process."""
+    question, code = asked[0], ("import random\nx = [random.random()]\nprint(x)", "x.append(random.random())\nprint(x)")
+    with Executor(sandbox, processor, ROLLOUT) as executor:
+        results = [executor.run(1, question, 5, text).result()[0] for text in code]
+        turns = [
+            Turn(text="", code=text, result=result, output_text="", num_images=0)
+            for text, result in zip(code, results, strict=True)
+        ]
+        before = rollout_record(processor)
+        for number, shown in ((2, turns[:1]), (3, turns), (4, [turns[0], replace(turns[1], result=results[0])])):
+            begun = replace(before, seed=5, turns=shown)
+            assert replay(executor, {number: (question, begun)}) == ({4} if number == 4 else set())
+        assert executor.run(2, question, 5, code[1]).result()[0].stdout == results[1].stdout
 
 
 def test_a_kept_rollout_belongs_to_its_question_wherever_that_stands(
@@ -131,10 +196,11 @@ def test_a_line_that_was_not_written_to_its_end_is_sampled_again(
     expected, _, _ = sampled(make_loop(taught, sandbox), asked[:1], path)
     whole = path.read_bytes()
     header, *lines = whole.splitlines(keepends=True)
+    assert b'"has_ended":true' in lines[-1]
     for left in (whole[:-1], whole[:-40], header + lines[0] + b"\0" * 4096, header, header[:-5], b""):
         path.write_bytes(left)
         groups, kept, _ = sampled(make_loop(taught, sandbox), asked[:1], path)
-        assert kept == max(0, left.count(b"\n") - 1) and alike(groups, expected)
+        assert kept == left.count(b'"has_ended":true}\n') and alike(groups, expected)
         assert {json.loads(line)["seed"] for line in path.read_bytes().splitlines()[1:]} == {
             r.seed for r in expected[0]
         }

@@ -34,6 +34,9 @@ def test_each_image_is_at_its_path_and_none_is_taken_for_another(sandbox: Sandbo
             assert [image.size for image in result.images] == [(30, 20)]
             denied = session.run("open('/mnt/data/b.png', 'w').write('x')")
             assert denied.status is not Status.OK
+        with sandbox.session(FIRST, PATHS[0], more_images=more) as session:
+            result = session.run("from PIL import Image\nImage.open('/mnt/data/d.png')")
+            assert result.status is Status.ERROR and not result.fixes  # nor before any of them was opened
     with sandbox.session(FIRST, PATHS[0]) as session:  # with one image a misnamed path is still taken for it
         assert session.run("from PIL import Image\nprint(Image.open('/mnt/data/d.png').size)").stdout == "(60, 40)\n"
 

@@ -110,7 +110,7 @@ def standing_matches(model: Model, stage: StageConfig, lora: LoraConfig) -> None
         optimizer.add_up()
     found = plan(job)
     step, state = found.phases["step"], optimizer.state_dict()
-    masters = [t for t in state.pop("masters", [])]
+    masters = list(tensors(state.pop("masters", [])))
     assert found.counts.trained == sum(p.numel() for p in optimizer.parameters)
     assert step["weights"] == sum(p.nbytes for p in model.parameters())
     assert step.get("masters", 0) == sum(t.nbytes for t in masters)
@@ -227,6 +227,12 @@ def test_nothing_is_named_where_nothing_helps_or_is_needed() -> None:
     tiny = Job(model=tiny_config(), stage=RlConfig())
     assert fitting(tiny, CARD, GIB) == {}
     assert fitting(Job(model=SIZES["qwen2.5-vl-72b"], stage=RlConfig()), CARD, GIB) is None
+
+
+def test_what_ranks_do_not_share_is_refused() -> None:
+    for stage in (RlConfig(optimizer_offload=True), RlConfig(optimizer_state="8bit")):
+        with pytest.raises(ValueError, match="is for one GPU"):
+            Job(model=SEVEN, stage=stage, gpus=2)
 
 
 def test_more_of_anything_takes_more() -> None:

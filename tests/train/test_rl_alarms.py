@@ -98,6 +98,20 @@ def test_a_planted_fault_is_seen_within_two_steps(name: str, at: int) -> None:
     assert missed <= (2 if name == "reward_hacking" else 0)
 
 
+@pytest.mark.soak
+def test_the_rate_of_false_alarms_and_of_faults_missed() -> None:
+    """On fresh seeds: at most one false alarm in 5,000 steps, at most 1 fault in 100 missed."""
+    assert sum(len(raised(steady(seed))) for seed in range(1000, 1600)) <= 12
+    missed = [
+        (name, at, seed)
+        for name in NAMES
+        for at in (6, 10, 20, 50, 90)
+        for seed in range(5000, 5060)
+        if not any(kind == name and at <= step <= at + 1 for step, kind in raised(planted(seed, at, FAULTS[name])))
+    ]
+    assert len(missed) <= 21, missed
+
+
 def test_a_collapse_over_some_steps_is_seen_too() -> None:
     """Code falls by a third each step, as where a policy unlearns it; 60 % to 8 % takes five."""
     for seed in range(20):

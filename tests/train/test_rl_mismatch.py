@@ -96,7 +96,7 @@ def test_the_step_is_the_one_without_what_is_masked(
             weights[np.flatnonzero(group[1].sampled)[tokens]] = 0
             samples[1] = replace(samples[1], weights=weights)
         trained = TrainedModel(model)
-        batches, metrics = packed_batches(trained, processor, [samples], config, same_bits=True)
+        batches, metrics = packed_batches(trained, processor, [samples], config, reference=None, same_bits=True)
         update_policy(trained, processor, build_optimizer(model, config), batches, config, reference=None, rate=1.0)
         return model, metrics
 

@@ -2,9 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.train.rl_material import by_index, hand_rollout, make_loop
 from thyme.data.streams import endless
 from thyme.model import Model, Processor
 from thyme.rewards import Reward, RuleScorer
+from thyme.rewards.scorer import ScorerError
 from thyme.rollout import read_rollouts
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
@@ -78,12 +80,27 @@ def test_another_number_of_rewards_is_an_error_of_the_scorer() -> None:
 def test_groups_are_judged_while_others_still_decode(
     taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
 ) -> None:
-    """The first group's rewards come with the second's, so a step that waits for them one by one would never end."""
+    """The first group is submitted before the last rollout ends, and its rewards come when they come: here with the
+    second's, so a step that waited for them one by one would never end."""
     model = copy.deepcopy(taught)
+    loop = make_loop(model, sandbox)
+    ended: list[Rollout] = []
+    seen: list[int] = []
+    run = loop.run
+
+    def counted(*args: Any, on_end: Callable[[Rollout], object], **options: Any) -> list[list[Rollout]]:
+        def count(rollout: Rollout) -> None:
+            ended.append(rollout)
+            on_end(rollout)
+
+        return run(*args, on_end=count, **options)
+
+    loop.run = counted  # type: ignore[method-assign]
     pending: list[tuple[Future[list[Reward]], list[Reward]]] = []
 
     class Together(RuleScorer):
         def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
+            seen.append(len(ended))
             future: Future[list[Reward]] = Future()
             pending.append((future, super().submit(group).result()))
             if len(pending) == 2:
@@ -91,8 +108,26 @@ def test_groups_are_judged_while_others_still_decode(
                     waiting.set_result(rewards)
             return future
 
-    (metrics,) = train_rl(model, processor, make_loop(model, sandbox), endless(asked), RL, scorer=Together(by_index))
+        def metrics(self) -> dict[str, float]:
+            return {"judge/asked": float(len(pending))}
+
+    (metrics,) = train_rl(model, processor, loop, endless(asked), RL, scorer=Together(by_index))
+    assert seen[0] < seen[1] == len(ended) == 4
     assert metrics["reward/mean"] == 0.5 and metrics["reward/groups_failed"] == 0.0
+    assert metrics["judge/asked"] == 2.0  # what the scorer measured is in the step's row
+
+
+def test_a_scorer_that_can_score_nothing_ends_the_run(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    class Refused(RuleScorer):
+        def submit(self, group: Sequence[Rollout]) -> Future[list[Reward]]:
+            future: Future[list[Reward]] = Future()
+            future.set_exception(ScorerError("the key is refused"))
+            return future
+
+    with pytest.raises(ScorerError, match="the key is refused"):
+        train_rl(taught, processor, make_loop(taught, sandbox), endless(asked), RL, scorer=Refused(by_index))
 
 
 def test_a_group_that_cannot_be_judged_is_left_out(

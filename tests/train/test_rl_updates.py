@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config
 from thyme.train.config import LossConfig, RlConfig
 from thyme.train.group_scores import ScoredGroup
-from thyme.train.objective import AllowedIds, rollout_loss
+from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import Sample, pack
 from thyme.train.policy_samples import mini_batches, policy_samples
@@ -52,7 +53,7 @@ def updated(
     """The updates of a model that is changed by them."""
     samples = mini_batches(processor, groups, config)
     trained = TrainedModel(model)
-    batches, _ = packed_batches(trained, processor, samples, config, same_bits=False)
+    batches, _ = packed_batches(trained, processor, samples, config, reference=reference, same_bits=False)
     optimizer = build_optimizer(model, config)
     return update_policy(trained, processor, optimizer, batches, config, reference=reference, rate=1.0)
 
@@ -116,6 +117,30 @@ def test_one_update_computes_no_old_log_probs_and_they_would_change_no_bit(
         results.append([loss.detach(), *(p.grad.clone() for p in taught.parameters() if p.grad is not None)])
     taught.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_reference_is_asked_once_a_batch(
+    taught: Model, processor: Processor, groups: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many epochs; and its log-probs are those that each update would have computed."""
+    from thyme.train import objective, policy_update
+
+    asked_for: list[torch.Tensor] = []
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        asked_for.append(reference_logprobs(*args, **options))
+        return asked_for[-1]
+
+    for module in (objective, policy_update):
+        monkeypatch.setattr(module, "reference_logprobs", counted)
+    reference = build(tiny_config(), processor, seed=1)
+    losses = {}
+    for epochs in (1, 3):
+        config = replace(RL, epochs_per_batch=epochs, kl_coef=0.1)
+        updates = updated(copy.deepcopy(taught), processor, groups, config, reference)
+        losses[epochs] = updates[0].loss.metrics()["loss"]
+    assert len(asked_for) == 2 and torch.equal(*asked_for)
+    assert losses[1] == losses[3]
 
 
 @pytest.mark.parametrize("fused_head", [False, True], ids=["logits", "fused"])

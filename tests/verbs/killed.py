@@ -1,8 +1,8 @@
 """Runs the command line and kills it, as `kill -9` does, at a counted event. For a process of its own:
 
 python -m tests.verbs.killed files:40 rl recipe.toml      at the 40th file that is opened, renamed or made in runs/
+python -m tests.verbs.killed 'path:rl_4.*state' rl ...    at the first of those whose path the pattern is found in
 python -m tests.verbs.killed journal:3 rl recipe.toml     after the third line of a journal
-python -m tests.verbs.killed count rl recipe.toml         never; prints how many files events there are
 """
 
 import os
@@ -41,10 +41,6 @@ def arm(kind: str, where: str) -> None:
         put_line, Journal._put = Journal._put, put  # type: ignore[method-assign]
     else:
         sys.addaudithook(audit)
-    if kind == "count":
-        import atexit
-
-        atexit.register(lambda: print(f"events: {next(events) - 1}"))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def test_sft_on_two_shards_is_the_same_with_and_without_rows_prepared_ahead(
     assert _losses("w0") == _losses("w1") == _losses("w2") and len(_losses("w0")) == 4
     err = capsys.readouterr().err
     assert "data.train: 7 rows of 2 files; left out 1: 1 tags (" in err
+    assert err.count("data.train: 7 rows of 2 files; left out 2: 1 ") == 3 and "row 2: image 0 cannot be read" in err
 
 
 def test_rollouts_of_questions_in_parquet(hub_folder: Path) -> None:

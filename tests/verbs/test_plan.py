@@ -71,7 +71,17 @@ def test_a_recipe_says_the_stage_and_the_cache(capsys: pytest.CaptureFixture[str
     assert "micro-batches of 20,000 tokens" in out and "reference" not in out
     assert " 0.015 B trained" in out
     cache = next(line for line in out.splitlines() if line.startswith("KV cache"))
-    assert cache.split() == ["KV", "cache", "5.0"] and "Say engine.kv_bytes" not in out
+    assert cache.split() == ["KV", "cache", "5.0"] and "`thyme rl` takes" not in out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [("grpo_ats_7b", "rl"), ("sft_7b_stage1", "sft"), ("sft_7b_anneal", "anneal")]
+)
+def test_the_paper_s_recipes_fit_one_node_as_they_are(
+    recipe: str, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = planned(capsys, recipe, "--stage", stage, "--model", "qwen2.5-vl-7b", "--gpus", "8")
+    assert ": it fits" in out and "these changes" not in out and " 7.6" in out.splitlines()[0]
 
 
 def test_where_nothing_helps_it_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,13 +98,12 @@ def thyme(*args: str | Path) -> None:
     main([str(arg) for arg in args])
 
 
-def killed(at: str, *args: str | Path) -> str:
-    """Runs the verb in a process that is killed at the event; what it printed until then."""
+def killed(at: str, *args: str | Path) -> None:
+    """Runs the verb in a process that is killed at the event, which must come."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.verbs.killed", at, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == (0 if at == "count" else -9), done.stderr
-    return done.stdout
+    assert done.returncode == -9, done.stderr
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -117,7 +116,7 @@ def timeless(entry: Any) -> Any:
         return [timeless(value) for value in entry]
     if not isinstance(entry, dict):
         return entry
-    measured = ("time/", "perf/", "sandbox/exec_ms", "rollout/from_journal")
+    measured = ("time/", "perf/", "sandbox/exec_ms", "rollout/from_journal", "rollout/reopened")
     meters = ("wall_s", "sandbox_s", "cpu_s", "peak_mib")
     return {k: timeless(v) for k, v in entry.items() if not k.startswith(measured) and k not in meters}
 
@@ -143,7 +142,7 @@ def files(folder: Path) -> list[str]:
 
 def test_the_run_has_what_a_killed_one_could_lose(whole: Path) -> None:
     rows = lines(whole / "x" / "metrics.jsonl")
-    assert len(rows) == 5 and sum(row["optim/grad_norm"] > 0 for row in rows) >= 3
+    assert len(rows) == 5 and sum(row["optim/grad_norm"] > 0 for row in rows) >= 2
     assert sum(row["rollout/tool_calls"] for row in rows) > 0
     assert files(whole / "x" / "rollouts") == [f"step_{i}.jsonl" for i in range(5)]
     assert "rl_4" in files(whole / "x" / "checkpoints")
@@ -151,25 +150,27 @@ def test_the_run_has_what_a_killed_one_could_lose(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "kept"),
+    "at",
     [
-        ("journal:13", 11),  # in the second step, before there is a checkpoint: both steps' rollouts are there
-        ("path:rl_4.*state", 16),  # in the second save: the rollouts of the two steps before it are there
-        ("journal:23", 4),  # in the step after the first checkpoint
+        "journal:13",  # while rollouts are sampled, before there is a checkpoint
+        "path:rl_4.*state",  # in the second save
+        "journal:42",  # while rollouts are sampled after the first
     ],
 )
-def test_a_killed_rl_run_ends_as_if_it_had_not_been(at: str, kept: int, recipe: Path, whole: Path) -> None:
+def test_a_killed_rl_run_ends_as_if_it_had_not_been(at: str, recipe: Path, whole: Path) -> None:
     killed(at, "rl", recipe, "--name", "x")
     thyme("resume", "runs/x")
     assert_equal(Path("runs/x"), whole / "x", "rl")
-    assert sum(row.get("rollout/from_journal", 0) for row in lines(Path("runs/x/metrics.jsonl"))) == kept
+    rows = lines(Path("runs/x/metrics.jsonl"))
+    kept = [sum(row.get(f"rollout/{what}", 0) for row in rows) for what in ("from_journal", "reopened")]
+    assert kept == [16, 0] if at.startswith("path") else sum(kept) >= 3  # of the two steps after rl_2, all
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_at_a_random_file_and_once_more_while_it_resumes(seed: int, recipe: Path, whole: Path) -> None:
     draw = random.Random(seed)
-    verb, name, events = ("rl", "x", 170) if seed % 4 else ("anneal", "y", 60)
+    verb, name, events = ("rl", "x", 150) if seed % 4 else ("anneal", "y", 60)
     killed(f"files:{draw.randint(1, events)}", verb, recipe, "--name", name)
     if not Path("runs", name, "run.json").is_file():
         thyme(verb, recipe, "--name", name)  # it had not begun

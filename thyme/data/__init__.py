@@ -1,1 +1,1 @@
-"""Data: rows, streams of them, the released row formats, and their check. Knows no toy."""
+"""Data: files of rows in the layouts of the field, read, checked, converted and streamed. Knows no toy."""

@@ -110,18 +110,13 @@ def check_file(
     return report
 
 
-def model_steps(processor: Processor, system: str | None = None) -> Later:
-    """What a checkpoint's picture processor and tokenizer refuse.
-
-    Args:
-        processor: the checkpoint's.
-        system: system prompt of SFT rows, if any.
-    """
+def model_steps(processor: Processor) -> Later:
+    """What a checkpoint's picture processor and tokenizer refuse."""
 
     def refusals(row: Demonstration | Question) -> Iterator[str]:
         if isinstance(row, Demonstration):
             images = row.images
-            processor.encode(processor.chat(row.prompt, system))
+            build_prompt(row.question, "thyme", processor)
             processor.encode_untrusted(row.response)
         else:
             images = [picture for _, picture in row.pictures]

@@ -12,7 +12,8 @@ class DataConfig:
     """Own rows: parquet or JSON lines, in one of the layouts of the field."""
 
     train: tuple[str, ...] = ()
-    """Files, or folders of *.parquet, *.jsonl and *.json; none: the toy world's rows."""
+    """Files, folders of *.parquet, *.jsonl and *.json, or patterns such as data/2round-*.parquet; none: the toy world's
+    rows."""
     heldout: tuple[str, ...] = ()
     """The same for rows that are never trained on."""
     format: Format = "auto"
@@ -35,6 +36,9 @@ class DataConfig:
         for name in ("train", "heldout"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name}: an empty path: name a file or a folder")
+        both = sorted(set(self.train) & set(self.heldout))
+        if both:
+            raise ValueError(f"heldout: {both[0]!r} is in train too: hold out rows that are not trained on")
         for name in ("seed", "workers", "ahead_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")

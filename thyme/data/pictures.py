@@ -112,7 +112,9 @@ def _at(told: str, name: str, folder: Path | None) -> PictureFile:
             raise ValueError(f"{name}: a relative path ({told[:100]}): embed the image file as base64")
         path = folder / path
     try:
+        if not path.is_file():  # a device has no end
+            raise OSError
         return PictureFile(path.read_bytes(), told)
-    except OSError:
+    except (OSError, ValueError):
         start = "" if Path(told).is_absolute() else f" in {folder} (data.images says where relative paths start)"
         raise ValueError(f"{name}: no file that can be read at {told[:200]}{start}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from thyme.data.layouts.row import MARK, Kind, Row
@@ -10,9 +9,6 @@ from thyme.data.refusal import Refusal
 from thyme.data.tags import tag_problems
 from thyme.data.turns import taken_apart
 from thyme.rollout.prompts import SYSTEM_PROMPT, extract_answer
-
-_SPECIAL = re.compile(r"<\|\w+\|>")
-"""What a tokenizer reads as one token. In a question that is a demonstration's prompt it would be one."""
 
 
 def kind_of(row: Row) -> Kind:
@@ -38,8 +34,6 @@ def text_problems(row: Row, kind: Kind) -> Iterator[Refusal]:
         if not solution_of(row):
             yield Refusal("no solution", "solution must be text: a question is rewarded by it")
         return
-    if forged := _SPECIAL.search(asked(row)):
-        yield Refusal("special token", f"the question spells {forged.group()}: remove it")
     if row.response is None or not row.response.strip():
         yield Refusal("no response", "response must be text: a demonstration has an assistant's turn")
         return

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thyme.data.formats import full_prompt
 from thyme.data.layouts.row import MARK, Kind, Row
@@ -72,13 +72,13 @@ def resolve(
         except ValueError as error:
             what = str(error).removeprefix(f"image {index}: ")
             raise BadRow("picture", f"image {index} cannot be read: {what}") from error
-        try:
-            _ = fits(images[-1]) if fits is not None else None
-        except ValueError as error:
-            raise BadRow("picture", f"image {index} is refused by the picture processor: {error}") from error
+        if fits is not None:
+            try:
+                fits(images[-1])
+            except ValueError as error:
+                raise BadRow("picture", f"image {index} is refused by the picture processor: {error}") from error
     told = taken_apart(row.user).paths or [file.path for file in files[:count]]
     paths = portable_paths(told, count)
-    meta: Mapping[str, Any] = {"row_id": row.id} if row.id else {}
     question = Question(
         id=name,
         image=images[0] if count else None,
@@ -86,7 +86,7 @@ def resolve(
         question=asked(row),
         solution=solution_of(row),
         scenario=row.source or source,
-        meta=dict(meta),
+        meta={"row_id": row.id} if row.id else {},
         more_images=tuple(zip(paths[1:], images[1:count], strict=True)),
     )
     return Resolved(question, None if response is None else rewritten(response, told, paths), images, files)

@@ -21,11 +21,11 @@ class Demonstration:
     """One answered question. `<image>` occurs in prompt and response exactly once per image, in order."""
 
     images: list[Image.Image]
-    """The question's picture, if any, then what each code block made."""
+    """The question's pictures, if any, then what each code block made."""
     prompt: str
     """The user turn."""
     response: str
     """The assistant turn, up to `</answer>`."""
     scenario: str
-    """What the row belongs to, for figures by scenario; "" if nothing."""
+    """What the row belongs to, such as its data set, for figures by it; "" if nothing."""
     question: Question

@@ -13,7 +13,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar, cast, overload
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from thyme.data.config import DataConfig
 from thyme.data.layouts.known import PICTURE_COLUMNS, read_row
-from thyme.data.layouts.row import Kind, Row
+from thyme.data.layouts.row import Kind
 from thyme.data.problems import is_ours, text_problems
 from thyme.data.refusal import BadRow, Refusal
 from thyme.data.resolve import resolve
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", Demonstration, Question)
 Fits = Callable[["Image.Image"], object]
-Further = Callable[[Row, Kind], Iterator[Refusal]]
 
 WINDOW_BYTES = 1024**3
 """Rows are shuffled among as many blocks of their files as come to this: what is read at once is then used at once."""
@@ -63,15 +62,13 @@ class _File(NamedTuple):
 class DataSet(Sequence[T], Generic[T]):
     """Usable rows. May be read from several threads at once."""
 
-    def __init__(
-        self, files: Sequence[Path], config: DataConfig, kind: Kind, fits: Fits | None, further: Further | None
-    ) -> None:
+    def __init__(self, files: Sequence[Path], config: DataConfig, kind: Kind, fits: Fits | None) -> None:
         self.kind = kind
         self.left_out: Counter[str] = Counter()
         """Rows that are left out, by reason; grows as unreadable pictures are met."""
         self.notes: Counter[str] = Counter()
         """Rows that are used, but not as they are."""
-        self._config, self._fits, self._further = config, fits, further
+        self._config, self._fits = config, fits
         self._examples: dict[str, str] = {}
         self._bad: set[int] = set()
         self._lock = threading.Lock()
@@ -110,6 +107,20 @@ class DataSet(Sequence[T], Generic[T]):
         window_of_block[blocks] = (np.cumsum(sizes[blocks]) - sizes[blocks]) // WINDOW_BYTES
         lengths = np.diff(starts, append=len(self))
         return np.lexsort((rng.permutation(len(self)), np.repeat(window_of_block, lengths)))
+
+    def first(self, count: int) -> list[T]:
+        """The first `count` rows that can be used, each once; fewer where there are no more."""
+        rows: list[T] = []
+        for index in range(len(self)):
+            if len(rows) == count:
+                break
+            try:
+                rows.append(self._read(index))
+            except BadRow as error:
+                self._leave_out(index, error.refusal)
+        if not rows and count:
+            raise ValueError(f"no row can be used: {self.summary()}")
+        return rows
 
     def stream(self, seed: int = 0) -> Stream[T]:
         """The rows without end, every epoch in an order of its own."""
@@ -160,15 +171,10 @@ class DataSet(Sequence[T], Generic[T]):
             row = read_row(entry.value, self._config.format, without=without)
         except BadRow as error:
             return error.refusal
-        refusal = next(self._problems(row), None)
+        refusal = next(text_problems(row, self.kind), None)
         if refusal is None and not is_ours(row.system):
             self.notes[_OTHER_PROMPT] += 1
         return refusal
-
-    def _problems(self, row: Row) -> Iterator[Refusal]:
-        yield from text_problems(row, self.kind)
-        if self._further is not None:
-            yield from self._further(row, self.kind)
 
     def _read(self, index: int) -> T:
         file, at = self._place(index)
@@ -224,7 +230,6 @@ def open_data(
     kind: Literal["sft"],
     *,
     fits: Fits | None = None,
-    further: Further | None = None,
 ) -> DataSet[Demonstration]: ...
 @overload
 def open_data(
@@ -233,7 +238,6 @@ def open_data(
     kind: Literal["rl"],
     *,
     fits: Fits | None = None,
-    further: Further | None = None,
 ) -> DataSet[Question]: ...
 def open_data(
     paths: Iterable[str | Path],
@@ -241,7 +245,6 @@ def open_data(
     kind: Kind,
     *,
     fits: Fits | None = None,
-    further: Further | None = None,
 ) -> DataSet[Demonstration] | DataSet[Question]:
     """The usable rows of files and folders, after one pass over their text.
 
@@ -251,7 +254,6 @@ def open_data(
         kind: "sft" gives demonstrations, "rl" questions; a demonstration can be a question, its answer being the
             solution.
         fits: raises ValueError for a picture that the model's processor would refuse; such rows are left out.
-        further: what else is wrong with a row, told from its text: such rows are left out too.
 
     Raises:
         ValueError: a path that is not there, a file of another kind or damaged, one without a usable row.
@@ -260,8 +262,8 @@ def open_data(
     if not files:
         raise ValueError("data: no files: name files or folders (data.train, data.heldout)")
     if kind == "sft":
-        return DataSet[Demonstration](files, config, kind, fits, further)
-    return DataSet[Question](files, config, kind, fits, further)
+        return DataSet[Demonstration](files, config, kind, fits)
+    return DataSet[Question](files, config, kind, fits)
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -1,13 +1,14 @@
-"""The rollouts of a step that is not over, written as each one ends, so that an interrupted step need not repeat them.
+"""The rollouts of a step that is not over, written as they go on, so that an interrupted step need not repeat them.
 
-    runs/<name>/rollouts/.step_7.jsonl     who wrote it, then a line per rollout in the order they ended
+    runs/<name>/rollouts/.step_7.jsonl     who wrote it, then a line when a rollout ends or has run a code block
 
 What a rollout draws depends on the weights, the sampling, its question and its index, and on no other rollout. So a
 journal names the weights' fingerprint and the settings, and is used by whoever has exactly these: in a run that goes
 on from a checkpoint that is the step right after it, and where each step gives the same bits again (a deterministic
 engine on a CPU) the steps after that one too. Anybody else finds an empty journal.
 
-Rollouts that had not ended begin again from their prompt.
+A rollout that has not ended goes on after its last code block: its tokens are prefilled, its code is run again, and
+where that gives something else it begins again from its prompt, as one does that has run no code yet.
 """
 
 import errno
@@ -46,7 +47,9 @@ class Journal:
 
     def __init__(self, path: Path, identity: str, processor: Processor) -> None:
         self.kept: Mapping[Key, Rollout] = {}
-        """What was there already, by question id and seed."""
+        """What had ended already, by question id and seed."""
+        self.begun: Mapping[Key, Rollout] = {}
+        """What had not ended, as it was after its last code block."""
         self._path = path
         self._images = ImageFolder(images_beside(path))
         self._refused = False
@@ -60,7 +63,12 @@ class Journal:
     def add(self, rollout: Rollout) -> None:
         """Has a rollout that has ended written, unless it was kept. Does not block."""
         if key(rollout) not in self.kept and not self._refused:
-            self._writes.append(self._writer.submit(self._write, rollout))
+            self._writes.append(self._writer.submit(self._write, rollout, has_ended=True))
+
+    def add_begun(self, rollout: Rollout) -> None:
+        """Has a rollout written that goes on after a code block. Does not block."""
+        if not self._refused:
+            self._writes.append(self._writer.submit(self._write, rollout, has_ended=False))
 
     def __enter__(self) -> Self:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="thyme-journal")
@@ -91,26 +99,29 @@ class Journal:
 
     def _read(self, lines: Sequence[bytes], processor: Processor) -> int:
         """Reads rollouts up to a line that was not written to its end; returns the bytes up to there."""
-        kept: dict[Key, Rollout] = {}
+        rollouts: dict[Key, tuple[Rollout, bool]] = {}
         end = 0
         for line in lines:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("the line has no end")
-                rollout = from_row(json.loads(line), self._images, processor)
+                row = json.loads(line)
+                rollout, has_ended = from_row(row, self._images, processor), bool(row["has_ended"])
             except (KeyError, TypeError, ValueError, OSError) as error:
                 _log.warning("thyme: %s: a rollout cannot be read (%s) and is sampled again", self._path, error)
                 break
-            kept[key(rollout)] = rollout
+            rollouts[key(rollout)] = rollout, has_ended
             end += len(line)
-        self.kept = kept
+        self.kept = {name: rollout for name, (rollout, has_ended) in rollouts.items() if has_ended}
+        self.begun = {name: rollout for name, (rollout, has_ended) in rollouts.items() if not has_ended}
         return end
 
-    def _write(self, rollout: Rollout) -> None:
+    def _write(self, rollout: Rollout, *, has_ended: bool) -> None:
         if self._refused:
             return
         try:
-            self._put(json.dumps(to_row(rollout, self._images), separators=(",", ":")).encode() + b"\n")
+            row = to_row(rollout, self._images) | {"has_ended": has_ended}
+            self._put(json.dumps(row, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             self._refuse(error)
 

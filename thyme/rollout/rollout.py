@@ -7,7 +7,7 @@ prefilled. It goes on until an answer or a limit. The state of one run lives in 
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from thyme.model.fingerprint import fingerprint
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
-from thyme.rollout.journal import Journal, Key
+from thyme.rollout.journal import Journal
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.scheduler import RolloutScheduler, RunTiming
 from thyme.rollout.types import Question, Rollout
@@ -74,8 +74,7 @@ class RolloutLoop:
             ValueError: an empty question, an image that can't be used.
         """
         sampling = sampling or self.config.sampling()
-        kept = {} if self._journal is None else self._journal.kept
-        scheduler = self._scheduler(questions, sampling, kept=kept)
+        scheduler = self._scheduler(questions, sampling, journal=self._journal)
         rollouts: list[dict[int, Rollout]] = [{} for _ in questions]
         with closing(scheduler.events()) as events:
             for event in events:
@@ -90,8 +89,9 @@ class RolloutLoop:
 
     @contextmanager
     def journaled(self, path: Path) -> Iterator[Journal]:
-        """Inside the block each rollout of `run` is written to `path` when it ends, and those that are found there,
-        sampled from the same weights under the same config, are not sampled again (`thyme.rollout.journal`)."""
+        """Inside the block each rollout of `run` is written to `path` after each code block and when it ends; what is
+        found there, sampled from the same weights under the same config, is not sampled again
+        (`thyme.rollout.journal`)."""
         settings = {"weights": fingerprint(self.engine.model), "rollout": asdict(self.config)}
         with Journal(path, json.dumps(settings, sort_keys=True), self.processor) as self._journal:
             try:
@@ -113,7 +113,7 @@ class RolloutLoop:
         questions: Sequence[Question],
         sampling: Sampling,
         *,
-        kept: Mapping[Key, Rollout] | None = None,
+        journal: Journal | None = None,
         streaming: bool = False,
     ) -> RolloutScheduler:
         return RolloutScheduler(
@@ -123,6 +123,8 @@ class RolloutLoop:
             self.config,
             questions,
             sampling,
-            kept=kept or {},
+            kept={} if journal is None else journal.kept,
+            begun={} if journal is None else journal.begun,
+            on_round=None if journal is None else journal.add_begun,
             streaming=streaming,
         )

@@ -12,13 +12,13 @@ in its sessions is killed, and the thread of its executor has ended.
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thyme.engine import Completion, Engine
+from thyme.engine import Completion, Engine, Prompt
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
 from thyme.model.processor import Processor
@@ -27,9 +27,10 @@ from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, Text
 from thyme.rollout.executor import Executor
 from thyme.rollout.flight import Flight
 from thyme.rollout.prompts import build_prompt
+from thyme.rollout.replay import replay
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.text_stream import TextStream
-from thyme.rollout.trajectory import Trajectory
+from thyme.rollout.trajectory import COLUMNS, Trajectory
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox
 
@@ -52,6 +53,8 @@ class RunTiming:
     """Tokens the engine prefilled: prompts once per group, sandbox outputs, and what preemption recomputed."""
     sampled_tokens: int
     """Tokens drawn."""
+    restarted: int
+    """Interrupted rollouts that start over, as their code gave something else when it was run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class _Piece:
     first: int
     count: int
     seed: int
+    begun: Rollout | None = None
+    """What this one rollout was when it was interrupted, after a code block."""
 
 
 class RolloutScheduler:
@@ -76,6 +81,9 @@ class RolloutScheduler:
         questions: what is asked; a question may occur twice.
         sampling: how many rollouts each gets and how they are drawn.
         kept: of those, what was sampled before, by question id and seed; each is an End at once.
+        begun: those that were interrupted, as they were after their last code block. They go on: their tokens are
+            prefilled and their code is run again.
+        on_round: is given each rollout as it is when the output of a code block has been appended.
         streaming: also yield the text as it is decoded.
     """
 
@@ -89,6 +97,8 @@ class RolloutScheduler:
         sampling: Sampling,
         *,
         kept: Mapping[tuple[str, int], Rollout],
+        begun: Mapping[tuple[str, int], Rollout],
+        on_round: Callable[[Rollout], object] | None,
         streaming: bool,
     ) -> None:
         self.engine, self.processor, self.config = engine, processor, config
@@ -99,7 +109,9 @@ class RolloutScheduler:
         # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
         sessions = sandbox.config.max_sessions
         self.limit = min(config.max_in_flight or sessions, sessions)
-        self.kept, self.waiting = _pieces(questions, sampling, min(self.limit, engine.config.max_sequences), kept)
+        self.on_round = on_round
+        largest = min(self.limit, engine.config.max_sequences)
+        self.kept, self.waiting = _pieces(questions, sampling, largest, kept, begun)
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
         self.executor = Executor(sandbox, processor, config)
@@ -141,15 +153,20 @@ class RolloutScheduler:
             code_blocks=self.counts["code_blocks"],
             prefilled_tokens=int(self.engine.stats()["prefilled_tokens"]) - self.prefilled_before,
             sampled_tokens=self.counts["sampled_tokens"],
+            restarted=self.counts["restarted"],
         )
 
     # From a question to sequences, and from one round to the next.
 
     def _start_waiting(self) -> None:
+        reopened: dict[int, tuple[_Piece, Rollout]] = {}
         while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
             piece = self.waiting.popleft()
             for _, picture in piece.question.pictures:
                 picture.load()  # decoded once, here: the executor's thread reads it too
+            if piece.begun is not None:
+                reopened[self._reopen(piece, piece.begun)] = piece, piece.begun
+                continue
             prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
@@ -164,6 +181,42 @@ class RolloutScheduler:
                 )
                 flight.trajectory.add_given(sequence.token_ids, TokenKind.PROMPT, round_index=0)
                 self.flights[sequence.id] = flight
+        if reopened:
+            self._replay(reopened)
+
+    def _reopen(self, piece: _Piece, begun: Rollout) -> int:
+        """Has a rollout go on after its last code block; returns the number of its sequence."""
+        flight = Flight(
+            question=piece.question,
+            group=piece.group,
+            index=piece.first,
+            seed=piece.seed,
+            sequence=self.engine.add(
+                Prompt(begun.token_ids.tolist(), tuple(begun.images)),
+                replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum()))),
+                hold=True,
+            ),
+            trajectory=Trajectory(self.processor.image_token_id),
+            stream=None,
+            turns=list(begun.turns),
+            num_sampled=int(begun.sampled.sum()),
+        )
+        flight.trajectory.add_columns({name: getattr(begun, name) for name in COLUMNS})
+        self.flights[flight.sequence.id] = flight
+        return flight.sequence.id
+
+    def _replay(self, reopened: Mapping[int, tuple[_Piece, Rollout]]) -> None:
+        """Brings the sessions of reopened rollouts to where they were; those where that fails start over."""
+        for number in replay(self.executor, {n: (piece.question, begun) for n, (piece, begun) in reopened.items()}):
+            self.engine.abort(self.flights.pop(number).sequence)
+            self.closing.append(self.executor.end(number))
+            self.waiting.appendleft(replace(reopened[number][0], begun=None))
+            self.counts["restarted"] += 1
+            self._start_waiting()
+
+    def _budget(self, num_sampled: int) -> int:
+        """Tokens that a rollout may sample in its next round."""
+        return min(self.config.max_tokens_per_round, self.config.max_tokens - num_sampled)
 
     def _end_round(self, flight: Flight, completion: Completion) -> Iterator[Event]:
         self.counts["sampled_tokens"] += len(completion.token_ids)
@@ -193,8 +246,10 @@ class RolloutScheduler:
         if ended := flight.end_code(result, output, self.config, self.engine.max_context):
             yield from self._finish(flight, ended)
             return
-        budget = min(self.config.max_tokens_per_round, self.config.max_tokens - flight.num_sampled)
+        budget = self._budget(flight.num_sampled)
         self.engine.append(flight.sequence, output.token_ids, images=output.images, max_tokens=budget)
+        if self.on_round is not None:
+            self.on_round(replace(flight.finished(RolloutStatus.ABORTED), turns=list(flight.turns)))
         flight.stream = self._new_stream(flight.sequence)
 
     def _finish(self, flight: Flight, status: RolloutStatus) -> Iterator[Event]:
@@ -250,9 +305,13 @@ class RolloutScheduler:
 
 
 def _pieces(
-    questions: Sequence[Question], sampling: Sampling, largest: int, kept: Mapping[tuple[str, int], Rollout]
+    questions: Sequence[Question],
+    sampling: Sampling,
+    largest: int,
+    kept: Mapping[tuple[str, int], Rollout],
+    begun: Mapping[tuple[str, int], Rollout],
 ) -> tuple[list[Rollout], deque[_Piece]]:
-    """What is kept, each in its group, and the rest in pieces of neighbours."""
+    """What is kept, each in its group, and the rest in pieces: what was begun one by one, the others as neighbours."""
     found: list[Rollout] = []
     pieces: deque[_Piece] = deque()
     seen: Counter[str] = Counter()
@@ -263,11 +322,14 @@ def _pieces(
         base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         first = 0
         for index in range(sampling.n):
-            rollout = kept.get((question.id, base + index))
-            if rollout is not None:
-                found.append(replace(rollout, question=question, group=group))
-            if rollout is not None or index + 1 == sampling.n or index + 1 - first == largest:
-                count = index - first + (rollout is None)
+            key = question.id, base + index
+            is_new = key not in kept and key not in begun
+            if key in kept:
+                found.append(replace(kept[key], question=question, group=group))
+            elif key in begun:
+                pieces.append(_Piece(question, group, index, 1, base + index, begun[key]))
+            if not is_new or index + 1 == sampling.n or index + 1 - first == largest:
+                count = index - first + is_new
                 if count:
                     pieces.append(_Piece(question, group, first, count, base + first))
                 first = index + 1

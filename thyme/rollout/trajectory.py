@@ -1,6 +1,6 @@
 """The token record of one rollout while it grows: one entry per token and column, never decoded and encoded again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class Trajectory:
             entropies=completion.entropies,
             weight_versions=completion.weight_version,
         )
+
+    def add_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Appends what `columns` of another one gave."""
+        for name in COLUMNS:
+            self._parts[name].append(columns[name])
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The finished arrays, one entry per token."""

@@ -65,7 +65,7 @@ class Question:
     solution: str
     """The reference answer."""
     scenario: str = ""
-    """One of thyme.toy.scenarios.SCENARIOS, or "" for other sources."""
+    """What figures are told apart by: a scenario of the toy world, the name of a data set, or "" for nothing."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about how the question was made: boxes in pixels, angle in degrees, ..."""
     more_images: tuple[tuple[str, Image.Image], ...] = ()

@@ -199,7 +199,10 @@ class MismatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectConfig:
-    """Which groups of rollouts make a batch; as it stands all that were asked, those without spread included."""
+    """Which groups of rollouts make a batch; as it stands all that were asked, those without spread included.
+
+    Either setting takes more questions than batch_size a step, so that the data is gone through sooner.
+    """
 
     max_refills: int = 0
     """Dynamic sampling (DAPO): groups without spread are dropped and the next questions asked in their place, in so

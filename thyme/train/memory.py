@@ -55,6 +55,13 @@ class Job:
     sequences: int = 128
     """The engine's max_sequences."""
 
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and (self.stage.optimizer_offload or self.stage.optimizer_state != "fp32"):
+            key = "optimizer_offload" if self.stage.optimizer_offload else "optimizer_state"
+            raise ValueError(
+                f"{key}: {getattr(self.stage, key)!r} is for one GPU: several share float32 weights and moments"
+            )
+
     @property
     def tokens(self) -> int:
         """Of a micro-batch, at most."""
@@ -183,7 +190,7 @@ def _without_memory(config: ModelConfig, lora: LoraConfig) -> Model:
 def _moments(job: Job, numbers: int, is_muon: bool) -> int:
     """Bytes of what the optimizer keeps of a parameter beside its master."""
     state = job.stage.optimizer_state
-    if state == "fp32" or job.gpus > 1:
+    if state == "fp32":
         return 4 * numbers if is_muon else 8 * numbers
     if state == "8bit" and numbers >= 4096 and numbers % _BLOCK8 == 0:
         return 2 * (numbers + 4 * numbers // _BLOCK8 + 4 * 256)

@@ -141,8 +141,8 @@ def rollout_loss(
     fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of one micro-batch, with KL to `reference` if there is one; on-policy without old log-probs."""
-    ref_logprobs = None
-    if reference is not None:
+    ref_logprobs = batch.ref_logprobs
+    if reference is not None and ref_logprobs is None:
         ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
     assert batch.advantages is not None
     hidden = trained_hidden(model, batch)

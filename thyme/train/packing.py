@@ -92,6 +92,8 @@ class TrainBatch:
     """[N] uint8."""
     old_logprobs: Tensor | None = None
     """[N] float32: under the policy that the ratio is against, at temperatures; None: the one that is trained."""
+    ref_logprobs: Tensor | None = None
+    """[N] float32: under the KL term's reference, at temperatures; None: not computed yet."""
     names: tuple[str, ...] = ()
     """Of the samples in it, where they have one."""
     same_bits: bool = False

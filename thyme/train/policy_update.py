@@ -19,7 +19,7 @@ from thyme.train.balance import aligned
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import Masked, mask_metrics, masked
-from thyme.train.objective import AllowedIds, rollout_loss, trained_logprobs
+from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import LossMetrics
@@ -46,13 +46,17 @@ def packed_batches(
     batches: Sequence[Sequence[Sample]],
     config: RlConfig,
     *,
+    reference: Model | TrainedModel | None,
     same_bits: bool,
 ) -> tuple[list[list[TrainBatch]], Metrics]:
-    """The micro-batches of every mini-batch, with old log-probs and without what the mismatch mask leaves out.
+    """The micro-batches of every mini-batch, with what is computed once, and without what the mismatch mask leaves out.
+
+    Old log-probs are computed where `config.needs_old_logprobs`, the reference's where there are several epochs.
 
     Args:
         trained: the policy before the first update.
         batches: the samples of each mini-batch, on whichever rank.
+        reference: of the KL term.
         same_bits: see `TrainBatch`.
 
     Returns:
@@ -71,6 +75,8 @@ def packed_batches(
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
             part = [batch for batch, _ in pairs if batch.weights.any()]
+        if reference is not None and config.epochs_per_batch > 1:
+            part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
     everywhere = trained.world.gather(left_out)
     return parts, mask_metrics([found for rank in everywhere for found in rank])
@@ -121,6 +127,26 @@ def with_old_logprobs(
     return [replace(batch, old_logprobs=done.old_logprobs) for batch, done in zip(batches, out, strict=False)]
 
 
+def with_ref_logprobs(
+    reference: Model | TrainedModel,
+    batches: Sequence[TrainBatch],
+    allowed: AllowedIds,
+    config: RlConfig,
+    trained: TrainedModel,
+) -> list[TrainBatch]:
+    """The batches with the log-probs of their trained tokens under the reference, which no update changes.
+
+    Args:
+        trained: the policy, whose ranks do so together.
+    """
+    fused_head, device = fuses_head(trained.full, config), trained.full.device
+    out: list[TrainBatch] = []
+    for batch in aligned(batches, trained):
+        logprobs = reference_logprobs(reference, batch.to(device), allowed, fused_head=fused_head)
+        out.append(replace(batch, ref_logprobs=logprobs.to(batch.weights.device)))
+    return [replace(batch, ref_logprobs=done.ref_logprobs) for batch, done in zip(batches, out, strict=False)]
+
+
 def policy_step(
     trained: TrainedModel,
     processor: Processor,
@@ -136,6 +162,8 @@ def policy_step(
     allowed, loss_config, collected = AllowedIds.of(processor), loss_of(config), LossMetrics()
     losses: list[Tensor] = []
     everyones = aligned(batches, trained)
+    if reference is not None and config.epochs_per_batch > 1:  # `packed_batches` asked it; the empty ones need nothing
+        everyones = [batch if len(batch.rows) else replace(batch, ref_logprobs=batch.weights) for batch in everyones]
     for packed in everyones:
         batch = packed.to(device)
         loss, metrics = trained(rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=fused_head)

@@ -100,7 +100,9 @@ def train_rl(
                 samples = mini_batches(processor, drawn.kept, config)
                 rate = rate_share(config, stage.step, config.steps)
                 with world.phase("update"), loop.engine.asleep():  # what it has cached, the update makes stale
-                    batches, left_out = packed_batches(trained, processor, samples, config, same_bits=same_bits)
+                    batches, left_out = packed_batches(
+                        trained, processor, samples, config, reference=reference, same_bits=same_bits
+                    )
                     laps.end("logprob")
                     updates = update_policy(
                         trained, processor, optimizer, batches, config, reference=reference, rate=rate
@@ -119,8 +121,10 @@ def train_rl(
                     path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
                     record(path, drawn.groups, world)
                 alarm_log.write(stage.step, begun, drawn.groups, path)
-                if journal is not None and (kept := sum(world.gather(len(journal.kept)))):
-                    metrics["rollout/from_journal"] = float(kept)
+                if journal is not None:
+                    kept, begun_before = world.sum([len(journal.kept), len(journal.begun)])
+                    if kept or begun_before:
+                        metrics |= {"rollout/from_journal": kept, "rollout/reopened": begun_before}
                 metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)

@@ -62,11 +62,10 @@ def training_steps(processor: Processor) -> Later:
     from thyme.data.rows import Demonstration
     from thyme.rewards import formatting, judged
     from thyme.rewards.spelling import normal
-    from thyme.rollout.prompts import SYSTEM_PROMPT
     from thyme.train.masks import LOSS_RULES, loss_spans
     from thyme.train.sft import row_sample
 
-    of_the_model = model_steps(processor, SYSTEM_PROMPT)
+    of_the_model = model_steps(processor)
 
     def refusals(row: Demonstration | Question) -> Iterator[str]:
         refused = list(of_the_model(row))

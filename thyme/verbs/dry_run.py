@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,10 +99,8 @@ def _count(row: Demonstration | Question, processor: Processor, style: PromptSty
 
 def _memory(config: TrainingConfig, stage: Literal["sft", "anneal", "rl"]) -> str:
     from thyme.train.memory import plan
-    from thyme.verbs.plan import Config, job_of
+    from thyme.verbs.jobs import job_of
 
-    names = {f.name for f in fields(Config)} & {f.name for f in fields(config)}
-    said: dict[str, Any] = {name: getattr(config, name) for name in names}
-    found = plan(job_of(Config(**said | {"stage": stage})))
+    found = plan(job_of(config, stage))
     phases = ", ".join(f"{phase} {found.total(phase) / GIB:.1f}" for phase in found.phases)
     return f"memory on one GPU in bfloat16, GiB without KV cache: {phases} (`thyme plan` says more)"

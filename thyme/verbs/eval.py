@@ -63,8 +63,11 @@ def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequ
     from thyme.rewards.config import RewardConfig
     from thyme.rewards.opening import open_scorer
 
+    sampling = evaluation_sampling(how, loop)
+    if config.judge.url is None:
+        return evaluate(loop, asked, sampling)
     with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
-        return evaluate(loop, asked, evaluation_sampling(how, loop), scorer=scorer)
+        return evaluate(loop, asked, sampling, scorer=scorer)
 
 
 def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:

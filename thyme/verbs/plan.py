@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from thyme.verbs import anneal, rl, sft
 
 if TYPE_CHECKING:
-    from thyme.model.config import ModelConfig
     from thyme.train.memory import Job, Plan
 
 GIB = 2**30
@@ -51,8 +50,10 @@ def run(config: Config) -> int:
     """Prints the plan; 1 where neither it nor a change that was tried fits."""
     from thyme.train.fitting import changed, fitting
     from thyme.train.memory import plan
+    from thyme.verbs.jobs import job_of
 
-    job = job_of(config)
+    itemsize = ITEMSIZE[config.dtype]
+    job = job_of(config, config.stage, itemsize=itemsize, gpus=config.gpus, image_share=config.image_share)
     budget, kv_bytes = int((config.gpu_gib - config.reserve_gib) * GIB), _kv_wanted(config, job)
     found = plan(job)
     print(f"{_head(config, job, found)}\n\n{table(found, budget, kv_bytes)}")
@@ -70,47 +71,6 @@ def run(config: Config) -> int:
     for line in _notes(config, job, found, budget):
         print(line)
     return 0
-
-
-def job_of(config: Config) -> Job:
-    """The job that a config plans.
-
-    Raises:
-        FileNotFoundError, ValueError: `model` is no folder with a config.json, no published size and not "tiny".
-    """
-    from thyme.train.memory import Job
-
-    stage = getattr(config, config.stage)
-    return Job(
-        model=model_config(config.model),
-        stage=stage,
-        lora=config.lora,
-        itemsize=ITEMSIZE[config.dtype],
-        gpus=config.gpus,
-        image_share=config.image_share,
-        longest=(config.engine.max_context or 0) if config.stage == "rl" else 0,
-        step_tokens=config.engine.max_batch_tokens,
-        sequences=config.engine.max_sequences,
-    )
-
-
-def model_config(name: str) -> ModelConfig:
-    """Of the embedded toy, a published size, or a folder, of which only config.json is read."""
-    from pathlib import Path
-
-    from thyme.model.sizes import SIZES
-    from thyme.model.weights import read_config
-    from thyme.toy.model import tiny_config
-    from thyme.verbs.config import EMBEDDED
-    from thyme.verbs.folders import model_folder
-
-    if name == EMBEDDED:
-        return tiny_config()
-    if name.lower() in SIZES:
-        return SIZES[name.lower()]
-    if not Path(name).exists():
-        raise FileNotFoundError(f"model {name}: no such folder, and no published size: {', '.join(SIZES)}")
-    return read_config(model_folder(Path(name)))
 
 
 def table(found: Plan, budget: int, kv_bytes: int) -> str:
@@ -149,9 +109,9 @@ def _notes(config: Config, job: Job, found: Plan, budget: int) -> Iterator[str]:
     if "rollout" not in found.phases:
         return
     left = found.kv_bytes(budget)
-    yield f"A KV cache may have {left / GIB:.1f} GiB, {left // found.kv_token:,} tokens"
-    if config.engine.kv_bytes is None and config.engine.num_blocks is None:
-        yield f"Say engine.kv_bytes = {left // GIB * GIB}, or it is a share of what is free before the moments"
+    is_said = config.engine.kv_bytes is not None or config.engine.num_blocks is not None
+    taken = "" if is_said else ": `thyme rl` takes what its sequences can use of it"
+    yield f"The KV cache may have {left / GIB:.1f} GiB, {left // found.kv_token:,} tokens{taken}"
 
 
 def _kv_wanted(config: Config, job: Job) -> int:

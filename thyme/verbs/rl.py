@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from thyme.train.config import RlConfig
@@ -75,6 +75,7 @@ def described(config: Config) -> Iterator[str]:
 
 def run(config: Config) -> None:
     """Trains and saves the model."""
+    from thyme.verbs.kv_size import beside_training
     from thyme.verbs.opening import adapted, open_loop, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
     from thyme.verbs.training_run import open_run
@@ -82,7 +83,8 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "rl", config.distributed, data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config, run.world.device), config)
-        with open_loop(config, opened) as loop:
+        engine = beside_training(config.engine, opened.model, config.rl, config.lora, gpus=run.world.size)
+        with open_loop(replace(config, engine=engine), opened) as loop:
             train(config, opened, loop, run.folder, **run.stage("rl"))
     if run.world.is_main:
         print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")

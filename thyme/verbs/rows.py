@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
@@ -101,7 +101,7 @@ def prepared_samples(
         yield Rows(stream=samples(toy), count=None)
         return
     files = open_files(config, "train", "sft", opened.processor)
-    with Ahead(samples(files.stream(config.data.seed)), config.data, sample_bytes) as ahead:
+    with _told(files), Ahead(samples(files.stream(config.data.seed)), config.data, sample_bytes) as ahead:
         yield Rows(stream=ahead, count=len(files))
 
 
@@ -115,7 +115,7 @@ def prepared_questions(config: RowsConfig, opened: Opened) -> Iterator[Rows[Ques
         yield Rows(stream=question_stream(config.toy), count=None)
         return
     files = open_files(config, "train", "rl", opened.processor)
-    with Ahead(files.stream(config.data.seed), config.data, question_bytes) as ahead:
+    with _told(files), Ahead(files.stream(config.data.seed), config.data, question_bytes) as ahead:
         yield Rows(stream=ahead, count=len(files))
 
 
@@ -131,7 +131,7 @@ def heldout_questions(config: RowsConfig, count: int, processor: Processor | Non
 
     if not config.data.heldout:
         return list(question_stream(config.toy, "heldout")(0, count))
-    return open_files(config, "heldout", "rl", processor)[:count]
+    return open_files(config, "heldout", "rl", processor).first(count)
 
 
 @overload
@@ -162,3 +162,14 @@ def _is_toy(config: RunConfig) -> bool:
     from thyme.toy.tokenizer import is_toy_folder
 
     return config.model == EMBEDDED or is_toy_folder(model_folder(Path(config.model)))
+
+
+@contextmanager
+def _told(files: DataSet[Any]) -> Iterator[None]:
+    """Says at the end on stderr what more was left out on the way."""
+    before = files.left_out.total()
+    try:
+        yield
+    finally:
+        if files.left_out.total() > before:
+            note(f"data.train: {files.summary()}")

@@ -164,6 +164,13 @@ def test_a_layout_that_was_said_is_not_guessed() -> None:
         read_row({"text": 1, "label": 2})
 
 
+def test_a_question_is_what_the_turn_asks_where_that_is_in_the_template(folder: Path) -> None:
+    value = thyme_rl(question="Which digit?")
+    assert _resolved(value, folder).question.question == "Which digit is on sign 7?"
+    value["messages"] = [{"role": "user", "content": "<image> Think about it: which digit?"}]
+    assert _resolved(value, folder).question.question == "Which digit?"
+
+
 def test_several_pictures_of_one_question(folder: Path) -> None:
     content = "<image><image>Which is larger?"
     value = {"messages": [{"role": "user", "content": content}], "images": ["first.png", SECOND], "solution": "one"}

@@ -158,6 +158,9 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     assert [str(file.relative_to(tmp_path / "set")) for file in files] == ["a.parquet", "b.jsonl", "sub/c.json"]
     with pytest.raises(ValueError, match=r"b\.jsonl: named twice"):
         data_files([tmp_path / "set", tmp_path / "set" / "b.jsonl"])
+    assert data_files([tmp_path / "set" / "*.jsonl"]) == [tmp_path / "set" / "b.jsonl"]
+    with pytest.raises(ValueError, match=r"\*\.csv: no file matches"):
+        data_files([tmp_path / "set" / "*.csv"])
     with pytest.raises(ValueError, match="nowhere: no such file"):
         data_files([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()

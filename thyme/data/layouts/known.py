@@ -8,7 +8,7 @@ from typing import Any
 
 from thyme.data.config import Format
 from thyme.data.layouts import messages, openai, sharegpt, thyme, verl
-from thyme.data.layouts.row import Row
+from thyme.data.layouts.row import UNREAD, Row
 from thyme.data.refusal import BadRow
 
 LAYOUTS: dict[str, ModuleType] = {
@@ -42,9 +42,7 @@ def read_row(value: Any, layout: Format = "auto", *, without: Collection[str] = 
         raise BadRow("layout", f"a {type(value).__name__}, not an object: {KEYS}")
     value = {key: column for key, column in value.items() if column is not None}
     name = layout_of(value) if layout == "auto" else layout
-    row: Row = LAYOUTS[name].read(value)
-    if set(LAYOUTS[name].PICTURES) & set(without):
-        row.pictures = None
+    row: Row = LAYOUTS[name].read(value | dict.fromkeys(without, UNREAD))
     return row
 
 

@@ -4,14 +4,15 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
-from thyme.data.layouts.row import MARK, Kind, Row, Turn, conversation, identity, listed, spoken, text_of
+from thyme.data.layouts.row import MARK, UNREAD, Kind, Row, Turn, conversation, identity, listed, spoken, text_of
 from thyme.data.pictures import data_uri
 from thyme.data.refusal import BadRow
 
-PICTURES: tuple[str, ...] = ()
-"""They lie among the text."""
+PICTURES = ("images",)
+"""Most lie among the text."""
 
 _TEXT = ("text", "input_text", "output_text")
 _PICTURE = ("image_url", "input_image", "image")
@@ -32,12 +33,14 @@ def read(row: Mapping[str, Any]) -> Row:
         BadRow: it is not laid out so.
     """
     # Parts that only say "an image" take theirs from a column beside the messages, as TRL's rows do.
-    beside = iter(listed(row.get("images"), "images") or [])
+    column = listed(row.get("images"), "images")
+    beside = iter(column) if column is not None else repeat(UNREAD)
     pictures: list[Any] = []
     turns = [
-        Turn(turn.role, _joined(turn.content, beside, pictures)) for turn in conversation(row["messages"], "messages")
+        Turn(turn.role, _joined(turn.content, beside, pictures))
+        for turn in conversation(row.get("messages"), "messages")
     ]
-    if sum(1 for _ in beside):
+    if column is not None and list(beside):
         raise BadRow("pictures", "images holds more pictures than the messages have parts for: give each a part")
     system, user, response = spoken(turns, "messages")
     return Row(

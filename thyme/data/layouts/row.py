@@ -12,6 +12,9 @@ from thyme.data.refusal import BadRow
 
 Kind = Literal["sft", "rl"]
 
+UNREAD = object()
+"""Stands in a row for a column that was not read."""
+
 MARK = "<image>"
 """Where a picture stands in a text."""
 
@@ -81,17 +84,18 @@ def spoken(turns: Sequence[Turn], key: str) -> tuple[str | None, str, str | None
         raise BadRow("turns", f"{key} must hold one system and one assistant turn at most")
     if turns[-1].role == "system" or [turn.role for turn in turns][-2:] == ["assistant", "user"]:
         raise BadRow("turns", f"{key} must be in order: system, user, assistant")
-    return *(said["system"] or [None]), said["user"][0], *(said["assistant"] or [None])  # type: ignore[return-value]
+    system, response = (said[name][0] if said[name] else None for name in ("system", "assistant"))
+    return system, said["user"][0], response
 
 
 def listed(value: Any, key: str) -> list[Any] | None:
-    """A column of pictures as a list: none, one, a list, or parquet's structure of lists.
+    """A column of pictures as a list: none, one, a list, or parquet's structure of lists; None where it is unread.
 
     Raises:
         BadRow: it is none of these.
     """
-    if value is None:
-        return []
+    if value is None or value is UNREAD:
+        return [] if value is None else None
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), list):
         names = value.get("path") or [None] * len(value["bytes"])
         return [{"bytes": data, "path": name} for data, name in zip(value["bytes"], names, strict=False)]

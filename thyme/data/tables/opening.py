@@ -18,14 +18,21 @@ _FILES = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xff\xfe": "UTF-16", b"\x
 
 
 def data_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files, with folders replaced by the *.parquet, *.jsonl and *.json in and below them, sorted.
+    """The files, with folders replaced by the *.parquet, *.jsonl and *.json in and below them, and patterns such as
+    data/2round-*.parquet by what they match, each sorted.
 
     Raises:
-        ValueError: a path that is not there, a folder without such files, a file named twice.
+        ValueError: a path that is not there, a pattern that matches nothing, a folder without such files, a file named
+            twice.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if not path.exists() and any(mark in str(path) for mark in "*?["):
+            matching = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            if not matching:
+                raise ValueError(f"data file {path}: no file matches the pattern")
+            found += matching
+        elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_shown(p, path))
             if not inside:
                 raise ValueError(f"data folder {path}: holds no {', '.join('*' + suffix for suffix in SUFFIXES)}")
