@@ -63,7 +63,7 @@ def step(model: Model, optimizer: Optimizer, batch: TrainBatch) -> None:
         ({"activation_checkpointing": True}, torch.bfloat16, LoraConfig()),
         pytest.param({"freeze_vision": True}, torch.bfloat16, LoraConfig(), marks=pytest.mark.soak),
         pytest.param({}, torch.bfloat16, LoraConfig(rank=8), marks=pytest.mark.soak),
-        ({"activation_checkpointing": True}, torch.bfloat16, LoraConfig(rank=8)),
+        pytest.param({"activation_checkpointing": True}, torch.bfloat16, LoraConfig(rank=8), marks=pytest.mark.soak),
     ],
 )
 def test_the_peak_of_a_step_is_the_plan_s(

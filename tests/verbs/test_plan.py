@@ -84,6 +84,14 @@ def test_the_paper_s_recipes_fit_one_node_as_they_are(
     assert ": it fits" in out and "these changes" not in out and " 7.6" in out.splitlines()[0]
 
 
+def test_adapters_and_the_full_policy_each_fit_one_card(capsys: pytest.CaptureFixture[str]) -> None:
+    card = ("--model", "qwen2.5-vl-7b", "--gpu-gib", "80")
+    adapted = planned(capsys, "grpo_ats_7b_lora_1gpu", *card)
+    assert ": it fits" in adapted and "these changes" not in adapted
+    full = planned(capsys, "grpo_ats_7b", *card, "--rl.optimizer-offload")
+    assert ": it fits" in full and "these changes" not in full
+
+
 def test_where_nothing_helps_it_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     out = planned(capsys, "--model", "qwen2.5-vl-72b", code=1)
     assert "No change that was tried makes it fit" in out
