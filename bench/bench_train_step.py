@@ -24,6 +24,7 @@ from thyme.train.objective import AllowedIds, normalize, supervised_loss
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import Sample, pack
 from thyme.train.sft import row_sample
+from thyme.train.sharding import TrainedModel
 from thyme.train.supervised import supervised_step
 
 BASE, SFT = BaseStageConfig(), SftConfig(loss_rule="all")
@@ -54,7 +55,7 @@ def test_train_step(benchmark, stage: str, part: str, threads: int) -> None:
     torch.set_num_threads(threads)
     make, config = STAGES[stage]
     model = build(tiny_config(), PROCESSOR, seed=0)
-    optimizer = build_optimizer(model, config)
+    optimizer, trained = build_optimizer(model, config), TrainedModel(model)
     allowed = AllowedIds.of(PROCESSOR)
     samples = make()
     (batch,) = pack(normalize([samples], "batch_tokens"), image_token_id=PROCESSOR.image_token_id)
@@ -63,7 +64,7 @@ def test_train_step(benchmark, stage: str, part: str, threads: int) -> None:
         return supervised_loss(model, batch, allowed)
 
     def step() -> None:
-        supervised_step(model, PROCESSOR, optimizer, make(), rate=0.1, max_tokens=config.max_tokens_per_micro_batch)
+        supervised_step(trained, PROCESSOR, optimizer, make(), rate=0.1, max_tokens=config.max_tokens_per_micro_batch)
 
     def update() -> None:
         for parameter in optimizer.parameters:

@@ -21,6 +21,7 @@ from thyme.train.packing import TrainBatch, pack
 from thyme.train.policy_samples import rollout_sample
 from thyme.train.policy_update import packed_batches, update_policy
 from thyme.train.rl import train_rl
+from thyme.train.sharding import TrainedModel
 
 RL = RlConfig(steps=1, batch_size=2, learning_rate=1e-3, record_steps=0, kl_coef=0.0)
 
@@ -94,8 +95,9 @@ def test_the_step_is_the_one_without_what_is_masked(
             weights = samples[1].weights.copy()
             weights[np.flatnonzero(group[1].sampled)[tokens]] = 0
             samples[1] = replace(samples[1], weights=weights)
-        batches, metrics = packed_batches(model, processor, [samples], config, reference=None, same_bits=True)
-        update_policy(model, processor, build_optimizer(model, config), batches, config, reference=None, rate=1.0)
+        trained = TrainedModel(model)
+        batches, metrics = packed_batches(trained, processor, [samples], config, reference=None, same_bits=True)
+        update_policy(trained, processor, build_optimizer(model, config), batches, config, reference=None, rate=1.0)
         return model, metrics
 
     expected, nothing = stepped(group, "none", by_weight=True)

@@ -22,6 +22,7 @@ from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 from thyme.train.batch_selection import Drawn, draw_batch, select, spread
 from thyme.train.config import RlConfig, SelectConfig
+from thyme.train.distributed import World
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.rl import ask_round, train_rl
@@ -215,7 +216,7 @@ def test_a_question_asked_twice_in_a_step_is_answered_anew(
     config = RlConfig(batch_size=1, select=SelectConfig(max_refills=1))
     loop = make_loop(taught, sandbox)
     scorer = RuleScorer(lambda _: Reward(total=1.0, result=1.0, consistency=0.0, formatting=0.0))
-    batch = draw_batch(partial(ask_round, loop, scorer, Laps()), endless(asked[:1]), config, start=0, seed=0)
+    batch = draw_batch(partial(ask_round, loop, scorer, Laps(), World()), endless(asked[:1]), config, start=0, seed=0)
     assert len(batch.groups) == 2 and loop.config == ROLLOUT
     seeds = [rollout.seed for group in batch.groups for rollout in group.rollouts]
     assert len(set(seeds)) == 4

@@ -33,6 +33,7 @@ from thyme.train.policy_update import (
     with_old_logprobs,
 )
 from thyme.train.rl import train_rl
+from thyme.train.sharding import TrainedModel
 
 RL = RlConfig(batch_size=2, learning_rate=3e-3, warmup_steps=0)
 
@@ -51,9 +52,10 @@ def updated(
 ) -> list[Update]:
     """The updates of a model that is changed by them."""
     samples = mini_batches(processor, groups, config)
-    batches, _ = packed_batches(model, processor, samples, config, reference=reference, same_bits=False)
+    trained = TrainedModel(model)
+    batches, _ = packed_batches(trained, processor, samples, config, reference=reference, same_bits=False)
     optimizer = build_optimizer(model, config)
-    return update_policy(model, processor, optimizer, batches, config, reference=reference, rate=1.0)
+    return update_policy(trained, processor, optimizer, batches, config, reference=reference, rate=1.0)
 
 
 def token_logprobs64(model: Model, processor: Processor, sample: Sample) -> torch.Tensor:
@@ -108,7 +110,7 @@ def test_one_update_computes_no_old_log_probs_and_they_would_change_no_bit(
     (batch,) = pack(policy_samples(processor, groups, RL), image_token_id=processor.image_token_id)
     allowed = AllowedIds.of(processor)
     results = []
-    for packed in (batch, with_old_logprobs(taught, batch, allowed, RL)):
+    for packed in (batch, *with_old_logprobs(TrainedModel(taught), [batch], allowed, RL)):
         taught.zero_grad()
         loss, _ = rollout_loss(taught, packed, allowed, loss_of(RL))
         loss.backward()

@@ -56,6 +56,16 @@ def write_rollouts(
     _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair
 
 
+def join_rollouts(path: Path, parts: Sequence[Path]) -> None:
+    """Makes one file at `path` of files that `write_rollouts` wrote, by group and index, and removes those."""
+    lines = [line + "\n" for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
+    rows = [(json.loads(line), line) for line in lines]
+    rows.sort(key=lambda row: (row[0]["group"], row[0]["index"]))
+    _replace(path, "".join(line for _, line in rows).encode())
+    for part in parts:
+        part.unlink()
+
+
 def read_rollouts(
     path: Path | str, *, processor: "Processor | None" = None, images_dir: Path | str | None = None
 ) -> Iterator[tuple[Rollout, dict[str, float] | None]]:

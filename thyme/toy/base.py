@@ -13,8 +13,10 @@ from thyme.model.processor import Processor
 from thyme.toy.captions import Caption
 from thyme.toy.config import BaseStageConfig
 from thyme.toy.gates import CaptionGate, caption_sample
+from thyme.train.balance import share_of
 from thyme.train.metrics import Metrics
 from thyme.train.optim import rate_share
+from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.trainable import fuses_head, trainable
@@ -49,24 +51,29 @@ def train_base(
     if missing:
         raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
     gate = CaptionGate(processor, heldout)
+    trained = trained_model(model, options.get("world"))
     with (
-        trainable(model, config) as optimizer,
-        Stage("base", model, processor, optimizer, config, memory={"end": config.steps}, **options) as stage,
+        trainable(trained.module, config, are_masters=trained.are_masters) as optimizer,
+        Stage("base", trained, processor, optimizer, config, memory={"end": config.steps}, **options) as stage,
     ):
         while stage.step < stage.memory["end"] and not stage.stopped:
-            batch = captions(stage.step * config.batch_size, config.batch_size)
-            metrics, unfit = supervised_step(
-                model,
-                processor,
-                optimizer,
-                [caption_sample(processor, caption) for caption in batch],
-                rate=_rate(config, stage.step),
-                max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=fuses_head(model, config),
-            )
+            with trained.world.phase("update"):
+                batch = captions(stage.step * config.batch_size, config.batch_size)
+                share = share_of(batch, [1.0] * len(batch), trained.world)
+                metrics, unfit = supervised_step(
+                    trained,
+                    processor,
+                    optimizer,
+                    [caption_sample(processor, caption) for caption in share],
+                    rate=_rate(config, stage.step),
+                    max_tokens=config.max_tokens_per_micro_batch,
+                    fused_head=fuses_head(model, config),
+                )
             is_last = stage.step + 1 == stage.memory["end"]
             if is_last or (stage.step + 1) % config.gate_steps == 0:
-                metrics |= {f"gate/{kind}": accuracy for kind, accuracy in gate(model).items()}
+                trained.publish()
+                accuracies = trained.world.from_main(gate(model))
+                metrics |= {f"gate/{kind}": accuracy for kind, accuracy in accuracies.items()}
             if is_last and not gates_met(metrics, config):
                 stage.memory["end"] = min(stage.memory["end"] + _decay_steps(config), config.max_steps)
             stage.end_step(metrics, unfit)

@@ -8,6 +8,8 @@ LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
 Backend = Literal["none", "tensorboard", "trackio", "wandb"]
 GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
+PHASES = ("rollout", "reward", "update", "save")
+"""What a training step spends its time on."""
 LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
 KlKind = Literal["k1", "k2", "k3"]
 Truncated = Literal["train", "mask", "zero"]
@@ -325,6 +327,40 @@ class TrackConfig:
     def __post_init__(self) -> None:
         one_of(self, "to", get_args(Backend))
         require(self, "project", bool(self.project), "a name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedConfig:
+    """Several ranks under torchrun, and how long each part of a step may take, on one process too."""
+
+    shard_ranks: int = 0
+    """Ranks among which the trainer's state is cut; 0: all. The number of ranks of a node keeps a copy of it on each
+    node, and only gradients travel between nodes (HSDP)."""
+    timeout_s: float = 600.0
+    """A collective of tensors that a rank does not join within this time ends the run."""
+    object_timeout_s: float = 7200.0
+    """Likewise of what is no tensor: ranks wait here for the slowest one's rollouts."""
+    rollout_deadline_s: float = 7200.0
+    """Sampling the rollouts of a step may take so long; 0: any time."""
+    reward_deadline_s: float = 3600.0
+    """Scoring them likewise."""
+    update_deadline_s: float = 3600.0
+    """Forward passes, backward passes and the optimizer's step likewise."""
+    save_deadline_s: float = 3600.0
+    """Writing a checkpoint likewise."""
+
+    def __post_init__(self) -> None:
+        require(self, "shard_ranks", self.shard_ranks >= 0, "at least 0")
+        for name in ("timeout_s", "object_timeout_s"):
+            require(self, name, getattr(self, name) > 0, "positive")
+        for phase in PHASES:
+            name = f"{phase}_deadline_s"
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+
+    def deadlines(self) -> dict[str, float]:
+        """Seconds by phase; phases without a deadline are left out."""
+        seconds = {phase: getattr(self, f"{phase}_deadline_s") for phase in PHASES}
+        return {phase: limit for phase, limit in seconds.items() if limit > 0}
 
 
 def require(config: object, name: str, ok: bool, rule: str) -> None:

@@ -22,6 +22,8 @@ class ScoredGroup:
     rollouts: list[Rollout]
     rewards: list[Reward] | None
     """None where the group could not be scored: nothing is known of it, and it is no group of zeros."""
+    rank: int = 0
+    """Which rank sampled it, and has its pictures."""
 
     def totals(self, truncated: Truncated) -> list[float]:
         """What each rollout earned, as advantages are computed from it; [] where the group could not be scored."""

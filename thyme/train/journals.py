@@ -12,8 +12,9 @@ from pathlib import Path
 
 from thyme.rollout.journal import Journal
 from thyme.rollout.rollout import RolloutLoop
+from thyme.train.distributed import World
 
-_NAME = re.compile(r"\.step_(\d+)\.jsonl")
+_NAME = re.compile(r"\.step_(\d+)(\.\d+_of_\d+)?\.jsonl")
 
 
 class StepJournals:
@@ -22,18 +23,20 @@ class StepJournals:
     Args:
         run_dir: the run's folder; None keeps no journals.
         loop: makes the rollouts.
+        world: each of several ranks keeps a journal of its own questions.
         same_bits: whether a repeated step gives the same bits.
     """
 
-    def __init__(self, run_dir: Path | None, loop: RolloutLoop, *, same_bits: bool) -> None:
+    def __init__(self, run_dir: Path | None, loop: RolloutLoop, world: World | None = None, *, same_bits: bool) -> None:
         self._folder = None if run_dir is None else run_dir / "rollouts"
         self._loop, self._same_bits = loop, same_bits
+        self._of_rank = "" if world is None or world.size == 1 else f".{world.rank}_of_{world.size}"
 
     def step(self, step: int) -> AbstractContextManager[Journal | None]:
         """Inside the block the loop's rollouts are those of `step`."""
         if self._folder is None:
             return nullcontext()
-        return self._loop.journaled(self._folder / f".step_{step}.jsonl")
+        return self._loop.journaled(self._folder / f".step_{step}{self._of_rank}.jsonl")
 
     def forget(self, *, next_step: int, saved_step: int) -> None:
         """Deletes what no resumed run can use.
@@ -46,4 +49,4 @@ class StepJournals:
             if found := _NAME.fullmatch(path.name):
                 step = int(found[1])
                 if step < saved_step or (saved_step < step < next_step and not self._same_bits):
-                    path.unlink()
+                    path.unlink(missing_ok=True)  # another rank may be at it too

@@ -24,7 +24,9 @@ from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
+from thyme.train.distributed import World
 from thyme.train.packing import Sample, TrainBatch
+from thyme.train.sharding import TrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,11 @@ class AllowedIds:
 
 
 def normalize(
-    groups: Sequence[Sequence[Sample]], normalization: Normalization, *, constant: int | None = None
+    groups: Sequence[Sequence[Sample]],
+    normalization: Normalization,
+    *,
+    constant: int | None = None,
+    world: World | None = None,
 ) -> list[Sample]:
     """The samples of all groups, their 0/1 weights divided by the denominator over the whole global batch.
 
@@ -51,6 +57,7 @@ def normalize(
             Thyme's release runs): mean within each rollout, then over rollouts; "constant" (Dr. GRPO): sum over
             `constant` tokens, then mean over rollouts.
         constant: tokens; for "constant" only.
+        world: over whose ranks the batch is spread; `groups` are then this rank's, each a whole one.
 
     Raises:
         ValueError: unknown normalization, or "constant" without a positive constant.
@@ -61,7 +68,8 @@ def normalize(
         raise ValueError("normalization 'constant' needs the number of tokens to divide by")
     samples = [sample for group in groups for sample in group]
     counts = [[float(np.count_nonzero(sample.weights)) for sample in group] for group in groups]
-    num_samples, num_groups, num_tokens = len(samples), len(groups), sum(map(sum, counts))
+    totals = [len(samples), len(groups), sum(map(sum, counts))]
+    num_samples, num_groups, num_tokens = totals if world is None else world.sum(totals)
     denominators = []
     for group in counts:
         for count in group:
@@ -129,7 +137,7 @@ def rollout_loss(
     allowed: AllowedIds,
     config: GrpoLossConfig,
     *,
-    reference: Model | None = None,
+    reference: Model | TrainedModel | None = None,
     fused_head: bool = False,
 ) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of one micro-batch, with KL to `reference` if there is one; on-policy without old log-probs."""
@@ -160,10 +168,14 @@ def rollout_loss(
 
 
 @torch.no_grad()
-def reference_logprobs(reference: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
+def reference_logprobs(
+    reference: Model | TrainedModel, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False
+) -> Tensor:
     """[N] log-probabilities of the trained tokens under the reference, at each token's temperature, 1 where greedy.
 
     The reference is read without its adapters, so a policy that has some may be its own.
     """
+    if isinstance(reference, TrainedModel):
+        return reference(trained_logprobs, batch, allowed, batch.temperatures, fused_head=fused_head)
     with adapters_off(reference):
         return trained_logprobs(reference, batch, allowed, batch.temperatures, fused_head=fused_head)

@@ -5,16 +5,20 @@ hidden layers and nothing else. One schedule scales both rates: warm-up, flat, d
 """
 
 import math
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thyme.train.config import StageConfig
-from thyme.train.muon import Muon
+from thyme.train.muon import Muon, sharded_like, whole
 
 BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
+
+State = dict[str, dict[str, Tensor]]
+"""Optimizer's name, or "masters" -> "<parameter>:<entry>", or the parameter's name -> value."""
 
 
 def rate_share(config: StageConfig, step: int, steps: int) -> float:
@@ -42,20 +46,28 @@ class Optimizer:
     into the model in place, where the engine reads it. `StageConfig.optimizer_state` and `optimizer_offload` say what
     is kept instead where that is too much memory.
 
+    Args:
+        model: its parameters may be shards of several ranks (DTensors, float32).
+        config: of the stage.
+        are_masters: the parameters are float32 masters of weights that are kept elsewhere in another dtype.
+
     Raises:
         ValueError: the model has no trainable parameter, or its weights do not go with `config.optimizer_state`.
     """
 
-    def __init__(self, model: nn.Module, config: StageConfig) -> None:
+    def __init__(self, model: nn.Module, config: StageConfig, *, are_masters: bool = False) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("no parameter of the model requires a gradient: nothing to train")
         self.config = config
         self.parameters = [p for _, p in named]
+        _check_sharded(self.parameters, config)
         self._masters: dict[nn.Parameter, Tensor] = {}
         if config.optimizer_state == "fp32":
             self._masters = {p: self._master(p) for p in self.parameters if self._needs_master(p)}
         stepped = [(name, self._masters.get(p, p)) for name, p in named]
+        self._stepped = dict(stepped)
+        self._kept_masters = {name: self._stepped[name] for name, p in named if are_masters or p in self._masters}
         matrices = [p for name, p in stepped if config.optimizer == "muon" and is_block_matrix(name, p)]
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in stepped if id(p) not in chosen]
@@ -103,28 +115,62 @@ class Optimizer:
             parameter.grad = None
         return float(norm)
 
-    def state_dict(self) -> dict[str, Any]:
-        states = {type(optimizer).__name__: optimizer.state_dict() for optimizer, _ in self._peaks}
-        return states | ({"masters": list(self._masters.values())} if self._masters else {})
+    def state_dict(self) -> State:
+        """What is kept beside the weights: of each optimizer, and float32 masters, by name of the parameter.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` of an optimizer with the same settings gave.
+        Of several ranks, each one's shards.
+        """
+        names = {p: name for name, p in self._stepped.items()}
+        state: State = {}
+        for optimizer, _ in self._peaks:
+            entries = state[type(optimizer).__name__] = {}
+            for parameter, held in optimizer.state.items():
+                entries |= {f"{names[parameter]}:{entry}": value for entry, value in held.items()}
+        return state | (
+            {"masters": {name: p.detach() for name, p in self._kept_masters.items()}} if self._kept_masters else {}
+        )
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Goes on from what `state_dict` of an optimizer with the same settings gave, on any number of ranks.
+
+        Args:
+            state: whole tensors, or shards as this rank has them.
 
         Raises:
             ValueError: the state is another optimizer's, or of another layout.
         """
-        masters = state.get("masters", [])
-        names = {type(optimizer).__name__ for optimizer, _ in self._peaks}
-        if names != state.keys() - {"masters"} or len(masters) != len(self._masters):
-            raise ValueError(
-                f"the checkpoint holds {', '.join(sorted(state))} and {len(masters)} float32 masters, this run needs "
-                f"{', '.join(sorted(names))} and {len(self._masters)}: resume with its optimizer, state and dtype"
-            )
+        masters = state.get("masters", {})
+        self.check_layout(state.keys() - {"masters"}, len(masters))
         for optimizer, _ in self._peaks:
-            optimizer.load_state_dict(state[type(optimizer).__name__])
-        for master, saved in zip(self._masters.values(), masters, strict=True):
-            master.copy_(saved)
+            for key, value in state[type(optimizer).__name__].items():
+                name, _, entry = key.rpartition(":")
+                parameter = self._of_name(name)
+                optimizer.state[parameter][entry] = _placed(value, parameter)
+        for name, value in masters.items():
+            self._of_name(name).copy_(_placed(value, self._of_name(name)))
         self._publish()
+
+    def check_layout(self, optimizers: Set[str], masters: int) -> None:
+        """Raises ValueError unless a state of these optimizers with so many masters is one of this optimizer's."""
+        names = {type(optimizer).__name__ for optimizer, _ in self._peaks}
+        if names != optimizers or masters != len(self._kept_masters):
+            raise ValueError(
+                f"the checkpoint holds {', '.join(sorted(optimizers))} and {masters} float32 masters, this run needs "
+                f"{', '.join(sorted(names))} and {len(self._kept_masters)}: resume with its optimizer, state and dtype"
+            )
+
+    def room_for(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor for a value that is kept of the parameter `name`: sharded as it is where the shapes are the same."""
+        parameter = self._of_name(name)
+        if parameter.shape == torch.Size(shape):
+            return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        return torch.zeros(tuple(shape), dtype=dtype, device=parameter.device)
+
+    def _of_name(self, name: str) -> Tensor:
+        if name not in self._stepped:
+            raise ValueError(f"the checkpoint holds the optimizer's state of {name}, which this run does not train")
+        return self._stepped[name]
 
     def _needs_master(self, parameter: nn.Parameter) -> bool:
         offloaded = self.config.optimizer_offload and parameter.device.type != "cpu"
@@ -149,9 +195,9 @@ class Optimizer:
             parameter.copy_(master)
 
 
-def build_optimizer(model: nn.Module, config: StageConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: StageConfig, *, are_masters: bool = False) -> Optimizer:
     """The optimizer of `config` over the trainable parameters of `model`."""
-    return Optimizer(model, config)
+    return Optimizer(model, config, are_masters=are_masters)
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
@@ -176,9 +222,29 @@ def _adamw(groups: list[dict[str, Any]], config: StageConfig) -> torch.optim.Opt
     return _AdamW(groups, betas=BETAS, bf16_stochastic_round=True)
 
 
+def _check_sharded(parameters: Sequence[Tensor], config: StageConfig) -> None:
+    """Raises where the config asks for what only one process has."""
+    if not any(hasattr(p, "full_tensor") for p in parameters):
+        return
+    if config.optimizer_state != "fp32":
+        raise ValueError(
+            f"optimizer_state {config.optimizer_state!r} is for one process: ranks share float32 masters and moments"
+        )
+    if config.optimizer_offload:
+        raise ValueError("optimizer_offload is for one process: ranks share masters and moments on their devices")
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """A saved value where the parameter is, and sharded as it is unless it is sharded already or a mere number."""
+    if hasattr(value, "full_tensor"):
+        return value
+    value = value.to(parameter.device)
+    return sharded_like(value, parameter) if value.shape == parameter.shape else value
+
+
 def _total_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together, summed in float32 whatever they are in."""
     if all(gradient.dtype == torch.float32 for gradient in gradients):
-        return nn.utils.get_total_norm(gradients)
+        return whole(nn.utils.get_total_norm(gradients))
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(norms))

@@ -40,6 +40,8 @@ class Sample:
     """[T]: 0 text, 1 code."""
     name: str = ""
     """What it is called where its loss is not finite."""
+    rank: int = 0
+    """Which rank has its pictures, and trains it."""
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)

@@ -1,6 +1,7 @@
 """From scored rollouts to what the policy loss trains on: advantages, denominators, mini-batches of questions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +44,10 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
     samples = normalize(
         [
             [
-                rollout_sample(processor, rollout, advantage, is_trained=_is_trained(rollout, config))
+                replace(
+                    rollout_sample(processor, rollout, advantage, is_trained=_is_trained(rollout, config)),
+                    rank=group.rank,
+                )
                 for rollout, advantage in zip(group.rollouts, row, strict=True)
             ]
             for group, row in zip(scored, advantages, strict=True)

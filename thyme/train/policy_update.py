@@ -15,6 +15,7 @@ from torch import Tensor
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.train.balance import aligned
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import Masked, mask_metrics, masked
@@ -22,6 +23,7 @@ from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, 
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import LossMetrics
+from thyme.train.sharding import TrainedModel
 from thyme.train.supervised import step_metrics, suspects
 from thyme.train.trainable import fuses_head
 
@@ -39,12 +41,12 @@ class Update:
 
 
 def packed_batches(
-    model: Model,
+    trained: TrainedModel,
     processor: Processor,
     batches: Sequence[Sequence[Sample]],
     config: RlConfig,
     *,
-    reference: Model | None,
+    reference: Model | TrainedModel | None,
     same_bits: bool,
 ) -> tuple[list[list[TrainBatch]], Metrics]:
     """The micro-batches of every mini-batch, with what is computed once, and without what the mismatch mask leaves out.
@@ -52,40 +54,42 @@ def packed_batches(
     Old log-probs are computed where `config.needs_old_logprobs`, the reference's where there are several epochs.
 
     Args:
-        model: the policy before the first update.
-        batches: the samples of each mini-batch.
+        trained: the policy before the first update.
+        batches: the samples of each mini-batch, on whichever rank.
         reference: of the KL term.
         same_bits: see `TrainBatch`.
 
     Returns:
-        The micro-batches in which something is trained, and how much was masked.
+        This rank's micro-batches in which something is trained, and how much was masked on all ranks.
     """
     allowed, image_id = AllowedIds.of(processor), processor.image_token_id
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
     for samples in batches:
-        packed = pack(samples, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
+        own = [sample for sample in samples if sample.rank == trained.world.rank]
+        packed = pack(own, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
         part = [replace(batch, same_bits=same_bits) for batch in packed]
         if config.needs_old_logprobs:
-            part = [with_old_logprobs(model, batch, allowed, config) for batch in part]
+            part = with_old_logprobs(trained, part, allowed, config)
         if config.mismatch.mask != "none":
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
             part = [batch for batch, _ in pairs if batch.weights.any()]
         if reference is not None and config.epochs_per_batch > 1:
-            part = [with_ref_logprobs(reference, batch, allowed, config, model.device) for batch in part]
+            part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
-    return parts, mask_metrics(left_out)
+    everywhere = trained.world.gather(left_out)
+    return parts, mask_metrics([found for rank in everywhere for found in rank])
 
 
 def update_policy(
-    model: Model,
+    trained: TrainedModel,
     processor: Processor,
     optimizer: Optimizer,
     batches: Sequence[Sequence[TrainBatch]],
     config: RlConfig,
     *,
-    reference: Model | None,
+    reference: Model | TrainedModel | None,
     rate: float,
 ) -> list[Update]:
     """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without micro-batches.
@@ -93,7 +97,7 @@ def update_policy(
     A step that is not finite is not taken, and ends the updates of this batch.
 
     Args:
-        batches: the micro-batches of each mini-batch.
+        batches: this rank's micro-batches of each mini-batch.
         reference: of the KL term.
         rate: share of the peak learning rates.
 
@@ -103,59 +107,77 @@ def update_policy(
     updates: list[Update] = []
     for _ in range(config.epochs_per_batch):
         for part in batches:
-            updates.append(policy_step(model, processor, optimizer, part, config, reference=reference, rate=rate))
+            updates.append(policy_step(trained, processor, optimizer, part, config, reference=reference, rate=rate))
             if updates[-1].optim["optim/skipped"]:
                 return updates
     return updates
 
 
 @torch.no_grad()
-def with_old_logprobs(model: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig) -> TrainBatch:
-    """The batch with the log-probs of its trained tokens under `model` as it is; they wait where the batch does."""
-    moved = batch.to(model.device)
-    logprobs = trained_logprobs(model, moved, allowed, moved.temperatures, fused_head=fuses_head(model, config))
-    return replace(batch, old_logprobs=logprobs.to(batch.weights.device))
+def with_old_logprobs(
+    trained: TrainedModel, batches: Sequence[TrainBatch], allowed: AllowedIds, config: RlConfig
+) -> list[TrainBatch]:
+    """The batches with the log-probs of their trained tokens under the policy as it is, which wait where they do."""
+    fused_head = fuses_head(trained.full, config)
+    out: list[TrainBatch] = []
+    for batch in aligned(batches, trained):
+        moved = batch.to(trained.full.device)
+        logprobs = trained(trained_logprobs, moved, allowed, moved.temperatures, fused_head=fused_head)
+        out.append(replace(batch, old_logprobs=logprobs.to(batch.weights.device)))
+    return [replace(batch, old_logprobs=done.old_logprobs) for batch, done in zip(batches, out, strict=False)]
 
 
 def with_ref_logprobs(
-    reference: Model, batch: TrainBatch, allowed: AllowedIds, config: RlConfig, device: torch.device
-) -> TrainBatch:
-    """The batch with the log-probs of its trained tokens under the reference, which no update changes.
+    reference: Model | TrainedModel,
+    batches: Sequence[TrainBatch],
+    allowed: AllowedIds,
+    config: RlConfig,
+    trained: TrainedModel,
+) -> list[TrainBatch]:
+    """The batches with the log-probs of their trained tokens under the reference, which no update changes.
 
     Args:
-        device: where the reference computes; its weights may lie elsewhere.
+        trained: the policy, whose ranks do so together.
     """
-    fused_head = fuses_head(reference, config)
-    logprobs = reference_logprobs(reference, batch.to(device), allowed, fused_head=fused_head)
-    return replace(batch, ref_logprobs=logprobs.to(batch.weights.device))
+    fused_head, device = fuses_head(trained.full, config), trained.full.device
+    out: list[TrainBatch] = []
+    for batch in aligned(batches, trained):
+        logprobs = reference_logprobs(reference, batch.to(device), allowed, fused_head=fused_head)
+        out.append(replace(batch, ref_logprobs=logprobs.to(batch.weights.device)))
+    return [replace(batch, ref_logprobs=done.ref_logprobs) for batch, done in zip(batches, out, strict=False)]
 
 
 def policy_step(
-    model: Model,
+    trained: TrainedModel,
     processor: Processor,
     optimizer: Optimizer,
     batches: Sequence[TrainBatch],
     config: RlConfig,
     *,
-    reference: Model | None,
+    reference: Model | TrainedModel | None,
     rate: float,
 ) -> Update:
-    """One optimizer step on the GRPO loss of micro-batches; none where there are none."""
+    """One optimizer step on the GRPO loss of micro-batches; none where there are none on any rank."""
+    world, device, fused_head = trained.world, trained.full.device, fuses_head(trained.full, config)
     allowed, loss_config, collected = AllowedIds.of(processor), loss_of(config), LossMetrics()
     losses: list[Tensor] = []
-    for packed in batches:
-        batch = packed.to(model.device)
-        loss, metrics = rollout_loss(
-            model, batch, allowed, loss_config, reference=reference, fused_head=fuses_head(model, config)
-        )
+    everyones = aligned(batches, trained)
+    if reference is not None and config.epochs_per_batch > 1:  # `packed_batches` asked it; the empty ones need nothing
+        everyones = [batch if len(batch.rows) else replace(batch, ref_logprobs=batch.weights) for batch in everyones]
+    for packed in everyones:
+        batch = packed.to(device)
+        loss, metrics = trained(rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=fused_head)
         loss.backward()
         optimizer.add_up()
         losses.append(loss.detach())
-        collected.add(losses[-1], metrics)
-    if not batches:
+        if len(batch.rows):
+            collected.add(losses[-1], metrics)
+    collected = collected.of_all_ranks(world)
+    if not everyones:
         return Update(loss=collected, optim={"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0})
-    stepped = step_metrics(optimizer, rate, float(torch.stack(losses).sum()))
-    return Update(loss=collected, optim=stepped, suspects=suspects(stepped, batches, losses))
+    (total,) = world.sum([float(torch.stack(losses).sum())])
+    stepped = step_metrics(optimizer, rate, total)
+    return Update(loss=collected, optim=stepped, suspects=suspects(stepped, batches, losses, world))
 
 
 def update_metrics(updates: Sequence[Update]) -> Metrics:

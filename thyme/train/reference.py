@@ -7,20 +7,25 @@ from torch import Tensor, nn
 
 from thyme.model.model import Model
 from thyme.train.config import RlConfig
+from thyme.train.distributed import Ranks, World
+from thyme.train.sharding import ShardedModel
 
 
-def reference_policy(model: Model, config: RlConfig) -> Model | None:
+def reference_policy(model: Model, config: RlConfig, world: World | None = None) -> Model | ShardedModel | None:
     """What the KL term measures against; None where there is no KL term. A policy with adapters is its own reference,
-    read without them: there is no copy.
+    read without them: there is no copy. Several ranks share one copy, unless it lies in host memory.
 
     Args:
         model: the policy before its first step.
         config: its `kl_coef` and `reference`.
+        world: the ranks that train the policy.
     """
     if config.kl_coef == 0:
         return None
     if model.lora is not None:
         return model
+    if isinstance(world, Ranks) and config.reference == "device":
+        return ShardedModel(model, world, is_frozen=True)
     reference = frozen_copy(model, blocks_on_host=config.reference == "host")
     if config.reference == "host":
         for block in blocks(reference):

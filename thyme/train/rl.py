@@ -15,13 +15,15 @@ from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rewards import Scorer
-from thyme.rollout.records import write_rollouts
+from thyme.rollout.records import join_rollouts, write_rollouts
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question, Rollout
 from thyme.train.alarm_log import AlarmLog
 from thyme.train.alarms import Alarms
 from thyme.train.batch_selection import Drawn, draw_batch
 from thyme.train.config import RlConfig
+from thyme.train.distributed import World
+from thyme.train.group_exchange import exchanged, own_questions
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
@@ -31,6 +33,7 @@ from thyme.train.policy_update import packed_batches, update_metrics, update_pol
 from thyme.train.reference import reference_policy
 from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
 from thyme.train.rl_metrics import Laps, rollout_metrics
+from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import trainable
 
@@ -65,14 +68,16 @@ def train_rl(
             steps in a row.
     """
     _check(loop, model)
-    reference = reference_policy(model, config)
+    reference = reference_policy(model, config, options.get("world"))
     same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
-    with trainable(model, config) as optimizer:
-        stage = Stage("rl", model, processor, optimizer, config, **options)
+    trained = trained_model(model, options.get("world"))
+    world = trained.world
+    with trainable(trained.module, config, are_masters=trained.are_masters) as optimizer:
+        stage = Stage("rl", trained, processor, optimizer, config, **options)
         run_dir = options.get("run_dir")
-        journals = StepJournals(run_dir if config.save_steps else None, loop, same_bits=same_bits)
+        journals = StepJournals(run_dir if config.save_steps else None, loop, world, same_bits=same_bits)
         alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
-        alarm_log = AlarmLog(run_dir, stage.step)
+        alarm_log = AlarmLog(run_dir if world.is_main else None, stage.step)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
             loop.engine.weight_version = stage.memory["weight_version"]
@@ -81,7 +86,7 @@ def train_rl(
                 laps = Laps()
                 with journals.step(stage.step) as journal:
                     drawn = draw_batch(
-                        partial(ask_round, loop, scorer, laps),
+                        partial(ask_round, loop, scorer, laps, world),
                         questions,
                         config,
                         start=stage.memory.setdefault("questions", stage.step * config.batch_size),
@@ -94,29 +99,32 @@ def train_rl(
                 )
                 samples = mini_batches(processor, drawn.kept, config)
                 rate = rate_share(config, stage.step, config.steps)
-                with loop.engine.asleep():  # what it has cached, the update makes stale
+                with world.phase("update"), loop.engine.asleep():  # what it has cached, the update makes stale
                     batches, left_out = packed_batches(
-                        model, processor, samples, config, reference=reference, same_bits=same_bits
+                        trained, processor, samples, config, reference=reference, same_bits=same_bits
                     )
                     laps.end("logprob")
                     updates = update_policy(
-                        model, processor, optimizer, batches, config, reference=reference, rate=rate
+                        trained, processor, optimizer, batches, config, reference=reference, rate=rate
                     )
                 laps.end("train")
+                trained.publish()
                 loop.engine.weights_updated()
                 laps.end("sync")
                 _remember(stage, drawn.groups)
                 stage.memory["weight_version"] = loop.engine.weight_version
                 metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
-                begun, held = alarms.check(metrics, num_rollouts=sum(len(group.rollouts) for group in drawn.groups))
+                num_rollouts = sum(len(group.rollouts) for group in drawn.groups)
+                begun, held = world.from_main(alarms.check(metrics, num_rollouts=num_rollouts))
                 path = None
                 if run_dir is not None and (begun or _is_recorded(stage.step, config)):
                     path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
-                    record(path, drawn.groups)
+                    record(path, drawn.groups, world)
                 alarm_log.write(stage.step, begun, drawn.groups, path)
-                if journal is not None and (journal.kept or journal.begun):
-                    metrics["rollout/from_journal"] = float(len(journal.kept))
-                    metrics["rollout/reopened"] = float(len(journal.begun))
+                if journal is not None:
+                    kept, begun_before = world.sum([len(journal.kept), len(journal.begun)])
+                    if kept or begun_before:
+                        metrics |= {"rollout/from_journal": kept, "rollout/reopened": begun_before}
                 metrics |= held | laps.metrics()
                 stage.end_step(metrics, updates[-1].suspects)
                 journals.forget(next_step=stage.step, saved_step=stage.saved_step)
@@ -137,13 +145,18 @@ def _check(loop: RolloutLoop, model: Model) -> None:
         )
 
 
-def ask_round(loop: RolloutLoop, scorer: Scorer, laps: Laps, asked: Sequence[Question], seed: int) -> list[ScoredGroup]:
-    """The groups of these questions, scored as they end."""
+def ask_round(
+    loop: RolloutLoop, scorer: Scorer, laps: Laps, world: World, asked: Sequence[Question], seed: int
+) -> list[ScoredGroup]:
+    """The groups of these questions, scored as they end; each rank samples its share and gets all."""
     sampling = loop.config.sampling(seed=seed)
     scores = GroupScores(scorer, sampling.n)
-    rollouts = loop.run(asked, sampling, on_end=scores.ended)
+    with world.phase("rollout"):
+        own = own_questions(loop, asked, world)
+        rollouts = loop.run([asked[place] for place in own], sampling, on_end=scores.ended)
     laps.end("rollout")
-    groups = scores.collect(rollouts)
+    with world.phase("reward"):
+        groups = exchanged(scores.collect(rollouts), own, world)
     laps.end("reward")
     return groups
 
@@ -180,11 +193,21 @@ def _end_if_unscored(stage: Stage, config: RlConfig) -> None:
         )
 
 
-def record(path: Path, groups: Sequence[ScoredGroup]) -> None:
-    """Writes the rollouts of a step with their rewards; null where a group could not be scored."""
+def record(path: Path, groups: Sequence[ScoredGroup], world: World | None = None) -> None:
+    """Writes the rollouts of a step with their rewards; null where a group could not be scored.
+
+    Each rank writes those it has the pictures of, and the first one puts them together.
+    """
+    world = world or World()
+    part = path.with_name(f".{path.name}.{world.rank}") if world.size > 1 else path
     rollouts: list[Rollout] = []
     rewards: list[dict[str, Any] | None] = []
     for group in groups:
-        rollouts += group.rollouts
-        rewards += [None] * len(group.rollouts) if group.rewards is None else map(asdict, group.rewards)
-    write_rollouts(path, rollouts, rewards)
+        if group.rank == world.rank:
+            rollouts += group.rollouts
+            rewards += [None] * len(group.rollouts) if group.rewards is None else map(asdict, group.rewards)
+    write_rollouts(part, rollouts, rewards)
+    if world.size > 1:
+        parts = world.gather(part)
+        if world.is_main:
+            join_rollouts(path, parts)

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoMetrics
 from thyme.rollout.types import Rollout, RolloutStatus
+from thyme.train.distributed import World
 from thyme.train.metrics import Metrics
 
 _LOSS_NAMES = {
@@ -49,6 +51,18 @@ class LossMetrics:
     def metrics(self) -> Metrics:
         """All of the step; waits for the device once. Empty but for the loss when nothing was trained."""
         return self.together([self])
+
+    def of_all_ranks(self, world: World) -> Self:
+        """These metrics with those of the other ranks' micro-batches of the same step, on every rank."""
+        if world.size == 1:
+            return self
+        losses = [loss.cpu() for loss in self._loss]
+        parts = [GrpoMetrics(part.names, part.values.cpu()) for part in self._parts]
+        out = type(self)()
+        for rank_losses, rank_parts in world.gather((losses, parts)):
+            out._loss += rank_losses
+            out._parts += rank_parts
+        return out
 
     @staticmethod
     def together(steps: "Sequence[LossMetrics]") -> Metrics:

@@ -11,11 +11,13 @@ from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.rollout.prompts import PromptStyle, build_prompt
+from thyme.train.balance import share_of
 from thyme.train.config import LossRule, SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.objective import trained_logits
 from thyme.train.optim import rate_share
 from thyme.train.packing import Sample, pack
+from thyme.train.sharding import trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.supervised import supervised_step
 from thyme.train.tokenization import supervised_sample
@@ -51,7 +53,7 @@ def train_sft(
     Args:
         model: the model to train.
         processor: its tokenizer and picture processor.
-        samples: the stream (`row_samples`).
+        samples: the stream (`row_samples`), the same on every rank: each trains its share of a batch.
         config: steps and rates.
         name: of the stage, in metrics and checkpoints.
         gate: looked at before the first step, every `gate.every` steps and after the last one.
@@ -60,27 +62,31 @@ def train_sft(
     Returns:
         The metrics of every step; no step at all where the model already passes the gate.
     """
-    passed = gate is not None and gate.measure(model) >= gate.goal
+    trained = trained_model(model, options.get("world"))
+    world = trained.world
+    passed = gate is not None and world.from_main(gate.measure(model)) >= gate.goal
     with (
-        trainable(model, config) as optimizer,
-        Stage(name, model, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
+        trainable(trained.module, config, are_masters=trained.are_masters) as optimizer,
+        Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
     ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
-            batch = samples(stage.step * config.batch_size, config.batch_size)
-            kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
-            metrics, unfit = supervised_step(
-                model,
-                processor,
-                optimizer,
-                kept,
-                rate=rate_share(config, stage.step, config.steps),
-                max_tokens=config.max_tokens_per_micro_batch,
-                fused_head=fuses_head(model, config),
-            )
-            if config.max_row_tokens:
-                metrics["batch/too_long"] = float(len(batch) - len(kept))
+            with world.phase("update"):
+                batch = samples(stage.step * config.batch_size, config.batch_size)
+                kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
+                metrics, unfit = supervised_step(
+                    trained,
+                    processor,
+                    optimizer,
+                    share_of(kept, [len(sample.token_ids) for sample in kept], world),
+                    rate=rate_share(config, stage.step, config.steps),
+                    max_tokens=config.max_tokens_per_micro_batch,
+                    fused_head=fuses_head(model, config),
+                )
+                if config.max_row_tokens:
+                    metrics["batch/too_long"] = float(len(batch) - len(kept))
             if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
-                metrics[f"gate/{gate.name}"] = gate.measure(model)
+                trained.publish()
+                metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
                 stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
             stage.end_step(metrics, unfit)
     return stage.history

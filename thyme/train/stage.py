@@ -8,14 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.model.weights import save
 from thyme.train import checkpoint, retention
 from thyme.train.config import StageConfig
+from thyme.train.distributed import World
 from thyme.train.manifest import Origin
 from thyme.train.metrics import Metrics, MetricsLog, OnStep
 from thyme.train.optim import Optimizer
+from thyme.train.sharding import TrainedModel
 
 MOST_NAMED = 8
 ADVICE = "Checkpoints from before it are good: lower the learning rate, or look at these rows"
@@ -31,6 +32,8 @@ class RunOptions(TypedDict, total=False):
     """Name of the checkpoint that the stage writes at its end, `checkpoints/<final>`; None: none."""
     origin: Origin | None
     """What the run started from, for the checkpoints' manifests."""
+    world: World | None
+    """The ranks that run the stage together, each with the same options; None: this process alone."""
 
 
 class StageOptions(RunOptions, total=False):
@@ -43,7 +46,7 @@ class StageOptions(RunOptions, total=False):
     save_model: Callable[[Path], object] | None
     """Writes the model into a checkpoint's folder; None: `thyme.model.save` with nothing beside it."""
     evaluate: Callable[[], Metrics] | None
-    """Measures the model as it is; its figures join those of the step."""
+    """Measures the model as it is, on the first rank; its figures join those of the step."""
     evaluate_steps: int
     """It is asked after every so many steps; 0: never."""
 
@@ -53,7 +56,7 @@ class Stage:
 
     Args:
         name: of the stage, in metrics.jsonl and in the checkpoints' names.
-        model, processor, optimizer: what a checkpoint holds.
+        trained, processor, optimizer: what a checkpoint holds.
         config: says how often a checkpoint is written, and which are kept.
         memory: what the stage must remember between steps beside weights and optimizer; a checkpoint's replaces it.
         options: see StageOptions.
@@ -62,7 +65,7 @@ class Stage:
     def __init__(
         self,
         name: str,
-        model: Model,
+        trained: TrainedModel,
         processor: Processor,
         optimizer: Optimizer,
         config: StageConfig,
@@ -79,13 +82,14 @@ class Stage:
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
         self._evaluate, self._evaluate_steps = options.get("evaluate"), options.get("evaluate_steps", 0)
         self._final, self._origin = options.get("final"), options.get("origin")
-        self._save_model = options.get("save_model") or (lambda folder: save(model, processor, folder))
+        self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
+        self._trained, self._world = trained, trained.world
         self._scores: list[float] = []
         if (resume_from := options.get("resume_from")) is not None:
-            self.step, self.memory = checkpoint.read(resume_from, model, optimizer, stage=name)
+            self.step, self.memory = checkpoint.read(resume_from, trained, optimizer, stage=name)
         self.saved_step = self.step
         """The step that a run which is killed would begin again with."""
-        path = None if self._run_dir is None else self._run_dir / "metrics.jsonl"
+        path = None if self._run_dir is None or not self._world.is_main else self._run_dir / "metrics.jsonl"
         self._log = MetricsLog(path, name, self.step)
 
     def end_step(self, values: Metrics, suspects: Sequence[str] = ()) -> None:
@@ -102,7 +106,8 @@ class Stage:
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
         if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
-            values = values | self._evaluate()
+            self._trained.publish()
+            values = values | self._world.on_main(self._evaluate)
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1
@@ -110,14 +115,14 @@ class Stage:
             self._trouble = _trouble(self._name, self.step, values, suspects)
             if self.memory["skipped"] >= self._config.max_skipped_steps:
                 raise FloatingPointError(f"{self._trouble}; that is {self.memory['skipped']} in a row. {ADVICE}")
-            _log.warning("thyme: %s: that update was not made", self._trouble)
+            self._warn("%s: that update was not made", self._trouble)
         if math.isfinite(score := values.get(self._config.best_metric, math.nan)):
             self._scores.append(score)
         every = self._config.save_steps
         if every and self.step % every == 0 and not skipped:
             self._save_on_the_way()
-        if self._on_step is not None and self._on_step(metrics):
-            self.stopped = True
+        wants_end = self._on_step is not None and self._world.is_main and bool(self._on_step(metrics))
+        self.stopped = self.stopped or self._world.from_main(wants_end)
 
     def _save_on_the_way(self) -> None:
         if self._run_dir is None:
@@ -127,30 +132,42 @@ class Stage:
         except checkpoint.SaveError as error:
             if self._config.on_save_error == "stop":
                 raise
-            _log.warning("thyme: %s; training goes on, as on_save_error says", error)
+            self._warn("%s; training goes on, as on_save_error says", error)
             return
-        folder, best = self._run_dir / "checkpoints", None
+        if self._world.is_main:
+            self._retain(self._run_dir / "checkpoints")
+        self._scores = []
+
+    def _retain(self, folder: Path) -> None:
+        best = None
         if metric := self._config.best_metric:
             if not self._scores:
-                _log.warning("thyme: %s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
+                self._warn("%s step %d: no %s to choose the best checkpoint by", self._name, self.step, metric)
             best = retention.name_best(folder, self._name, metric, self._config.best_mode, step=self.step)
-        self._scores = []
         retention.keep(folder, self._name, step=self.step, newest=self._config.keep_checkpoints, best=best)
 
     def _write(self, name: str) -> None:
         assert self._run_dir is not None
         self._log.sync()  # no checkpoint is on disk whose steps are not
-        checkpoint.write(
-            self._run_dir / "checkpoints" / name,
-            self._save_model,
-            self._optimizer,
-            stage=self._name,
-            step=self.step,
-            memory=self.memory,
-            origin=self._origin,
-            score=sum(self._scores) / len(self._scores) if self._scores else None,
-        )
+        with self._world.phase("save"):
+            self._trained.publish()
+            checkpoint.write(
+                self._run_dir / "checkpoints" / name,
+                self._save_model,
+                self._optimizer,
+                world=self._world,
+                stage=self._name,
+                step=self.step,
+                memory=self.memory,
+                origin=self._origin,
+                score=sum(self._scores) / len(self._scores) if self._scores else None,
+            )
         self.saved_step = self.step
+
+    def _warn(self, message: str, *values: object) -> None:
+        """Once, whatever the number of ranks."""
+        if self._world.is_main:
+            _log.warning(f"thyme: {message}", *values)
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +176,8 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if error is None:
+                self._trained.publish()
             if error is None and self.memory.get("skipped"):
                 raise FloatingPointError(f"{self._trouble}, and that was the last step. {ADVICE}")
             if error is None and self._final is not None and self._run_dir is not None:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.train.balance import aligned
+from thyme.train.distributed import World
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, normalize, supervised_loss
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
+from thyme.train.sharding import TrainedModel
 
 
 def supervised_step(
-    model: Model,
+    trained: TrainedModel,
     processor: Processor,
     optimizer: Optimizer,
     samples: Sequence[Sample],
@@ -24,31 +26,40 @@ def supervised_step(
     max_tokens: int,
     fused_head: bool = False,
 ) -> tuple[Metrics, tuple[str, ...]]:
-    """One optimizer step on the mean negative log-probability of all trained tokens of `samples`.
+    """One optimizer step on the mean negative log-probability of all trained tokens of the global batch.
 
     Args:
+        trained: the model; its world's ranks all take this step together.
+        samples: this rank's share of the global batch; all of it on one process.
         rate: share of the peak learning rates.
         max_tokens: packed tokens in a micro-batch.
         fused_head: see `StageConfig`.
 
     Returns:
-        The metrics, and the names of the samples that may be why no step was taken, where none was.
+        The metrics, and the names of the samples that may be why no step was taken, where none was: both of the global
+        batch, the same on every rank.
     """
+    world, device = trained.world, trained.full.device
     allowed = AllowedIds.of(processor)
-    batches = pack(normalize([samples], "batch_tokens"), image_token_id=processor.image_token_id, max_tokens=max_tokens)
+    normalized = normalize([samples], "batch_tokens", world=world)
+    batches = pack(normalized, image_token_id=processor.image_token_id, max_tokens=max_tokens)
     losses: list[Tensor] = []
-    for batch in batches:
-        micro_loss = supervised_loss(model, batch.to(model.device), allowed, fused_head=fused_head)
+    for batch in aligned(batches, trained):
+        micro_loss = trained(supervised_loss, batch.to(device), allowed, fused_head=fused_head)
         micro_loss.backward()
         optimizer.add_up()
         losses.append(micro_loss.detach())
-    loss = float(sum(losses, start=torch.zeros((), device=model.device)))
+    loss, tokens, trained_tokens = world.sum(
+        [
+            float(sum(losses, start=torch.zeros((), device=device))),
+            sum(sum(batch.lengths) for batch in batches),
+            sum(len(batch.rows) for batch in batches),
+        ]
+    )
     metrics = step_metrics(optimizer, rate, loss)
-    return metrics | {
-        "loss": loss,
-        "batch/tokens": float(sum(sum(batch.lengths) for batch in batches)),
-        "batch/trained_tokens": float(sum(len(batch.rows) for batch in batches)),
-    }, suspects(metrics, batches, losses)
+    return metrics | {"loss": loss, "batch/tokens": tokens, "batch/trained_tokens": trained_tokens}, suspects(
+        metrics, batches, losses, world
+    )
 
 
 def step_metrics(optimizer: Optimizer, rate: float, loss: float) -> Metrics:
@@ -58,9 +69,22 @@ def step_metrics(optimizer: Optimizer, rate: float, loss: float) -> Metrics:
     return {"optim/grad_norm": norm, "optim/rate_share": rate, "optim/skipped": float(skipped)}
 
 
-def suspects(metrics: Metrics, batches: Sequence[TrainBatch], losses: Sequence[Tensor]) -> tuple[str, ...]:
-    """Samples of the micro-batches whose loss is not finite; of all where only the gradient is not; () after a step."""
+def suspects(
+    metrics: Metrics, batches: Sequence[TrainBatch], losses: Sequence[Tensor], world: World | None = None
+) -> tuple[str, ...]:
+    """Samples of the micro-batches whose loss is not finite, on any rank; of all where only the gradient is not; ()
+    after a step.
+
+    Args:
+        metrics: of the step, the same on every rank.
+        batches: this rank's, without those that `aligned` added.
+        losses: of these, and perhaps of those that were added after them.
+        world: whose ranks took the step.
+    """
     if not metrics["optim/skipped"]:
         return ()
-    blamed = [batch for batch, loss in zip(batches, losses, strict=True) if not loss.isfinite()] or batches
-    return tuple(name for batch in blamed for name in batch.names)
+    named = [(batch.names, bool(loss.isfinite())) for batch, loss in zip(batches, losses, strict=False)]
+    gathered = [named] if world is None else world.gather(named)
+    everywhere = [entry for rank in gathered for entry in rank]
+    blamed = [names for names, is_finite in everywhere if not is_finite] or [names for names, _ in everywhere]
+    return tuple(name for names in blamed for name in names)

@@ -14,8 +14,13 @@ FUSED_VOCABULARY = 32_768
 
 
 @contextmanager
-def trainable(model: Model, config: StageConfig) -> Iterator[Optimizer]:
+def trainable(model: Model, config: StageConfig, *, are_masters: bool = False) -> Iterator[Optimizer]:
     """Freezes what `config` freezes and recomputes what it recomputes, inside the block; undone after it.
+
+    Args:
+        model: what is trained.
+        config: of the stage.
+        are_masters: see `Optimizer`.
 
     Yields:
         The optimizer of `config` over what is left to train.
@@ -30,7 +35,7 @@ def trainable(model: Model, config: StageConfig) -> Iterator[Optimizer]:
     for part in recomputing:
         part.recomputes = config.activation_checkpointing
     try:
-        yield build_optimizer(model, config)
+        yield build_optimizer(model, config, are_masters=are_masters)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)

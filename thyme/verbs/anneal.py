@@ -43,10 +43,11 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
-    with open_run(config, "anneal", data_digest=data_digest(config)) as run:
-        opened = adapted(open_model(config), config)
+    with open_run(config, "anneal", config.distributed, data_digest=data_digest(config)) as run:
+        opened = adapted(open_model(config, run.world.device), config)
         train(config, opened, run.folder, **run.stage("anneal"))
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
 
 
 def train(
@@ -75,7 +76,7 @@ def train(
     shown = {"loss": "loss", "gate/arithmetic": "held-out"}
     with prepared_samples(config, opened, config.anneal, anneal_stream(config.toy)) as samples:
         settings = with_epochs(config.anneal, samples.count)
-        with told(config, folder, "anneal", settings.steps, label, shown) as line:
+        with told(config, folder, "anneal", settings.steps, label, shown, world=options.get("world")) as line:
             stage = stage_options(config, opened, folder, line, **options)
             return train_sft(
                 opened.model, opened.processor, samples.stream, settings, name="anneal", gate=gate, **stage

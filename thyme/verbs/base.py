@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
 from thyme.toy.config import BaseStageConfig
+from thyme.train.config import DistributedConfig
 from thyme.verbs.config import ToyRunConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Config(ToyRunConfig):
 
     name: str = "base"
     base: BaseStageConfig = field(default_factory=BaseStageConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def run(config: Config) -> None:
@@ -31,10 +33,11 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_toy(config)
-    with open_run(config, "base") as run:
-        opened = open_model(config)
+    with open_run(config, "base", config.distributed) as run:
+        opened = open_model(config, run.world.device)
         train(config, opened, run.folder, **run.stage("base"))
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
 
 
 def train(
@@ -52,12 +55,14 @@ def train(
     from thyme.toy.base import train_base
     from thyme.toy.captions import captions
     from thyme.toy.streams import caption_stream
-    from thyme.train.metrics import ProgressLine
+    from thyme.train.metrics import progress
     from thyme.verbs.opening import save_model
 
     toy = config.toy
     heldout = captions(toy.seed, config.base.gate_captions, toy.material, mix=toy.captions, split="heldout")
-    with ProgressLine(config.base.steps, label, {"loss": "loss", "gate/ground": "locate", "gate/one": "read"}) as line:
+    world = options.get("world")
+    shown = {"loss": "loss", "gate/ground": "locate", "gate/one": "read"}
+    with progress(config.base.steps, label if world is None or world.is_main else None, shown) as line:
         return train_base(
             opened.model,
             opened.processor,

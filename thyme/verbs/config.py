@@ -13,7 +13,7 @@ from thyme.rewards.config import JudgeConfig, RewardConfig
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.toy.config import ToyConfig
-from thyme.train.config import TrackConfig
+from thyme.train.config import DistributedConfig, TrackConfig
 
 EMBEDDED = "tiny"
 """The name of the model that is no folder."""
@@ -101,3 +101,4 @@ class TrainingConfig(ScoredConfig):
     lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)

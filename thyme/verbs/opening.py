@@ -4,7 +4,6 @@ What a checkpoint says of its dialect (`thyme.json`) wins over a recipe, what th
 where they contradict each other a line on stderr says which one is followed.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from thyme.sandbox import Sandbox
 from thyme.toy.model import tiny_config, tiny_processor
 from thyme.verbs.config import EMBEDDED, LoopConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
+from thyme.verbs.notes import note
 
 EMBEDDED_DIALECT = Dialect(prompt_style="short")
 """It is too small to read the full prompts."""
@@ -41,8 +41,13 @@ class Opened:
     """What it is run and trained under from here on, and what `save_model` writes beside it."""
 
 
-def open_model(config: RunConfig) -> Opened:
+def open_model(config: RunConfig, device: torch.device | str | None = None) -> Opened:
     """The model of the run: a folder, or the embedded toy with random weights drawn from the seed.
+
+    Args:
+        config: names it.
+        device: where it goes, in bfloat16 unless that is a CPU or the model the embedded one; None: to the GPU, if
+            there is one.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -50,14 +55,14 @@ def open_model(config: RunConfig) -> Opened:
     """
     torch.set_num_threads(config.threads)
     said: Dialect | None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.model == EMBEDDED:
         processor, said = tiny_processor(), EMBEDDED_DIALECT
         model = build(tiny_config(), processor, seed=config.seed, device=device)
     else:
         folder = model_folder(Path(config.model))
         said = read_dialect(folder) or _released(folder)
-        model, loaded = load(folder, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        model, loaded = load(folder, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
         if loaded is None:
             raise ValueError(f"model {folder}: no tokenizer: tokenizer.json belongs beside the weights")
         processor = loaded
@@ -103,10 +108,9 @@ def _released(folder: Path) -> Dialect | None:
     """The dialect of a released checkpoint, said aloud since only its name or card tells that it is one."""
     if not is_released(folder):
         return None
-    print(
-        f"thyme: model {folder}: a released Thyme checkpoint: its code is rewritten and its errors are worded as the "
-        'released sandbox does (a thyme.json beside it with {"compat": "none"} turns that off)',
-        file=sys.stderr,
+    note(
+        f"model {folder}: a released Thyme checkpoint: its code is rewritten and its errors are worded as the "
+        'released sandbox does (a thyme.json beside it with {"compat": "none"} turns that off)'
     )
     return Dialect(compat="released")
 
@@ -124,9 +128,8 @@ def _dialect(config: RunConfig, said: Dialect | None) -> Dialect:
             continue
         follow = asked if origin == "the command line" else theirs
         chosen = replace(chosen, **{name: follow})
-        print(
-            f"thyme: {origin} says rollout.{name} = {asked!r}, model {config.model} was trained under {theirs!r}: "
-            f"following {follow!r}",
-            file=sys.stderr,
+        note(
+            f"{origin} says rollout.{name} = {asked!r}, model {config.model} was trained under {theirs!r}: "
+            f"following {follow!r}"
         )
     return chosen

@@ -14,6 +14,7 @@ from thyme.options import parse as parse_options
 from thyme.train.durable import write_text
 from thyme.train.manifest import text_digest
 from thyme.verbs.config import EMBEDDED
+from thyme.verbs.notes import is_first_rank
 from thyme.verbs.training_run import RunState
 
 CHANGEABLE = (
@@ -36,6 +37,7 @@ CHANGEABLE_ELSEWHERE = (
     "track",
     "eval",
     "judge",
+    "distributed",
 )
 """Keys, and tables, that change how a run is run and not what it learns."""
 
@@ -79,7 +81,9 @@ def run(config: Config) -> None:
     module: Any = import_module(f"thyme.verbs.{state.verb}")
     path = folder / "config.toml"
     text = path.read_text(encoding="utf-8")
-    if text_digest(text) != state.config:
+    if not is_first_rank():  # the first one may be writing both anew, run.json before the config
+        state = RunState.read(folder)
+    elif text_digest(text) != state.config:
         raise ValueError(
             f"{path} was changed after the run wrote it: say changes on the command line, such as "
             f"`thyme resume {folder} --{state.verb}.steps 200`"
@@ -91,11 +95,11 @@ def run(config: Config) -> None:
     if state.is_finished and not any(key.endswith((".steps", ".epochs")) for key in changed):
         print(f"{folder} is finished: its checkpoints are in {folder / 'checkpoints'}; more steps go on from there")
         return
-    if changed:
+    if changed and is_first_rank():
         text = to_toml(new)
-        write_text(path, text)
         state.config, state.is_finished = text_digest(text), False
         state.write(folder)
+        write_text(path, text)
     model = new.model if new.model == EMBEDDED else state.origin.model
     module.run(replace(new, model=model, origins=state.origins, resumes=folder))
 

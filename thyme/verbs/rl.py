@@ -81,12 +81,13 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
-    with open_run(config, "rl", data_digest=data_digest(config)) as run:
-        opened = adapted(open_model(config), config)
-        engine = beside_training(config.engine, opened.model, config.rl, config.lora)
+    with open_run(config, "rl", config.distributed, data_digest=data_digest(config)) as run:
+        opened = adapted(open_model(config, run.world.device), config)
+        engine = beside_training(config.engine, opened.model, config.rl, config.lora, gpus=run.world.size)
         with open_loop(replace(config, engine=engine), opened) as loop:
             train(config, opened, loop, run.folder, **run.stage("rl"))
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
 
 
 def train(
@@ -118,7 +119,7 @@ def train(
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
     ):
         settings = with_epochs(config.rl, questions.count)
-        with told(config, folder, "rl", settings.steps, label, SHOWN) as line:
+        with told(config, folder, "rl", settings.steps, label, SHOWN, world=options.get("world")) as line:
             return train_rl(
                 opened.model,
                 opened.processor,

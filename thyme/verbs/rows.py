@@ -7,7 +7,6 @@ alone; what coming steps need is decoded and prepared ahead of them.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
+from thyme.verbs.notes import note
 
 if TYPE_CHECKING:
     from thyme.data.rows import Demonstration, Question
@@ -154,7 +154,7 @@ def open_files(
 
     fits = None if processor is None else processor.size_of
     rows = open_data(getattr(config.data, split), config.data, kind, fits=fits)
-    print(f"thyme: data.{split}: {rows.summary()}", file=sys.stderr)
+    note(f"data.{split}: {rows.summary()}")
     return rows
 
 
@@ -172,4 +172,4 @@ def _told(files: DataSet[Any]) -> Iterator[None]:
         yield
     finally:
         if files.left_out.total() > before:
-            print(f"thyme: data.train: {files.summary()}", file=sys.stderr)
+            note(f"data.train: {files.summary()}")

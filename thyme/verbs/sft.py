@@ -41,10 +41,11 @@ def run(config: Config) -> None:
     from thyme.verbs.training_run import open_run
 
     require_training_rows(config)
-    with open_run(config, "sft", data_digest=data_digest(config)) as run:
-        opened = adapted(open_model(config), config)
+    with open_run(config, "sft", config.distributed, data_digest=data_digest(config)) as run:
+        opened = adapted(open_model(config, run.world.device), config)
         train(config, opened, run.folder, **run.stage("sft"))
-    print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
+    if run.world.is_main:
+        print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
 
 
 def train(
@@ -75,6 +76,8 @@ def train(
 
     with prepared_samples(config, opened, config.sft, rows or demonstration_stream(config.toy)) as samples:
         settings = with_epochs(config.sft, samples.count)
-        with told(config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step) as line:
+        with told(
+            config, folder, "sft", settings.steps, label, {"loss": "loss"}, then=on_step, world=options.get("world")
+        ) as line:
             stage = stage_options(config, opened, folder, line, **options)
             return train_sft(opened.model, opened.processor, samples.stream, settings, **stage)

@@ -14,6 +14,7 @@ from thyme.config import to_dict
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import StageConfig
+from thyme.train.distributed import World
 from thyme.train.metrics import Metrics, OnStep, progress
 from thyme.train.stage import RunOptions, StageOptions
 from thyme.train.tracking import tracked
@@ -52,6 +53,7 @@ def told(
     shown: Mapping[str, str],
     *,
     then: OnStep | None = None,
+    world: World | None = None,
 ) -> Iterator[OnStep | None]:
     """What a stage is given as `on_step`: the progress line, and the tracker where there is one.
 
@@ -63,7 +65,11 @@ def told(
         label: of the progress line; None shows none.
         shown: metric name -> short name, for the line.
         then: is told every step too, and decides whether the stage ends.
+        world: of whose ranks only the first one is told anything.
     """
+    if world is not None and not world.is_main:
+        yield None
+        return
     with progress(steps, label, shown, then=then) as line:
         if folder is None or config.track.to == "none":
             yield line

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,11 @@ from thyme.train.manifest import Origin, folder_digest, text_digest
 from thyme.train.retention import newest_intact
 from thyme.verbs.config import EMBEDDED, RunConfig
 from thyme.verbs.folders import RUN_FILE, RUNS, model_folder
+from thyme.verbs.notes import is_first_rank
 
 if TYPE_CHECKING:
+    from thyme.train.config import DistributedConfig
+    from thyme.train.distributed import World
     from thyme.train.stage import RunOptions
 
 
@@ -63,7 +66,9 @@ class RunState:
 class TrainingRun:
     """One run that is under way; `open_run` makes it."""
 
-    def __init__(self, folder: Path, origin: Origin, *, is_resumed: bool) -> None:
+    def __init__(self, folder: Path, origin: Origin, world: World, *, is_resumed: bool) -> None:
+        self.world = world
+        """The ranks that run it; the first one keeps its books."""
         self.folder = folder
         """Gets metrics.jsonl, rollouts/ and checkpoints/."""
         self._origin, self._is_resumed = origin, is_resumed
@@ -75,7 +80,8 @@ class TrainingRun:
         Raises:
             ValueError: a checkpoint is of a run that started from something else.
         """
-        return {"resume_from": self._newest(name) if self._is_resumed else None, "final": name, "origin": self._origin}
+        newest = self.world.on_main(lambda: self._newest(name)) if self._is_resumed else None
+        return {"resume_from": newest, "final": name, "origin": self._origin, "world": self.world}
 
     def _newest(self, stage: str) -> Path | None:
         found = newest_intact(self.folder / "checkpoints", stage)
@@ -91,20 +97,40 @@ class TrainingRun:
 
 
 @contextmanager
-def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator[TrainingRun]:
+def open_run(
+    config: RunConfig, verb: str, distributed: DistributedConfig, *, data_digest: str = ""
+) -> Iterator[TrainingRun]:
     """The run of a training verb, new or resumed, locked against a second process; finished where the block ends well.
+
+    Of several ranks the first one makes, checks and locks the folder, before it meets the others.
 
     Args:
         config: its name says the folder; `config.resumes` says that the folder's run goes on.
         verb: the training verb.
+        distributed: of the ranks, if torchrun started several.
         data_digest: of the data files, if the data are files.
 
     Raises:
         FileNotFoundError, ValueError: the model is no folder of a model; then nothing is written. The run exists and is
             not resumed, or another process has it. Of a resumed run model or data are no longer what they were.
     """
-    start = None if config.model == EMBEDDED else model_folder(Path(config.model))
     folder = config.resumes or RUNS / config.name
+    with ExitStack() as stack:
+        origin = None
+        if is_first_rank():
+            origin = stack.enter_context(_begun(config, verb, folder, data_digest))
+        from thyme.train.distributed import open_world
+
+        world = stack.enter_context(open_world(distributed))
+        origin = world.from_main(origin)
+        assert origin is not None
+        yield TrainingRun(folder, origin, world, is_resumed=config.resumes is not None)
+
+
+@contextmanager
+def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iterator[Origin]:
+    """The folder locked, with its books; they say that the run is finished where the block ends well."""
+    start = None if config.model == EMBEDDED else model_folder(Path(config.model))
     if config.resumes is None:
         _refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +148,7 @@ def open_run(config: RunConfig, verb: str, *, data_digest: str = "") -> Iterator
         else:
             state = RunState.read(folder)
             _check_origin(state.origin, digest, data_digest)
-        yield TrainingRun(folder, state.origin, is_resumed=config.resumes is not None)
+        yield state.origin
         state.is_finished = True
         state.write(folder)
 
