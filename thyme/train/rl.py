@@ -27,13 +27,13 @@ from thyme.train.group_exchange import exchanged, own_questions
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
-from thyme.train.optim import rate_share
+from thyme.train.optim import Optimizer, rate_share
 from thyme.train.policy_samples import mini_batches
-from thyme.train.policy_update import packed_batches, update_metrics, update_policy
+from thyme.train.policy_update import Update, packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
 from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
 from thyme.train.rl_metrics import Laps, rollout_metrics
-from thyme.train.sharding import trained_model
+from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import trainable
 
@@ -69,68 +69,110 @@ def train_rl(
     """
     _check(loop, model)
     reference = reference_policy(model, config, options.get("world"))
-    same_bits = loop.engine.config.deterministic and model.device.type == "cpu"
     trained = trained_model(model, options.get("world"))
-    world = trained.world
     with trainable(trained.module, config, are_masters=trained.are_masters) as optimizer:
         stage = Stage("rl", trained, processor, optimizer, config, **options)
-        run_dir = options.get("run_dir")
-        journals = StepJournals(run_dir if config.save_steps else None, loop, world, same_bits=same_bits)
-        alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
-        alarm_log = AlarmLog(run_dir if world.is_main else None, stage.step)
+        run = _Run(trained, processor, loop, questions, config, scorer, seed, optimizer, reference, stage, options)
         if options.get("resume_from") is not None:
             loop.engine.weights_updated()
             loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
-                laps = Laps()
-                with journals.step(stage.step) as journal:
-                    drawn = draw_batch(
-                        partial(ask_round, loop, scorer, laps, world),
-                        questions,
-                        config,
-                        start=stage.memory.setdefault("questions", stage.step * config.batch_size),
-                        seed=seed * 1_000_003 + stage.step,
-                    )
-                sampled = rollout_metrics(
-                    [group.rollouts for group in drawn.groups],
-                    rollout_s=laps.seconds["rollout"],
-                    weight_version=loop.engine.weight_version,
-                )
-                samples = mini_batches(processor, drawn.kept, config)
-                rate = rate_share(config, stage.step, config.steps)
-                with world.phase("update"), loop.engine.asleep():  # what it has cached, the update makes stale
-                    batches, left_out = packed_batches(
-                        trained, processor, samples, config, reference=reference, same_bits=same_bits
-                    )
-                    laps.end("logprob")
-                    updates = update_policy(
-                        trained, processor, optimizer, batches, config, reference=reference, rate=rate
-                    )
-                laps.end("train")
-                trained.publish()
-                loop.engine.weights_updated()
-                laps.end("sync")
-                _remember(stage, drawn.groups)
-                stage.memory["weight_version"] = loop.engine.weight_version
-                metrics = sampled | scored_metrics(drawn, scorer, stage) | left_out | update_metrics(updates)
-                num_rollouts = sum(len(group.rollouts) for group in drawn.groups)
-                begun, held = world.from_main(alarms.check(metrics, num_rollouts=num_rollouts))
-                path = None
-                if run_dir is not None and (begun or _is_recorded(stage.step, config)):
-                    path = run_dir / "rollouts" / f"step_{stage.step}.jsonl"
-                    record(path, drawn.groups, world)
-                alarm_log.write(stage.step, begun, drawn.groups, path)
-                if journal is not None:
-                    kept, begun_before = world.sum([len(journal.kept), len(journal.begun)])
-                    if kept or begun_before:
-                        metrics |= {"rollout/from_journal": kept, "rollout/reopened": begun_before}
-                metrics |= held | laps.metrics()
-                stage.end_step(metrics, updates[-1].suspects)
-                journals.forget(next_step=stage.step, saved_step=stage.saved_step)
-                _end_if_unscored(stage, config)
-        journals.forget(next_step=stage.step, saved_step=stage.saved_step)
+                run.step()
+        run.journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
+
+
+class _Run:
+    """A run's parts, and its step: draw, update, look, log."""
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        processor: Processor,
+        loop: RolloutLoop,
+        questions: Stream[Question],
+        config: RlConfig,
+        scorer: Scorer,
+        seed: int,
+        optimizer: Optimizer,
+        reference: Model | TrainedModel | None,
+        stage: Stage,
+        options: StageOptions,
+    ) -> None:
+        self.trained, self.processor, self.loop, self.questions = trained, processor, loop, questions
+        self.config, self.scorer, self.seed = config, scorer, seed
+        self.optimizer, self.reference, self.stage, self.world = optimizer, reference, stage, trained.world
+        self.run_dir = options.get("run_dir")
+        self.same_bits = loop.engine.config.deterministic and trained.full.device.type == "cpu"
+        journaled = self.run_dir if config.save_steps else None
+        self.journals = StepJournals(journaled, loop, self.world, same_bits=self.same_bits)
+        self.alarms = Alarms(config.alarms, stage.memory.setdefault("alarms", {}))
+        self.alarm_log = AlarmLog(self.run_dir if self.world.is_main else None, stage.step)
+
+    def step(self) -> None:
+        """One step of the stage, logged at its end."""
+        laps, stage = Laps(), self.stage
+        drawn, metrics = self._draw(laps)
+        updates, updated = self._update(drawn, laps)
+        metrics |= scored_metrics(drawn, self.scorer, stage) | updated
+        metrics |= self._look(drawn.groups, metrics) | laps.metrics()
+        stage.end_step(metrics, updates[-1].suspects)
+        self.journals.forget(next_step=stage.step, saved_step=stage.saved_step)
+        _end_if_unscored(stage, self.config)
+
+    def _draw(self, laps: Laps) -> tuple[Drawn, Metrics]:
+        """The step's groups, scored, and what is measured of their rollouts."""
+        memory, step = self.stage.memory, self.stage.step
+        with self.journals.step(step) as journal:
+            drawn = draw_batch(
+                partial(ask_round, self.loop, self.scorer, laps, self.world),
+                self.questions,
+                self.config,
+                start=memory.setdefault("questions", step * self.config.batch_size),
+                seed=self.seed * 1_000_003 + step,
+            )
+        metrics = rollout_metrics(
+            [group.rollouts for group in drawn.groups],
+            rollout_s=laps.seconds["rollout"],
+            weight_version=self.loop.engine.weight_version,
+        )
+        if journal is not None:
+            kept, begun = self.world.sum([len(journal.kept), len(journal.begun)])
+            if kept or begun:
+                metrics |= {"rollout/from_journal": kept, "rollout/reopened": begun}
+        return drawn, metrics
+
+    def _update(self, drawn: Drawn, laps: Laps) -> tuple[list[Update], Metrics]:
+        """The optimizer's steps on the groups that are kept; the engine then has the new weights."""
+        stage, engine = self.stage, self.loop.engine
+        samples = mini_batches(self.processor, drawn.kept, self.config)
+        rate = rate_share(self.config, stage.step, self.config.steps)
+        shared: Any = {"config": self.config, "reference": self.reference}
+        with self.world.phase("update"), engine.asleep():  # what it has cached, the update makes stale
+            batches, left_out = packed_batches(
+                self.trained, self.processor, samples, same_bits=self.same_bits, **shared
+            )
+            laps.end("logprob")
+            updates = update_policy(self.trained, self.processor, self.optimizer, batches, rate=rate, **shared)
+        laps.end("train")
+        self.trained.publish()
+        engine.weights_updated()
+        laps.end("sync")
+        _remember(stage, drawn.groups)
+        stage.memory["weight_version"] = engine.weight_version
+        return updates, left_out | update_metrics(updates)
+
+    def _look(self, groups: Sequence[ScoredGroup], metrics: Metrics) -> Metrics:
+        """Raises alarms, and records the rollouts of a step that has one or is due; returns alarm/<name>."""
+        step, path = self.stage.step, None
+        num_rollouts = sum(len(group.rollouts) for group in groups)
+        begun, held = self.world.from_main(self.alarms.check(metrics, num_rollouts=num_rollouts))
+        if self.run_dir is not None and (begun or _is_recorded(step, self.config)):
+            path = self.run_dir / "rollouts" / f"step_{step}.jsonl"
+            record(path, groups, self.world)
+        self.alarm_log.write(step, begun, groups, path)
+        return dict(held)
 
 
 def _check(loop: RolloutLoop, model: Model) -> None:
