@@ -184,7 +184,9 @@ class Sandbox:
         self.config = SimpleNamespace(workers=4, max_sessions=max_sessions, timeout_s=10.0, max_aspect=200.0)
         self.sessions: list[Session] = []
 
-    def session(self, image: Any = None, image_path: str | None = None, *, seed: int = 0) -> Session:
+    def session(
+        self, image: Any = None, image_path: str | None = None, *, seed: int = 0, more_images: Any = ()
+    ) -> Session:
         assert sum(not s.closed for s in self.sessions) < self.config.max_sessions
         self.sessions.append(Session(self, image, image_path))
         return self.sessions[-1]
