@@ -109,9 +109,25 @@ def test_row_gate_wants_every_token_of_a_row(
     assert gate(model) == 0.5
 
 
+def test_the_loss_is_also_told_by_source(model: Model, processor: Processor) -> None:
+    mixed = [*row_stream(0, 2), *row_stream(0, 2, "arithmetic")]
+    (metrics,) = train_rows(model, processor, lambda start, n: mixed, SftConfig(steps=1, batch_size=4, loss_rule="all"))
+    alone = {}
+    for scenario in ("crop", "arithmetic"):
+        fresh, rows = build(tiny_config(), processor, seed=0), row_stream(0, 2, scenario)
+        (alone[scenario],) = train_rows(
+            fresh, processor, lambda start, n, rows=rows: rows, SftConfig(steps=1, batch_size=2, loss_rule="all")
+        )
+        assert not [name for name in alone[scenario] if name.startswith("loss/source")]  # it has one source
+        assert metrics[f"loss/source/{scenario}"] == pytest.approx(alone[scenario]["loss"], rel=1e-4)
+    weights = [alone[scenario]["batch/trained_tokens"] for scenario in ("crop", "arithmetic")]
+    losses = [metrics[f"loss/source/{scenario}"] for scenario in ("crop", "arithmetic")]
+    assert metrics["loss"] == pytest.approx(sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights))
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int], part: str) -> None:
     """Makes the loss of these steps not a number, or their gradient alone."""
-    true, count = supervised.supervised_loss, iter(range(1000))
+    true, count = supervised.supervised_losses, iter(range(1000))
 
     def spoilt(*args: object, **kwargs: object) -> Tensor:
         loss = true(*args, **kwargs)  # type: ignore[arg-type]
@@ -122,7 +138,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int], part: str) -> N
             return loss
         return loss * torch.nan
 
-    monkeypatch.setattr(supervised, "supervised_loss", spoilt)
+    monkeypatch.setattr(supervised, "supervised_losses", spoilt)
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient"])

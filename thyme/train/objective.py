@@ -126,9 +126,14 @@ def trained_logprobs(
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
 
 
+def supervised_losses(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
+    """[N] weight times negative log-probability, of each trained token."""
+    return -(batch.weights * trained_logprobs(model, batch, allowed, fused_head=fused_head))
+
+
 def supervised_loss(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
-    """Weighted sum of the negative log-probabilities of the trained tokens."""
-    return -(batch.weights * trained_logprobs(model, batch, allowed, fused_head=fused_head)).sum()
+    """Their sum."""
+    return supervised_losses(model, batch, allowed, fused_head=fused_head).sum()
 
 
 def rollout_loss(

@@ -40,6 +40,8 @@ class Sample:
     """[T]: 0 text, 1 code."""
     name: str = ""
     """What it is called where its loss is not finite."""
+    source: str = ""
+    """Where its row comes from, for figures by source."""
     rank: int = 0
     """Which rank has its pictures, and trains it."""
 
@@ -96,6 +98,8 @@ class TrainBatch:
     """[N] float32: under the KL term's reference, at temperatures; None: not computed yet."""
     names: tuple[str, ...] = ()
     """Of the samples in it, where they have one."""
+    sources: tuple[str, ...] = ()
+    """[S] of each sequence."""
     same_bits: bool = False
     """Attend as the engine does (thyme.train.attention), where log-probs must have the bits that it recorded."""
 
@@ -169,6 +173,7 @@ def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
         weights=torch.from_numpy(np.concatenate([s.weights[t] for s, t in zip(samples, trained, strict=True)])),
         cu_seqlens=torch.from_numpy(np.cumsum([0, *map(len, trained)], dtype=np.int32)),
         names=tuple(sample.name for sample in samples if sample.name),
+        sources=tuple(sample.source for sample in samples),
         **per_token,
     )
 

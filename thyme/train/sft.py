@@ -124,7 +124,7 @@ def row_sample(processor: Processor, row: Demonstration, rule: LossRule, style: 
     assert not isinstance(prompt_ids, str)
     images = [processor.preprocess(image) for image in row.images]
     sample = supervised_sample(processor, prompt_ids, row.response, images, rule=rule)
-    return replace(sample, name=row.question.id)
+    return replace(sample, name=row.question.id, source=row.scenario)
 
 
 class RowsRight:

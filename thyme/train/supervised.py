@@ -10,9 +10,10 @@ from thyme.model.processor import Processor
 from thyme.train.balance import aligned
 from thyme.train.distributed import World
 from thyme.train.metrics import Metrics
-from thyme.train.objective import AllowedIds, normalize, supervised_loss
+from thyme.train.objective import AllowedIds, normalize, supervised_losses
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
+from thyme.train.reward_metrics import MOST_SOURCES, metric_name
 from thyme.train.sharding import TrainedModel
 
 
@@ -44,11 +45,14 @@ def supervised_step(
     normalized = normalize([samples], "batch_tokens", world=world)
     batches = pack(normalized, image_token_id=processor.image_token_id, max_tokens=max_tokens)
     losses: list[Tensor] = []
+    token_losses: list[Tensor] = []
     for batch in aligned(batches, trained):
-        micro_loss = trained(supervised_loss, batch.to(device), allowed, fused_head=fused_head)
+        of_tokens = trained(supervised_losses, batch.to(device), allowed, fused_head=fused_head)
+        micro_loss = of_tokens.sum()
         micro_loss.backward()
         optimizer.add_up()
         losses.append(micro_loss.detach())
+        token_losses.append(of_tokens.detach())
     loss, tokens, trained_tokens = world.sum(
         [
             float(sum(losses, start=torch.zeros((), device=device))),
@@ -57,9 +61,37 @@ def supervised_step(
         ]
     )
     metrics = step_metrics(optimizer, rate, loss)
-    return metrics | {"loss": loss, "batch/tokens": tokens, "batch/trained_tokens": trained_tokens}, suspects(
-        metrics, batches, losses, world
-    )
+    metrics |= {"loss": loss, "batch/tokens": tokens, "batch/trained_tokens": trained_tokens}
+    return metrics | source_losses(batches, token_losses, world), suspects(metrics, batches, losses, world)
+
+
+def source_losses(batches: Sequence[TrainBatch], losses: Sequence[Tensor], world: World) -> Metrics:
+    """loss/source/<name>, the mean over the trained tokens of each source; nothing where all rows have one source.
+
+    Sources are named in alphabetical order; those of a step beyond the first MOST_SOURCES come together as "other".
+
+    Args:
+        batches: this rank's.
+        losses: [N] of each, and perhaps of those that were added after them.
+        world: whose ranks took the step.
+    """
+    sums: dict[str, tuple[float, float]] = {}
+    for batch, of_tokens in zip(batches, losses, strict=False):
+        ends = batch.cu_seqlens.tolist()
+        lost, weighed = of_tokens.tolist(), batch.weights.tolist()
+        for source, start, end in zip(batch.sources, ends, ends[1:], strict=False):
+            loss, weight = sums.get(source, (0.0, 0.0))
+            sums[source] = loss + sum(lost[start:end]), weight + sum(weighed[start:end])
+    gathered = world.gather(sums)
+    names = sorted({source for rank in gathered for source in rank})
+    if len(names) < 2:
+        return {}
+    totals: dict[str, tuple[float, float]] = {}
+    for source, (loss, weight) in (item for rank in gathered for item in rank.items()):
+        name = metric_name(source or "unnamed") if source in names[:MOST_SOURCES] else "other"
+        before = totals.get(name, (0.0, 0.0))
+        totals[name] = before[0] + loss, before[1] + weight
+    return {f"loss/source/{name}": loss / weight for name, (loss, weight) in totals.items() if weight}
 
 
 def step_metrics(optimizer: Optimizer, rate: float, loss: float) -> Metrics:
