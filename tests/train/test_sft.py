@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from thyme.data.rows import Demonstration
 from thyme.model import Model, Processor, build, load
 from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
-from thyme.train import sft, supervised
+from thyme.train import sft, supervised, trainable
 from thyme.train.config import SftConfig
 from thyme.train.metrics import Metrics
 from thyme.train.optim import Optimizer, build_optimizer
@@ -195,12 +196,12 @@ def test_a_bfloat16_model_is_trained_as_a_float32_one(rate: float, processor: Pr
         model = build(tiny_config(), processor, seed=0).to(dtype)
         held: list[Optimizer] = []
 
-        def build_and_keep(model: Model, config: SftConfig, held: list[Optimizer] = held) -> Optimizer:
-            held.append(build_optimizer(model, config))
+        def build_and_keep(*args: Any, held: list[Optimizer] = held, **kwargs: Any) -> Optimizer:
+            held.append(build_optimizer(*args, **kwargs))
             return held[0]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sft, "build_optimizer", build_and_keep)
+            patch.setattr(trainable, "build_optimizer", build_and_keep)
             start = [p.detach().float().clone() for p in model.parameters()]
             train_rows(model, processor, row_stream, config)
         ends = [held[0]._masters.get(p, p) for p in model.parameters()]
