@@ -80,3 +80,27 @@ def test_the_chapter_from_first_to_last(capsys: pytest.CaptureFixture[str]) -> N
             input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **options
         )
         assert list(ours.token_ids) == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("layout", ["thyme", "messages", "openai", "verl", "sharegpt"])
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.usefixtures("place")
+def test_every_layout_is_trained_on(layout: str, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Converted from the released layout. A step on all rows of a file has the loss that they have as released."""
+    model, whole = ("--model", "Qwen2.5-VL-7B-Instruct"), "Thyme-SFT/data/2round-00000-of-00001.parquet"
+    demonstrations, questions = f"sft.{suffix}", f"rl.{suffix}"
+    if layout != "verl":  # its rows are questions
+        main(["data", "convert", whole, demonstrations, "--to", layout])
+        for name, path in (("sft", demonstrations), ("released", whole)):
+            steps = (*SMALL, "--sft.steps", "1", "--sft.batch-size", "4", "--name", name)
+            main(["sft", *model, *steps, "--data.train", path])
+        losses = [json.loads(Path(f"runs/{name}/metrics.jsonl").read_text())["loss"] for name in ("sft", "released")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    if layout == "sharegpt":  # its rows are demonstrations, which are questions too
+        questions = demonstrations
+    else:
+        main(["data", "convert", "Thyme-RL/data", questions, "--to", layout])
+    main(["rollout", *model, *SMALL, "--count", "2", "--rollout.group-size", "1", "--data.train", questions])
+    main(["rl", *model, *sizes("rl"), "--data.train", questions])
+    assert "left out" not in capsys.readouterr().err
