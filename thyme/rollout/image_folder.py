@@ -33,7 +33,7 @@ class ImageFolder:
         path = self.path(name)
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
             image.save(temporary, format="PNG", compress_level=1)
             temporary.replace(path)
         return name

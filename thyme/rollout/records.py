@@ -97,7 +97,7 @@ def images_beside(path: Path) -> Path:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.write_bytes(data)
     temporary.replace(path)
 

@@ -36,6 +36,8 @@ _ENVIRONMENT = {
     "TZ": "UTC",
     "MPLBACKEND": "Agg",
     "EAGER_IMPORT": "1",  # of scikit-image: what is not loaded before a snippet runs cannot be loaded any more
+    # Of pyarrow, which pandas imports where it is installed: the fork-server must have one thread.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
     # Pictures of megabytes in huge pages: first touches are a third of what decoding and encoding costs.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from thyme.rewards import Reward
 from thyme.rollout.types import Rollout
 from thyme.train.alarms import Alarm
+from thyme.train.durable import write_text
 from thyme.train.group_scores import ScoredGroup
 
 MOST_SAMPLES = 3
@@ -30,9 +31,7 @@ class AlarmLog:
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if _step(line) < first_step]
             if len(kept) < len(lines):
-                fresh = self._path.with_name(f".{self._path.name}")
-                fresh.write_text("".join(kept), encoding="utf-8")
-                fresh.replace(self._path)
+                write_text(self._path, "".join(kept))
 
     def write(self, step: int, begun: Sequence[Alarm], groups: Sequence[ScoredGroup], rollouts: Path | None) -> None:
         """Logs the alarms that begin in a step and appends their lines.

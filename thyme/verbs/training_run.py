@@ -135,8 +135,8 @@ def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iter
         _refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        recover(folder)
-        recover(folder / "checkpoints")
+        for part in (folder, *(folder / name for name in ("checkpoints", "rollouts", "images"))):
+            recover(part)
         digest = "" if start is None else folder_digest(start)
         if config.resumes is None:
             text = to_toml(config)
