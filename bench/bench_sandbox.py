@@ -33,7 +33,8 @@ from PIL import Image
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, Status
 
 CROP = "im = Image.open(image_path).crop((100, 100, 400, 300))\nim.save('crop.jpg')"
-GOALS_MS = {"print": (2.0, 4.0), "crop from JPEG": (12.0, 20.0)}
+ROTATE = "im = Image.open(image_path).rotate(90, expand=True)\nim.save('turned.jpg')"
+GOALS_MS = {"print": (2.0, 4.0), "crop from JPEG": (12.0, 20.0), "photograph": (150.0, 150.0)}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,14 @@ def unparked() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """1200 x 800, smooth with some noise, as photographs are."""
-    rows, columns = np.mgrid[:800, :1200]
-    noise = np.random.default_rng(0).integers(0, 12, (800, 1200, 3))
-    base = np.stack([columns // 5, rows // 4, (rows + columns) // 9], axis=-1)
+    return photograph(1200, 800)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth with some noise, as photographs are."""
+    rows, columns = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).integers(0, 12, (height, width, 3))
+    base = np.stack([columns * 240 // width, rows * 200 // height, (rows + columns) * 222 // (width + height)], axis=-1)
     return Image.fromarray((base + noise).clip(0, 255).astype(np.uint8))
 
 
@@ -176,6 +181,17 @@ def test_crop(benchmark, sandbox: Sandbox, photo: Image.Image, tmp_path: Path, k
     result, spent = measure(benchmark, sandbox, lambda: sandbox.run(CROP, path), 60)
     assert result.images[0].size == (300, 200)
     report(benchmark, "crop from JPEG" if kind == "JPEG" else None, spent)
+
+
+@pytest.mark.benchmark(group="a photograph of 12 megapixels")
+def test_photograph(benchmark, tmp_path: Path) -> None:
+    """4032 x 3024 as a phone writes it: opened, turned by 90 degrees, saved, and back as pixels. The default limits."""
+    path = tmp_path / "photo.jpg"
+    photograph(4032, 3024).save(path, quality=92)
+    with Sandbox(SandboxConfig(workers=1)) as sandbox:
+        result, spent = measure(benchmark, sandbox, lambda: sandbox.run(ROTATE, path), 15)
+    assert result.images[0].size == (3024, 4032)
+    report(benchmark, "photograph", spent)
 
 
 @pytest.mark.benchmark(group="32 callers")
