@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": {"rollout"},
     "data": {"rollout", "model", "pictures"},
     "evals": {"rollout", "rewards"},
-    "train": {"rollout", "rewards", "data", "model", "kernels"},
+    "train": {"config", "rollout", "rewards", "data", "model", "kernels"},
     "report": {"rollout"},
     "toy": {"train", "data", "rollout", "model"},
     "verbs": {

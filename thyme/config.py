@@ -23,6 +23,8 @@ POSITIONAL = {"positional": True}
 """Metadata of a field that the command line takes by its place: `thyme ask MODEL IMAGE QUESTION`."""
 INTERNAL = {"internal": True}
 """Metadata of a field that is no setting: neither recipes nor the command line can say it."""
+RARE = {"rare": True}
+"""Metadata of a setting that few runs change: the short help only counts it."""
 
 
 def settings(cls: Any) -> list[dataclasses.Field[Any]]:

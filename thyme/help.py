@@ -28,7 +28,8 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
         summary: what the verb does.
         defaults: a config with the values that hold where nothing is said; None: those of the class.
         takes_recipe: whether a recipe may come first.
-        everything: False says of other tables, and of tables inside its own, only how many settings they have.
+        everything: False says of other tables, of tables inside its own and of settings that few runs change only how
+            many there are.
     """
     width = shutil.get_terminal_size((100, 24)).columns
     places = [f.name for f in settings(cls) if f.metadata.get("positional")]
@@ -54,6 +55,8 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
         inner = typing.get_type_hints(hints[f.name])
         nested = [name for g in settings(hints[f.name]) if dataclasses.is_dataclass(inner[name := g.name])]
         folded += [f"{f.name}.{name} ({len(keys(inner[name]))})" for name in nested if not everything]
+        rare = sum(g.metadata.get("rare", False) for g in settings(hints[f.name]))
+        folded += [f"{rare} more of {f.name}"] if rare and not everything else []
     if folded:
         lines += [
             "",
@@ -68,7 +71,7 @@ def _table(prefix: str, cls: Any, values: Any, width: int, everything: bool) -> 
         key = f"{prefix}.{f.name}"
         if dataclasses.is_dataclass(hints[f.name]):
             lines += _table(key, hints[f.name], _default(f, values), width, everything) if everything else []
-        else:
+        elif everything or not f.metadata.get("rare"):
             lines += _setting(key, f, cls, values, width, everything)
     return lines
 

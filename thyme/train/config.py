@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from thyme.config import RARE
+
 LossRule = Literal["paper", "code", "all"]
 Normalization = Literal["group_tokens", "batch_tokens", "sequence_mean", "constant"]
 Backend = Literal["none", "tensorboard", "trackio", "wandb"]
@@ -38,7 +40,7 @@ class StageConfig:
     """Peak rate of AdamW."""
     muon_learning_rate: float = 1e-2
     """Peak rate of Muon, whose updates are orthogonal matrices: about ten times AdamW's."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata=RARE)
     """Decoupled decay of matrices, per unit of learning rate; norms and biases have none."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 leaves them."""
@@ -58,18 +60,18 @@ class StageConfig:
     """The LM head's product is part of the loss and no logits are stored (`thyme.kernels.linear_logprob`): what makes a
     large vocabulary fit. None: from 32,768 words on, where the logits of 4,096 trained tokens and their gradient would
     take half a GiB in bfloat16; fewer are quicker without."""
-    max_skipped_steps: int = 3
+    max_skipped_steps: int = field(default=3, metadata=RARE)
     """A step whose loss or gradient is not finite changes nothing; so many in a row end the stage with an error."""
     save_steps: int = 0
     """A checkpoint to resume from is written every so many steps; 0: at the end of the stage alone."""
-    keep_checkpoints: int = 0
+    keep_checkpoints: int = field(default=0, metadata=RARE)
     """The newest so many of those are kept and older ones deleted, each time after the next one is complete; 0: all."""
-    best_metric: str = ""
+    best_metric: str = field(default="", metadata=RARE)
     """A metric of the stage, such as "reward/mean": the checkpoint with the best mean of it since the checkpoint before
     is kept beside the newest, and checkpoints/best.json names it."""
-    best_mode: Literal["max", "min"] = "max"
+    best_mode: Literal["max", "min"] = field(default="max", metadata=RARE)
     """Whether the best is the highest or the lowest."""
-    on_save_error: Literal["stop", "continue"] = "stop"
+    on_save_error: Literal["stop", "continue"] = field(default="stop", metadata=RARE)
     """What a checkpoint that cannot be written (no room, no permission) does: "stop" ends the run with one line, to be
     resumed from the last complete checkpoint; "continue" warns and tries again at the next one."""
     activation_checkpointing: bool = False
@@ -279,7 +281,7 @@ class RlConfig(StageConfig):
     select: SelectConfig = field(default_factory=SelectConfig)
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
-    normalization_tokens: int = 1024
+    normalization_tokens: int = field(default=1024, metadata=RARE)
     """Tokens a rollout is divided by under normalization "constant"."""
     truncated: Truncated = "train"
     """What a rollout counts that a limit of tokens, the context or an abort cut off. "train": as any other, with what
@@ -287,7 +289,7 @@ class RlConfig(StageConfig):
     filtering); "zero": it earned 0, and is trained. One that was stopped for repeating itself is none of these."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
-    max_unscored_steps: int = 3
+    max_unscored_steps: int = field(default=3, metadata=RARE)
     """A group that the scorer cannot judge is left out; so many steps in a row without any scored group end the
     stage with an error."""
     record_steps: int = 5
