@@ -212,6 +212,8 @@ def _standing(job: Job, counts: Counts) -> dict[str, int]:
     if job.needs_reference:
         far = counts.blocks if isinstance(stage, RlConfig) and stage.reference == "host" else 0
         here["reference"] = job.itemsize * (counts.all - far)
+        if ranks > 1 and not far:
+            here["reference"] = _ceil(here["reference"], ranks)  # shards in the model's dtype
     return here
 
 
@@ -235,9 +237,13 @@ def _gathered(job: Job, counts: Counts) -> int:
 
 
 def _streamed(job: Job, counts: Counts) -> int:
-    """The block of a reference in host memory that is on the device while it runs, and the one that follows it."""
-    is_far = job.needs_reference and isinstance(job.stage, RlConfig) and job.stage.reference == "host"
-    return 2 * job.itemsize * counts.block if is_far else 0
+    """Of a reference that is not whole on the device: the block that runs and the one that follows it, and of a sharded
+    one also what is in no block."""
+    if not job.needs_reference or not isinstance(job.stage, RlConfig):
+        return 0
+    if job.stage.reference == "host":
+        return 2 * job.itemsize * counts.block
+    return job.itemsize * (counts.all - counts.blocks + 2 * counts.block) if job.gpus > 1 else 0
 
 
 def _head_workspace(job: Job, rows: int) -> int:
