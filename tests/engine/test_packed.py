@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny
 from thyme.engine import Prompt, SamplingParams
 from thyme.model import LoraConfig, Model, ModelConfig, add_adapters, build
-from tests import tiny
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, adaptive=False, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -41,7 +41,7 @@ def test_log_probs_are_those_of_the_unpacked_engine(
         np.testing.assert_allclose(a.entropies, b.entropies, atol=tolerance)
 
 
-def test_the_products_are_onednns(model: Model, make_engine: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_packed(model: Model, make_engine: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: calls.append(args) or linear(*args))
