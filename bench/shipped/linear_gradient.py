@@ -14,6 +14,12 @@ BULK_STORE = r"cp\.async\.bulk\.tensor\S*\.global\.shared"
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
+def elements(tile: dict[str, Any]) -> int:
+    """Logits a thread: of specialized warps a producer computes none, and two groups of four halve the tile."""
+    warps = 8 if tile["SPECIALIZE"] else tile["num_warps"]
+    return int(tile["ROWS"] * tile["WORDS"] // (32 * warps))
+
+
 def configurations() -> Iterator[dict[str, Any]]:
     for dtype, tma in (("bf16", True), ("fp32", False), ("bf16", False)):
         for tau in (True, False):
@@ -33,6 +39,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "num_features:i32 dz_width:i32",
                     "constants": {"HAS_TAU": tau, "HAS_H": entropy} | dict.fromkeys(absent),
                     "options": tile,
+                    "elements": elements(tile),
                     "aligned": "num_features dz_width",
                     "instructions": (r"ex2\.approx\.ftz", *[WGMMA, SPECIALIZED, BULK_STORE] * tma),
                     "spot": dtype == "bf16" and not tma and tau and not entropy,
@@ -48,6 +55,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                     | {"TILES": linear_gradient._BLOCK // words}
                     | dict.fromkeys(absent),
                     "options": {"num_warps": 8},
+                    "elements": linear_gradient._BLOCK // (32 * 8),
                     "aligned": "kept_width",
                     "instructions": (r"ex2\.approx\.ftz", WIDE_LOAD, WIDE_STORE),
                 }
@@ -59,6 +67,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"x_ptr:*{dtype} scale_ptr:*fp32 size:i32",
             "constants": {"BLOCK": 4096},
             "options": {"num_warps": 8},
+            "elements": 4096 // (32 * 8),
             "aligned": "size",
             "instructions": (WIDE_LOAD, WIDE_STORE),
         }

@@ -14,6 +14,12 @@ WGMMA, BULK_COPY, SPECIALIZED = r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor",
 BULK_STORE = r"cp\.async\.bulk\.tensor\S*\.global\.shared"
 
 
+def elements(tile: dict[str, Any]) -> int:
+    """Logits a thread: of specialized warps a producer computes none, and two groups of four halve the tile."""
+    warps = 8 if tile["SPECIALIZE"] else tile["num_warps"]
+    return int(tile["ROWS"] * tile["WORDS"] // (32 * warps))
+
+
 def configurations() -> Iterator[dict[str, Any]]:
     operands = "hidden_ptr:*{0} weight_ptr:*{0}"
     shape = "num_rows:i32 vocab_size:i32 num_features:i32"
@@ -33,6 +39,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                     f"partials_ptr:*fp32{kept} {shape} kept_width:i32",
                     "constants": {"HAS_TAU": tau, "KEEP": keep, "SPLIT": linear_tiles._SPLIT} | dict.fromkeys(absent),
                     "options": tile,
+                    "elements": elements(tile),
                     "aligned": "num_features kept_width",
                     "instructions": (r"ex2\.approx\.ftz", *wanted),
                     "spot": dtype == "bf16" and not tma and not keep and tau,
