@@ -31,7 +31,7 @@ from thyme.kernels.linear_tiles import (
     stats_of_tiles,
 )
 
-_BLOCK = 2048  # words of a program that turns x into dz
+_BLOCK = 4096  # words of a program that turns x into dz
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -323,7 +323,7 @@ class _WeightGradient:
         total, is_first = self.total[: dz.shape[1]], self.is_first
         self.is_first = False
         if total.dtype == dz.dtype:
-            torch.mm(dz.T, hidden, out=total) if is_first else total.addmm_(dz.T, hidden)
+            torch.mm(dz.T, hidden, out=total) if is_first else torch.addmm(total, dz.T, hidden, out=total)
         elif not adds_in_float32(dz.device, dz.dtype):
             for words in chunks(len(total), self.WORDS):
                 product = torch.mm(dz[:, words].T, hidden, out_dtype=torch.float32)

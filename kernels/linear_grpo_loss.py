@@ -61,13 +61,16 @@ class _Tokens:
 
     def gradient(self, at: slice, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor | None]:
         """(dL / dlogprob, dL / dentropy or None where it is 0) of some of the rows that count."""
-        index = at if self.counted is None else self.counted[at]
+
+        def rows(x: Tensor) -> Tensor:
+            return x[at] if self.counted is None else x.index_select(0, self.counted[at])
+
         has_bonus = self.config.entropy_coef != 0
-        more: Any = {name: None if x is None else x[index] for name, x in self.more.items()}
+        more: Any = {name: None if x is None else rows(x) for name, x in self.more.items()}
         with torch.enable_grad():
             logprob, entropy = logprob.detach().requires_grad_(), entropy.detach().requires_grad_(has_bonus)
             loss, _ = policy_loss(
-                logprob, entropy, self.advantages[index], self.weights[index], config=self.config, **more
+                logprob, entropy, rows(self.advantages), rows(self.weights), config=self.config, **more
             )
             inputs = (logprob, entropy) if has_bonus else (logprob,)
             g, *h = torch.autograd.grad(loss, inputs, materialize_grads=True)

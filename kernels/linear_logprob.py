@@ -20,8 +20,8 @@ dz from one of two places:
     recompute    the tiles of z once more: 8 N H V flops in all, nothing is kept
     kept_tiles   of the first chunk the forward keeps x, the distance to the largest so far, and the backward turns it
                  into dz where it lies: 6 N H V flops for those rows. Of 16-bit operands x is float16, whose steps are
-                 finest where p is largest: it adds 1e-4 to the relative error of dz, whose own rounding to bfloat16
-                 is 1e-3.
+                 finest where p is largest: it adds 2e-5 to the relative error of dz, whose own rounding to bfloat16 is
+                 1e-3, and up to 6e-4 in a row whose words are all far below the largest.
 
 linear_grpo_loss.py has a third, for a loss of single tokens: forward and backward chunk by chunk, 6 N H V at any N.
 

@@ -243,7 +243,8 @@ class _Products:
         if self.dhidden is not None:
             torch.mm(dz, self.plan.weight, out=self.dhidden[at])
         if self.dweight is not None:
-            self.dweight[: self.rows.vocab_size].addmm_(dz.T, self.rows.hidden[at].to(dz.dtype))
+            total = self.dweight[: self.rows.vocab_size]
+            torch.addmm(total, dz.T, self.rows.hidden[at].to(dz.dtype), out=total)
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         dtype = self.rows.hidden.dtype

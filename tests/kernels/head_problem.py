@@ -65,11 +65,13 @@ class Products(Watch):
     """Also multiplies 16-bit matrices into float32 on a CPU, where torch has no such product."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = (kwargs or {}).get("out")
-        if func in (torch.ops.aten.mm.dtype_out, torch.ops.aten.addmm.dtype_out):
-            self.seen.append((func.overloadpacket.__name__, tuple(out.shape), out.untyped_storage().nbytes()))
-            with torch.utils._python_dispatch._disable_current_modes():
-                *total, a, b, _ = args
-                product = a.float() @ b.float()
-                return out.copy_(total[0] + product if total else product)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        mm, addmm = torch.ops.aten.mm, torch.ops.aten.addmm
+        if func not in (mm.dtype, mm.dtype_out, addmm.dtype_out):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with torch.utils._python_dispatch._disable_current_modes():
+            *total, a, b, _ = args
+            product = a.float() @ b.float()
+            product = total[0] + product if total else product
+            out = kwargs["out"].copy_(product) if "out" in kwargs else product
+        self.seen.append((func.overloadpacket.__name__, tuple(out.shape), out.untyped_storage().nbytes()))
+        return out
