@@ -20,7 +20,8 @@ import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count, num_sampled
 from torch import Tensor
 
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 
 NUM_SEQS = 8
 # rows, features, vocabulary, dtype, fraction of rows that are trained
@@ -167,7 +168,7 @@ LOGPROBS: dict[str, Make] = {
     "torch": partial(torch_logprobs, plain),
     "torch.compile": lambda case: torch_logprobs(compiled(plain), case),
     "ours, recompute": partial(our_logprobs, "recompute"),
-    "ours, exp tiles": partial(our_logprobs, "exp_tiles"),
+    "ours, kept tiles": partial(our_logprobs, "kept_tiles"),
     "liger": liger_logprobs,
     "liger, scaled": liger_scaled_logprobs,
     "cut-cross-entropy": cut_logprobs,
@@ -176,12 +177,12 @@ LOSSES: dict[str, Make] = {
     "torch": partial(torch_loss, plain_loss),
     "torch.compile": lambda case: torch_loss(compiled(plain_loss), case),
     "ours, recompute": partial(our_loss, "recompute"),
-    "ours, exp tiles": partial(our_loss, "exp_tiles"),
+    "ours, kept tiles": partial(our_loss, "kept_tiles"),
     "liger": liger_loss,
 }
 LIGER = {"liger": "liger_kernel"}
 PEERS = LIGER | {"liger, scaled": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
-OURS = ("torch", "torch.compile", "ours, recompute", "ours, exp tiles")
+OURS = ("torch", "torch.compile", "ours, recompute", "ours, kept tiles")
 
 
 def title(what: str, shape: Shape) -> str:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.attention import PackedAttention
 from thyme.model.lora import adapters_off
