@@ -165,7 +165,8 @@ class ModelRunner:
         drawn = self._sample(logits, temperature, batch, bans)
         found = self._transitions[states * self._vocab_size + drawn.token]
         self._states[rows] = (found & 0xFF).long()
-        floats = (drawn.logprob, drawn.logprob_raw, drawn.entropy, temperature)
+        logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
+        floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature)
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return _unpack(packed.cpu().numpy())
 
