@@ -5,10 +5,10 @@
     python bench/engine_peers/race.py --dtype bfloat16 --rounds 5
     python bench/engine_peers/race.py plain --rivals vllm-eager vllm-compiled generate generate_batch thyme-plain
 
-One round asks every contender once; a figure is the median over the rounds of tokens sampled per second, and a ratio the
-median of the rounds' ratios. `ceiling` is the same model's matrix products alone, on packed weights: no engine that
-makes them with oneDNN can pass it. Outputs are compared where they are greedy. Clients of nano-vllm's scheduler are not
-among the contenders: it stores and reads its cache by Triton and flash-attn, which need a GPU.
+One round asks every contender once; a figure is the median over the rounds of tokens sampled per second, and a ratio
+the median of the rounds' ratios. `ceiling` is the same model's matrix products alone, on packed weights: no engine that
+makes them with oneDNN can pass it. Outputs are compared where they are greedy. nano-vllm is no contender: it writes and
+reads its cache by Triton and flash-attn, which need a GPU.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Contender:
             raise FileNotFoundError(f"{name}: no {python}: run bench/engine_peers/install.sh first")
         path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [python, str(HERE / file), str(folder), dtype, mode]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
@@ -154,7 +154,7 @@ def main() -> None:
             contenders.append(Contender(name, folder, arguments.dtype, arguments.threads))
             stack.callback(contenders[-1].close)
         print(
-            f"{arguments.dtype}, {arguments.threads} threads, {arguments.rounds} rounds; ours / theirs by time, by CPU time"
+            f"{arguments.dtype}, {arguments.threads} threads, {arguments.rounds} rounds; ours / theirs, then by CPU time"
         )
         for workload in arguments.workloads:
             able = [c for c in contenders if workload == "plain" or "transformers" not in PROGRAMS[c.name][0]]

@@ -12,7 +12,7 @@ Outputs = list[list[int]]
 
 
 def serve(run: Callable[[str], Outputs]) -> None:
-    """Answers lines until input ends: a workload's name -> {"wall_s", "cpu_s", "ids"}, the ids of each sequence in order."""
+    """Answers lines until input ends: a workload's name -> {"wall_s", "cpu_s", "ids"}, ids by sequence, in order."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
