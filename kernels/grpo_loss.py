@@ -22,12 +22,17 @@ from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_loss import policy_loss as policy_loss
 from thyme.kernels.policy_loss import weighted_policy_loss
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
-from thyme.kernels.truncated_logprobs import truncated_logprobs, truncated_logprobs_ref
+from thyme.kernels.truncated_logprobs import truncated_logprobs, truncated_logprobs_ref, truncated_logprobs_triton
 
 _ROW_PASSES: dict[Backend | None, Callable[..., tuple[Tensor, Tensor]]] = {
     "ref": token_logprobs_ref,
     "triton": token_logprobs_triton,
     None: token_logprobs,
+}
+_TRUNCATED: dict[Backend | None, Callable[..., tuple[Tensor, Tensor]]] = {
+    "ref": truncated_logprobs_ref,
+    "triton": truncated_logprobs_triton,
+    None: truncated_logprobs,
 }
 
 
@@ -46,9 +51,7 @@ def _grpo_loss(
     check_tensor("logits", logits, (None, None))
     check_tensor("weights", weights, (len(logits),), FLOATS_AND_DOUBLE, logits.device)
     cuts = {name: cut for name, cut in cuts.items() if cut is not None}
-    run = _ROW_PASSES[backend]
-    if cuts:
-        run = truncated_logprobs_ref if backend == "ref" else truncated_logprobs
+    run = (_TRUNCATED if cuts else _ROW_PASSES)[backend]
     rows = partial(
         run,
         logits,

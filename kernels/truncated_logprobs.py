@@ -10,96 +10,117 @@ K itself has no gradient: it is a step function of the logits. Without the renor
 to be rarer than they were, and the gradient pushes mass to ids that could not be drawn. A row of temperature 0 is not
 truncated, as in the sampler, and counts as temperature 1.
 
-What is kept of a row are its kept ids and their probabilities, so the backward reads no logits of truncated rows (the
+What is saved of a row are its kept ids and their probabilities, so the backward reads no logits of truncated rows (the
 entropy bonus aside): 12 bytes a kept id, few beside a row's V where there is something to truncate.
-On a CPU the softmax is that of the sampler, so both have the same bits; on a GPU all of it is torch, and an id within
-rounding of top_p's edge may fall on the other side than it did in the sampler's own kernels.
+On a CPU the softmax is that of the sampler, so both have the same bits. On a GPU the rows are read by the kernels of
+token_logprobs.py, but the cut is found in torch, by sorting: an id within rounding of top_p's edge may fall on the
+other side than in the sampler's own kernels, and it costs more than the loss itself.
 
 Shapes and numerics as in token_logprobs.py; limits as in sample.py, one for all rows or [N].
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device
-from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
+from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of
 from thyme.kernels.sample import Limits, _kept, _limits
+from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
-_ROWS_AT_ONCE = 1 << 20  # logits
+_LOGITS_AT_ONCE = {False: 1 << 20, True: 1 << 24}
+"""On a CPU and on a GPU."""
+
+
+class _Rows(NamedTuple):
+    """What counts of the arguments, checked."""
+
+    targets: Tensor
+    tau: Tensor | None
+    mask: Tensor | None
+    banned: Tensor | None
+    """[vocab_size] bool."""
+    vocab_size: int
+    limits: Limits
 
 
 class _TruncatedLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        targets: Tensor,
-        tau: Tensor | None,
-        mask: Tensor | None,
-        banned: Tensor | None,
-        vocab_size: int,
-        limits: Limits,
-        backend: Backend,
-    ) -> tuple[Tensor, Tensor]:
-        z = logits[:, :vocab_size]
-        stats = z.new_zeros(4, len(z), dtype=torch.promote_types(z.dtype, torch.float32))
-        logprob = torch.zeros_like(stats[0])
-        counted = torch.arange(len(z), device=z.device) if mask is None else mask.nonzero().flatten()
+    def forward(ctx: Any, logits: Tensor, rows: _Rows, backend: Backend) -> tuple[Tensor, Tensor]:
+        leaf = logits.detach().requires_grad_()
+        # The rows as if nothing were truncated: right for those in which nothing is, and the entropies of all.
+        with torch.enable_grad():
+            whole = _ROW_PASSES[backend](
+                leaf,
+                rows.targets,
+                temperature=rows.tau,
+                mask=rows.mask,
+                vocab_size=rows.vocab_size,
+                banned_ids=rows.banned,
+            )
+        logprob, entropy = (x.detach().clone() for x in whole)
+        z, banned = leaf.detach()[:, : rows.vocab_size], ids_of(rows.banned)
+        counted = torch.arange(len(z), device=z.device) if rows.mask is None else rows.mask.nonzero().flatten()
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        for rows in counted.split(max(1, _ROWS_AT_ONCE // vocab_size)):
-            of = Limits(*(limit[rows] for limit in limits))
-            some_tau = None if tau is None else tau[rows]
-            logprob[rows], stats[:, rows], found = _truncate(z[rows], targets[rows], some_tau, banned, of, backend)
-            row, ids, p = found
-            kept.append((rows[row].int(), ids.int(), p))
-        row, ids, p = (torch.cat(parts) for parts in zip(*kept, strict=True)) if kept else (targets[:0],) * 3
-        ctx.save_for_backward(logits, targets, tau, mask, banned, stats, row, ids, p)
-        ctx.vocab_size, ctx.backend = vocab_size, backend
+        step = max(1, _LOGITS_AT_ONCE[z.is_cuda] // rows.vocab_size)
+        for some in counted.split(step) if len(counted) else ():
+            tau = None if rows.tau is None else rows.tau[some]
+            limits = Limits(*(limit[some] for limit in rows.limits))
+            mass, (row, ids, p) = _truncate(z[some], rows.targets[some], tau, banned, limits, backend)
+            logprob[some] -= mass.log()
+            kept.append((some[row].int(), ids.int(), p))
+        row, ids, p = (torch.cat(parts) for parts in zip(*kept, strict=True)) if kept else (counted,) * 3
+        ctx.leaf, ctx.whole, ctx.rows = leaf, whole, rows
+        ctx.save_for_backward(row, ids, p)
         ctx.set_materialize_grads(False)
-        return logprob, stats[3].clone()
+        return logprob, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, tau, mask, banned, stats, row, ids, p = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, None, None]:
+        row, ids, p = ctx.saved_tensors
         if g is None and h is None:
-            return (None,) * 8
-        g = torch.zeros_like(stats[0]) if g is None else g
-        if mask is not None:
-            g, h = g * mask, None if h is None else h * mask
+            return None, None, None
+        rows: _Rows = ctx.rows
+        g = torch.zeros_like(ctx.whole[0]) if g is None else g
+        h = torch.zeros_like(g) if h is None else h
         row, ids = row.long(), ids.long()
-        whole = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        whole[row] = False
-        dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        z = logits[:, : ctx.vocab_size]
-        ROW_PASS[ctx.backend].gradient(z, targets, tau, banned, stats, g * whole, h, dlogits)
-        factor = g.to(p.dtype) if tau is None else g.to(p.dtype) / tau.to(p.dtype)
-        part = factor[row] * ((ids == targets[row]).to(p.dtype) - p)
+        untouched = torch.ones_like(g).index_fill_(0, row, 0.0)
+        (dlogits,) = torch.autograd.grad(ctx.whole, ctx.leaf, (g * untouched, h), retain_graph=True)
+        factor = g if rows.tau is None else g / rows.tau.to(g.dtype)
+        part = factor[row] * ((ids == rows.targets[row]).to(p.dtype) - p)
         dlogits[row, ids] += part.to(dlogits.dtype)  # no id of a row is there twice
-        return dlogits, *(None,) * 7
+        return dlogits, None, None
+
+
+_ROW_PASSES = {"ref": token_logprobs_ref, "native": token_logprobs, "triton": token_logprobs_triton}
 
 
 def _truncate(
     z: Tensor, targets: Tensor, tau: Tensor | None, banned: Tensor | None, limits: Limits, backend: Backend
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """(log-probs, the softmax's stats, and of truncated rows: row, id and renormalized probability of each kept id)."""
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(the kept mass, 1 where nothing is cut; of rows where something is: row, id, and the id's share of that mass)."""
     p = torch.empty(z.shape, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
-    stats = ROW_PASS[backend].softmax(z, tau, banned, p=p)
     logits = z if banned is None else z.index_fill(-1, banned, -torch.inf)
+    if backend == "triton":  # all that follows asks for ratios alone, so the largest may be 1
+        x = logits.to(p.dtype) - logits.amax(-1, keepdim=True)
+        torch.exp(x if tau is None else x / tau[:, None], out=p)
+    else:
+        ROW_PASS[backend].softmax(z, tau, banned, p=p)
     kept = _kept(logits, p, *limits)
     truncated = ~(kept | (logits == -torch.inf)).all(-1)
     total = p.cumsum(-1, dtype=torch.float64)[:, -1]  # added one by one, as in the sampler
     mass = (p.masked_fill(~kept, 0.0).cumsum(-1, dtype=torch.float64)[:, -1] / total).to(p.dtype)
     of_target = targets[:, None]
+    share = (p / total[:, None]).to(p.dtype) if backend == "triton" else p
     left_out = ~kept.gather(-1, of_target).squeeze(-1)
-    mass = torch.where(left_out, mass + p.gather(-1, of_target).squeeze(-1), mass)
+    mass = torch.where(left_out, mass + share.gather(-1, of_target).squeeze(-1), mass)
     mass = torch.where(truncated, mass, 1.0)
-    kept.scatter_(-1, of_target, True)
-    row, ids = (kept & truncated[:, None] & (p > 0)).scatter_(-1, of_target, truncated[:, None]).nonzero(as_tuple=True)
-    logprob = logprobs(z, targets, tau, stats)[0] - mass.log()
-    return logprob, stats, (row, ids, p[row, ids] / mass[row])
+    some = (kept & truncated[:, None] & (p > 0)).scatter_(-1, of_target, truncated[:, None])
+    row, ids = some.nonzero(as_tuple=True)
+    return mass, (row, ids, share[row, ids] / mass[row])
 
 
 def _truncated_logprobs(
@@ -112,7 +133,7 @@ def _truncated_logprobs(
     banned_ids: BannedIds,
     cuts: tuple[Any, Any, Any],
 ) -> tuple[Tensor, Tensor]:
-    check_tensor("logits", logits, (None, None), FLOATS_AND_DOUBLE)
+    check_tensor("logits", logits, (None, None), FLOATS if backend == "triton" else FLOATS_AND_DOUBLE)
     targets, tau, banned, vocab_size = check_row_arguments(
         logits.shape[0], logits.shape[1], logits.device, targets, temperature, mask, vocab_size, banned_ids
     )
@@ -122,7 +143,7 @@ def _truncated_logprobs(
     if temperature is not None:
         off = Limits(*(torch.full_like(limit, value) for limit, value in zip(limits, (0, 1, 0), strict=True)))
         limits = Limits(*(torch.where(temperature == 0, no, limit) for no, limit in zip(off, limits, strict=True)))
-    return _TruncatedLogprobs.apply(logits, targets, tau, mask, ids_of(banned), vocab_size, limits, backend)
+    return _TruncatedLogprobs.apply(logits, _Rows(targets, tau, mask, banned, vocab_size, limits), backend)
 
 
 def truncated_logprobs_ref(
@@ -140,6 +161,24 @@ def truncated_logprobs_ref(
     """`truncated_logprobs` in torch: the definition."""
     cuts = (top_k, top_p, min_p)
     return _truncated_logprobs("ref", logits, targets, temperature, mask, vocab_size, banned_ids, cuts)
+
+
+@on_its_device
+def truncated_logprobs_triton(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    banned_ids: BannedIds = None,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`truncated_logprobs` over the row pass in Triton, the cut in torch; float32, bfloat16 or float16."""
+    cuts = (top_k, top_p, min_p)
+    return _truncated_logprobs("triton", logits, targets, temperature, mask, vocab_size, banned_ids, cuts)
 
 
 @on_its_device
@@ -167,6 +206,5 @@ def truncated_logprobs(
     Raises:
         ValueError: as `token_logprobs`; a limit out of range, or no limit at all.
     """
-    backend: Backend = "native" if fastest(logits) == "native" else "ref"
     cuts = (top_k, top_p, min_p)
-    return _truncated_logprobs(backend, logits, targets, temperature, mask, vocab_size, banned_ids, cuts)
+    return _truncated_logprobs(fastest(logits), logits, targets, temperature, mask, vocab_size, banned_ids, cuts)

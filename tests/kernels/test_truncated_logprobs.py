@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref
-from thyme.kernels.sample import sample
+from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref, grpo_loss_triton
+from thyme.kernels.sample import sample, sample_triton
 from thyme.kernels.token_logprobs import token_logprobs
-from thyme.kernels.truncated_logprobs import truncated_logprobs, truncated_logprobs_ref
+from thyme.kernels.truncated_logprobs import truncated_logprobs, truncated_logprobs_ref, truncated_logprobs_triton
 
-BOTH = pytest.mark.parametrize("run", [truncated_logprobs_ref, truncated_logprobs], ids=["ref", "native"])
+RUNS = [truncated_logprobs_ref, truncated_logprobs, truncated_logprobs_triton]
+ALL = pytest.mark.parametrize("run", RUNS, ids=["ref", "native", "triton"])
 Run = Callable[..., tuple[Tensor, Tensor]]
 CUTS: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 5},
@@ -78,7 +79,7 @@ def oracle(logits: Tensor, targets: Tensor, temperature: Tensor, cuts: dict[str,
 
 @EVERY_CUT
 @pytest.mark.parametrize("ties", [False, True], ids=["plain", "ties"])
-@BOTH
+@ALL
 def test_against_an_explicit_masked_softmax(run: Run, ties: bool, cuts: dict[str, Any], tolerances: dict) -> None:
     logits, temperature = problem(ties)
     targets = drawn(logits, temperature, cuts).token
@@ -127,7 +128,34 @@ def test_it_is_what_the_sampler_drew_from(cuts: dict[str, Any]) -> None:
             assert mass.item() == pytest.approx(out.kept_mass[row].item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("run", [grpo_loss_ref, grpo_loss], ids=["ref", "native"])
+@EVERY_CUT
+def test_the_triton_sampler_keeps_the_same_mass(cuts: dict[str, Any]) -> None:
+    logits, temperature = problem()
+    index = torch.arange(8)
+    out = sample_triton(logits, temperature, seed=index * 7, position=index, **AMONG, **cuts)
+    more = {"temperature": temperature, **AMONG, **cuts}
+    counted = temperature > 0
+    got = truncated_logprobs_triton(logits, out.token, **more)[0]
+    torch.testing.assert_close(got[counted], (out.logprob - out.kept_mass.log())[counted], atol=2e-5, rtol=0)
+
+
+@pytest.mark.gpu
+@EVERY_CUT
+def test_a_gpu_computes_what_a_cpu_does(cuts: dict[str, Any]) -> None:
+    logits, temperature = problem()
+    targets = drawn(logits, temperature, cuts).token
+    results = []
+    for device in ("cpu", "cuda"):
+        z = logits.to(device).requires_grad_()
+        some = {name: cut.to(device) if isinstance(cut, Tensor) else cut for name, cut in cuts.items()}
+        outs = truncated_logprobs(z, targets.to(device), temperature=temperature.to(device), **AMONG, **some)
+        (outs[0].sum() + outs[1].sum()).backward()
+        results.append([x.detach().cpu() for x in (*outs, z.grad)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("run", [grpo_loss_ref, grpo_loss, grpo_loss_triton], ids=["ref", "native", "triton"])
 def test_the_loss_of_truncated_rollouts(run: Run) -> None:
     """On-policy every ratio to the recorded log-prob is 1; the gradient is the policy gradient over the kept ids."""
     logits, _ = problem()
