@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device, values_visible
+from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device, values_visible
 from thyme.kernels.linear_gradient import gradient_tiles, scale_in_place
 from thyme.kernels.linear_logprob import (
     WORKSPACE_BYTES,
@@ -52,11 +52,12 @@ class _Tokens:
     config: GrpoLossConfig
     counted: Tensor | None
     """[n] int64, the rows that count; None: all."""
+    backend: Backend
 
     def loss(self, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, GrpoMetrics]:
         """Of all rows; logprob and entropy [n] of those that count."""
         logprob, entropy = (spread(x, self.counted, len(self.weights)) for x in (logprob, entropy))
-        more: Any = self.more | {"cu_seqlens": self.cu_seqlens}
+        more: Any = self.more | {"cu_seqlens": self.cu_seqlens, "backend": self.backend}
         return policy_loss(logprob, entropy, self.advantages, self.weights, config=self.config, **more)
 
     def gradient(self, at: slice, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -70,7 +71,13 @@ class _Tokens:
         with torch.enable_grad():
             logprob, entropy = logprob.detach().requires_grad_(), entropy.detach().requires_grad_(has_bonus)
             loss, _ = policy_loss(
-                logprob, entropy, rows(self.advantages), rows(self.weights), config=self.config, **more
+                logprob,
+                entropy,
+                rows(self.advantages),
+                rows(self.weights),
+                config=self.config,
+                backend=self.backend,
+                **more,
             )
             inputs = (logprob, entropy) if has_bonus else (logprob,)
             g, *h = torch.autograd.grad(loss, inputs, materialize_grads=True)
@@ -141,7 +148,8 @@ def _linear_grpo_loss(
     config = config or GrpoLossConfig()
     check_tensor("hidden", hidden, (None, None))
     check_tensor("weights", weights, (len(hidden),), FLOATS_AND_DOUBLE, hidden.device)
-    check_range("weights", weights, -1e30, 1e30, what="; weights must be finite")
+    if values_visible(weights) and not bool(weights.isfinite().all()):
+        raise ValueError("weights must be finite")
     if not tempered:
         _check_untempered(temperature)
     among: Any = {
@@ -159,7 +167,7 @@ def _linear_grpo_loss(
             return _ROW_PASSES[backend](hidden, weight, targets, mask=mask, num_counted=count, backward=how, **among)
 
         tokens: Any = more | {"temperature": temperature, "cu_seqlens": cu_seqlens}
-        return weighted_policy_loss(row_pass, weights, advantages, config, **tokens)
+        return weighted_policy_loss(row_pass, weights, advantages, config, backend, **tokens)
 
     mask: Tensor | None = weights != 0
     if values_visible(weights) and bool((weights != 0).all()) and num_counted in (None, len(weights)):
@@ -178,6 +186,7 @@ def _linear_grpo_loss(
         cu_seqlens=cu_seqlens,
         config=config,
         counted=counted,
+        backend=backend,
     )
     rest = rows[2:]
     loss, values, names = _TokenLoss.apply(

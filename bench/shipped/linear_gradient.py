@@ -1,7 +1,7 @@
 """What is compiled of kernels/linear_gradient.py: dz in bfloat16, as Hopper makes it, and in float32.
 
-And bfloat16 by pointers, what other GPUs run. Rare: what a training step of the 7B model has no use for, float32 and
-pointers with the gradient of an entropy.
+From the x that the loss kept, or from tiles made again for log-probs by themselves; by pointers, what other GPUs run.
+Rare: float32, and forms that differ from another one by a product a row.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ def configurations() -> Iterator[dict[str, Any]]:
             for entropy in (False, True):
                 absent = ([] if tau else ["tau_ptr"]) + ([] if entropy else ["h_ptr"])
                 form = {
-                    "op": "linear_grpo_loss",
                     "what": f"{dtype}{', pointers' * (not tma)}{', temperature' * tau}{', entropy' * entropy}",
-                    "rare": not tma and (entropy or not tau),
                 }
                 given = f"{'tau_ptr:*fp32' * tau} {{}} stats_ptr:*fp32 g_ptr:*fp32{' h_ptr:*fp32' * entropy}"
                 tile = linear_tiles.launch_config("entropy" if entropy else "dlogits", tma)
+                spot = dtype == "bf16" and not tma and tau and not entropy
                 yield form | {
+                    "op": "linear_grpo_loss" if spot else "linear_logprob",
                     "kernel": "_dlogits_kernel",
                     "types": f"hidden_ptr:*{dtype} weight_ptr:*{dtype} targets_ptr:*i64 "
                     f"{given.format('bias_ptr:*fp32')} dz_ptr:*{dtype} num_rows:i32 vocab_size:i32 "
@@ -42,12 +42,14 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "elements": elements(tile),
                     "aligned": "num_features dz_width",
                     "instructions": (r"ex2\.approx\.ftz", *[WGMMA, SPECIALIZED, BULK_STORE] * tma),
-                    "spot": dtype == "bf16" and not tma and tau and not entropy,
+                    "spot": spot,
+                    "rare": not spot and (not tma or tau or entropy),
                 }
                 if dtype == "bf16" and not tma:
                     continue  # the same as beside bulk copies, but for the words of a tile
                 words = linear_tiles.launch_config("keep", tma)["WORDS"]
                 yield form | {
+                    "op": "linear_grpo_loss",
                     "kernel": "_kept_kernel",
                     "types": f"x_ptr:*{'fp32' if dtype == 'fp32' else 'fp16'} kept_max_ptr:*fp32 targets_ptr:*i64 "
                     f"{given.format('')} dz_ptr:*{dtype} num_rows:i32 kept_width:i32",
@@ -58,6 +60,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "elements": linear_gradient._BLOCK // (32 * 8),
                     "aligned": "kept_width",
                     "instructions": (r"ex2\.approx\.ftz", WIDE_LOAD, WIDE_STORE),
+                    "rare": dtype == "fp32" or tau != entropy,
                 }
     for dtype in ("bf16", "fp32"):
         yield {
@@ -70,4 +73,5 @@ def configurations() -> Iterator[dict[str, Any]]:
             "elements": 4096 // (32 * 8),
             "aligned": "size",
             "instructions": (WIDE_LOAD, WIDE_STORE),
+            "rare": dtype == "fp32",
         }

@@ -1,8 +1,7 @@
 """What is compiled of kernels/linear_tiles.py: log-probs in bfloat16, as Hopper runs them, and in float32.
 
-And bfloat16 by pointers, what other GPUs run, and Hopper where bulk copies do not take the operands. Rare: the forms of
-float32 and of pointers that a training step of the 7B model has no use for. Training at temperatures of 0 and 1, which
-count as 1, passes none.
+And bfloat16 by pointers, what other GPUs run, and Hopper where bulk copies do not take the operands. Rare: float32, and
+the forms of pointers but one. Training at temperatures of 0 and 1, which count as 1, passes none; the loss keeps x.
 """
 
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 absent = ([] if keep else ["kept_ptr", "kept_max_ptr"]) + ([] if tau else ["tau_ptr"])
                 wanted = [WGMMA, BULK_COPY, SPECIALIZED, *[BULK_STORE] * keep] if tma else []
                 yield {
-                    "op": "linear_logprob",
+                    "op": "linear_grpo_loss" if keep else "linear_logprob",
                     "kernel": "_forward_kernel",
                     "what": f"{dtype}{', pointers' * (not tma)}{', temperature' * tau}{', x kept' * keep}",
                     "types": f"{operands.format(dtype)}{' tau_ptr:*fp32' * tau} bias_ptr:*fp32 "
@@ -43,7 +42,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "aligned": "num_features kept_width",
                     "instructions": (r"ex2\.approx\.ftz", *wanted),
                     "spot": dtype == "bf16" and not tma and not keep and tau,
-                    "rare": not tma and (not tau or keep) and (dtype == "bf16" or not tau),
+                    "rare": dtype == "fp32" or (not tma and (keep or not tau)),
                 }
         tile = linear_tiles.launch_config("forward", tma)
         yield {
@@ -56,7 +55,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "options": {"num_warps": 4, "num_stages": 3},
             "aligned": "num_features",
             "instructions": (WGMMA,) * tma,
-            "rare": dtype == "bf16" and not tma,
+            "rare": not tma,
         }
     for tau in (True, False):
         yield {
@@ -68,4 +67,5 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"HAS_TAU": tau} | ({} if tau else {"tau_ptr": None}),
             "options": {"ROWS": 128, "num_warps": 4},
             "instructions": (r"ex2\.approx\.ftz",),
+            "rare": not tau,
         }

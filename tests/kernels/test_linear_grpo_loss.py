@@ -1,6 +1,7 @@
 """linear_grpo_loss: grpo_loss on stored logits, and what its gradients in the forward cost, save and fall back to."""
 
 import weakref
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.head_problem import IDS, Products, Run, Watch, problem
-from thyme.kernels import linear_gradient, linear_rows, linear_tiles
+from thyme.kernels import linear_gradient, linear_rows, linear_tiles, policy_tokens
 from thyme.kernels.grpo_loss import grpo_loss_ref
 from thyme.kernels.linear_grpo_loss import (
     LossBackward,
@@ -255,7 +256,8 @@ class Unlaunched:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (linear_tiles, linear_gradient):
+    modules: list[ModuleType] = [linear_tiles, linear_gradient, policy_tokens]
+    for module in modules:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Unlaunched())
 
