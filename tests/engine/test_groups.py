@@ -94,8 +94,7 @@ def test_a_group_with_images_encodes_each_once(
     engine.generate([Prompt(ids, (image, image))] * 2, params)
     stats = engine.stats()
     assert stats["images_encoded"] == 1
-    # Two equal groups: the second finds the first's full blocks only once these are computed, here in the same step.
-    assert stats["prefilled_tokens"] == 2 * len(ids)
+    assert stats["prefilled_tokens"] == stats["unique_tokens"] == len(ids)  # two equal groups are one
 
 
 def test_preempted_siblings_go_on_alone(text_model: Model, make_engine: Any) -> None:

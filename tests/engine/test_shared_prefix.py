@@ -131,9 +131,9 @@ def test_siblings_are_neighbors_again_after_their_tools(kernel: PrefixKernel, en
     assert kernel.steps == [[(2, 1)], [(3, 1)], [(2, 1)]]
 
 
-@pytest.mark.parametrize(("prefix_cache", "together"), [(True, 4), (False, 0)])
-def test_a_preempted_sibling(kernel: PrefixKernel, engines: Any, prefix_cache: bool, together: int) -> None:
-    """It finds the blocks of those that kept theirs and is one of them again, or computes its own and is a loner."""
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_a_preempted_sibling(kernel: PrefixKernel, engines: Any, prefix_cache: bool) -> None:
+    """It loses the end of its blocks, which nobody shares, and comes back to its siblings."""
     outputs = []
     for engine in engines(block_size=4, num_blocks=21, prefix_cache=prefix_cache):
         group = engine.add_group(prompt(64, seed=4), params(3, max_tokens=10))
@@ -143,7 +143,7 @@ def test_a_preempted_sibling(kernel: PrefixKernel, engines: Any, prefix_cache: b
         outputs.append(run(engine))
         assert engine.stats()["preemptions"] == 1
     assert_same(*outputs)
-    assert kernel.steps == [[(3, 1)]] * 4 + [[(2, 1)]] * (1 + together)
+    assert kernel.steps == [[(3, 1)]] * 4 + [[(2, 1)]] * 5
 
 
 def test_unrelated_requests_that_begin_alike(kernel: PrefixKernel, engines: Any) -> None:

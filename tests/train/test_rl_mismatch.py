@@ -15,7 +15,14 @@ from thyme.rewards import RuleScorer
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 from thyme.train.config import LossConfig, MismatchConfig, RlConfig
-from thyme.train.mismatch import mask_metrics, masked
+from thyme.train.mismatch import (
+    MismatchError,
+    divergence_sums,
+    mask_metrics,
+    masked,
+    mean_divergence,
+    mismatch_in,
+)
 from thyme.train.optim import build_optimizer
 from thyme.train.packing import TrainBatch, pack
 from thyme.train.policy_samples import rollout_sample
@@ -160,6 +167,55 @@ def test_truncated_weights_and_how_many_were_truncated(
     _, metrics = run(taught, processor, sandbox, asked, RL, 1.0)
     assert metrics["optim/grad_norm"] == pytest.approx(losses[0.0], rel=1e-4)
     assert "mismatch/capped_frac" not in metrics and metrics["mismatch/kl"] > 0.1
+
+
+def test_the_divergence_is_told_by_segment(processor: Processor) -> None:
+    batch = by_hand(processor, [0.0, 1.0], [0.5, -1.0, 0.0])
+    batch = replace(batch, segments=torch.tensor([0, 0, 1, 1, 1], dtype=torch.uint8))
+
+    def k3(*log_ratios: float) -> float:
+        return float(np.mean([np.exp(x) - x - 1 for x in log_ratios]))
+
+    expected = {
+        "mismatch/kl": k3(0.0, 1.0, 0.5, -1.0, 0.0),
+        "mismatch/kl_text": k3(0.0, 1.0),
+        "mismatch/kl_code": k3(0.5, -1.0, 0.0),
+    }
+    assert mean_divergence([divergence_sums(batch)]) == pytest.approx(expected)
+    text = replace(batch, segments=torch.zeros(5, dtype=torch.uint8))
+    assert set(mean_divergence([divergence_sums(text)])) == {"mismatch/kl", "mismatch/kl_text"}
+    assert mean_divergence([]) == {}
+    for worst, where in ((0.3, "in text"), (0.36, None)):
+        found = mismatch_in({"mismatch/kl": 0.1, "mismatch/kl_text": 0.35}, MismatchConfig(max_kl=worst))
+        assert (found is None) if where is None else (found is not None and where in found)
+    assert mismatch_in({"mismatch/kl": float("nan")}, MismatchConfig(max_kl=1e9)) is not None
+
+
+def test_a_planted_mismatch_ends_the_run_before_the_update(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    model = copy.deepcopy(taught)
+    loop = make_loop(model, sandbox)
+    honest = loop.run
+    loop.run = lambda *a, **k: [[lie(r, 1.0) for r in group] for group in honest(*a, **k)]  # type: ignore[method-assign]
+    config = replace(RL, mismatch=MismatchConfig(on_mismatch="abort", max_kl=0.1))
+    with pytest.raises(MismatchError, match=r"differ by 0.368 nats a token over all .*max_kl \(0.1\).*Nothing was"):
+        train_rl(model, processor, loop, endless(asked), config, scorer=RuleScorer(by_index))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taught.parameters(), strict=True))
+    assert not loop.engine.is_asleep
+
+
+def test_a_planted_mismatch_is_warned_of(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, metrics = run(taught, processor, sandbox, asked, RL, by=1.0)
+    assert metrics["mismatch/kl"] == pytest.approx(np.exp(-1), rel=1e-3)  # ratio e^-1: 1 / e + 1 - 1
+    assert [r.message for r in caplog.records if "differ by 0.368 nats a token over all" in r.message]
+    caplog.clear()
+    tight = replace(RL, mismatch=MismatchConfig(on_mismatch="abort", max_kl=0.0))
+    _, metrics = run(taught, processor, sandbox, asked, tight, by=0.0)  # nothing to say of an honest engine
+    assert metrics["mismatch/kl"] == metrics["mismatch/kl_text"] == 0.0
+    assert not [r for r in caplog.records if "differ by" in r.message]
 
 
 def test_bounds_that_leave_out_everything_are_refused() -> None:

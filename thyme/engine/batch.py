@@ -46,6 +46,20 @@ class Penalty:
     """The ids that are in the sequence."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Forced tokens whose log-probs this step gives, F of them; all [F]."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    """Where they stand in the sequence table."""
+    tokens: NDArray[np.int64]
+    """Index in T of the token before."""
+    token_ids: NDArray[np.int64]
+    temperatures: NDArray[np.float32]
+    bans: NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Batch:
     """One step."""
@@ -87,6 +101,7 @@ class Batch:
     truncation: Truncation | None
     """None: every sample is drawn among all ids."""
     penalties: list[Penalty]
+    scored: Scored | None
     started: list[Sequence]
     """Sequences whose round begins with this batch: automaton and detector are to be reset."""
 
@@ -148,6 +163,7 @@ class Batch:
             bans=table.ban[samples],
             truncation=_truncation(table, samples),
             penalties=[_penalty(table, i, int(samples[i])) for i in np.flatnonzero(table.penalizes[samples])],
+            scored=_scored(table, rows, first, ends, cumulative[:-1]),
             started=started,
         )
 
@@ -170,6 +186,25 @@ def _image_slices(
             if begin < end:
                 slices.append(ImageSlice(image, begin - start, end - begin, int(tokens[i]) + begin - low))
     return slices
+
+
+def _scored(
+    table: SequenceTable, rows: NDArray[Any], first: NDArray[Any], ends: NDArray[Any], tokens: NDArray[Any]
+) -> Scored | None:
+    low, high = np.maximum(first, table.score_start[rows]), np.minimum(ends, table.score_end[rows])
+    if not (low < high).any():
+        return None
+    counts = np.maximum(high - low, 0)
+    scored = np.repeat(rows, counts)
+    places = np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)])  # of the tokens before
+    return Scored(
+        rows=scored,
+        columns=places + 1,
+        tokens=places + np.repeat(tokens - first, counts),
+        token_ids=table.token_ids[scored, places + 1].astype(np.int64),
+        temperatures=table.records[scored, 3, places + 1],
+        bans=table.ban[scored],
+    )
 
 
 def _truncation(table: SequenceTable, samples: NDArray[np.int64]) -> Truncation | None:

@@ -29,10 +29,18 @@ class EngineConfig:
     """Tokens of one sequence, prompt included; None: what the model is meant for, or the cache if that is less."""
     prefix_cache: bool = True
     """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
+    pin_bytes: int | None = None
+    """Bytes of KV that sequences between their rounds may keep ahead of the prefix cache, blocks that running ones
+    share not counted; None: all that nobody needs. What runs or is admitted never waits for them."""
+    pin_seconds: float | None = 60.0
+    """How long a sequence between its rounds keeps KV ahead of the prefix cache; None: however long its pause is."""
     attention: AttentionName = "auto"
     """What computes attention over the cache. auto: flash-attn where it is installed and takes the shape (fp16 or bf16
     on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, which reads a prompt that
     several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
+    head_dtype: Literal["float32", "model"] = "float32"
+    """Of the logits that are drawn from. float32: sums of the LM head's products are not rounded, as in the trainer's
+    fused head: rounding them to bfloat16 alone moves a log-prob by up to 0.07 nats. model: that of the weights."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. On
@@ -59,12 +67,18 @@ class EngineConfig:
                 "EngineConfig.pack_weights does not go with deterministic, which promises the bits of the trainer's "
                 "products: leave one of the two out"
             )
+        for name in ("pin_bytes", "pin_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"EngineConfig.{name} must be at least 0 or absent, got {value}")
         if self.num_blocks is not None and self.kv_bytes is not None:
             raise ValueError("EngineConfig: give num_blocks or kv_bytes, not both")
         if self.attention not in get_args(AttentionName):
             raise ValueError(
                 f"EngineConfig.attention must be one of {', '.join(get_args(AttentionName))}, got {self.attention!r}"
             )
+        if self.head_dtype not in ("float32", "model"):
+            raise ValueError(f"EngineConfig.head_dtype must be float32 or model, got {self.head_dtype!r}")
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(f"EngineConfig.memory_fraction must lie in (0, 1], got {self.memory_fraction}")
         if self.max_batch_tokens < self.max_sequences:

@@ -17,16 +17,16 @@ import numpy as np
 
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
-from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packs_weights
+from thyme.engine.live_prompts import LivePrompts
+from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Sequence, SequenceStatus
+from thyme.engine.sequence import Completion, FinishReason, Forced, Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
-from thyme.model.packed import packed_nbytes
 from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
 
@@ -71,27 +71,31 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.processor = processor = processor or model.processor
         self.weight_version = 0
-        self.is_asleep = False
+        self.is_asleep = self.is_paused = False
         text = model.config.text
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
         packs = packs_weights(model, config)
-        num_blocks = num_kv_blocks(model, config, packed_nbytes(model) if packs else 0)
+        num_blocks = num_kv_blocks(model, config, packed_bytes(model, config))
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
         self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size)
-        self.scheduler = Scheduler(config, self.table, self.blocks)
         self.reader = RequestReader(model, processor, self.max_context)
         automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(text.vocab_size)
+        self.automaton = automaton = automaton.widened(text.vocab_size)
         self.runner = ModelRunner(
             model,
             automaton,
             num_blocks,
             config.block_size,
             deterministic=config.deterministic,
+            float32_head=config.head_dtype == "float32",
             attention=config.attention,
             packs_weights=packs,
         )
+        block_bytes = self.runner.kv_cache.nbytes // num_blocks
+        pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
+        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks)
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
@@ -102,6 +106,7 @@ class Engine:
         )
         self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
         self._num_sequences = 0
+        self._prompts = LivePrompts()
         self._unique_tokens = 0
         if not config.quiet:
             size = self.runner.kv_cache.nbytes / 2**30
@@ -165,15 +170,55 @@ class Engine:
         finally:
             self._abort_all(sequences)
 
+    def score(
+        self, prompts: Seq[AnyPrompt], token_ids: Seq[Seq[int]], params: SamplingParams | None = None
+    ) -> list[Completion]:
+        """What `generate` would have recorded had it drawn these tokens after these prompts, under the present weights.
+
+        Args:
+            prompts: several; equal ones share their KV.
+            token_ids: for each prompt what follows it, at least one id.
+            params: temperatures and banned ids as they were drawn with; the rest does not matter.
+
+        Returns:
+            One completion per prompt: the given tokens with their log-probs; finish_reason is LENGTH.
+
+        Raises:
+            ValueError: as `add` and `generate` do.
+        """
+        if self.has_unfinished():
+            raise ValueError("score: sequences from `add` are unfinished: step until they end, or abort them")
+        params = params or SamplingParams()
+        sequences: list[Sequence] = []
+        done: dict[int, Completion] = {}
+        try:
+            for prompt, ids in zip(prompts, token_ids, strict=True):
+                # One token more is drawn, and not shown.
+                sequences.append(self.add(prompt, replace(params, n=1, max_tokens=len(ids) + 1), forced=ids))
+            while len(done) < len(sequences):
+                done |= {completion.sequence.id: completion for completion in self.step()}
+        finally:
+            self._abort_all(sequences)
+        return [done[sequence.id].first(len(ids)) for sequence, ids in zip(sequences, token_ids, strict=True)]
+
     # Step by step.
 
-    def add(self, prompt: AnyPrompt, params: SamplingParams | None = None, hold: bool = False) -> Sequence:
+    def add(
+        self,
+        prompt: AnyPrompt,
+        params: SamplingParams | None = None,
+        hold: bool = False,
+        forced: Seq[int] | None = None,
+    ) -> Sequence:
         """Queues one sequence.
 
         Args:
             prompt: ids, trusted text, or a Prompt with pictures.
             params: n must be 1.
             hold: keep sequence and KV after each round, for `append`, until `release`.
+            forced: ids that its first round begins with, as if they had been drawn: they have log-probs under the
+                present weights, are of max_tokens, and the round goes on after them, inside a code block if they open
+                one. They end nothing.
 
         Raises:
             ValueError: an empty or too long prompt, ids outside the vocabulary, image ids that do not match the
@@ -182,11 +227,16 @@ class Engine:
         params = params or SamplingParams()
         if params.n != 1:
             raise ValueError(f"add: params.n is {params.n}; use add_group for several sequences of a prompt")
-        return self.add_group(prompt, params, hold)[0]
+        return self._queue(prompt, params, hold, None if forced is None else self._forced(forced, params))[0]
 
     def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
         """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
         has the seed params.seed + i. Raises ValueError as `add` does."""
+        return self._queue(prompt, params, hold, None)
+
+    def _queue(
+        self, prompt: AnyPrompt, params: SamplingParams, hold: bool, forced: tuple[Forced, int] | None
+    ) -> list[Sequence]:
         if self.is_asleep:
             raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
         if params.n > self.config.max_sequences:
@@ -197,7 +247,8 @@ class Engine:
         tokens = self.reader.tokens(prompt, "add")
         if not len(tokens.token_ids):
             raise ValueError("add: the prompt is empty: give at least one token")
-        self.reader.check_room(len(tokens.token_ids), "the prompt", "add")
+        num_forced = 0 if forced is None else len(forced[0].token_ids)
+        self.reader.check_room(len(tokens.token_ids) + num_forced, "the prompt", "add")
         ban = self.reader.ban_of(params)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         sequences: list[Sequence] = []
@@ -210,14 +261,16 @@ class Engine:
                     prompt=tokens,
                     hold=hold,
                     ban=ban,
+                    forced=None if forced is None else forced[0],
+                    begins_in=0 if forced is None else forced[1],
                     images=list(tokens.images),
                     image_starts=list(tokens.image_starts),
                 )
             )
             self._num_sequences += 1
             self.runner.hold_images(tokens.images)
+            self._unique_tokens += self._prompts.add(tokens.content, tokens.image_starts)
         sequences[0].followers = sequences[1:]
-        self._unique_tokens += len(tokens.token_ids)
         self.scheduler.add(sequences[0])
         return sequences
 
@@ -226,15 +279,23 @@ class Engine:
         return self.scheduler.has_unfinished
 
     def step(self) -> list[Completion]:
-        """One pass through the model; returns the rounds that ended with it."""
+        """One pass through the model; returns the rounds that ended with it. Raises ValueError while paused."""
+        if self.is_paused:
+            raise ValueError("step: the engine is paused: resume it first")
         batch = self.scheduler.schedule()
         if batch is None:
             return []
         for sequence in batch.started:
             self.stopping.open(sequence)
-        sampled = self.runner.run(batch, self.reader.bans)
+        try:
+            sampled = self.runner.run(batch, self.reader.bans)
+        except BaseException:
+            self.scheduler.fail()
+            raise
         self.scheduler.commit(batch)
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
+        if batch.scored is not None and sampled.scores is not None:
+            self.table.score(batch.scored.rows, batch.scored.columns, sampled.scores, self.weight_version)
         self.table.push(batch.sample_rows, sampled, self.weight_version)
         ended = self.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events)
         return [self._end_round(row, reason, what) for row, reason, what in ended]
@@ -245,7 +306,8 @@ class Engine:
         """Adds given tokens to a held sequence and queues its next round; only these are computed.
 
         Args:
-            ids: what comes next, for example a tool's output; one image id per picture, or all of them already.
+            ids: what comes next, for example a tool's output; one image id per picture, or all of them already. None:
+                the text goes on where the round ended, inside a code block too.
             images: PIL images or ImageInputs.
             max_tokens: tokens sampled in the next round; None: params.max_tokens.
 
@@ -269,6 +331,7 @@ class Engine:
         sequence.images += tokens.images
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
+        sequence.begins_in = 0 if len(tokens.token_ids) else None
         self.runner.hold_images(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
@@ -302,15 +365,28 @@ class Engine:
         if self.runner.packed is not None:
             self.runner.packed.free()
 
+    def pause(self) -> None:
+        """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
+        Meanwhile they may be added, appended to and aborted, weights may change, and the engine may sleep."""
+        self.scheduler.pause()
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Sequences go on where they were, inside a code block too; what they have lost is computed again."""
+        if self.is_asleep:
+            raise ValueError("resume: the engine sleeps and has no KV cache: wake it first")
+        self.is_paused = False
+
     def sleep(self) -> None:
         """Gives the memory of the KV cache back until `wake`, with every prefix in it, and that of packed weights.
 
         Raises:
-            ValueError: a sequence waits, runs or is held.
+            ValueError: a sequence waits, runs or is held, and the engine is not paused.
         """
-        if self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences):
-            raise ValueError("sleep: sequences are unfinished or held: let them end, abort or release them first")
-        self.blocks.forget_prefixes()
+        live = self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences)
+        if live and not self.is_paused:
+            raise ValueError("sleep: sequences are unfinished or held: pause, or let them end, abort or release them")
+        self.scheduler.drop_all()
         self.runner.free()
         self.is_asleep = True
 
@@ -332,12 +408,16 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and what is in use now.
 
-        prefilled_tokens counts given tokens that were computed, those of a group once, and recomputed_tokens are among
-        them; unique_tokens counts the given tokens there were to compute, cached_tokens what the prefix cache saved.
+        Tokens: prefilled_tokens counts given tokens that were computed, and recomputed_tokens, which are computed again
+        after their blocks were taken, are among them. unique_tokens counts the given tokens there were to compute: of a
+        prompt those that begin no other prompt in the engine. cached_tokens counts what shared blocks saved.
+
+        Sequences: idle ones have KV and do not run, parked ones of them are between their rounds; idle_blocks they hold
+        alone. evictions counts those that lost blocks, evicted_blocks, to others, expired_pins those whose time was up.
         """
-        counts = self.scheduler.counts
+        counts, parking = self.scheduler.counts, self.scheduler.parking
         names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
-        return {name: counts[name] for name in (*names, "evictions")} | {
+        return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
             "unique_tokens": self._unique_tokens,
             "images_encoded": self.runner.num_encoded,
             "blocks": self.blocks.num_blocks,
@@ -346,7 +426,9 @@ class Engine:
             "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,
-            "idle": len(self.scheduler.idle),
+            "idle": len(parking),
+            "parked": parking.num_pinned,
+            "idle_blocks": self.blocks.num_idle,
             "weight_version": self.weight_version,
         }
 
@@ -377,10 +459,23 @@ class Engine:
             **arrays,
         )
 
+    def _forced(self, token_ids: Seq[int], params: SamplingParams) -> tuple[Forced, int]:
+        """The ids with what is known of them, and the automaton's state after them."""
+        ids = np.array(self.reader.tokens(list(token_ids), "add").token_ids)
+        if not 0 < len(ids) < params.max_tokens:
+            raise ValueError(f"add: {len(ids)} forced ids: give at least one, and fewer than max_tokens")
+        if params.truncates or params.biases_logprobs:
+            raise ValueError("add: forced ids have no log-probs under truncation or a repetition penalty: leave it out")
+        kinds, modes, state = self.automaton.walk(ids)
+        kinds[self._is_eos[ids]] = TokenKind.END
+        code = params.code_temperature if params.adaptive else params.temperature
+        return Forced(ids, kinds, np.where(modes == 1, code, params.temperature).astype(np.float32)), state
+
     def _remove(self, sequence: Sequence) -> None:
         if sequence.row is not None:
             self.stopping.close(sequence.row)
         self.scheduler.remove(sequence)
+        self._prompts.remove(sequence.prompt.content)
         self.runner.release_images(sequence.images)
 
     def _add_all(

@@ -14,17 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thyme.engine.batch import Batch, ImageSlice
+from thyme.engine.batch import Batch, ImageSlice, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
-from thyme.engine.sequence import Sampled
+from thyme.engine.sequence import Sampled, Sequence
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
+from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.image_processor import ImageInputs
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
+
+SCORED_ROWS = 256
+"""Forced tokens whose logits are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,10 @@ class ModelRunner:
 
     Args:
         model: run in inference mode, never changed.
-        automaton: the tags, compiled against the model's tokenizer.
+        automaton: the tags, compiled against the model's tokenizer, as wide as the model's vocabulary.
         num_blocks, block_size: of the KV cache; block_size in tokens.
         deterministic: promise the above.
+        float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
         attention: see EngineConfig.attention.
         packs_weights: run a PackedView of the model instead.
     """
@@ -77,15 +82,17 @@ class ModelRunner:
         block_size: int,
         *,
         deterministic: bool,
+        float32_head: bool = True,
         attention: AttentionName = "auto",
         packs_weights: bool = False,
     ) -> None:
         text = model.config.text
         self.model = model
-        self.packed = PackedView(model) if packs_weights else None
+        self.packed = PackedView(model, torch.float32 if float32_head else None) if packs_weights else None
         """What is run instead of `model`; its copies are made with the next batch."""
         self.device = model.device
         self.deterministic = deterministic
+        self.float32_head = float32_head
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
         self.allocate()
         self._scale = text.head_dim**-0.5
@@ -97,11 +104,9 @@ class ModelRunner:
         self._features: dict[str, _Features] = {}
         self.num_encoded = 0
         """Images encoded so far."""
-        # One lookup gives all three: next state, event << 8, kind << 16. Ids the tokenizer lacks are never sampled.
+        # One lookup gives all three: next state, event << 8, kind << 16.
         packed = automaton.next_state | automaton.event.astype(np.int32) << 8 | automaton.kinds().astype(np.int32) << 16
-        padded = np.zeros((len(packed), text.vocab_size), dtype=np.int32)
-        padded[:, : packed.shape[1]] = packed
-        self._transitions = torch.from_numpy(padded).flatten().to(self.device)
+        self._transitions = torch.from_numpy(packed).flatten().to(self.device)
         self._temperature_mode = torch.from_numpy(automaton.temperature_mode.astype(np.int64)).to(self.device)
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
 
@@ -152,11 +157,14 @@ class ModelRunner:
             source, target = self._to_device(batch.copies)
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
         if batch.started:
-            self._start_rounds([sequence.row for sequence in batch.started if sequence.row is not None])
+            self._start_rounds(batch.started)
         hidden = self._forward(batch)
+        scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
-            return Sampled(empty.astype(np.int64), empty, empty, np.zeros((4, 0), dtype=np.float32))
+            return Sampled(empty.astype(np.int64), empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
+        if len(batch.logit_tokens) < len(hidden):
+            hidden = hidden[self._to_device(batch.logit_tokens)]
         logits = self._logits(hidden, batch)
         rows = self._to_device(batch.sample_rows)
         states = self._states[rows]
@@ -166,12 +174,12 @@ class ModelRunner:
         found = self._transitions[states * self._vocab_size + drawn.token]
         self._states[rows] = (found & 0xFF).long()
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
-        floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature)
+        floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
-        return _unpack(packed.cpu().numpy())
+        return _unpack(packed.cpu().numpy(), scores)
 
     def _forward(self, batch: Batch) -> Tensor:
-        """Hidden states [U, H] of the tokens whose successor is drawn."""
+        """Hidden states [T, H], followed by padding."""
         num_tokens = batch.num_tokens
         padding = max(0, MIN_ROWS - num_tokens) if self.deterministic else 0
         slots = self._to_device(batch.slot_mapping)
@@ -197,10 +205,30 @@ class ModelRunner:
             positions = torch.nn.functional.pad(positions, (0, padding))
         features, places = self._image_features(batch.images) if batch.images else (None, None)
         hidden: Tensor = self.model(input_ids, positions, attend, image_features=features, image_positions=places)
-        return hidden[self._to_device(batch.logit_tokens)] if len(batch.logit_tokens) < len(hidden) else hidden
+        return hidden
+
+    def _score(self, hidden: Tensor, scored: Scored, bans: list[Ban]) -> NDArray[np.float32]:
+        """[3, F] log-probs at their temperatures (0 where greedy), log-probs at temperature 1, and entropies."""
+        out = np.empty((3, len(scored.tokens)), dtype=np.float32)
+        for kind in np.unique(scored.bans):
+            places = np.flatnonzero(scored.bans == kind)
+            among: dict[str, Any] = dict(vocab_size=bans[kind].vocab_size, banned_ids=bans[kind].mask)
+            for at in np.split(places, range(SCORED_ROWS, len(places), SCORED_ROWS)):
+                logits = self._head(hidden[self._to_device(scored.tokens[at])])
+                ids, temperatures = self._to_device(scored.token_ids[at]), self._to_device(scored.temperatures[at])
+                raw, entropy = token_logprobs(logits, ids, **among)
+                drawn = token_logprobs(logits, ids, temperature=temperatures, **among)[0]
+                drawn = torch.where(temperatures == 0, 0.0, drawn)
+                out[:, at] = torch.stack((drawn, raw, entropy)).float().cpu().numpy()
+        return out
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.model.logits(
+            hidden, min_rows=MIN_ROWS if self.deterministic else 0, dtype=torch.float32 if self.float32_head else None
+        )
 
     def _logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        logits = self.model.logits(hidden, min_rows=MIN_ROWS if self.deterministic else 0)
+        logits = self._head(hidden)
         if len(batch.sample_logits) > len(hidden):
             logits = logits[self._to_device(batch.sample_logits)]
         for item in batch.penalties:
@@ -237,12 +265,16 @@ class ModelRunner:
         back = torch.cat(places).argsort()
         return SampleOutput(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
 
-    def _start_rounds(self, rows: list[int]) -> None:
-        """Sets the automaton of these rows to its start."""
-        missing = max(rows) + 1 - len(self._states)
+    def _start_rounds(self, started: list[Sequence]) -> None:
+        """Sets the automaton of these sequences to where their rounds begin."""
+        begins = [(s.row, s.begins_in) for s in started if s.row is not None and s.begins_in is not None]
+        if not begins:
+            return
+        rows, states = self._to_device(np.array(begins).T)
+        missing = max(row for row, _ in begins) + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
-        self._states[self._to_device(np.array(rows))] = 0
+        self._states[rows] = states
 
     def _image_features(self, slices: list[ImageSlice]) -> tuple[Tensor, Tensor]:
         wanted = {part.image.digest: self._features[part.image.digest] for part in slices}
@@ -268,7 +300,7 @@ def _values(features: _Features) -> Tensor:
     return features.values
 
 
-def _unpack(packed: NDArray[np.int32]) -> Sampled:
+def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:
     found = packed[1]
     records = packed[2:].view(np.float32)
     broken = int((~np.isfinite(records[2])).sum())
@@ -282,6 +314,7 @@ def _unpack(packed: NDArray[np.int32]) -> Sampled:
         events=(found >> 8 & 0xFF).astype(np.uint8),
         kinds=(found >> 16).astype(np.uint8),
         records=records,
+        scores=scores,
     )
 
 
@@ -309,6 +342,15 @@ def num_kv_blocks(model: Model, config: EngineConfig, reserved: int) -> int:
     return num_blocks
 
 
+def _head_dtype(config: EngineConfig) -> torch.dtype | None:
+    return torch.float32 if config.head_dtype == "float32" else None
+
+
+def packed_bytes(model: Model, config: EngineConfig) -> int:
+    """What packed copies of the weights will take; 0 where there are none."""
+    return packed_nbytes(model, _head_dtype(config)) if packs_weights(model, config) else 0
+
+
 def packs_weights(model: Model, config: EngineConfig) -> bool:
     """Whether the engine runs packed copies of the weights: as configured, else where they serve and fit.
 
@@ -318,7 +360,7 @@ def packs_weights(model: Model, config: EngineConfig) -> bool:
     if config.pack_weights is None:
         if config.deterministic or not can_pack(model):
             return False
-        return packed_nbytes(model) <= _free_memory(model.device) // 4
+        return packed_nbytes(model, _head_dtype(config)) <= _free_memory(model.device) // 4
     if config.pack_weights and not can_pack(model):
         raise ValueError(
             f"EngineConfig.pack_weights: weights are packed in float32 and bfloat16 on a CPU, the model is in "

@@ -19,19 +19,22 @@ class PrefixCache:
         self.blocks = blocks
 
     def find(self, sequence: Sequence) -> list[tuple[int, int]]:
-        """(block, node after it) of the published blocks that the sequence begins with, in order.
+        """(block, node after it) of the published blocks that go on where the sequence's own end, in order.
 
-        Its last token is always left to compute. None are looked for where the sequence holds blocks.
+        Its last token is always left to compute, and the first whose logits are asked for. There are none where its
+        last block is not full.
         """
-        if sequence.row is None:
-            token_ids = sequence.prompt.token_ids
-        elif self.table.num_blocks[sequence.row]:
-            return []
-        else:
-            token_ids = self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
+        start, node = 0, self.blocks.root
+        token_ids = self._tokens(sequence)
+        if sequence.row is not None and self.table.num_blocks[sequence.row]:
+            start, node = int(self.table.num_blocks[sequence.row]), sequence.nodes[-1]
+            if len(sequence.nodes) <= start:
+                return []
+        end, row = len(token_ids) - 1, sequence.row
+        if row is not None and self.table.score_start[row] < self.table.score_end[row]:
+            end = int(self.table.score_start[row])
         hits: list[tuple[int, int]] = []
-        node = self.blocks.root
-        for index in range((len(token_ids) - 1) // self.table.block_size):
+        for index in range(start, end // self.table.block_size):
             found = self.blocks.find(node, self._content(sequence, token_ids, index))
             if found is None:
                 break
@@ -40,13 +43,24 @@ class PrefixCache:
         return hits
 
     def publish(self, sequence: Sequence, num_full: int) -> None:
-        """Publishes the first `num_full` blocks of the sequence, as far as they are not; all must be computed."""
-        assert sequence.row is not None
-        token_ids = self.table.token_ids[sequence.row]
-        for index in range(sequence.num_published, num_full):
+        """Publishes the first `num_full` blocks of the sequence, as far as they are not; they are computed, or will be
+        by the step that is being planned."""
+        token_ids, nodes = self._tokens(sequence), sequence.nodes
+        for index in range(len(nodes) - 1, num_full):
             block = int(self.table.block_tables[sequence.row, index])
-            sequence.node = self.blocks.publish(block, sequence.node, self._content(sequence, token_ids, index))
-        sequence.num_published = num_full
+            nodes.append(self.blocks.publish(block, nodes[-1], self._content(sequence, token_ids, index)))
+
+    def next_block(self, sequence: Sequence) -> tuple[int, object] | None:
+        """(node, content) of the block after the published ones; None where the known tokens do not fill it."""
+        token_ids, index = self._tokens(sequence), len(sequence.nodes) - 1
+        if (index + 1) * self.table.block_size > len(token_ids):
+            return None
+        return sequence.nodes[-1], self._content(sequence, token_ids, index)
+
+    def _tokens(self, sequence: Sequence) -> NDArray[np.int32]:
+        if sequence.row is None:
+            return sequence.prompt.token_ids
+        return self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
 
     def _content(self, sequence: Sequence, token_ids: NDArray[np.int32], index: int) -> object:
         """What stands in a block: its ids, and for the images it shows which part of which."""

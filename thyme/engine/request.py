@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from thyme.engine.live_prompts import content_of
 from thyme.engine.model_runner import Ban
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.sequence import Tokens
@@ -53,7 +54,8 @@ class RequestReader:
             raise ValueError(f"{verb}: {len(images)} pictures for a {config.model_type} model, which reads text only")
         if config.vision is None:
             places = np.arange(start, start + len(ids), dtype=np.int32)
-            return Tokens(np.array(ids, dtype=np.int32), np.stack([places] * 3), start + len(ids), (), ())
+            array = np.array(ids, dtype=np.int32)
+            return Tokens(array, np.stack([places] * 3), start + len(ids), (), (), array.tobytes())
         if self.processor is not None:
             ids = self.processor.expand(ids, images)
         positions, following = mrope_positions(
@@ -65,8 +67,9 @@ class RequestReader:
         )
         token_ids = np.array(ids, dtype=np.int32)
         shown = np.flatnonzero(token_ids == config.image_token_id)
-        firsts = shown[np.cumsum([0, *(image.num_tokens for image in images)])[:-1]]
-        return Tokens(token_ids, positions.astype(np.int32), following, images, tuple(firsts.tolist()))
+        starts = tuple(shown[np.cumsum([0, *(image.num_tokens for image in images)])[:-1]].tolist())
+        content = content_of(token_ids, [image.digest for image in images], starts)
+        return Tokens(token_ids, positions.astype(np.int32), following, images, starts, content)
 
     def _image(self, image: Any, verb: str) -> ImageInputs:
         if isinstance(image, ImageInputs):

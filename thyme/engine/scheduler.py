@@ -3,8 +3,12 @@
 There is no prefill phase and no decode phase: every running sequence has num_computed tokens chasing num_tokens. One
 that lacks a single token decodes; one that lacks more is prefilled, in chunks, within the same budget of tokens.
 
-Places among the running are given in the order: preempted, resumed (appended to), new. A preempted sequence loses its
-blocks and computes its tokens again; what of them is still in the prefix cache is found there.
+Places among the running are given in the order: preempted, resumed (appended to), new. One that does not run only
+claims its blocks (parking.py): it computes again what was taken of them and is not in the prefix cache.
+
+A block is shared from the moment its tokens are planned: a step writes all keys of a layer before it reads any. Of
+sequences that begin alike the first in line computes what is common, chunk by chunk, and the others wait for it; one
+whose prompt equals one under way joins it as a sibling does. Who waits for whom is found anew in each step.
 
 Those that run are in the order in which they were asked for, whatever happened since: siblings are neighbors in every
 batch, so that attention can read their prompt once, and the oldest is never stopped for a younger one.
@@ -19,6 +23,7 @@ from numpy.typing import NDArray
 from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
+from thyme.engine.parking import Parking
 from thyme.engine.prefix import PrefixCache
 from thyme.engine.sequence import Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
@@ -30,7 +35,9 @@ _IS_GIVEN = np.isin(np.arange(len(TokenKind)), (TokenKind.PROMPT, TokenKind.SAND
 class Scheduler:
     """Owns the queues and, through them, the blocks of every sequence in the table."""
 
-    def __init__(self, config: EngineConfig, table: SequenceTable, blocks: BlockManager) -> None:
+    def __init__(
+        self, config: EngineConfig, table: SequenceTable, blocks: BlockManager, pin_blocks: int | None = None
+    ) -> None:
         self.config = config
         self.table = table
         self.blocks = blocks
@@ -40,10 +47,10 @@ class Scheduler:
         self.new: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """By id; the last is the first to be preempted."""
-        self.idle: dict[int, Sequence] = {}
-        """By id: sequences with KV that are not running (held, or resumed and waiting), longest idle first."""
         self.counts: Counter[str] = Counter()
-        self._leaders: list[Sequence] = []  # those running whose followers wait for their prompt
+        self.parking = Parking(table, blocks, self.counts, pin_blocks, config.pin_seconds)
+        self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
+        self._coming: set[tuple[int, object] | None] = set()  # blocks that the step being planned does not fill yet
         self._rows: NDArray[np.int64] | None = None
         self._copies: dict[int, int] = {}
         self._started: list[Sequence] = []
@@ -58,14 +65,13 @@ class Scheduler:
         """Puts a held sequence that has been appended to in line."""
         sequence.status = SequenceStatus.WAITING
         self.resumed.append(sequence)
-        if sequence.id in self.idle:
-            self.idle[sequence.id] = self.idle.pop(sequence.id)  # now the last to lose its KV
+        self.parking.recall(sequence)
 
     def hold(self, sequence: Sequence) -> None:
         """Takes a running sequence out; it keeps its KV for as long as nothing that runs needs the room."""
         self._leave(sequence)
         sequence.status = SequenceStatus.HELD
-        self.idle[sequence.id] = sequence
+        self.parking.park(sequence, between_rounds=True)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its row and blocks. A follower takes over what it led."""
@@ -74,9 +80,9 @@ class Scheduler:
             self._leave(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self._leave_queue(sequence)
-        self.idle.pop(sequence.id, None)
         if sequence.row is not None:
-            self._drop_blocks(sequence)
+            self.parking.drop(sequence)
+            self.blocks.release(reversed(self.table.blocks(sequence.row)))
             self.table.free(sequence.row)
         else:
             sequence.final_ids = sequence.token_ids
@@ -100,6 +106,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step, its blocks in place; None when nothing is left to run."""
+        self.parking.enforce_limits()
         while self.has_unfinished:
             self._reserve_to_decode()
             rows, counts, forks = self._plan()
@@ -107,8 +114,28 @@ class Scheduler:
                 batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started)
                 self._copies, self._started = {}, []
                 return batch
-            self._take_blocks_back()
+            self._preempt_youngest()
         return None
+
+    def pause(self) -> None:
+        """Nothing runs: all that did is first in line, with its blocks."""
+        while self.running:
+            self._preempt(self.running[-1])
+
+    def drop_all(self) -> None:
+        """Takes all blocks from all sequences, of which none may run; what is in them is not found again."""
+        assert not self.running
+        self.blocks.forget_prefixes()
+        for sequence in self.table.sequences:
+            if sequence is not None:
+                self.parking.drop(sequence)
+
+    def fail(self) -> None:
+        """The step that was planned has not been computed: nothing that it was to write may be read."""
+        self.blocks.forget_prefixes()
+        self.pause()
+        for sequence in self.preempted:
+            self.parking.drop(sequence)
 
     def commit(self, batch: Batch) -> None:
         """What was computed counts: full blocks are published."""
@@ -127,13 +154,15 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises RuntimeError unless every block is accounted for and every live sequence is in one place."""
         live = [sequence for sequence in self.table.sequences if sequence is not None]
-        self.blocks.check_integrity(self.table.blocks(s.row) for s in live if s.row is not None)
+        rows = [sequence.row for sequence in self.running if sequence.row is not None]
+        self.blocks.check_integrity(map(self.table.blocks, rows), self.parking.tables())
         for sequence in live:
             assert sequence.row is not None
             if self.table.num_blocks[sequence.row] < self.blocks.blocks_for(int(self.table.num_computed[sequence.row])):
                 raise RuntimeError(f"sequence {sequence.id} has computed tokens without a block")
-            if self.table.num_blocks[sequence.row] and sequence.id not in self.idle and sequence not in self.running:
-                raise RuntimeError(f"sequence {sequence.id} holds blocks, but is neither running nor idle")
+            held = self.table.num_blocks[sequence.row] > 0
+            if held and (sequence in self.parking) == (sequence in self.running):
+                raise RuntimeError(f"sequence {sequence.id} holds blocks, but is neither running nor parked, or both")
 
     # Planning.
 
@@ -145,6 +174,7 @@ class Scheduler:
         decode_rows = rows[decoding]
         budget = self.config.max_batch_tokens - len(decode_rows)
         chunks: list[tuple[int, int]] = []
+        self._coming.clear()
         for row in rows[~decoding].tolist():
             budget -= self._prefill(row, budget, chunks)
         budget -= self._admit_waiting(budget, chunks)
@@ -164,38 +194,68 @@ class Scheduler:
             full = self.table.num_blocks[rows] * self.table.block_size <= computed
             needy = (full | self.table.has_shared_tail[rows]) & (self.table.num_tokens[rows] == computed + 1)
             wanted = np.flatnonzero(needy)
-            if len(wanted) <= self.blocks.num_free:
+            if len(wanted) <= self.blocks.num_available:
                 break
-            self._take_blocks_back()
+            self._preempt_youngest()
         for i in wanted:
             self._reserve(int(rows[i]), int(computed[i]) + 1)
 
     def _prefill(self, row: int, budget: int, chunks: list[tuple[int, int]]) -> int:
-        """Adds the row's next chunk, as long as budget and free blocks allow; returns its length."""
-        table, size = self.table, self.table.block_size
+        """Adds the row's next chunk, as long as budget and blocks allow, and unless an earlier row of this step is at
+        the very block that comes next; returns its length."""
+        table, size, sequence = self.table, self.table.block_size, self.table.sequences[row]
+        assert sequence is not None
+        if self.config.prefix_cache and table.num_computed[row] % size == 0:
+            self._share(sequence, self.prefixes.find(sequence))
+            if self._coming and self.prefixes.next_block(sequence) in self._coming:
+                return 0
         computed = int(table.num_computed[row])
         count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
-        free = self.blocks.num_free - int(self._must_copy_tail(row))
-        count = min(count, (int(table.num_blocks[row]) + free) * size - computed)
-        if free < 0 or count <= 0:
+        room = self.blocks.num_available - int(self._must_copy_tail(row))
+        count = min(count, (int(table.num_blocks[row]) + room) * size - computed)
+        if room < 0 or count <= 0:
             return 0
         self._reserve(row, computed + count)
         chunks.append((row, count))
+        if self.config.prefix_cache:
+            self.prefixes.publish(sequence, (computed + count) // size)
+            if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
+                self._coming.add(coming)
         return count
+
+    def _share(self, sequence: Sequence, hits: list[tuple[int, int]]) -> None:
+        """Gives a sequence the published blocks that come next."""
+        if not hits:
+            return
+        table, row = self.table, sequence.row
+        assert row is not None
+        start, seen = int(table.num_blocks[row]), max(int(table.num_seen[row]), int(table.num_computed[row]))
+        for index, (block, node) in enumerate(hits, start):
+            self.blocks.share(block)
+            table.block_tables[row, index] = block
+            sequence.nodes.append(node)
+        table.num_blocks[row] = start + len(hits)
+        table.num_computed[row] = table.num_blocks[row] * table.block_size
+        self.counts["cached_tokens"] += max(0, int(table.num_computed[row]) - seen)
 
     def _reserve(self, row: int, end: int) -> None:
         """Blocks of the row's own for all tokens it will write up to `end`."""
         table = self.table
         if self._must_copy_tail(row):
             last = int(table.num_computed[row]) // table.block_size
-            block, own = int(table.block_tables[row, last]), self.blocks.allocate()
+            block, own = int(table.block_tables[row, last]), self._allocate()
             self._copies[own] = block
             table.block_tables[row, last] = own
             self.blocks.release((block,))
         table.has_shared_tail[row] = False
         for position in range(int(table.num_blocks[row]), self.blocks.blocks_for(end)):
-            table.block_tables[row, position] = self.blocks.allocate()
+            table.block_tables[row, position] = self._allocate()
             table.num_blocks[row] = position + 1
+
+    def _allocate(self) -> int:
+        if not self.blocks.num_free:
+            self.parking.make_room()
+        return self.blocks.allocate()
 
     def _must_copy_tail(self, row: int) -> bool:
         """The next token goes to a block that has other holders."""
@@ -209,7 +269,7 @@ class Scheduler:
         used = 0
         if not (self.preempted or self.resumed or self.new):
             return used
-        places = self.config.max_sequences - len(self.running) - sum(len(leader.followers) for leader in self._leaders)
+        places = self.config.max_sequences - len(self.running) - sum(len(s.followers) for s in self._prompts.values())
         for queue in (self.preempted, self.resumed, self.new):
             while queue:
                 sequence = queue[0]
@@ -217,52 +277,53 @@ class Scheduler:
                 if used >= budget or places < 0 or not self._admit(sequence):
                     return used
                 queue.popleft()
-                assert sequence.row is not None
-                used += self._prefill(sequence.row, budget - used, chunks)
+                if sequence.row is not None:
+                    used += self._prefill(sequence.row, budget - used, chunks)
         return used
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Makes a waiting sequence run, if the blocks for all its tokens are free."""
+        """Makes a waiting sequence run, if the blocks for all its tokens are available; or else has it follow a running
+        one, with its own followers, that is computing the same prompt."""
         table, blocks = self.table, self.blocks
+        is_new = sequence.row is None
+        if is_new and self.config.prefix_cache and sequence.forced is None:
+            leader = self._prompts.get(sequence.prompt.content)
+            if leader is not None:
+                leader.followers += [sequence, *sequence.followers]
+                sequence.followers = []
+                return True
         # Those that run should not be stopped at once for one more: each will soon want a block, as will each sibling.
         reserve = len(self.running) + len(sequence.followers)
-        if sequence.row is None:
-            missing = blocks.blocks_for(sequence.prompt_len)
-        else:
-            missing = blocks.blocks_for(len(sequence)) - int(table.num_blocks[sequence.row])
-        hits = self.prefixes.find(sequence) if self.config.prefix_cache else []
-        for block, _ in hits:
-            blocks.share(block)
-        if missing - len(hits) + reserve > blocks.num_free and (self.running or missing - len(hits) > blocks.num_free):
-            blocks.release(block for block, _ in reversed(hits))
+        hits = [block for block, _ in self.prefixes.find(sequence)] if self.config.prefix_cache else []
+        own = [] if sequence.row is None else table.blocks(sequence.row)
+        missing = blocks.blocks_for(len(sequence)) - len(own) - len(hits)
+        available = blocks.num_available - blocks.num_unreferenced(own + hits)
+        if missing + reserve > available and (self.running or missing > available):
             return False
-        row = sequence.row
-        if row is None:
-            row = table.assign(sequence)
-            sequence.node = blocks.root
-        if hits:
-            table.block_tables[row, : len(hits)] = [block for block, _ in hits]
-            table.num_blocks[row] = len(hits)
-            table.num_computed[row] = len(hits) * table.block_size
-            sequence.node, sequence.num_published = hits[-1][1], len(hits)
-            self.counts["cached_tokens"] += max(0, len(hits) * table.block_size - int(table.num_seen[row]))
-        self.idle.pop(sequence.id, None)
+        if is_new:
+            table.assign(sequence)
+            sequence.nodes = [blocks.root]
+        self.parking.unpark(sequence)
         self._join(sequence)
+        if len(sequence) == sequence.prompt_len:
+            content = sequence.prompt.content if self.config.prefix_cache else sequence.id
+            self._prompts[sequence.id if content in self._prompts else content] = sequence
         return True
 
     def _fork_groups(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, list[int]]:
         """Followers of every leader whose prompt this step completes get their rows; they share all its blocks."""
         forks: dict[int, list[int]] = {}
-        if not self._leaders:
+        if not self._prompts:
             return forks
         ends = dict(zip(rows.tolist(), (self.table.num_computed[rows] + counts).tolist(), strict=True))
-        for leader in tuple(self._leaders):
+        for content, leader in tuple(self._prompts.items()):
             assert leader.row is not None
             if ends.get(leader.row) != leader.prompt_len:
                 continue
-            forks[leader.row] = [self._fork(leader, follower) for follower in leader.followers]
-            leader.followers = []
-            self._leaders.remove(leader)
+            del self._prompts[content]
+            if leader.followers:
+                forks[leader.row] = [self._fork(leader, follower) for follower in leader.followers]
+                leader.followers = []
         return forks
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> int:
@@ -274,46 +335,26 @@ class Scheduler:
         # The step itself still writes the prompt's last tokens, once for all; what follows goes to copies.
         table.num_computed[row] = table.num_seen[row] = leader.prompt_len
         table.has_shared_tail[[leader.row, row]] = leader.prompt_len % table.block_size != 0
-        sequence.node, sequence.num_published = leader.node, leader.num_published
+        sequence.nodes = leader.nodes.copy()
         self._join(sequence)
         return row
 
     # Taking back.
 
-    def _take_blocks_back(self) -> None:
-        """From the youngest sequence that runs; from idle ones only when the oldest alone is left, since they are
-        promised to keep what they have as long as possible."""
-        if len(self.running) > 1 or not self.idle:
-            assert self.running, "a waiting sequence fits into an empty cache: the engine checked that"
-            self._preempt(self.running[-1])
-            return
-        sequence = self.idle.pop(next(iter(self.idle)))
-        self._drop_blocks(sequence)
-        self.counts["evictions"] += 1
+    def _preempt_youngest(self) -> None:
+        assert len(self.running) > 1, "a waiting sequence fits into an empty cache: the engine checked that"
+        self._preempt(self.running[-1])
+        self.counts["preemptions"] += 1
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
-        self._drop_blocks(sequence)
         sequence.status = SequenceStatus.WAITING
+        self.parking.park(sequence, between_rounds=False)
         self.preempted.appendleft(sequence)
-        self.counts["preemptions"] += 1
-
-    def _drop_blocks(self, sequence: Sequence) -> None:
-        row = sequence.row
-        assert row is not None
-        held = self.table.blocks(row)
-        for block in held:
-            self._copies.pop(block, None)
-        self.blocks.release(reversed(held))
-        self.table.num_blocks[row] = self.table.num_computed[row] = 0
-        self.table.has_shared_tail[row] = False
-        sequence.node, sequence.num_published = self.blocks.root, 0
 
     def _join(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=lambda running: running.id)
-        if sequence.followers:
-            self._leaders.append(sequence)
         self._rows = None
         if not sequence.has_begun:
             sequence.has_begun = True
@@ -321,8 +362,9 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        if sequence in self._leaders:
-            self._leaders.remove(sequence)
+        for content in (sequence.prompt.content, sequence.id):
+            if self._prompts.get(content) is sequence:
+                del self._prompts[content]
         self._rows = None
 
     def _leave_queue(self, sequence: Sequence) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 from typing import Any, Protocol
 
@@ -51,6 +51,18 @@ class Tokens:
     images: tuple[ImageInputs, ...]
     image_starts: tuple[int, ...]
     """Index of each image's first token."""
+    content: bytes = field(repr=False)
+    """Equal where all of the above is: the ids, and before the first of each image its digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """Given tokens that count as drawn: their log-probs are asked for. F of them."""
+
+    token_ids: NDArray[np.int32]
+    kinds: NDArray[np.uint8]
+    """TokenKind."""
+    temperatures: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,9 @@ class Sampled:
     kinds: NDArray[np.uint8]
     """TokenKind; end-of-sequence ids are not told apart here."""
     records: NDArray[np.float32]
-    """[4, S]: logprob, logprob_raw, entropy, temperature."""
+    """[5, S]: logprob, logprob_raw, entropy, temperature, kept_mass."""
+    scores: NDArray[np.float32] | None = None
+    """[3, F] of the batch's forced tokens: logprob, logprob_raw, entropy."""
 
 
 class TokenRows(Protocol):
@@ -93,17 +107,20 @@ class Sequence:
     hold: bool
     ban: int
     """Number of its set of banned ids."""
+    forced: Forced | None = field(default=None, repr=False)
+    """What follows the prompt, as if it had been drawn."""
     status: SequenceStatus = SequenceStatus.WAITING
     followers: list[Sequence] = field(repr=False, default_factory=list)
     images: list[ImageInputs] = field(repr=False, default_factory=list)
     image_starts: list[int] = field(repr=False, default_factory=list)
     row: int | None = None
     table: TokenRows | None = field(default=None, repr=False)
-    node: int = 0
-    """Node of the prefix tree after the first num_published blocks."""
-    num_published: int = 0
+    nodes: list[int] = field(default_factory=list, repr=False)
+    """Nodes of the prefix tree: where it began, and after each of its published blocks."""
     has_begun: bool = False
     """Its current round has reached the sampler's state (automaton, detector)."""
+    begins_in: int | None = 0
+    """State of the tag automaton where its current round begins; None: where the round before ended."""
     final_ids: list[int] | None = field(default=None, repr=False)
 
     @property
@@ -117,13 +134,15 @@ class Sequence:
         if self.final_ids is not None:
             return list(self.final_ids)
         if self.table is None or self.row is None:
-            return self.prompt.token_ids.tolist()
+            return self.prompt.token_ids.tolist() + ([] if self.forced is None else self.forced.token_ids.tolist())
         return self.table.token_ids[self.row, : self.table.num_tokens[self.row]].tolist()
 
     def __len__(self) -> int:
         if self.final_ids is not None:
             return len(self.final_ids)
-        return self.prompt_len if self.row is None or self.table is None else int(self.table.num_tokens[self.row])
+        if self.row is None or self.table is None:
+            return self.prompt_len + (0 if self.forced is None else len(self.forced.token_ids))
+        return int(self.table.num_tokens[self.row])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -142,6 +161,8 @@ class Completion:
     """[T] of the distribution at temperature 1. Nats."""
     temperatures: NDArray[np.float32]
     """[T] used."""
+    kept_mass: NDArray[np.float32]
+    """[T] probability, at the temperature used, of the ids that truncation left; 1 without any, or where greedy."""
     kinds: NDArray[np.uint8]
     """[T] TokenKind."""
     weight_version: NDArray[np.int32]
@@ -151,6 +172,12 @@ class Completion:
     """"</code>", "</answer>", "forged", the stop text, the stop id; None where finish_reason says it all."""
     repetition: RepetitionHit | None = None
     """What was found, its positions counted from the round's first token."""
+
+    def first(self, count: int) -> Completion:
+        """This round had it ended with its first `count` tokens."""
+        names = ("logprobs", "logprobs_raw", "entropies", "temperatures", "kept_mass", "kinds", "weight_version")
+        parts: dict[str, Any] = {name: getattr(self, name)[:count] for name in ("token_ids", *names)}
+        return replace(self, **parts, finish_reason=FinishReason.LENGTH, stop_reason=None, repetition=None)
 
     def __repr__(self) -> str:
         ids = np.array2string(np.asarray(self.token_ids, dtype=np.int64), threshold=16, edgeitems=6, separator=", ")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thyme.engine.sequence import Sampled, Sequence, Tokens
+from thyme.engine.sequence import Forced, Sampled, Sequence, Tokens
 from thyme.engine.tags import TokenKind
 
 _TOKEN = np.dtype(
     {
         "names": ["token_ids", "positions", "records", "weight_versions", "kinds"],
-        "formats": [np.int32, (np.int32, 3), (np.float32, 4), np.int32, np.uint8],
+        "formats": [np.int32, (np.int32, 3), (np.float32, 5), np.int32, np.uint8],
     },
     align=True,
 )
@@ -46,6 +46,9 @@ class SequenceTable:
         self.next_position = np.empty(0, dtype=np.int64)
         self.images_end = np.empty(0, dtype=np.int64)
         """One past the last image token, 0 without images."""
+        # Forced tokens: those whose log-probs are not known yet stand at score_start + 1 to score_end.
+        self.score_start = np.empty(0, dtype=np.int64)
+        self.score_end = np.empty(0, dtype=np.int64)
         # The round: its first token, and where it must end.
         self.round_start = np.empty(0, dtype=np.int64)
         self.round_end = np.empty(0, dtype=np.int64)
@@ -94,6 +97,9 @@ class SequenceTable:
         self.is_watched[row] = False
         self.extend(row, sequence.prompt, TokenKind.PROMPT)
         self.begin_round(row, params.max_tokens)
+        self.score_start[row] = self.score_end[row] = 0
+        if sequence.forced is not None:
+            self._force(row, sequence.forced)
         return row
 
     def extend(self, row: int, tokens: Tokens, kind: TokenKind) -> None:
@@ -108,6 +114,18 @@ class SequenceTable:
             self.kinds[row, start + first : self.images_end[row]] = TokenKind.IMAGE
         self.num_tokens[row] = end
         self.next_position[row] = tokens.next_position
+
+    def _force(self, row: int, forced: Forced) -> None:
+        start = int(self.num_tokens[row])
+        end = start + len(forced.token_ids)
+        self.token_ids[row, start:end] = forced.token_ids
+        self.kinds[row, start:end] = forced.kinds
+        self.positions[row, :, start:end] = self.next_position[row] + np.arange(end - start)
+        self.records[row, :, start:end] = np.array([0, 0, 0, 0, 1], dtype=np.float32)[:, None]
+        self.records[row, 3, start:end] = forced.temperatures
+        self.num_tokens[row] = end
+        self.next_position[row] += end - start
+        self.score_start[row], self.score_end[row] = start - 1, end - 1
 
     def begin_round(self, row: int, max_tokens: int) -> None:
         """The next sampled token is the first of a round."""
@@ -125,6 +143,14 @@ class SequenceTable:
         self.weight_versions[rows, at] = weight_version
         self.num_tokens[rows] = at + 1
         self.next_position[rows] = position + 1
+
+    def score(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], scores: NDArray[np.float32], weight_version: int
+    ) -> None:
+        """Log-probs, those at temperature 1 and entropies [3, F] of forced tokens."""
+        self.records[rows, :3, columns] = scores.T
+        self.weight_versions[rows, columns] = weight_version
+        np.maximum.at(self.score_start, rows, columns)
 
     def fork(self, source: int, sequence: Sequence) -> int:
         """Gives a sibling of the row's sequence, with the same prompt, a row that has come as far."""
@@ -154,12 +180,13 @@ class SequenceTable:
             row = 0
         else:
             part = slice(int(self.round_start[row]), int(self.num_tokens[row]))
-        logprobs, raw, entropies, temperatures = self.records[row, :, part].copy()
+        logprobs, raw, entropies, temperatures, kept_mass = self.records[row, :, part].copy()
         arrays: dict[str, NDArray[Any]] = dict(
             logprobs=logprobs,
             logprobs_raw=raw,
             entropies=entropies,
             temperatures=temperatures,
+            kept_mass=kept_mass,
             kinds=self.kinds[row, part].copy(),
             weight_version=self.weight_versions[row, part].copy(),
         )
@@ -191,6 +218,6 @@ class SequenceTable:
         self.positions: NDArray[np.int32] = tokens["positions"].transpose(0, 2, 1)
         """[R, 3, C]."""
         self.records: NDArray[np.float32] = tokens["records"].transpose(0, 2, 1)
-        """[R, 4, C] logprob, logprob_raw, entropy, temperature."""
+        """[R, 5, C] logprob, logprob_raw, entropy, temperature, kept_mass."""
         self.weight_versions: NDArray[np.int32] = tokens["weight_versions"]
         """[R, C]."""

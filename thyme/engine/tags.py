@@ -16,9 +16,9 @@ Numpy only; torch is not imported.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class Mode(IntEnum):
 
 
 _KIND = {Mode.TEXT: TokenKind.TEXT, Mode.CODE: TokenKind.CODE, Mode.ANSWER: TokenKind.ANSWER}
+_KINDS = np.array([_KIND[mode] for mode in Mode], dtype=np.uint8)
 
 # mode -> {tag: (event, the mode it leads to)}
 _PROSE = {
@@ -129,6 +130,24 @@ class TagAutomaton:
         nothing = np.zeros((1, vocab_size), dtype=np.uint8)
         return cls(nothing, nothing, np.zeros(1, dtype=np.uint8), np.zeros(1, dtype=np.uint8))
 
+    def widened(self, vocab_size: int) -> "TagAutomaton":
+        """With ids that only the model has: without bytes, they break a tag that was under way."""
+        missing = vocab_size - self.next_state.shape[1]
+        root = np.searchsorted(self.modes, self.modes).astype(np.uint8)  # a mode's first state is its empty prefix
+        next_state = np.concatenate((self.next_state, np.repeat(root[:, None], missing, axis=1)), axis=1)
+        event = np.pad(self.event, ((0, 0), (0, missing)))
+        return replace(self, next_state=next_state, event=event)
+
+    def walk(self, token_ids: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+        """Given tokens as if they were drawn at the start of a round: the kind and `temperature_mode` of each, [T], and
+        the state after them."""
+        states, state = np.empty(len(token_ids), dtype=np.int64), 0
+        for i, token in enumerate(token_ids.tolist()):
+            states[i] = state
+            state = int(self.next_state[state, token])
+        kinds = np.where(self.event[states, token_ids] > 0, np.uint8(TokenKind.TAG), _KINDS[self.modes[states]])
+        return kinds, self.temperature_mode[states], state
+
     @classmethod
     def _build(cls, lengths: NDArray[np.int64], joined: NDArray[np.uint8]) -> "TagAutomaton":
         step, step_event, modes = _byte_tables()
@@ -167,8 +186,7 @@ class TagAutomaton:
 
     def kinds(self) -> NDArray[np.uint8]:
         """`kind` of all pairs, [S, V]."""
-        by_mode = np.array([_KIND[Mode(mode)] for mode in self.modes], dtype=np.uint8)
-        return np.where(self.event > 0, np.uint8(TokenKind.TAG), by_mode[:, None])
+        return np.where(self.event > 0, np.uint8(TokenKind.TAG), _KINDS[self.modes][:, None])
 
 
 _compiled: dict[bytes, TagAutomaton] = {}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MIN_ROWS = 16
 """A CPU's BLAS gives a row other bits among few rows than among many. From this many rows on it does not, so engine and
 trainer add zero rows up to here wherever they promise equal bits."""
+_HEAD_TILE = 4096
+"""Rows of a 16-bit LM head that a CPU has in float32 at once."""
 
 
 class Model(nn.Module):
@@ -111,18 +113,38 @@ class Model(nn.Module):
         hidden: Tensor = self.decoder(x, positions, attention)
         return hidden
 
-    def logits(self, hidden: Tensor, *, min_rows: int = 0) -> Tensor:
-        """[N, H] -> [N, V]; with fewer rows than `min_rows` the product is made with zero rows added (see MIN_ROWS)."""
+    def logits(self, hidden: Tensor, *, min_rows: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """[N, H] -> [N, V]; with fewer rows than `min_rows` the product is made with zero rows added (see MIN_ROWS).
+
+        Args:
+            dtype: of the logits. float32: sums of the products in float32, not rounded to the model's dtype, as in the
+                fused head of the losses; without gradients. None: the model's.
+        """
         missing = min_rows - len(hidden)
-        if missing <= 0:
-            return self._head(hidden)
-        return self._head(F.pad(hidden, (0, 0, 0, missing)))[: len(hidden)]
+        rows = hidden if missing <= 0 else F.pad(hidden, (0, 0, 0, missing))
+        if dtype in (None, self.dtype, getattr(self.lm_head, "dtype", None)):
+            return self._head(rows)[: len(hidden)]
+        assert dtype is torch.float32
+        return _float32_product(rows, self.lm_head_weight)[: len(hidden)]
 
     def _head(self, hidden: Tensor) -> Tensor:
         if self.lm_head is None:
             return F.linear(hidden, self.decoder.embed_tokens.weight)
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+
+@torch.no_grad()
+def _float32_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """[N, H] times [V, H] transposed, both of 16 bits, in float32."""
+    if rows.is_cuda:
+        return torch.mm(rows, weight.t(), out_dtype=torch.float32)
+    out = rows.new_empty(len(rows), len(weight), dtype=torch.float32)
+    rows = rows.float()
+    for start in range(0, len(weight), _HEAD_TILE):  # a CPU has no such product: a part of the weights at a time
+        part = weight[start : start + _HEAD_TILE]
+        out[:, start : start + len(part)] = F.linear(rows, part.float())
+    return out
 
 
 @torch.no_grad()

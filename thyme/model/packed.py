@@ -30,10 +30,12 @@ class PackedLinear(nn.Module):
 
     Args:
         source: a projection; or an embedding, for the LM head that is tied to it.
+        dtype: of the product; None: the weight's.
     """
 
-    def __init__(self, source: nn.Linear | nn.Embedding) -> None:
+    def __init__(self, source: nn.Linear | nn.Embedding, dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        self.dtype = dtype or source.weight.dtype
         self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
         self._packed: Tensor | None = None
         self._made_from: tuple[int, int] | None = None
@@ -52,7 +54,7 @@ class PackedLinear(nn.Module):
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if state != self._made_from:
             self._packed = None  # first, so that there are never two
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype))
             self._made_from = state
 
     def free(self) -> None:
@@ -61,9 +63,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        weight, bias = self.weight, self._source.get("bias")
+        weight, bias, x = self.weight, self._source.get("bias"), x.to(self.dtype)
         if self._packed is None or (x.dtype == torch.float32 and len(x) * weight.numel() < _MIN_PRODUCTS):
-            return F.linear(x, weight, bias)
+            return F.linear(x, weight.to(self.dtype), bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
         return out
 
@@ -85,10 +87,12 @@ class PackedView:
 
     Args:
         model: in float32 or bfloat16, on a CPU.
+        head_dtype: of the LM head's product; None: the model's.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, head_dtype: torch.dtype | None = None) -> None:
         self._source = model
+        self._head_dtype = head_dtype
         self._build()
 
     def _build(self) -> None:
@@ -96,8 +100,9 @@ class PackedView:
         self._linears: list[PackedLinear] = []
         view = self._view(self._source)
         assert isinstance(view, Model)
-        if view.lm_head is None:
-            view.lm_head = self._packed(view.decoder.embed_tokens)  # type: ignore[assignment]
+        head = PackedLinear(self._source.lm_head or self._source.decoder.embed_tokens, self._head_dtype)
+        view.lm_head = head  # type: ignore[assignment]
+        self._linears = [one for one in self._linears if one.weight is not head.weight] + [head]
         self.model = view
 
     def refresh(self) -> None:
@@ -115,7 +120,8 @@ class PackedView:
     @property
     def nbytes(self) -> int:
         """Of the packed copies there are."""
-        return sum(linear.weight.nbytes for linear in self._linears if linear._packed is not None)
+        made = [linear for linear in self._linears if linear._packed is not None]
+        return sum(linear.weight.numel() * linear.dtype.itemsize for linear in made)
 
     def _view(self, module: nn.Module) -> nn.Module:
         if isinstance(module, LoraLinear):
@@ -140,8 +146,9 @@ def can_pack(model: Model) -> bool:
     return is_cpu and model.dtype in (torch.float32, torch.bfloat16)
 
 
-def packed_nbytes(model: Model) -> int:
+def packed_nbytes(model: Model, head_dtype: torch.dtype | None = None) -> int:
     """What a PackedView of this model will hold."""
+    head = model.lm_head_weight
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    head = [] if model.lm_head is not None else [model.lm_head_weight]
-    return sum(weight.nbytes for weight in matrices + head)
+    rest = sum(weight.nbytes for weight in matrices if weight is not head)
+    return rest + head.numel() * (head_dtype or head.dtype).itemsize

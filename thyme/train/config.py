@@ -183,7 +183,7 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MismatchConfig:
-    """Masked importance sampling: leaves out where trainer and engine disagree too much about a probability."""
+    """What is done where trainer and engine disagree about probabilities: masked importance sampling, and an alarm."""
 
     mask: MismatchMask = "none"
     """What is left out where the trainer's probability over the engine's is not in [low, high]. "token": that token;
@@ -192,11 +192,19 @@ class MismatchConfig:
     """Smallest ratio that is trained."""
     high: float = 2.0
     """Largest ratio that is trained."""
+    on_mismatch: Literal["warn", "abort"] = "warn"
+    """What happens where the two differ by more than max_kl in text, in code or over all. "warn": a line in the log
+    after the step; "abort": the run ends with an error before the batch's first update, which takes a forward pass
+    more."""
+    max_kl: float = 0.1
+    """Largest divergence of trainer and engine, a mean over a batch's trained tokens, in nats."""
 
     def __post_init__(self) -> None:
         one_of(self, "mask", get_args(MismatchMask))
         require(self, "low", 0 <= self.low <= 1, "in [0, 1]: a ratio of 1 is no mismatch")
         require(self, "high", self.high >= 1, "at least 1: a ratio of 1 is no mismatch")
+        one_of(self, "on_mismatch", ("warn", "abort"))
+        require(self, "max_kl", self.max_kl >= 0, "at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +322,8 @@ class RlConfig(StageConfig):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs are computed before the first update of a batch."""
-        return self.updates_per_batch * self.epochs_per_batch > 1 or self.mismatch.mask != "none"
+        compares = self.mismatch.mask != "none" or self.mismatch.on_mismatch == "abort"
+        return self.updates_per_batch * self.epochs_per_batch > 1 or compares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

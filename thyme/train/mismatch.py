@@ -3,7 +3,8 @@
 Engine and trainer round differently, and an engine may lag behind by some steps. The ratio of a token is the trainer's
 probability, under the policy before the batch's first update, over the one that the engine recorded. Truncated
 importance sampling weighs a token by it (`rl.loss.rollout_ratio_cap`); masked importance sampling, here, leaves out
-what lies too far from 1 and takes the rest as it is.
+what lies too far from 1 and takes the rest as it is. Where the two differ by more than rounding and age explain, the
+run is broken, and says so or ends (`rl.mismatch.on_mismatch`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,13 @@ from torch import Tensor
 from thyme.train.config import MismatchConfig
 from thyme.train.metrics import Metrics
 from thyme.train.packing import TrainBatch
+
+
+class MismatchError(ValueError):
+    """Trainer and engine do not mean the same by a log-prob; nothing was updated with it."""
+
+
+SEGMENTS = {"mismatch/kl": "over all trained tokens", "mismatch/kl_text": "in text", "mismatch/kl_code": "in code"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +68,35 @@ def masked(batch: TrainBatch, config: MismatchConfig) -> tuple[TrainBatch, Maske
     kept = (ratio >= config.low) & (ratio <= config.high)
     weights = batch.weights * kept
     return replace(batch, weights=weights, num_weighted=int(weights.count_nonzero())), Masked.of(batch, kept)
+
+
+def divergence_sums(batch: TrainBatch) -> dict[str, tuple[float, int]]:
+    """By metric, the sum over a micro-batch's trained tokens of the divergence from engine to trainer, ratio - log
+    ratio - 1 in nats (the estimator of the loss's own metric), and how many tokens it is over."""
+    assert batch.old_logprobs is not None and batch.rollout_logprobs is not None and batch.segments is not None
+    log_ratio = (batch.old_logprobs - batch.rollout_logprobs).double()
+    found = log_ratio.exp() - log_ratio - 1
+    parts = {"mismatch/kl": found, "mismatch/kl_text": found[batch.segments == 0]}
+    parts["mismatch/kl_code"] = found[batch.segments == 1]
+    return {name: (float(part.sum()), len(part)) for name, part in parts.items()}
+
+
+def mean_divergence(parts: Sequence[dict[str, tuple[float, int]]]) -> Metrics:
+    """Of all micro-batches; without the segments that have no token."""
+    totals = {name: sum(part[name][0] for part in parts) for name in SEGMENTS}
+    counts = {name: sum(part[name][1] for part in parts) for name in SEGMENTS}
+    return {name: totals[name] / counts[name] for name in SEGMENTS if counts[name]}
+
+
+def mismatch_in(metrics: Metrics, config: MismatchConfig) -> str | None:
+    """What is wrong, in words, where a divergence is above `max_kl` or no number."""
+    for name, where in SEGMENTS.items():
+        if name in metrics and not metrics[name] <= config.max_kl:
+            return (
+                f"trainer and engine differ by {metrics[name]:.3g} nats a token {where}, more than rl.mismatch.max_kl "
+                f"({config.max_kl}): look at engine.head_dtype, dtypes, and what samples otherwise than it records"
+            )
+    return None
 
 
 def mask_metrics(parts: Sequence[Masked]) -> Metrics:

@@ -20,7 +20,15 @@ from thyme.rollout.config import RolloutConfig
 from thyme.train.balance import aligned
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
-from thyme.train.mismatch import Masked, mask_metrics, masked
+from thyme.train.mismatch import (
+    Masked,
+    MismatchError,
+    divergence_sums,
+    mask_metrics,
+    masked,
+    mean_divergence,
+    mismatch_in,
+)
 from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
@@ -65,16 +73,22 @@ def packed_batches(
 
     Returns:
         This rank's micro-batches in which something is trained, and how much was masked on all ranks.
+
+    Raises:
+        MismatchError: trainer and engine disagree, and `config.mismatch.on_mismatch` is "abort".
     """
     allowed, image_id = AllowedIds.of(processor, rollout), processor.image_token_id
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
+    divergences: list[dict[str, tuple[float, int]]] = []
     for samples in batches:
         own = [sample for sample in samples if sample.rank == trained.world.rank]
         packed = pack(own, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
         part = [replace(batch, same_bits=same_bits) for batch in packed]
         if config.needs_old_logprobs:
             part = with_old_logprobs(trained, part, allowed, config)
+        if config.mismatch.on_mismatch == "abort":
+            divergences += map(divergence_sums, part)
         if config.mismatch.mask != "none":
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
@@ -82,8 +96,11 @@ def packed_batches(
         if reference is not None and config.epochs_per_batch > 1:
             part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
-    everywhere = trained.world.gather(left_out)
-    return parts, mask_metrics([found for rank in everywhere for found in rank])
+    everywhere = trained.world.gather((left_out, divergences))
+    found = mean_divergence([part for _, rank in everywhere for part in rank])
+    if (wrong := mismatch_in(found, config.mismatch)) is not None:
+        raise MismatchError(f"{wrong}. Nothing was updated with this batch")
+    return parts, mask_metrics([part for rank, _ in everywhere for part in rank])
 
 
 def update_policy(

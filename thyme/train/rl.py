@@ -4,6 +4,7 @@ The temperature switch happens in the engine; here it is only known per token. E
 the optimizer's step is the weight update and the engine merely forgets what it cached.
 """
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from thyme.train.group_exchange import exchanged, own_questions
 from thyme.train.group_scores import GroupScores, ScoredGroup
 from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
+from thyme.train.mismatch import mismatch_in
 from thyme.train.optim import Optimizer, rate_share
 from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import Update, packed_batches, update_metrics, update_policy
@@ -36,6 +38,8 @@ from thyme.train.rl_metrics import Laps, rollout_metrics
 from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import fuses_head, trainable
+
+_log = logging.getLogger(__name__)
 
 
 def train_rl(
@@ -161,7 +165,10 @@ class _Run:
         laps.end("sync")
         _remember(stage, drawn.groups)
         stage.memory["weight_version"] = engine.weight_version
-        return updates, left_out | update_metrics(updates)
+        metrics = left_out | update_metrics(updates)
+        if (wrong := mismatch_in(metrics, self.config.mismatch)) is not None and self.world.is_main:
+            _log.warning("step %d: %s", stage.step + 1, wrong)
+        return updates, metrics
 
     def _look(self, groups: Sequence[ScoredGroup], metrics: Metrics) -> Metrics:
         """Raises alarms, and records the rollouts of a step that has one or is due; returns alarm/<name>."""

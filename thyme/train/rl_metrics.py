@@ -25,6 +25,7 @@ _LOSS_NAMES = {
     "ratio_max": "actor/ratio_max",
     "greedy_frac": "actor/greedy_frac",
     "mismatch_kl": "mismatch/kl",
+    "mismatch_kl_text": "mismatch/kl_text",
     "mismatch_kl_code": "mismatch/kl_code",
     "rollout_capped": "mismatch/capped_frac",
     "ess": "mismatch/ess",
