@@ -32,6 +32,7 @@ LOWEST: tl.constexpr = tl.constexpr(-2e30)  # below every logit, that of an id t
 NOT_COUNTED: tl.constexpr = tl.constexpr(-1e30)
 _SPLIT = 2048  # words of one program of the forward
 _GROUP = 16  # row tiles that walk the vocabulary side by side, so that they find it in the L2
+_VECTORS = ["targets_ptr", "tau_ptr"]  # slices of what the caller has, which begin anywhere
 Kernel = Literal["forward", "keep", "dlogits", "entropy"]
 
 
@@ -88,7 +89,7 @@ def logits_tile(
     return z + tl.load(bias_ptr + first_word + tl.arange(0, WORDS))[None, :]
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _forward_kernel(
     hidden_ptr,
     weight_ptr,
@@ -169,7 +170,7 @@ def _forward_kernel(
         tl.store(out_ptr + 3 * plane, tempered_total, mask=alive)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _target_kernel(
     hidden_ptr,
     weight_ptr,
@@ -202,7 +203,7 @@ def _target_kernel(
     tl.store(z_target_ptr + row, tl.where(counts, z_target, -float("inf")), mask=alive)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _merge_kernel(
     partials_ptr,
     z_target_ptr,
