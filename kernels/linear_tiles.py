@@ -144,14 +144,6 @@ def _forward_kernel(
         new_largest = tl.maximum(largest, tl.max(z, 1))
         gap = largest - new_largest
         x = z - new_largest[:, None]  # by itself, so that it is 0 at the largest and no log-prob exceeds 0
-        e = tl.exp2(x * LOG2_E)
-        scale = tl.exp2(gap * LOG2_E)
-        x_total = scale * (x_total + gap * total) + tl.sum(e * x, 1)
-        total = scale * total + tl.sum(e, 1)
-        if HAS_TAU:  # loaded again for each tile: held through the matmul it would spill
-            inverse_tau = 1.0 / tl.load(tau_ptr + row, mask=alive, other=1.0).to(tl.float32) * LOG2_E
-            e = tl.exp2(x * inverse_tau[:, None])
-            tempered_total = tl.exp2(gap * inverse_tau) * tempered_total + tl.sum(e, 1)
         if KEEP:  # no mask: the buffer has whole tiles
             if TMA:
                 kept.store([first_row, first_word], x.to(kept_ptr.dtype.element_ty))
@@ -160,6 +152,14 @@ def _forward_kernel(
                 out_ptr = kept_ptr + row[:, None].to(tl.int64) * kept_width + word[None, :]
                 tl.store(out_ptr, x.to(kept_ptr.dtype.element_ty))
             tl.store(kept_max_ptr + first_word // WORDS * num_rows + row, new_largest, mask=alive)
+        e = tl.exp2(x * LOG2_E)
+        scale = tl.exp2(gap * LOG2_E)
+        x_total = scale * (x_total + gap * total) + tl.sum(e * x, 1)
+        total = scale * total + tl.sum(e, 1)
+        if HAS_TAU:  # loaded again for each tile: held through the matmul it would spill
+            inverse_tau = 1.0 / tl.load(tau_ptr + row, mask=alive, other=1.0).to(tl.float32) * LOG2_E
+            e = tl.exp2(x * inverse_tau[:, None])
+            tempered_total = tl.exp2(gap * inverse_tau) * tempered_total + tl.sum(e, 1)
         largest = new_largest
     out_ptr = partials_ptr + split * num_rows + row
     plane = num_splits * num_rows
