@@ -123,7 +123,8 @@ def call_as_the_7b_model(dtype: torch.dtype) -> None:
         for bonus in (0.0, 0.1):
             logprob, entropy = linear_logprob.linear_logprob_triton(hidden, head, index, temperature=tau, **among)
             (logprob.sum() + (bonus * entropy.sum() if bonus else 0.0)).backward()
-            more |= {"config": grpo_loss.GrpoLossConfig(entropy_coef=bonus), "tempered": tau is not None}
+            config = grpo_loss.GrpoLossConfig(entropy_coef=bonus)
+            more = {"config": config, "tempered": tau is not None, **tokens}
             linear_grpo_loss.linear_grpo_loss_triton(hidden, head, index, ones, ones, **more)[0].backward()
 
     weight = torch.ones(features, dtype=dtype, requires_grad=True)

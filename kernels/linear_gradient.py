@@ -32,9 +32,10 @@ from thyme.kernels.linear_tiles import (
 )
 
 _BLOCK = 4096  # words of a program that turns x into dz
+_VECTORS = ["targets_ptr", "tau_ptr", "g_ptr", "h_ptr"]  # slices of what the caller has, which begin anywhere
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _dlogits_kernel(
     hidden_ptr,
     weight_ptr,
@@ -106,7 +107,7 @@ def _dlogits_kernel(
             tl.store(out_ptr, dz.to(dz_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _kept_kernel(
     x_ptr,
     kept_max_ptr,

@@ -32,6 +32,7 @@ LOWEST: tl.constexpr = tl.constexpr(-2e30)  # below every logit, that of an id t
 NOT_COUNTED: tl.constexpr = tl.constexpr(-1e30)
 _SPLIT = 2048  # words of one program of the forward
 _GROUP = 16  # row tiles that walk the vocabulary side by side, so that they find it in the L2
+_VECTORS = ["targets_ptr", "tau_ptr"]  # slices of what the caller has, which begin anywhere
 Kernel = Literal["forward", "keep", "dlogits", "entropy"]
 
 
@@ -88,7 +89,7 @@ def logits_tile(
     return z + tl.load(bias_ptr + first_word + tl.arange(0, WORDS))[None, :]
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _forward_kernel(
     hidden_ptr,
     weight_ptr,
@@ -143,14 +144,6 @@ def _forward_kernel(
         new_largest = tl.maximum(largest, tl.max(z, 1))
         gap = largest - new_largest
         x = z - new_largest[:, None]  # by itself, so that it is 0 at the largest and no log-prob exceeds 0
-        e = tl.exp2(x * LOG2_E)
-        scale = tl.exp2(gap * LOG2_E)
-        x_total = scale * (x_total + gap * total) + tl.sum(e * x, 1)
-        total = scale * total + tl.sum(e, 1)
-        if HAS_TAU:  # loaded again for each tile: held through the matmul it would spill
-            inverse_tau = 1.0 / tl.load(tau_ptr + row, mask=alive, other=1.0).to(tl.float32) * LOG2_E
-            e = tl.exp2(x * inverse_tau[:, None])
-            tempered_total = tl.exp2(gap * inverse_tau) * tempered_total + tl.sum(e, 1)
         if KEEP:  # no mask: the buffer has whole tiles
             if TMA:
                 kept.store([first_row, first_word], x.to(kept_ptr.dtype.element_ty))
@@ -159,6 +152,14 @@ def _forward_kernel(
                 out_ptr = kept_ptr + row[:, None].to(tl.int64) * kept_width + word[None, :]
                 tl.store(out_ptr, x.to(kept_ptr.dtype.element_ty))
             tl.store(kept_max_ptr + first_word // WORDS * num_rows + row, new_largest, mask=alive)
+        e = tl.exp2(x * LOG2_E)
+        scale = tl.exp2(gap * LOG2_E)
+        x_total = scale * (x_total + gap * total) + tl.sum(e * x, 1)
+        total = scale * total + tl.sum(e, 1)
+        if HAS_TAU:  # loaded again for each tile: held through the matmul it would spill
+            inverse_tau = 1.0 / tl.load(tau_ptr + row, mask=alive, other=1.0).to(tl.float32) * LOG2_E
+            e = tl.exp2(x * inverse_tau[:, None])
+            tempered_total = tl.exp2(gap * inverse_tau) * tempered_total + tl.sum(e, 1)
         largest = new_largest
     out_ptr = partials_ptr + split * num_rows + row
     plane = num_splits * num_rows
@@ -169,7 +170,7 @@ def _forward_kernel(
         tl.store(out_ptr + 3 * plane, tempered_total, mask=alive)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _target_kernel(
     hidden_ptr,
     weight_ptr,
@@ -202,7 +203,7 @@ def _target_kernel(
     tl.store(z_target_ptr + row, tl.where(counts, z_target, -float("inf")), mask=alive)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_VECTORS)
 def _merge_kernel(
     partials_ptr,
     z_target_ptr,
