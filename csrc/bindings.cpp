@@ -138,14 +138,17 @@ void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t voca
                                         ", there are " + std::to_string(vocab_size) + " ids");
 }
 
-void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const FloatArray& v_cache,
-                         const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
-                         double scale, FloatArray& out, int num_threads,
-                         const std::string& level) {
+// numpy has no bfloat16: arrays of it come as the 16-bit integers that hold them.
+template <typename T, typename Stored>
+void paged_attention(const py::array_t<Stored, 0>& q, const py::array_t<Stored, 0>& k_cache, const py::array_t<Stored, 0>& v_cache,
+                     const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
+                     double scale, py::array_t<Stored, 0>& out, int num_threads, const std::string& level) {
+    static_assert(sizeof(T) == sizeof(Stored));
+    const auto data = [](const py::array_t<Stored, 0>& array) { return reinterpret_cast<const T*>(array.data()); };
     if (q.ndim() != 3 || k_cache.ndim() != 4 || block_tables.ndim() != 2)
         throw std::invalid_argument(
             "q must be [tokens, heads, dim], k_cache [blocks, block_size, kv_heads, dim], block_tables [sequences, max_blocks]");
-    thyme::PagedAttention args{};
+    thyme::PagedAttention<T> args{};
     args.tokens = q.shape(0), args.q_heads = q.shape(1), args.dim = q.shape(2);
     args.blocks = k_cache.shape(0), args.block_size = k_cache.shape(1), args.kv_heads = k_cache.shape(2);
     args.sequences = block_tables.shape(0), args.table_width = block_tables.shape(1);
@@ -159,16 +162,23 @@ void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const F
     check_shape("out", out, {args.tokens, args.q_heads, args.dim});
     const auto q_steps = strides("q", q), k_steps = strides("k_cache", k_cache), v_steps = strides("v_cache", v_cache),
                out_steps = strides("out", out);
-    args.q = q.data(), args.q_token = q_steps[0], args.q_head = q_steps[1];
-    args.k = k_cache.data(), args.k_block = k_steps[0], args.k_slot = k_steps[1], args.k_head = k_steps[2];
-    args.v = v_cache.data(), args.v_block = v_steps[0], args.v_slot = v_steps[1], args.v_head = v_steps[2];
+    args.q = data(q), args.q_token = q_steps[0], args.q_head = q_steps[1];
+    args.k = data(k_cache), args.k_block = k_steps[0], args.k_slot = k_steps[1], args.k_head = k_steps[2];
+    args.v = data(v_cache), args.v_block = v_steps[0], args.v_slot = v_steps[1], args.v_head = v_steps[2];
     args.block_tables = block_tables.data(), args.table_row = args.table_width;
     args.context_lens = context_lens.data(), args.cu_seqlens_q = cu_seqlens_q.data();
-    args.out = out.mutable_data(), args.out_token = out_steps[0], args.out_head = out_steps[1];
+    args.out = reinterpret_cast<T*>(out.mutable_data()), args.out_token = out_steps[0], args.out_head = out_steps[1];
     args.scale = static_cast<float>(scale);
     const py::gil_scoped_release released;
     thyme::check_paged_attention(args);
     thyme::paged_attention(args, num_threads, level);
+}
+
+template <typename T, typename Stored>
+void bind_attention(py::module_& m, const char* name) {
+    m.def(name, &paged_attention<T, Stored>, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
+          py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
+          py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
 }
 
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
@@ -364,9 +374,8 @@ PYBIND11_MODULE(_native, m) {
     bind_detector<61>(m, "RepetitionDetector");
     // Hashes modulo 7: nearly every lookup collides, which proves in tests that the comparison of tokens keeps it exact.
     bind_detector<3>(m, "_CollidingRepetitionDetector");
-    m.def("paged_attention_f32", &paged_attention_f32, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
-          py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
-          py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
+    bind_attention<float, float>(m, "paged_attention_f32");
+    bind_attention<thyme::Bfloat16, int16_t>(m, "paged_attention_bf16");
     m.def("softmax_rows_f32", &softmax_rows_f32, py::arg("z").noconvert(), py::arg("tau").noconvert(),
           py::arg("banned").noconvert(), py::arg("counted").noconvert(), py::arg("stats").noconvert(), py::arg("p").noconvert(),
           py::arg("num_threads"));

@@ -60,6 +60,20 @@ def paged_attention_f32(
     query and its context.
     """
 
+def paged_attention_bf16(
+    q: NDArray[np.int16],
+    k_cache: NDArray[np.int16],
+    v_cache: NDArray[np.int16],
+    block_tables: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    cu_seqlens_q: NDArray[np.int32],
+    scale: float,
+    out: NDArray[np.int16],
+    num_threads: int,
+    level: str = "best",
+) -> None:
+    """The same in bfloat16, whose bits numpy holds as int16; scores, softmax and sums are float32."""
+
 def softmax_rows_f32(
     z: NDArray[np.float32],
     tau: NDArray[np.float32] | None,

@@ -155,7 +155,7 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
         return Model.logits(text_model, hidden, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_model, "logits", break_down)
+        patch.setattr(engine.runner.model, "logits", break_down)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([[3, 4, 5], [6]], PARAMS)
     assert not engine.has_unfinished()

@@ -6,7 +6,7 @@ the LM head's product is part of the loss. Ids that may not be sampled have prob
 sampler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, get_args
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.kernels.truncated_logprobs import truncated_logprobs
 from thyme.model.attention import PackedAttention
@@ -133,8 +134,10 @@ def _logits(model: Model, hidden: Tensor) -> Tensor:
 def trained_logprobs(
     model: Model, batch: TrainBatch, allowed: AllowedIds, temperature: Tensor | None = None, *, fused_head: bool
 ) -> Tensor:
-    """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N], over the ids that are kept."""
-    among: Any = {"temperature": temperature, "vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
+    """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N], those of the batch, over the ids
+    that are kept."""
+    among: Any = {"vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
+    among["temperature"] = temperature if batch.tempered or allowed.cuts else None  # a greedy token keeps all ids
     hidden = trained_hidden(model, batch)
     if fused_head:
         _refuse_cuts(allowed)
@@ -174,9 +177,11 @@ def rollout_loss(
         ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
     assert batch.advantages is not None
     hidden = trained_hidden(model, batch)
+    loss_of: Callable[..., tuple[Tensor, GrpoMetrics]]
     if fused_head:
         _refuse_cuts(allowed)
-        loss_of = partial(linear_grpo_loss, hidden, model.lm_head_weight)
+        known: Any = {"num_counted": batch.num_weighted, "tempered": batch.tempered}
+        loss_of = partial(linear_grpo_loss, hidden, model.lm_head_weight, **known)
     else:
         loss_of = partial(grpo_loss, _logits(model, hidden), **allowed.cuts)
     return loss_of(
