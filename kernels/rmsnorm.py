@@ -214,6 +214,11 @@ def _backward_triton(
     return grad_x, None if partial is None else partial.sum(0).to(weight.dtype)
 
 
+def _copied(weight: Tensor) -> Any:
+    """For C++: an array of a tensor's own memory would fix its size for good, and FSDP frees and fills its weights."""
+    return weight.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
 def _forward_native(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -227,7 +232,7 @@ def _forward_native(
         _native.rmsnorm_f32(
             _rows(x)[0].detach().numpy(),
             None if residual is None else residual.detach().reshape(rows, width).contiguous().numpy(),
-            weight.detach().contiguous().numpy(),
+            _copied(weight),
             eps,
             out.view(rows, width).numpy(),
             None if total is None else total.view(rows, width).numpy(),
@@ -247,7 +252,7 @@ def _backward_native(
         _native.rmsnorm_gradient_f32(
             _rows(x)[0].detach().numpy(),
             rstd.numpy(),
-            weight.detach().contiguous().numpy(),
+            _copied(weight),
             grad.reshape(rows, width).contiguous().numpy(),
             None if grad_total is None else grad_total.reshape(rows, width).contiguous().numpy(),
             grad_x.view(rows, width).numpy(),

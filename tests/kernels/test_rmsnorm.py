@@ -239,6 +239,15 @@ def test_in_cpp_threads_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(results[0][4].double(), exact[4], atol=2e-5, rtol=1e-5)
 
 
+def test_a_weight_can_be_freed_and_filled_again() -> None:
+    """As FSDP does between the layers; memory that numpy has seen can not."""
+    x, weight = torch.randn(4, 24), torch.randn(24, requires_grad=True)
+    rmsnorm(x.requires_grad_(), weight, EPS).sum().backward()
+    with torch.no_grad():
+        rmsnorm(x, weight, EPS)
+    weight.untyped_storage().resize_(0)
+
+
 def test_the_public_ops_are_the_reference_in_bfloat16_on_a_cpu() -> None:
     x, weight = torch.randn(3, 9).bfloat16(), torch.randn(9).bfloat16()
     assert torch.equal(rmsnorm(x, weight, EPS), rmsnorm_ref(x, weight, EPS))
