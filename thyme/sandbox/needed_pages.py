@@ -73,6 +73,7 @@ def pages_needed(
         given = [theirs.fileno()] if ruleset < 0 else [theirs.fileno(), ruleset]
         pid, pidfd = template.fork(requests.encode(place, early=False, first=first), given)
         open_fds.append(pidfd)
+        theirs.close()  # so that its end is seen
         try:
             channel.settimeout(_PATIENCE_S)
             session.settimeout(_PATIENCE_S)
@@ -81,6 +82,7 @@ def pages_needed(
             rest = [] if ruleset < 0 else [ruleset]
             fds = [memory[0], far_end.fileno(), memory[1], memory[2], *rest]
             socket.send_fds(channel, [Errand().encode()], fds)
+            far_end.close()
             session.send(str(len(_CODE)).encode())
             if not received or not session.recv(1):
                 raise ChildProcessError("the trial child has ended")

@@ -4,7 +4,8 @@ Started by exec with an empty environment, so that it holds no secret of the tra
 anything a child says; it forks, reaps, watches scratch folders that have no quota, and tells the client. It ends when
 the client's end of the control socket closes, and takes every child with it.
 
-Here is how it comes to be, in an order that matters: namespaces, imports, the plan of the jail, a rehearsal, a probe.
+Here is how it comes to be, in an order that matters: namespaces, imports, the plan of the jail, a rehearsal, a probe,
+the template, a trial.
 What it does then is in fork_loop.py.
 """
 
