@@ -15,15 +15,9 @@ namespace {
 
 thyme::Service service;
 
-PyObject* serve(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 2 || !PyBytes_Check(given[1])) {
-        PyErr_SetString(PyExc_TypeError, "serve takes a socket and packed pages");
-        return nullptr;
-    }
-    const long socket = PyLong_AsLong(given[0]);
+PyObject* serve(PyObject*, PyObject* argument) {
+    const long socket = PyLong_AsLong(argument);
     if (socket == -1 && PyErr_Occurred()) return nullptr;
-    service.pages = reinterpret_cast<const thyme::Pages*>(PyBytes_AS_STRING(given[1]));
-    service.num_pages = static_cast<std::size_t>(PyBytes_GET_SIZE(given[1])) / sizeof(thyme::Pages);
     thyme::serve_forks(static_cast<int>(socket), service);
     if (!service.is_child) Py_RETURN_NONE;
     return Py_BuildValue("(y#y#)", service.note, static_cast<Py_ssize_t>(service.note_size), service.order.bytes,
@@ -105,7 +99,9 @@ constexpr struct {
     {"SYS_prctl", SYS_prctl},         {"SYS_prlimit64", SYS_prlimit64},   {"SYS_setgroups", SYS_setgroups},
     {"SYS_setns", SYS_setns},         {"SYS_setresgid", SYS_setresgid},   {"SYS_setresuid", SYS_setresuid},
     {"SYS_umask", SYS_umask},         {"SYS_umount2", SYS_umount2},       {"SYS_unshare", SYS_unshare},
-    {"MOST_CALLS", thyme::kMostCalls}, {"SEND_DESCRIPTOR", thyme::kSendDescriptor}, {"CLOSE_FROM", thyme::kCloseFrom},
+    {"SYS_write", SYS_write},
+    {"MOST_CALLS", thyme::kMostCalls},
+    {"MOST_PAGES_BYTES", thyme::kMostPages * sizeof(thyme::Pages)}, {"SEND_DESCRIPTOR", thyme::kSendDescriptor}, {"CLOSE_FROM", thyme::kCloseFrom},
 };
 
 PyMethodDef methods[] = {
@@ -113,7 +109,7 @@ PyMethodDef methods[] = {
      "A system call: its number, and ints, bytes or None. Returns its result or minus the errno."},
     {"make_calls", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(make_calls)), METH_FASTCALL,
      "Makes a list of system calls: (-1, 0), or which failed and its errno."},
-    {"serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve)), METH_FASTCALL,
+    {"serve", serve, METH_O,
      "Forks for whoever asks over a socket: (note, order) in a child that got one, None at its end."},
     {"gather_arenas", gather_arenas, METH_O, "Has the interpreter's next arenas lie side by side, up to so many bytes."},
     {"close_region", close_region, METH_NOARGS, "Gives back what is left of that; later arenas come from elsewhere."},

@@ -81,10 +81,14 @@ bool reap(int socket, const Message& request) {
     return answer(socket, status, static_cast<int>(spent_us / 1000), -1);
 }
 
-// Has pages that will be written to be the process's own, all at once.
+// Gets pages that will be needed.
 void make_ready(const Pages* pages, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
-        madvise(reinterpret_cast<void*>(pages[i].start), pages[i].size, kPopulateWrite);
+        if (pages[i].size > 0) {
+            madvise(reinterpret_cast<void*>(pages[i].start), pages[i].size, kPopulateWrite);
+        } else {
+            static_cast<void>(*reinterpret_cast<const volatile char*>(pages[i].start));
+        }
     }
 }
 
@@ -126,6 +130,12 @@ void serve_forks(int socket, Service& service) {
     while (receive(socket, service.request)) {
         if (request.bytes[0] == 'r') {
             if (!reap(socket, request)) return;
+            continue;
+        }
+        if (request.bytes[0] == 'p') {
+            const std::size_t sent = (request.size - 1) / sizeof(Pages);
+            service.num_pages = sent < kMostPages ? sent : kMostPages;
+            std::memcpy(service.pages, request.bytes + 1, service.num_pages * sizeof(Pages));
             continue;
         }
         const pid_t pid = fork();

@@ -6,8 +6,9 @@
 
 namespace thyme {
 
-constexpr std::size_t kMostMessageBytes = 64 * 1024;
+constexpr std::size_t kMostMessageBytes = 256 * 1024;
 constexpr int kMostDescriptors = 5;
+constexpr std::size_t kMostPages = 2048;
 
 struct Message {
     char bytes[kMostMessageBytes];
@@ -21,11 +22,12 @@ struct Birth {
     std::int64_t parameter;        // of the calls
     std::int32_t channel;          // the descriptor that the order comes by, once the first calls are made
     std::int32_t num_descriptors;  // that an order has, or more; what comes with fewer is none
-    std::int32_t early;            // whether the pages that will be written to are made ready before
+    std::int32_t early;            // whether the pages that it will need are made ready before
     std::uint32_t before, after;   // bytes of both lists
     std::uint32_t unused;
 };
 
+// Pages that a child will write to; of size 0: one that it will read.
 struct Pages {
     std::uint64_t start, size;
 };
@@ -34,7 +36,7 @@ struct Pages {
 struct Service {
     bool is_child = false;  // false: the service has ended
     Message request, order;
-    const Pages* pages = nullptr;  // that a child will write to
+    Pages pages[kMostPages];
     std::size_t num_pages = 0;
     const char* note = nullptr;  // in the request
     std::size_t note_size = 0;
@@ -42,8 +44,9 @@ struct Service {
 
 // Answers on `socket` (SOCK_SEQPACKET) until its other end is closed.
 //
-// A request is one byte, 'f' or 'r', and what belongs to it. 'f', a Birth and descriptors: forks. The answer, in the
-// parent, is two ints, the id of the child or minus an errno and 0, with a pidfd of the child. 'r' and an int: waits
+// A request is one byte, 'f', 'p' or 'r', and what belongs to it. 'f', a Birth and descriptors: forks. The answer, in the
+// parent, is two ints, the id of the child or minus an errno and 0, with a pidfd of the child. 'p' and Pages: what
+// children that are early make ready; no answer. 'r' and an int: waits
 // for that child, which has ended. The answer is two ints, its wait status and the milliseconds of CPU time it took.
 //
 // A child makes its first calls with the descriptors of the request, waits for its order, makes the calls that come

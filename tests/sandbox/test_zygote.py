@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import signal
 import time
@@ -20,9 +19,12 @@ import pytest
 from tests.sandbox.host import check_crop, children_of, eventually, picture, snippets_of
 from thyme.sandbox import Sandbox, SandboxConfig, Status, child
 from thyme.sandbox.birth import take_order
+from thyme.sandbox.errand import Errand
+from thyme.sandbox.fork_loop import _errand
 from thyme.sandbox.interpreter import Job
 from thyme.sandbox.jail import SeccompFilter
 from thyme.sandbox.protocol import Order
+from thyme.sandbox.root import Image
 
 
 def started_by(sandbox: Sandbox) -> int:
@@ -95,14 +97,23 @@ def test_nothing_of_the_client_is_read_before_the_jail() -> None:
     ]
 
 
-def test_an_order_is_a_job_in_the_childs_own_terms(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", more_images=[], seed=3)
-    plan = SimpleNamespace(images="/i", folder_of_image=lambda _: None)
-    places = {"/mnt/data": "/s/data", "/tmp": "/s/tmp"}
+@pytest.mark.parametrize("scratch", [None, "/s"])
+def test_an_order_is_a_job_in_the_childs_own_terms(scratch: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order(id="1", image_path="a.png", image_file="b.img", image_format="PNG", more_images=[("c", "d")], seed=3)
+    images = [Image(file="b.img", path="/h/a.png", folder="/h"), Image(file="d", path="/h/c", folder="/h")]
     served: list[Job] = []
     monkeypatch.setattr(child, "serve", lambda job, _: served.append(job))
-    child.live(b"/s", json.dumps(order).encode(), plan=plan, config=None)  # type: ignore[arg-type]
-    assert served == [Job(places=places, image_path="a.png", image_file="/i/b.img", image_format="PNG", seed=3)]
+    monkeypatch.setattr(child.os.path, "isfile", lambda path: path == "/h/a.png")
+    monkeypatch.setattr(child.os.path, "isdir", lambda path: path == "/h")
+    plan, message = SimpleNamespace(images="/i"), _errand(order, images).encode()
+    child.live((scratch or "").encode(), message, plan=plan, config=None)  # type: ignore[arg-type]
+    if scratch is None:
+        places, file, more = {"/mnt/data": "/mnt/data", "/tmp": "/tmp", "/h": "/h"}, "/h/a.png", {"c": "/h/c"}
+    else:
+        places, file, more = {"/mnt/data": "/s/data", "/tmp": "/s/tmp", "/h": "/s/input"}, "/i/b.img", {"c": "/i/d"}
+    job = Job(places=places, image_path="a.png", image_file=file, image_format="PNG", seed=3, more_images=more)
+    assert served == [job]
+    assert _errand({**order, "image_file": None, "more_images": []}, []) == Errand(image_path="a.png", seed=3)
 
 
 _EVERYTHING = """

@@ -49,6 +49,7 @@ def prepare(
     num_kept: int = 1,
     layout: Layout | None = None,
     reports: bool = True,
+    first: CallList | None = None,
 ) -> CallList:
     """The layers that need no order. The parameter of the list is the user id, where the plan gives children one.
 
@@ -61,9 +62,11 @@ def prepare(
         layout: what the root is made of where that is not the usual.
         reports: whether the first one given is a socket, which gets the mount namespace of a child that has a root of
             its own.
+        first: calls that are made before.
     """
-    calls = CallList()
+    calls = CallList() if first is None else first
     jail.set_name("thyme-parked", calls.add)
+    jail.first_to_end(calls, plan.proc)
     if plan.root is not None:
         plan.root.build(calls, config, layout, owned=plan.uid_base != 0)
         if plan.abi:
@@ -126,22 +129,25 @@ class Requests:
         self._num_descriptors = len(_PLACES) + (plan.abi != 0)
         self._usual = prepare(plan, config, None).encode() if plan.rooted else b""
 
-    def encode(self, place: Place, images: Sequence[Image] = (), *, early: bool) -> bytes:
+    def encode(
+        self, place: Place, images: Sequence[Image] = (), *, early: bool, first: CallList | None = None
+    ) -> bytes:
         """The message (csrc/fork_service.hpp).
 
         Args:
             place: where the child lives. It is told where its scratch is.
             images: that its root must have room for.
             early: whether there is time to make its memory ready before its order.
+            first: calls that it makes before all others.
 
         Raises:
             OSError: too many system calls are needed.
         """
         before, root = self._usual, self._plan.root
-        if root is None:
-            before = prepare(self._plan, self._config, place.scratch).encode()
-        elif not all(map(root.has_room_for, images)):
-            before = prepare(self._plan, self._config, None, layout=root.layout(*images)).encode()
+        fits = root is None or all(map(root.has_room_for, images))
+        if root is None or not fits or first is not None:
+            layout = None if root is None or fits else root.layout(*images)
+            before = prepare(self._plan, self._config, place.scratch, layout=layout, first=first).encode()
         uid, sizes = self._plan.uid_of(place.slot), (len(before), len(self._after))
         header = _HEADER.pack(uid, CHANNEL, self._num_descriptors, early, *sizes, 0)
         return b"".join((header, before, self._after, (place.scratch or "").encode()))

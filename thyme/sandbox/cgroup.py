@@ -112,22 +112,9 @@ def budget_mib(config: SandboxConfig) -> int:
 
 def spare(pid: int) -> None:
     """Has the kernel end others first when memory runs out: the fork-server, which all children need."""
-    _adjust(pid, "900")
-
-
-def expose(pid: int) -> None:
-    """Has the kernel end this process first: a child, born with the fork-server's setting."""
-    _adjust(pid, "1000")
-
-
-def _adjust(pid: int, value: str) -> None:
-    if os.geteuid() == 0:  # others may lower the server's, but not raise that of a child nobody may look into
+    if os.geteuid() == 0:  # others may not lower it
         with contextlib.suppress(OSError):
-            fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)  # for every child: Path is slow
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
+            Path(f"/proc/{pid}/oom_score_adj").write_text("900")
 
 
 def _homes() -> dict[str, Path]:

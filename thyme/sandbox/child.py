@@ -22,23 +22,22 @@ import numpy as np
 from thyme.sandbox import paths
 from thyme.sandbox.birth import CODE, SOCKET, STDOUT, make_places, places_of
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.errand import Errand, decode
 from thyme.sandbox.interpreter import Interpreter, Job
 from thyme.sandbox.plan import JailPlan
-from thyme.sandbox.protocol import Order
 from thyme.sandbox.repair import repair
 from thyme.sandbox.root import INPUT
+from thyme.sandbox.stdout import make_ahead
 
 _FRAME_BYTES = 24 * 1024
 _REHEARSALS = 20
 """The interpreter specialises a function at its eighth call, and what that calls in turn some calls later."""
 
-_REHEARSED = json.dumps(
-    Order(id="1", image_path="image.png", image_file=None, image_format=None, more_images=[], seed=0)
-)
+_REHEARSED = Errand(image_path="image.png", place="/image.png").encode()
 
 # What runs between snippets must not depend on names a snippet can replace by accident (`os._exit = ...` and the like).
 _exit, _read, _write, _pread = os._exit, os.read, os.write, os.pread
-_dumps = json.dumps
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def live(note: bytes, message: bytes, *, plan: JailPlan, config: SandboxConfig) -> NoReturn:
@@ -46,36 +45,26 @@ def live(note: bytes, message: bytes, *, plan: JailPlan, config: SandboxConfig) 
 
     Args:
         note: the folder of the scratch, where it is on a disk; else empty.
-        message: the order.
+        message: its errand.
         plan: what the machine offers.
         config: the limits.
     """
-    serve(_job(json.loads(message), note.decode() or None, plan), config)
+    serve(_job(decode(message), note.decode() or None, plan), config)
 
 
-def _job(order: Order, scratch: str | None, plan: JailPlan) -> Job:
-    places, file = places_of(scratch), order["image_file"]
-    more = dict(order["more_images"])
-    folder = plan.folder_of_image(order["image_path"]) if file else None
-    if scratch is None:
-        told = paths.place_of(order["image_path"])
-        file = file and (told if os.path.isfile(told) else INPUT)
-        if folder is not None and os.path.isdir(folder):
-            places[folder] = folder
-        more = {path: paths.place_of(path) for path in more}
-    else:
-        file = file and f"{plan.images}/{file}"
-        more = {path: f"{plan.images}/{stored}" for path, stored in more.items()}
-        if folder is not None:
-            places[folder] = scratch + "/input"
-    return Job(
-        places=places,
-        image_path=order["image_path"],
-        image_file=file,
-        image_format=order["image_format"],
-        more_images=more,
-        seed=order["seed"],
-    )
+def _job(errand: Errand, scratch: str | None, plan: JailPlan) -> Job:
+    image_path, place, folder, file, image_format, more_images, seed = errand
+    places, more = places_of(scratch), {}
+    if file is not None:
+        if scratch is None:
+            file = place if os.path.isfile(place) else INPUT
+            more = {path: there for path, there, _ in more_images}
+        else:
+            file = f"{plan.images}/{file}"
+            more = {path: f"{plan.images}/{stored}" for path, _, stored in more_images}
+        if folder is not None and (scratch is not None or os.path.isdir(folder)):
+            places[folder] = folder if scratch is None else scratch + "/input"
+    return Job(places, image_path, file, image_format, seed, more)
 
 
 def rehearse(scratch: str | None, plan: JailPlan, config: SandboxConfig) -> None:
@@ -83,8 +72,8 @@ def rehearse(scratch: str | None, plan: JailPlan, config: SandboxConfig) -> None
     nothing behind that a snippet could tell."""
     names = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
     streams, main = [getattr(sys, name) for name in names], sys.modules["__main__"]
-    frame = Interpreter(_job(json.loads(_REHEARSED), scratch, plan), config).run("print(1)")
-    _dumps(frame, ensure_ascii=False)
+    frame = Interpreter(_job(decode(_REHEARSED), scratch, plan), config).run("print(1)")
+    _encode(frame)
     paths.use(None)
     sys.modules["__main__"] = main
     for name, stream in zip(names, streams, strict=True):
@@ -101,10 +90,10 @@ def serve(job: Job, config: SandboxConfig) -> NoReturn:
         interpreter = Interpreter(job, config)
         while order := _read(SOCKET, 32):
             frame = interpreter.run(_pread(CODE, int(order), 0).decode("utf-8", "replace"))
-            sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
+            sent = _encode(frame).encode("utf-8", "replace")
             if len(sent) > _FRAME_BYTES:
                 frame["fixes"] = []
-                sent = _dumps(frame, ensure_ascii=False).encode("utf-8", "replace")
+                sent = _encode(frame).encode("utf-8", "replace")
             _write(SOCKET, sent)
     except BaseException as problem:  # what is left of a process whose snippet broke the machinery
         code = 3
@@ -138,3 +127,4 @@ def warm_up(scratch: str | None, plan: JailPlan, config: SandboxConfig) -> None:
         make_places(scratch)
     for _ in range(_REHEARSALS):
         rehearse(scratch, plan, config)
+    make_ahead(config.max_stdout_bytes)

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 
-from thyme.sandbox import cgroup
 from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 
 FRAME_BYTES = 64 * 1024
@@ -62,10 +61,6 @@ class ChildHandle:
     def attach(self, pidfd: int) -> None:
         """Takes over the pidfd of the process that was forked."""
         self.pidfd = pidfd
-        with contextlib.suppress(OSError):  # no descriptor left: what it burns while idle goes unseen
-            if pid := pid_of(pidfd):
-                self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of another process
-                cgroup.expose(pid)
 
     def send(self, code: bytes) -> None:
         """Hands over a snippet to run."""
@@ -83,11 +78,14 @@ class ChildHandle:
 
     def cpu_time(self) -> float:
         """CPU seconds used so far; 0 where it is not known."""
-        if self._clock is None:
-            return 0.0
         try:
+            if self._clock is None:
+                pid = 0 if self.pidfd is None else pid_of(self.pidfd)
+                if pid == 0:
+                    return 0.0
+                self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of another process
             return time.clock_gettime(self._clock)
-        except OSError:
+        except OSError:  # it has ended, or no descriptor is left
             return 0.0
 
     def printed(self) -> str:
@@ -111,6 +109,15 @@ def read_all(fd: int, size: int, offset: int) -> bytes:
         parts.append(part)
         size, offset = size - len(part), offset + len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(fd: int, memory: memoryview, offset: int) -> None:
+    """Fills `memory`, of bytes, from shared memory. ValueError where there are fewer."""
+    while memory:
+        done = os.preadv(fd, [memory], offset)
+        if not done:
+            raise ValueError("short read")
+        memory, offset = memory[done:], offset + done
 
 
 def _shared_memory(name: str, size: int) -> int:

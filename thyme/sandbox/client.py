@@ -270,10 +270,10 @@ class Client:
         try:
             while received := self.server.receive():
                 message, descriptors = received
+                for ended in message["ended"]:
+                    self._on_ended(ended)
                 if "forked" in message:
                     self._on_forked(message["forked"], descriptors)
-                else:
-                    self._on_exited(message)
         except EOFError:
             self._restart("it ended")
 
@@ -290,18 +290,18 @@ class Client:
             if session.round is not None:  # its limit counts from here
                 session.round.deadline = time.monotonic() + self.config.timeout_s
 
-    def _on_exited(self, exited: dict[str, Any]) -> None:
-        session = self.rounds.live.get(exited["exited"])
+    def _on_ended(self, ended: dict[str, Any]) -> None:
+        session = self.rounds.live.get(ended["id"])
         if session is None or session.child is None:
             return
         if self.reader.is_watched(session.child.socket):  # its last words may still be in the socket
             self._on_child(session)
-            if self.rounds.live.get(exited["exited"]) is None:
+            if self.rounds.live.get(ended["id"]) is None:
                 return
         if session.round is None:
             self._discard(session)
         else:
-            self._end(session, *how_it_ended(exited, self.config))
+            self._end(session, *how_it_ended(ended, self.config))
 
     def _on_child(self, session: SessionState) -> None:
         """A child sent something, or hung up."""
@@ -350,9 +350,10 @@ class Client:
             return
         self.outbox.put(round_.future, result)
         self.rounds.end_round(session)
-        session.child.rest()
         if session.one_shot or result.status is Status.MEMORY:
             self._discard(session)
+        else:
+            session.child.rest()
 
     def _on_time(self, now: float) -> float:
         """Ends what is over its time, starts what may start, and returns when it is to be called again."""

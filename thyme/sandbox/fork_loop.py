@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from thyme.sandbox.birth import Requests
+from thyme.sandbox.errand import Errand
+from thyme.sandbox.needed_pages import pages_needed
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
@@ -27,6 +29,8 @@ from thyme.sandbox.template import Template
 _POLL_S = 0.02
 """How often scratch folders without a quota are looked at."""
 _LAST_CLEANING_S = 2.0
+_MOST_ENDED = 64
+"""Of which the client is told at once."""
 _READY_S = 4.0
 """How long a child may take to make its root."""
 
@@ -65,9 +69,24 @@ class ForkLoop:
         self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
+        self._ended: list[dict[str, Any]] = []
+        """What the client is to be told of children that ended; see `_tell`."""
         self._parked: _Child | None = None
         self._parks = "parking" not in setup.off
         self._may_park = True
+
+    def learn(self, ranges: Sequence[tuple[int, int]], proc: int) -> None:
+        """Finds out which pages children need, and has those that are parked get them beforehand.
+
+        Args:
+            ranges: where to look; see needed_pages.ranges_of.
+            proc: descriptor of /proc.
+
+        Raises:
+            OSError: a child did not come to its end.
+        """
+        if self._parks:
+            self._template.expect(pages_needed(ranges, proc, self._template, self._requests, self.slots, self._plan))
 
     def run(self) -> bool:
         """Serves until the client hangs up. Returns whether it did so without a goodbye."""
@@ -92,19 +111,26 @@ class ForkLoop:
             if self._working and not self._plan.rooted:
                 self._watch_scratch()
             self.slots.clean_a_little()
-            if not events and self._wants_to_park():
-                self._park()
+            if not events:
+                self._tell()
+                if self._wants_to_park():
+                    self._park()
 
     def _patience_ms(self) -> int | None:
         """How long to wait for events: not at all while there is something to do meanwhile."""
-        if self.slots.need_cleaning or self._wants_to_park():
+        if self._ended or self.slots.need_cleaning or self._wants_to_park():
             return 0
         return round(_POLL_S * 1000) if self._working and not self._plan.rooted else None
 
     # --- the client --------------------------------------------------------------------------------------------------
 
-    def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-        data = json.dumps(message).encode()
+    def _tell(self, message: dict[str, Any] | None = None, descriptors: list[int] | None = None) -> None:
+        """Sends a message, and with it, or where there is nothing else to do by itself, which children ended: each
+        message wakes the client, and most children that end are of no interest to it any more."""
+        told, self._ended = self._ended, []
+        if not told and message is None:
+            return
+        data = json.dumps({**(message or {}), "ended": told}).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: its end of file is next
             if descriptors:
                 socket.send_fds(self._control, [data], descriptors)
@@ -129,10 +155,10 @@ class ForkLoop:
             for stored in images if self._plan.root is None else ():
                 self._plan.allow(child.ruleset, f"{self._plan.images}/{stored.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
-            self._send({"forked": order["id"]}, [child.pidfd])
-            socket.send_fds(child.channel, [message], [*descriptors, *more])
+            self._tell({"forked": order["id"]}, [child.pidfd])
+            socket.send_fds(child.channel, [_errand(order, images).encode()], [*descriptors, *more])
         except OSError as error:
-            self._send({"exited": order["id"], "failed": str(error)})
+            self._ended.append({"id": order["id"], "failed": str(error)})
         finally:
             for fd in descriptors:
                 os.close(fd)
@@ -245,7 +271,9 @@ class ForkLoop:
         self.slots.release(ended.place)
         over_quota = pidfd in self._over_quota
         self._over_quota.discard(pidfd)
-        self._send({"exited": id_, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
+        self._ended.append({"id": id_, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
+        if len(self._ended) >= _MOST_ENDED:
+            self._tell()
 
     def _watch_scratch(self) -> None:
         for pidfd, (_, child) in self._working.items():
@@ -265,6 +293,21 @@ class ForkLoop:
         until = time.monotonic() + _LAST_CLEANING_S
         while self.slots.need_cleaning and time.monotonic() < until:
             self.slots.clean_a_little()
+
+
+def _errand(order: Order, images: Sequence[Image]) -> Errand:
+    errand = Errand(image_path=order["image_path"], seed=order["seed"])
+    if not images:
+        return errand
+    first, *rest = images
+    told = (path for path, _ in order["more_images"])
+    return errand._replace(
+        place=first.path,
+        folder=first.folder,
+        file=first.file,
+        format=order["image_format"],
+        more_images=tuple((path, image.path, image.file) for path, image in zip(told, rest, strict=True)),
+    )
 
 
 def _kill(pidfd: int) -> None:

@@ -5,15 +5,14 @@ import __future__
 
 import ast
 import builtins
-import contextlib
 import functools
 import operator
 import resource
 import sys
+import time
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -25,17 +24,17 @@ from thyme.sandbox.result import Fix, SnippetError
 from thyme.sandbox.result_images import ResultImages
 from thyme.sandbox.snippet_error import is_full, line_of, memory_error, runtime_error, syntax_error, text_of
 from thyme.sandbox.source import num_lines
-from thyme.sandbox.stdout import Stdout, num_printed
+from thyme.sandbox.stdout import new_stdout, num_printed
 
 _FUTURE_FLAGS = functools.reduce(
     operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
 _MOST_FIXES = 40
 _image_open = Image.open  # before the shims: the image is not the snippet's here
+_process_time = time.process_time  # the snippet can replace it where it comes from
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """What a child is to work on, in the terms of its own file system."""
 
     places: Mapping[str, str]
@@ -47,7 +46,7 @@ class Job:
     image_format: str | None
     """What the image was before it was stored ("JPEG"); None where that is not known."""
     seed: int
-    more_images: Mapping[str, str] = field(default_factory=dict)
+    more_images: Mapping[str, str] = {}
     """Further images: the path the model was told -> where the image lies."""
 
 
@@ -66,7 +65,7 @@ class Interpreter:
     def __init__(self, job: Job, config: SandboxConfig) -> None:
         self.config = config
         self.round = 0
-        self.cpu_before = _cpu_s()
+        self.cpu_before = _process_time()
         self.map = paths.PathMap(job.places, job.image_path, job.image_file, job.image_format, job.more_images)
         self.image_size: tuple[int, int] | None = None
         if job.image_file and config.compat == "released":  # only its rewriting asks before the code runs
@@ -85,7 +84,7 @@ class Interpreter:
         self.round += 1
         notes = shims.start_round()
         previous_path = self.names.get("processed_path")
-        stdout = Stdout(self.config.max_stdout_bytes)
+        stdout = new_stdout(self.config.max_stdout_bytes)
         stdout.install()
         fixes: list[Fix] = []
         sizes: list[tuple[int, int]] = []
@@ -114,7 +113,7 @@ class Interpreter:
             "error": None if error is None else self._shortened(error, num_lines(code)),
             "images": sizes,
             "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:_MOST_FIXES],
-            "cpu_s": round(_cpu_s() - self.cpu_before, 4),
+            "cpu_s": round(_process_time() - self.cpu_before, 4),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -146,8 +145,11 @@ class Interpreter:
             error = runtime_error(problem, filename, self.config, self.map.image_path)
             return "output_limit" if is_full(problem) else "error", error
         finally:
-            with contextlib.suppress(BaseException):  # a snippet may leave anything in sys.stdout
+            # `contextlib.suppress` would cost each child six pages.
+            try:  # noqa: SIM105
                 sys.stdout.flush()
+            except BaseException:  # a snippet may leave anything in sys.stdout
+                pass
         return "ok", None
 
     def _shortened(self, error: SnippetError, last_line: int) -> SnippetError:
@@ -158,7 +160,7 @@ class Interpreter:
 
 def _compiled(code: str, filename: str) -> tuple[types.CodeType, types.CodeType | None, int]:
     """The program, and apart from it the last expression with its line, where it ends in one that could be shown."""
-    tree = ast.parse(code, filename)
+    tree: ast.Module = compile(code, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)  # type: ignore[assignment]
     last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr) or _is_docstring(tree):
         return compile(tree, filename, "exec"), None, 0
@@ -200,8 +202,3 @@ def _display(*values: Any) -> None:
 
 def _is_module_like(value: Any) -> bool:
     return isinstance(value, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type))
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -12,7 +12,6 @@ import builtins
 import importlib
 import importlib.util
 import re
-import symtable
 import sys
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
@@ -112,6 +111,10 @@ _IN_ITSELF = {
     ("matplotlib", "plt"): "matplotlib.pyplot",
 }
 """(module, name imported from it) -> the module that is meant."""
+# What `symtable` wraps, without its wrappers: of each snippet's cost those were a tenth.
+_symtable = importlib.import_module("_symtable")
+_BOUND = _symtable.DEF_LOCAL | _symtable.DEF_IMPORT
+_GLOBAL = (_symtable.GLOBAL_IMPLICIT, _symtable.GLOBAL_EXPLICIT)
 _HIDES_NAMES = frozenset(("exec", "globals", "locals"))
 _TAKE_FUNCTIONS = words("map filter sorted reduce functools.reduce min max isinstance issubclass defaultdict")
 _GENERIC = words("Counter defaultdict deque OrderedDict")
@@ -134,8 +137,9 @@ def missing(text: str, unbound: set[str], image_path: str, defined: Collection[s
         defined: names that exist already.
     """
     unclear = {name for name in unbound if _may_be_known(name)}
-    renamed = _RENAMED.search(text) is not None
-    early = _may_be_read_early(text, defined)
+    imports = "import" in text
+    renamed = imports and _RENAMED.search(text) is not None
+    early = (imports or "=" in text) and _may_be_read_early(text, defined)
     if not unclear and not renamed and not early:
         return ()
     found: list[Import] = []
@@ -166,27 +170,29 @@ def is_known_word(word: str) -> bool:
 def unbound_names(text: str, defined: Collection[str]) -> set[str]:
     """Names a snippet that compiles reads globally, and neither it nor Python nor `defined` binds."""
     try:
-        read, bound = _read_and_bound(symtable.symtable(text, "<snippet>", "exec"))
+        read, bound = _read_and_bound(_symtable.symtable(text, "<snippet>", "exec"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     return {name for name in read - bound - set(defined) if not hasattr(builtins, name)}
 
 
-def _read_and_bound(top: symtable.SymbolTable) -> tuple[set[str], set[str]]:
-    """Global names that are read somewhere, and those that are bound somewhere."""
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+def _read_and_bound(top: Any) -> tuple[set[str], set[str]]:
+    """Global names that are read somewhere, and those that are bound somewhere, by the flags of `_symtable`."""
+    bound = {name for name, flags in top.symbols.items() if flags & _BOUND}
     read: set[str] = set()
     tables = [top]
     while tables:
         table = tables.pop()
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if not symbol.is_referenced() and not symbol.is_global():
+        tables += table.children
+        for name, flags in table.symbols.items():
+            scope = flags >> _symtable.SCOPE_OFF & _symtable.SCOPE_MASK
+            is_global = scope in _GLOBAL or (table is top and flags & _symtable.DEF_BOUND)
+            if not flags & _symtable.USE and not is_global:
                 continue
-            if symbol.is_declared_global() and symbol.is_assigned():
-                bound.add(symbol.get_name())
-            if table is top or symbol.is_global():
-                read.add(symbol.get_name())
+            if scope == _symtable.GLOBAL_EXPLICIT and flags & _symtable.DEF_LOCAL:
+                bound.add(name)
+            if table is top or is_global:
+                read.add(name)
     return read, bound
 
 

@@ -31,6 +31,8 @@ class JailPlan:
     """Landlock rules for what every child may read."""
     null: int
     """Descriptor of /dev/null."""
+    proc: int
+    """Descriptor of the host's /proc."""
     seccomp: jail.SeccompFilter | None
     """None without."""
     root: BaseRoot | None
@@ -115,13 +117,14 @@ def holds(layers: Sequence[Layer], name: str) -> bool:
     return any(layer.name == name and layer.ok for layer in layers)
 
 
-def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path]) -> JailPlan:
+def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], proc: int) -> JailPlan:
     """Tries what this machine offers beyond namespaces and notes each layer. Changes the root of the process.
 
     Args:
         setup: the client's wishes.
         layers: what holds so far; what is found here is appended.
         readable: files and folders that every child may read.
+        proc: descriptor of /proc.
     """
     isolated, off = setup.config.isolation == "auto", setup.off
     root = _change_root(setup.run_dir, readable, layers) if holds(layers, "mount namespace") else None
@@ -134,6 +137,7 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path]) -> Ja
         abi=abi,
         readable=tuple(jail.landlock_rule(path, abi) for path in (*readable, *jail.DEVICES)) if abi else (),
         null=os.open("/dev/null", os.O_RDWR),
+        proc=proc,
         seccomp=seccomp,
         root=root,
         readable_paths=tuple(str(path) for path in (*readable, *jail.DEVICES)),

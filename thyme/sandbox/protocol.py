@@ -2,7 +2,8 @@
 
 From the client: first a Setup, then one Order for each process, with four descriptors (stdout, session socket, pixels,
 code), and last GOODBYE from a client that cleans up after itself. From the fork-server: {"hello": ...} once, then
-{"forked": id} with the pidfd of the process, and {"exited": id, ...} when it has ended or could not be started.
+{"ended": [...]}, what became of each process that has ended or could not be started, and beside it, where one was
+started, {"forked": id} with its pidfd.
 """
 
 from __future__ import annotations

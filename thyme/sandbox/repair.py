@@ -34,6 +34,8 @@ from thyme.sandbox.source import (
 from thyme.sandbox.transcript import unwrap, unwrap_names
 
 MAX_REPAIRS = 5
+_QUIET = [("ignore", None, Warning, None, 0)]
+"""What `warnings.filters` begins with where no warning comes through."""
 MAX_CHARACTERS = 32 * 1024
 """Beyond this what does not compile is no snippet with a slip; every step is at most linear in the text."""
 _MAX_LINE = 2000
@@ -97,19 +99,28 @@ def repair(
         The text unchanged if it compiles, the repaired text if that does, else the text unchanged without fixes. Fixes
         and errors have the line numbers of `code`.
     """
+    if warnings.filters[:1] == _QUIET:
+        return _repaired(code, image_path, defined)
     with warnings.catch_warnings():  # an odd escape is no error, whatever the caller's filters make of it
         warnings.simplefilter("ignore")
-        text, fixes = code, list[Fix]()
-        if error_of(code) is not None:
-            text, fixes = _made_to_compile(code, image_path)
-            if error_of(text) is not None:
-                return Repaired(code)
-        unbound = unbound_names(text, defined)
-        if unbound:
-            text, more = unwrap_names(text, unbound)
-            fixes += more
-            unbound = unbound_names(text, defined) if more else unbound
-        imports = missing(text, unbound, image_path, defined)
+        return _repaired(code, image_path, defined)
+
+
+def _repaired(code: str, image_path: str, defined: Collection[str]) -> Repaired:
+    text = code
+    fixes: list[Fix] = []
+    if error_of(code) is not None:
+        text, fixes = _made_to_compile(code, image_path)
+        if error_of(text) is not None:
+            return Repaired(code)
+    unbound = unbound_names(text, defined)
+    if unbound:
+        text, more = unwrap_names(text, unbound)
+        fixes += more
+        unbound = unbound_names(text, defined) if more else unbound
+    imports = missing(text, unbound, image_path, defined)
+    if not fixes and not imports:
+        return Repaired(text)
     last = num_lines(code)  # a snippet with escaped line ends has fewer lines than what is run
     fixes = [fix._replace(line=min(fix.line, last)) for fix in fixes]
     imports = tuple(i._replace(fix=i.fix._replace(line=min(i.fix.line, last))) for i in imports)

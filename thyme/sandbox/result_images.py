@@ -22,13 +22,13 @@ _PRINTED_IMAGE = re.compile(
     rf"[^\s'\"<>|,;()\[\]{{}}]+(?:{'|'.join(map(re.escape, paths.IMAGE_SUFFIXES))})\b", re.IGNORECASE
 )
 _LONGEST_LINE, _MOST_NAMES = 4096, 256
-_STRIP_BYTES = 1 << 18
-"""Pixels are handed over in pieces of about this size, which need no memory beside the picture's."""
+_LARGE_BYTES = 1 << 20
+"""From here on pixels are not copied into one piece before they are handed over."""
 
 # The snippet can replace these names where they come from.
-_stat, _lstat, _scandir, _pwrite = os.stat, os.lstat, os.scandir, os.pwrite
+_stat, _lstat, _scandir, _pwrite, _lseek = os.stat, os.lstat, os.scandir, os.pwrite, os.lseek
 _join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
-_image_open, _crop = Image.open, Image.Image.crop
+_image_open, _tobytes, _save = Image.open, Image.Image.tobytes, Image.Image.save
 
 
 class ResultImages:
@@ -155,7 +155,8 @@ def _when_changed(folder: str) -> int:
 
 def _named(printed: str, processed_path: Any) -> list[str]:
     """What could be names of result images, in order: `processed_path`, lines and words of the printed text."""
-    named = [os.fspath(processed_path)] if isinstance(processed_path, (str, os.PathLike)) else []
+    is_path = processed_path is not None and isinstance(processed_path, (str, os.PathLike))
+    named = [os.fspath(processed_path)] if is_path else []
     for line in printed.splitlines():
         if len(line) > _LONGEST_LINE:
             continue
@@ -183,11 +184,30 @@ def _hand_over(image: Image.Image, offset: int) -> tuple[int, int] | None:
         rgb = to_rgb(image)
     except ValueError:
         return None
-    width, height = rgb.size
-    rows = max(1, _STRIP_BYTES // (width * BYTES_PER_PIXEL))
-    for top in range(0, height, rows):
-        view = memoryview(_crop(rgb, (0, top, width, min(top + rows, height))).tobytes())
+    size = rgb.width * rgb.height * BYTES_PER_PIXEL
+    if size < _LARGE_BYTES:
+        view = memoryview(_tobytes(rgb))
         while view:
             done = _pwrite(PIXELS, view, offset)
             view, offset = view[done:], offset + done
-    return width, height
+        return rgb.size
+    _lseek(PIXELS, offset, os.SEEK_SET)
+    _save(rgb, _PIXELS_FILE, "PPM")  # from its rows into the memory, a buffer at a time
+    if _lseek(PIXELS, 0, os.SEEK_CUR) != offset + size:
+        raise OSError(f"a picture of {size} bytes did not fit into the shared memory")
+    return rgb.size
+
+
+class _Pixels:
+    """The shared memory as a file that Pillow encodes to, from where it stands on; the header is dropped."""
+
+    def fileno(self) -> int:
+        return PIXELS
+
+    def flush(self) -> None: ...
+
+    def write(self, header: bytes) -> int:
+        return len(header)
+
+
+_PIXELS_FILE: Any = _Pixels()

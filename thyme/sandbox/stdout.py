@@ -25,14 +25,14 @@ class Stdout(io.RawIOBase):
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.was_cut = False
-        _lseek(STDOUT, 0, os.SEEK_SET)
+        self._text = io.TextIOWrapper(self, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
+        self._stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")
 
     def install(self) -> None:
-        """Makes it what `print` writes to, and standard input empty."""
-        out = io.TextIOWrapper(self, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
-        for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-            setattr(sys, name, out)
-        sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        """Makes it what `print` writes to, from its beginning, and standard input empty."""
+        _lseek(STDOUT, 0, os.SEEK_SET)
+        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = self._text  # type: ignore[misc, assignment]
+        sys.stdin = self._stdin
 
     def writable(self) -> bool:
         return True
@@ -61,6 +61,22 @@ class Stdout(io.RawIOBase):
             _pwrite(STDOUT, _CUT, start)
             length = start + len(_CUT)
         return min(length, self.max_bytes)
+
+
+_ahead: list[Stdout] = []
+_kept: list[object] = []
+"""What was standard output before: to give it up costs each child twenty pages."""
+
+
+def make_ahead(max_bytes: int) -> None:
+    """Makes the next one now: in the fork-server, for the first round of every child."""
+    _ahead[:] = [Stdout(max_bytes)]
+    _kept[:] = [sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__]
+
+
+def new_stdout(max_bytes: int) -> Stdout:
+    """One for a round, made ahead or now."""
+    return _ahead.pop() if _ahead and _ahead[0].max_bytes == max_bytes else Stdout(max_bytes)
 
 
 def num_printed() -> int:

@@ -35,23 +35,20 @@ class Template:
         leave: descriptors that only the fork-server is to have.
         proc: descriptor of /proc.
         memory_bytes: address space that a child may add to what it is born with; None for no limit.
-        pages: what a child will write to, as `template_memory.pages_written` found it.
 
     Raises:
         OSError: there can be no further process.
         RuntimeError: the process ended before it could serve.
     """
 
-    def __init__(
-        self, live: Live, *, leave: Sequence[int], proc: int, memory_bytes: int | None, pages: bytes = b""
-    ) -> None:
+    def __init__(self, live: Live, *, leave: Sequence[int], proc: int, memory_bytes: int | None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._pid = jail.fork()
             if self._pid == 0:
                 for fd in (*leave, self._socket.fileno()):
                     os.close(fd)
-                _become(live, theirs, proc, memory_bytes, pages)
+                _become(live, theirs, proc, memory_bytes)
             self.pidfd = os.pidfd_open(self._pid)
         self._receive(len(_READY))
 
@@ -80,6 +77,15 @@ class Template:
         if not found:
             raise OSError("no descriptor left for a process")
         return number, found[0]
+
+    def expect(self, pages: bytes) -> None:
+        """Has children that are forked early get pages beforehand, those that needed_pages.pages_needed found.
+
+        Raises:
+            RuntimeError: the template has ended.
+        """
+        with self._heard():
+            self._socket.send(b"p" + pages[: _fork.MOST_PAGES_BYTES])
 
     def reap(self, pid: int) -> tuple[int, float]:
         """Waits for a child, which has ended or been killed. Returns its wait status and the CPU seconds it used.
@@ -113,7 +119,7 @@ class Template:
             raise RuntimeError("the template process has ended") from error
 
 
-def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | None, pages: bytes) -> NoReturn:
+def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | None) -> NoReturn:
     """The forked side: the template, and later on each of its children."""
     exit_, code = os._exit, 0
     try:
@@ -123,7 +129,7 @@ def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | No
         if memory_bytes is not None:  # its children have the limit from it
             jail.limit([jail.address_space(mapped_bytes(proc) + memory_bytes)])
         server.send(_READY)
-        told = _fork.serve(server.fileno(), pages)
+        told = _fork.serve(server.fileno())
         if told is not None:
             code = 3
             live(*told)

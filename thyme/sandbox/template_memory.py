@@ -28,9 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-class Mapping(NamedTuple):
-    """Addresses that are mapped in one piece."""
-
+class _Mapping(NamedTuple):
     start: int
     end: int
     rights: str
@@ -62,27 +60,27 @@ def settle(proc: int) -> None:
         proc: descriptor of /proc.
     """
     huge: set[int] = set()
-    for mapping in private_mappings(proc):
+    for mapping in _private(proc):
         if mapping.rights == "rw-p" and mapping.name in ("", "[heap]"):
             huge |= _collapse(mapping)
     ranges = [
         (start, end - start, _protection(mapping.rights))
-        for mapping in private_mappings(proc)
+        for mapping in _private(proc)
         if mapping.end - mapping.start - mapping.anonymous <= _MOST_UNTOUCHED
         for start, end in _without(huge, mapping)
     ]
     _fork.share_pages(b"".join(struct.pack("=QQQ", *numbers) for numbers in ranges))
 
 
-def private_mappings(proc: int) -> list[Mapping]:
+def _private(proc: int) -> list[_Mapping]:
     """The mappings that hold pages of the process's own, without its stack and what the kernel maps."""
     with os.fdopen(os.open("self/smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
         lines = file.read().splitlines()
-    found: list[Mapping] = []
+    found: list[_Mapping] = []
     for line in lines:
         if header := _HEADER.fullmatch(line):
             start, end = (int(header[n], 16) for n in (1, 2))
-            found.append(Mapping(start, end, header[3].decode(), os.fsdecode(header[4]), 0))
+            found.append(_Mapping(start, end, header[3].decode(), os.fsdecode(header[4]), 0))
         elif line.startswith(b"Anonymous:"):
             found[-1] = found[-1]._replace(anonymous=int(line.split()[1]) << 10)
     return [
@@ -94,7 +92,7 @@ def private_mappings(proc: int) -> list[Mapping]:
     ]
 
 
-def _collapse(mapping: Mapping) -> set[int]:
+def _collapse(mapping: _Mapping) -> set[int]:
     """Backs what fills huge pages by huge pages, and returns their addresses: none where the kernel does not offer it
     (before Linux 6.1)."""
     start, end = -(-mapping.start // _HUGE) * _HUGE, mapping.end // _HUGE * _HUGE
@@ -104,7 +102,7 @@ def _collapse(mapping: Mapping) -> set[int]:
     return {at for at in range(start, end, _HUGE) if _libc.madvise(at, _HUGE, _MADV_COLLAPSE) == 0}
 
 
-def _without(huge: set[int], mapping: Mapping) -> Iterator[tuple[int, int]]:
+def _without(huge: set[int], mapping: _Mapping) -> Iterator[tuple[int, int]]:
     """What is left of a mapping between its huge pages."""
     start = mapping.start
     for address in sorted(huge):

@@ -4,7 +4,8 @@ Started by exec with an empty environment, so that it holds no secret of the tra
 anything a child says; it forks, reaps, watches scratch folders that have no quota, and tells the client. It ends when
 the client's end of the control socket closes, and takes every child with it.
 
-Here is how it comes to be, in an order that matters: namespaces, imports, the plan of the jail, a rehearsal, a probe.
+Here is how it comes to be, in an order that matters: namespaces, imports, the plan of the jail, a rehearsal, a probe,
+the template, a trial.
 What it does then is in fork_loop.py.
 """
 
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 from thyme.sandbox import jail
 from thyme.sandbox.fork_loop import ForkLoop
+from thyme.sandbox.needed_pages import ranges_of
 from thyme.sandbox.plan import enter_namespace, enter_namespaces, holds, make_plan
 from thyme.sandbox.preload import preload, readable_paths
 from thyme.sandbox.protocol import MESSAGE_BYTES, Setup
@@ -30,7 +32,6 @@ from thyme.sandbox.run_folder import remove_run_folder
 from thyme.sandbox.slots import Slots
 from thyme.sandbox.template import Template
 from thyme.sandbox.template_memory import end_gathering
-from thyme.sandbox.written_pages import pages_written
 
 _ORPHANED = 3
 """Exit status of a fork-server whose client ended without a goodbye."""
@@ -114,7 +115,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
         raise RuntimeError(f"the fork-server must have one thread, has {threads}: a preloaded module started others")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # before the root is another
     end_gathering()
-    plan = make_plan(setup, layers, readable)
+    plan = make_plan(setup, layers, readable, proc)
     slots = Slots(plan, setup.config)
     sys.path_importer_cache.clear()
     if not plan.rooted:
@@ -124,21 +125,23 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
     child.warm_up(warm.scratch, plan, setup.config)
     gc.collect()
     gc.freeze()  # collected objects would be written to, and so copied, in every child
-    pages = pages_written(proc, lambda: child.rehearse(warm.scratch, plan, setup.config))
     slots.release(warm)
     if setup.config.isolation == "auto":
         layers += probe(slots, plan, setup.config, setup.run_dir / "canary")
+    ranges = ranges_of(proc)
     template = Template(
         partial(child.live, plan=plan, config=setup.config),
         leave=[control.fileno()],
         proc=proc,
         memory_bytes=None if "limits" in setup.off else setup.config.memory_mib << 20,
-        pages=pages,
     )
+    loop = ForkLoop(control, setup, plan, slots, template)
+    with contextlib.suppress(OSError):  # without, they are made one by one
+        loop.learn(ranges, proc)
     own = os.pidfd_open(os.getpid())
     hello = json.dumps({"hello": os.getpid(), "layers": layers, "missing": missing}).encode()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client is gone: the loop will see
         socket.send_fds(control, [hello], [own, template.pidfd])
     os.close(own)
     os.close(template.pidfd)
-    return ForkLoop(control, setup, plan, slots, template), template
+    return loop, template

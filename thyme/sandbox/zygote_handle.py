@@ -139,7 +139,7 @@ class ZygoteHandle:
             raise EOFError from error
         if not message:
             raise EOFError
-        return json.loads(message), descriptors
+        return json.loads(message.decode()), descriptors
 
     def kill(self) -> None:
         """Ends it at once, also where it is stopped or stuck."""
