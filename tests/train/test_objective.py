@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.kernels.linear_grpo_loss import linear_grpo_loss
 from thyme.model import ImageInputs, Model, Processor
+from thyme.rollout import RolloutConfig
 from thyme.train import objective
 from thyme.train.objective import (
     AllowedIds,
@@ -20,6 +21,7 @@ from thyme.train.objective import (
     rollout_loss,
     supervised_loss,
     trained_logits,
+    trained_logprobs,
 )
 from thyme.train.packing import Sample, pack
 from thyme.train.tokenization import supervised_sample
@@ -123,6 +125,17 @@ def test_what_the_model_did_not_write_has_exactly_zero_gradient(
     assert {"<sandbox_output>", "</sandbox_output>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"} <= kinds
     assert torch.count_nonzero(gradient[~predicts_trained]) == 0
     assert (gradient[predicts_trained] != 0).any(dim=1).all()
+
+
+def test_the_fused_head_refuses_truncated_rollouts(model: Model, processor: Processor, picture: Picture) -> None:
+    allowed = AllowedIds.of(processor, RolloutConfig(top_k=5))
+    assert allowed.cuts == {"top_k": 5}
+    assert AllowedIds.of(processor, RolloutConfig(top_k=0, top_p=1.0)) == AllowedIds.of(processor)
+    (batch,) = pack([demonstration(processor, picture, 1)], image_token_id=processor.image_token_id)
+    with pytest.raises(ValueError, match="no logits to truncate by"):
+        trained_logprobs(model, batch, allowed, fused_head=True)
+    whole = trained_logprobs(model, batch, AllowedIds.of(processor), fused_head=False)
+    assert (trained_logprobs(model, batch, allowed, fused_head=False) >= whole - 1e-6).all()
 
 
 def test_never_sampled_ids_have_probability_zero(model: Model, processor: Processor, picture: Picture) -> None:
