@@ -33,7 +33,7 @@ NOT_COUNTED: tl.constexpr = tl.constexpr(-1e30)
 _SPLIT = 2048  # words of one program of the forward
 _GROUP = 16  # row tiles that walk the vocabulary side by side, so that they find it in the L2
 _VECTORS = ["targets_ptr", "tau_ptr"]  # slices of what the caller has, which begin anywhere
-Kernel = Literal["forward", "keep", "dlogits", "entropy"]
+Kernel = Literal["forward", "keep", "keep float32", "dlogits", "entropy"]
 
 
 @triton.jit
@@ -288,8 +288,9 @@ def launch_config(kernel: Kernel, tma: bool) -> dict[str, Any]:
     larger one does. Specialized warps (a producer of copies, two consumers) exist for 4 warps only; a tile that leaves
     in bulk takes the place of a stage."""
     if not tma:
-        return _tile(64, 64, 32, num_warps=8, num_stages=3) | {"TMA": False, "SPECIALIZE": False}
-    words, stages = {"forward": (256, 4), "keep": (256, 3), "dlogits": (256, 3), "entropy": (128, 4)}[kernel]
+        stages = 2 if kernel == "keep float32" else 3
+        return _tile(64, 64, 32, num_warps=8, num_stages=stages) | {"TMA": False, "SPECIALIZE": False}
+    words, stages = {"forward": (256, 4), "entropy": (128, 4)}.get(kernel, (256, 3))
     return _tile(128, words, 64, num_warps=4, num_stages=stages) | {"TMA": True, "SPECIALIZE": True}
 
 
@@ -360,7 +361,8 @@ def stats_of_tiles(rows: HeadRows, plan: Plan, at: slice, kept: Kept | None) -> 
     part = rows.at(at)
     num_rows, num_features = part.hidden.shape
     num_splits = triton.cdiv(rows.vocab_size, _SPLIT)
-    config = launch_config("forward" if kept is None else "keep", plan.tma)
+    keep: Kernel = "keep float32" if rows.hidden.dtype == torch.float32 else "keep"
+    config = launch_config("forward" if kept is None else keep, plan.tma)
     partials = plan.bias.new_empty(4 if part.tau is not None else 3, num_splits, num_rows)
     z_target, stats = plan.bias.new_empty(num_rows), plan.bias.new_empty(5, num_rows)
     launch = partial(

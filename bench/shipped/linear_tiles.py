@@ -26,7 +26,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         kept_dtype = "fp32" if dtype == "fp32" else "fp16"
         for keep in (False, True):
             for tau in (True, False):
-                tile = linear_tiles.launch_config("keep" if keep else "forward", tma)
+                kernel = "keep float32" if dtype == "fp32" else "keep"
+                tile = linear_tiles.launch_config(kernel if keep else "forward", tma)
                 kept = f" kept_ptr:*{kept_dtype} kept_max_ptr:*fp32" * keep
                 absent = ([] if keep else ["kept_ptr", "kept_max_ptr"]) + ([] if tau else ["tau_ptr"])
                 wanted = [WGMMA, BULK_COPY, SPECIALIZED, *[BULK_STORE] * keep] if tma else []
