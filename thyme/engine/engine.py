@@ -89,11 +89,12 @@ class Engine:
             config.block_size,
             deterministic=config.deterministic,
             float32_head=config.head_dtype == "float32",
+            image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
         )
         block_bytes = self.runner.kv_cache.nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
-        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks)
+        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.is_encoded)
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
@@ -416,6 +417,7 @@ class Engine:
         return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
             "unique_tokens": self._unique_tokens,
             "images_encoded": self.runner.num_encoded,
+            "image_cache_bytes": self.runner.cached_bytes,
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_cache.nbytes,

@@ -4,6 +4,7 @@ Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L laye
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +41,7 @@ class Ban:
 
 @dataclass(slots=True)
 class _Features:
-    """Of one image, for as long as a live sequence shows it."""
+    """Of one image, for as long as a live sequence shows it, and while there is room afterwards."""
 
     image: ImageInputs
     holders: int = 1
@@ -69,7 +70,7 @@ class ModelRunner:
         num_blocks, block_size: of the KV cache; block_size in tokens.
         deterministic: promise the above.
         float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
-        attention: see EngineConfig.attention.
+        image_cache_bytes, attention: see EngineConfig.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ModelRunner:
         *,
         deterministic: bool,
         float32_head: bool = True,
+        image_cache_bytes: int = 0,
         attention: AttentionName = "auto",
     ) -> None:
         text = model.config.text
@@ -96,7 +98,9 @@ class ModelRunner:
         )
         self._shares_prefixes = reads_shared_prefix(self._attend, self.device) and not deterministic
         self._vocab_size = text.vocab_size
-        self._features: dict[str, _Features] = {}
+        self._features: OrderedDict[str, _Features] = OrderedDict()  # nobody's for longest first
+        self.cached_bytes = 0  # of those that nobody shows
+        self.image_cache_bytes = image_cache_bytes
         self.num_encoded = 0
         """Images encoded so far."""
         # One lookup gives all three: next state, event << 8, kind << 16.
@@ -122,6 +126,8 @@ class ModelRunner:
         """A sequence shows these images from now on. Equal images share their features."""
         for image in images:
             if (known := self._features.get(image.digest)) is not None:
+                if known.holders == 0 and known.values is not None:
+                    self.cached_bytes -= known.values.nbytes
                 known.holders += 1
             else:
                 self._features[image.digest] = _Features(image)
@@ -131,13 +137,28 @@ class ModelRunner:
         for image in images:
             known = self._features[image.digest]
             known.holders -= 1
-            if known.holders == 0:
+            if known.holders == 0 and known.values is None:
                 del self._features[image.digest]
+            elif known.holders == 0 and known.values is not None:
+                self._features.move_to_end(image.digest)
+                self.cached_bytes += known.values.nbytes
+        if self.cached_bytes > self.image_cache_bytes:
+            for digest in [digest for digest, known in self._features.items() if known.holders == 0]:
+                self.cached_bytes -= _values(self._features.pop(digest)).nbytes
+                if self.cached_bytes <= self.image_cache_bytes:
+                    break
+
+    def is_encoded(self, digest: str) -> bool:
+        """Whether the features of a shown image are there."""
+        return self._features[digest].values is not None
 
     def forget_features(self) -> None:
         """The weights have changed: images still to be prefilled are encoded again."""
-        for known in self._features.values():
+        self.cached_bytes = 0
+        for digest, known in list(self._features.items()):
             known.values = None
+            if known.holders == 0:
+                del self._features[digest]
 
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
