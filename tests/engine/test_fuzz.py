@@ -34,8 +34,9 @@ class Live:
     """Index in the sequence of each completion's first token."""
 
     def add(self, completion: Completion) -> None:
+        first = not self.completions and self.sequence.forced is not None  # aborted, it may lack some that are forced
         self.completions.append(completion)
-        self.starts.append(len(self.sequence) - len(completion.token_ids))
+        self.starts.append(self.sequence.prompt_len if first else len(self.sequence) - len(completion.token_ids))
 
 
 def modes(tokens: list[bytes]) -> list[str]:

@@ -28,9 +28,9 @@ def test_a_step_encodes_no_more_than_its_budget(
     sequences = [engine.add(prompt, PARAMS) for prompt in prompts]
     counts = []
     while engine.has_unfinished():
-        before = engine.runner.num_encoded
+        before = engine.runner.images.num_encoded
         engine.step()
-        counts.append(engine.runner.num_encoded - before)
+        counts.append(engine.runner.images.num_encoded - before)
         engine.scheduler.check_integrity()
     assert [s.token_ids[s.prompt_len :] for s in sequences] == expected
     assert sum(counts) == 6
@@ -47,7 +47,7 @@ def test_those_that_decode_go_on_while_pictures_wait(
         engine.add(Prompt([3, *shown(make_image(4, 6, i))], (make_image(4, 6, i),)), PARAMS)
     for steps in range(1, 6):
         engine.step()
-        assert (engine.runner.num_encoded, len(text)) == (steps, 3 + 1 + steps)
+        assert (engine.runner.images.num_encoded, len(text)) == (steps, 3 + 1 + steps)
     while engine.has_unfinished():
         engine.step()
 

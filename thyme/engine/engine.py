@@ -94,7 +94,7 @@ class Engine:
         )
         block_bytes = self.runner.kv_cache.nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
-        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.is_encoded)
+        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded)
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
@@ -267,7 +267,7 @@ class Engine:
                 )
             )
             self._num_sequences += 1
-            self.runner.hold_images(tokens.images)
+            self.runner.images.hold(tokens.images)
             self._unique_tokens += self._prompts.add(tokens.content, tokens.image_starts)
         sequences[0].followers = sequences[1:]
         self.scheduler.add(sequences[0])
@@ -331,7 +331,7 @@ class Engine:
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
         sequence.begins_in = 0 if len(tokens.token_ids) else None
-        self.runner.hold_images(tokens.images)
+        self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
 
@@ -360,7 +360,7 @@ class Engine:
         no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
         self.weight_version += 1
         self.blocks.forget_prefixes()
-        self.runner.forget_features()
+        self.runner.images.forget()
 
     def pause(self) -> None:
         """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
@@ -416,8 +416,8 @@ class Engine:
         names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
         return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
             "unique_tokens": self._unique_tokens,
-            "images_encoded": self.runner.num_encoded,
-            "image_cache_bytes": self.runner.cached_bytes,
+            "images_encoded": self.runner.images.num_encoded,
+            "image_cache_bytes": self.runner.images.cached_bytes,
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_cache.nbytes,
@@ -473,7 +473,7 @@ class Engine:
             self.stopping.close(sequence.row)
         self.scheduler.remove(sequence)
         self._prompts.remove(sequence.prompt.content)
-        self.runner.release_images(sequence.images)
+        self.runner.images.release(sequence.images)
 
     def _add_all(
         self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None
