@@ -30,6 +30,13 @@ class Live:
     is_mixed: bool = False
     """Weights changed, or what it is cannot be told: not rescored."""
     completions: list[Completion] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """Index in the sequence of each completion's first token."""
+
+    def add(self, completion: Completion) -> None:
+        first = not self.completions and self.sequence.forced is not None  # aborted, it may lack some that are forced
+        self.completions.append(completion)
+        self.starts.append(self.sequence.prompt_len if first else len(self.sequence) - len(completion.token_ids))
 
 
 def modes(tokens: list[bytes]) -> list[str]:
@@ -78,7 +85,7 @@ class Life:
         self.model, self.processor, self.images = model, processor, images
         size = int(draw.integers(1, 9))
         sequences = int(draw.integers(2, 10))
-        blocks = -(-int(draw.integers(90, 220)) // size)
+        blocks = -(-int(draw.integers(60, 200)) // size)
         self.config = EngineConfig(
             block_size=size,
             num_blocks=blocks,
@@ -117,7 +124,7 @@ class Life:
         draw = self.draw
         return SamplingParams(
             n=n,
-            max_tokens=int(draw.integers(1, 14)),
+            max_tokens=int(draw.integers(1, 24)),
             temperature=float(draw.choice([0.0, 0.7, 1.0])),
             code_temperature=float(draw.choice([0.0, 0.5])),
             seed=int(draw.integers(1 << 40)),
@@ -165,7 +172,7 @@ class Life:
             known = list(self.live.values())[int(self.draw.integers(len(self.live)))]
             completion = self.engine.abort(known.sequence)
             if completion is not None:
-                known.completions.append(completion)
+                known.add(completion)
                 self.check_temperatures(known, completion)
             self.leave(known)
 
@@ -181,7 +188,7 @@ class Life:
     def step(self) -> None:
         for completion in self.engine.step():
             known = self.live[completion.sequence.id]
-            known.completions.append(completion)
+            known.add(completion)
             self.check_temperatures(known, completion)
             if known.sequence.status is SequenceStatus.FINISHED:
                 self.leave(known)
@@ -243,14 +250,12 @@ class Life:
             if self.banned and self.processor is not None:
                 logits[:, self.processor.vocab_size :] = -np.inf
             ids = known.sequence.token_ids
-            given = known.sequence.prompt_len
-            for completion in known.completions:
+            for completion, start in zip(known.completions, known.starts, strict=True):
                 drawn = completion.token_ids
-                start = next(i for i in range(given, len(ids) + 1) if ids[i : i + len(drawn)] == drawn)
+                assert ids[start : start + len(drawn)] == drawn
                 forced = known.sequence.forced if completion is known.completions[0] else None
                 num_forced = 0 if forced is None else len(forced.token_ids)
                 self.check_round(completion, logits[start - 1 : start - 1 + len(drawn)], num_forced)
-                given = start + len(drawn)
 
     def check_round(self, completion: Completion, logits: np.ndarray, num_forced: int) -> None:
         rows = np.arange(len(logits))
@@ -269,8 +274,8 @@ class Life:
         self.tokens += len(drawn)
 
     def run(self, operations: int) -> None:
-        acts = [(self.add, 14), (self.append, 16), (self.abort, 3), (self.step, 60), (self.broken_step, 1)]
-        acts += [(self.change_weights, 1), (self.pause, 1)]
+        acts = [(self.add, 14), (self.append, 16), (self.abort, 3), (self.step, 60), (self.broken_step, 0.5)]
+        acts += [(self.change_weights, 0.4), (self.pause, 1)]
         weights = np.array([weight for _, weight in acts]) / sum(weight for _, weight in acts)
         for _ in range(operations):
             acts[int(self.draw.choice(len(acts), p=weights))][0]()

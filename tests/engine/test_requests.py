@@ -101,13 +101,13 @@ def test_pictures_must_match_the_ids(
             engine.add(Prompt(ids, images))
     with pytest.raises(ValueError, match="1 pictures for a qwen2 model"):
         make_engine(text_model).add(Prompt([3], (image,)))
-    assert not engine.runner._features
+    assert not len(engine.runner.images)
 
 
 def test_image_features_go_with_the_last_sequence_that_shows_them(
     vision_model: Model, make_engine: Any, make_image: Any, shown: Any
 ) -> None:
-    engine = make_engine(vision_model)
+    engine = make_engine(vision_model, image_cache_bytes=0)
     image = make_image(4, 4, 1)
     held = engine.add(Prompt([3, *shown(image), 4], (image,)), PARAMS, hold=True)
     while engine.has_unfinished():
@@ -116,7 +116,7 @@ def test_image_features_go_with_the_last_sequence_that_shows_them(
         engine.generate(Prompt([5, *shown(image), 4], (image,)), PARAMS)
     assert engine.stats()["images_encoded"] == 1
     engine.abort(held)
-    assert not engine.runner._features
+    assert not len(engine.runner.images)
 
 
 def test_generate_keeps_the_order_of_prompts(text_model: Model, make_engine: Any, prompts: Any) -> None:

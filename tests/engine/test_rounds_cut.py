@@ -157,6 +157,21 @@ def test_forced_ids_are_refused(
     assert not engine.has_unfinished()
 
 
+def test_an_aborted_round_has_what_is_scored_of_its_forced_ids(model: Model, fragments: Any, make_engine: Any) -> None:
+    forced = list(range(3, 23))
+    (expected,) = make_engine(model, processor=fragments).score([[5, 6, 7]], [forced], params(1))
+    engine = make_engine(model, processor=fragments, prefill_chunk=6)
+    for steps, scored in ((0, 0), (1, 4), (2, 10), (4, 21)):  # two of the prompt's tokens have no forced one after them
+        sequence = engine.add([5, 6, 7], params(40), forced=forced)
+        for _ in range(steps):
+            engine.step()
+        completion = engine.abort(sequence)
+        assert completion is not None and len(completion.token_ids) == len(completion.logprobs) == scored
+        at = min(scored, 20)
+        assert completion.token_ids[:at] == forced[:at]
+        np.testing.assert_allclose(completion.logprobs_raw[:at], expected.logprobs_raw[:at], atol=2e-5)
+
+
 # Pausing.
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from thyme.engine import Engine, Prompt, SamplingParams
 from thyme.engine.live_prompts import LivePrompts, content_of
@@ -116,6 +117,28 @@ def test_nothing_of_a_step_that_failed_is_read(
     finish(engine)
     for sequence, tokens in zip(sequences[1:], expected[1:], strict=True):
         assert sequence.token_ids[sequence.prompt_len :] == tokens
+
+
+def test_a_prompt_begun_under_other_weights_is_not_joined(text_model: Model, make_engine: Any, score: Any) -> None:
+    engine = make_engine(text_model, prefill_chunk=20)
+    first = engine.add(ids(50, 1), GREEDY)
+    engine.step()
+    weight = text_model.decoder.layers[0].self_attn.qkv.weight
+    saved = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(-1.5)
+        engine.weights_updated()
+        sequences = [engine.add(ids(50, 1), GREEDY) for _ in range(3)]
+        finish(engine)
+        for sequence in sequences:
+            tokens = sequence.token_ids[50:]
+            assert tokens == score(text_model, ids(50, 1) + tokens)[49:-1].argmax(-1).tolist()
+    finally:
+        with torch.no_grad():
+            weight.copy_(saved)
+    assert engine.stats()["prefilled_tokens"] == 2 * 50
+    assert first.token_ids[:50] == ids(50, 1)
 
 
 def test_nobody_reads_a_block_before_the_step_that_writes_it(

@@ -29,6 +29,12 @@ class EngineConfig:
     """Tokens of one sequence, prompt included; None: what the model is meant for, or the cache if that is less."""
     prefix_cache: bool = True
     """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
+    image_cache_bytes: int = 256 << 20
+    """Bytes of encoded pictures that are kept when nobody shows them any more, those unused for longest leaving
+    first: an equal picture is then not encoded again."""
+    encoder_budget: int | None = 4096
+    """Image tokens encoded in one step, so that no picture holds up those that decode for long; one picture a step is
+    always encoded. None: no limit."""
     pin_bytes: int | None = None
     """Bytes of KV that sequences between their rounds may keep ahead of the prefix cache, blocks that running ones
     share not counted; None: all that nobody needs. What runs or is admitted never waits for them."""
@@ -58,7 +64,7 @@ class EngineConfig:
         for name in ("block_size", "max_sequences", "max_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EngineConfig.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_blocks", "kv_bytes", "prefill_chunk", "max_context"):
+        for name in ("num_blocks", "kv_bytes", "prefill_chunk", "max_context", "encoder_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EngineConfig.{name} must be at least 1 or absent, got {value}")
@@ -67,7 +73,7 @@ class EngineConfig:
                 "EngineConfig.pack_weights does not go with deterministic, which promises the bits of the trainer's "
                 "products: leave one of the two out"
             )
-        for name in ("pin_bytes", "pin_seconds"):
+        for name in ("pin_bytes", "pin_seconds", "image_cache_bytes"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"EngineConfig.{name} must be at least 0 or absent, got {value}")

@@ -90,12 +90,13 @@ class Engine:
             config.block_size,
             deterministic=config.deterministic,
             float32_head=config.head_dtype == "float32",
+            image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
             packs_weights=packs,
         )
         block_bytes = self.runner.kv_cache.nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
-        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks)
+        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded)
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
@@ -268,7 +269,7 @@ class Engine:
                 )
             )
             self._num_sequences += 1
-            self.runner.hold_images(tokens.images)
+            self.runner.images.hold(tokens.images)
             self._unique_tokens += self._prompts.add(tokens.content, tokens.image_starts)
         sequences[0].followers = sequences[1:]
         self.scheduler.add(sequences[0])
@@ -332,7 +333,7 @@ class Engine:
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
         sequence.begins_in = 0 if len(tokens.token_ids) else None
-        self.runner.hold_images(tokens.images)
+        self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
 
@@ -361,7 +362,7 @@ class Engine:
         no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
         self.weight_version += 1
         self.blocks.forget_prefixes()
-        self.runner.forget_features()
+        self.runner.images.forget()
         if self.runner.packed is not None:
             self.runner.packed.free()
 
@@ -419,7 +420,8 @@ class Engine:
         names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
         return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
             "unique_tokens": self._unique_tokens,
-            "images_encoded": self.runner.num_encoded,
+            "images_encoded": self.runner.images.num_encoded,
+            "image_cache_bytes": self.runner.images.cached_bytes,
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_cache.nbytes,
@@ -476,7 +478,7 @@ class Engine:
             self.stopping.close(sequence.row)
         self.scheduler.remove(sequence)
         self._prompts.remove(sequence.prompt.content)
-        self.runner.release_images(sequence.images)
+        self.runner.images.release(sequence.images)
 
     def _add_all(
         self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None

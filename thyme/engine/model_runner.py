@@ -1,11 +1,10 @@
-"""Runs one batch through the model: owns the KV cache, image features in use, each row's place in the tag automaton.
+"""Runs one batch through the model: owns the KV cache, image features, each row's place in the tag automaton.
 
 Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L layers, R rows of the sequence table.
 """
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thyme.engine.batch import Batch, ImageSlice, Scored
+from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
+from thyme.engine.image_features import ImageFeatures
 from thyme.engine.sequence import Sampled, Sequence
 from thyme.engine.tags import TagAutomaton
 from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
@@ -23,7 +23,6 @@ from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.token_logprobs import token_logprobs
-from thyme.model.image_processor import ImageInputs
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
@@ -37,16 +36,6 @@ class Ban:
 
     vocab_size: int
     mask: Tensor | None
-
-
-@dataclass(slots=True)
-class _Features:
-    """Of one image, for as long as a live sequence shows it."""
-
-    image: ImageInputs
-    holders: int = 1
-    values: Tensor | None = field(default=None)
-    """[num_tokens, H]; None until first needed, and again when the weights change."""
 
 
 class ModelRunner:
@@ -70,7 +59,7 @@ class ModelRunner:
         num_blocks, block_size: of the KV cache; block_size in tokens.
         deterministic: promise the above.
         float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
-        attention: see EngineConfig.attention.
+        image_cache_bytes, attention: see EngineConfig.
         packs_weights: run a PackedView of the model instead.
     """
 
@@ -83,6 +72,7 @@ class ModelRunner:
         *,
         deterministic: bool,
         float32_head: bool = True,
+        image_cache_bytes: int = 0,
         attention: AttentionName = "auto",
         packs_weights: bool = False,
     ) -> None:
@@ -101,9 +91,7 @@ class ModelRunner:
         )
         self._shares_prefixes = reads_shared_prefix(self._attend, self.device) and not deterministic
         self._vocab_size = text.vocab_size
-        self._features: dict[str, _Features] = {}
-        self.num_encoded = 0
-        """Images encoded so far."""
+        self.images = ImageFeatures(model, one_by_one=deterministic, cache_bytes=image_cache_bytes)
         # One lookup gives all three: next state, event << 8, kind << 16.
         packed = automaton.next_state | automaton.event.astype(np.int32) << 8 | automaton.kinds().astype(np.int32) << 16
         self._transitions = torch.from_numpy(packed).flatten().to(self.device)
@@ -124,35 +112,14 @@ class ModelRunner:
             self.packed.free()
         self._layers = []
         self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
-        self.forget_features()
-
-    def hold_images(self, images: Iterable[ImageInputs]) -> None:
-        """A sequence shows these images from now on. Equal images share their features."""
-        for image in images:
-            if (known := self._features.get(image.digest)) is not None:
-                known.holders += 1
-            else:
-                self._features[image.digest] = _Features(image)
-
-    def release_images(self, images: Iterable[ImageInputs]) -> None:
-        """The sequence is gone."""
-        for image in images:
-            known = self._features[image.digest]
-            known.holders -= 1
-            if known.holders == 0:
-                del self._features[image.digest]
-
-    def forget_features(self) -> None:
-        """The weights have changed: images still to be prefilled are encoded again."""
-        for known in self._features.values():
-            known.values = None
+        self.images.forget()
 
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
         if self.packed is not None:
             self.packed.refresh()
-            self.model = self.packed.model
+            self.model = self.images.model = self.packed.model
         if batch.copies.size:
             source, target = self._to_device(batch.copies)
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
@@ -203,7 +170,11 @@ class ModelRunner:
         if padding:
             input_ids = torch.nn.functional.pad(input_ids, (0, padding))
             positions = torch.nn.functional.pad(positions, (0, padding))
-        features, places = self._image_features(batch.images) if batch.images else (None, None)
+        features = places = None
+        if batch.images:
+            features = self.images.of(batch.images)
+            runs = [np.arange(part.token, part.token + part.count) for part in batch.images]
+            places = self._to_device(np.concatenate(runs))
         hidden: Tensor = self.model(input_ids, positions, attend, image_features=features, image_positions=places)
         return hidden
 
@@ -276,28 +247,8 @@ class ModelRunner:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
         self._states[rows] = states
 
-    def _image_features(self, slices: list[ImageSlice]) -> tuple[Tensor, Tensor]:
-        wanted = {part.image.digest: self._features[part.image.digest] for part in slices}
-        missing = [known for known in wanted.values() if known.values is None]
-        for group in ([known] for known in missing) if self.deterministic else ([missing] if missing else ()):
-            pixels = torch.from_numpy(np.concatenate([known.image.pixel_values for known in group]))
-            pixels = pixels.to(self.device, self.model.dtype)
-            features = self.model.encode_images(pixels, [known.image.grid for known in group])
-            sizes = [known.image.num_tokens for known in group]
-            for known, values in zip(group, features.split(sizes), strict=True):
-                known.values = values
-            self.num_encoded += len(group)
-        shown = [_values(wanted[part.image.digest])[part.start : part.start + part.count] for part in slices]
-        places = np.concatenate([np.arange(part.token, part.token + part.count) for part in slices])
-        return torch.cat(shown), self._to_device(places)
-
     def _to_device(self, array: NDArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-
-def _values(features: _Features) -> Tensor:
-    assert features.values is not None
-    return features.values
 
 
 def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:

@@ -16,6 +16,7 @@ batch, so that attention can read their prompt once, and the oldest is never sto
 
 from bisect import insort
 from collections import Counter, deque
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,12 @@ class Scheduler:
     """Owns the queues and, through them, the blocks of every sequence in the table."""
 
     def __init__(
-        self, config: EngineConfig, table: SequenceTable, blocks: BlockManager, pin_blocks: int | None = None
+        self,
+        config: EngineConfig,
+        table: SequenceTable,
+        blocks: BlockManager,
+        pin_blocks: int | None,
+        is_encoded: Callable[[str], bool],
     ) -> None:
         self.config = config
         self.table = table
@@ -50,6 +56,8 @@ class Scheduler:
         self.counts: Counter[str] = Counter()
         self.parking = Parking(table, blocks, self.counts, pin_blocks, config.pin_seconds)
         self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
+        self._is_encoded = is_encoded
+        self._encoding: dict[str, int] = {}  # image tokens of the images that the step being planned encodes
         self._coming: set[tuple[int, object] | None] = set()  # blocks that the step being planned does not fill yet
         self._rows: NDArray[np.int64] | None = None
         self._copies: dict[int, int] = {}
@@ -175,6 +183,7 @@ class Scheduler:
         budget = self.config.max_batch_tokens - len(decode_rows)
         chunks: list[tuple[int, int]] = []
         self._coming.clear()
+        self._encoding.clear()
         for row in rows[~decoding].tolist():
             budget -= self._prefill(row, budget, chunks)
         budget -= self._admit_waiting(budget, chunks)
@@ -213,6 +222,8 @@ class Scheduler:
         count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
         room = self.blocks.num_available - int(self._must_copy_tail(row))
         count = min(count, (int(table.num_blocks[row]) + room) * size - computed)
+        if room >= 0 and computed < table.images_end[row]:
+            count = self._until_unaffordable(sequence, computed, count)
         if room < 0 or count <= 0:
             return 0
         self._reserve(row, computed + count)
@@ -221,6 +232,18 @@ class Scheduler:
             self.prefixes.publish(sequence, (computed + count) // size)
             if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
                 self._coming.add(coming)
+        return count
+
+    def _until_unaffordable(self, sequence: Sequence, computed: int, count: int) -> int:
+        """How many of these tokens come before an image for which the step's encoder budget has no room."""
+        for start, image in zip(sequence.image_starts, sequence.images, strict=True):
+            if start >= computed + count or start + image.num_tokens <= computed or image.digest in self._encoding:
+                continue
+            if not self._is_encoded(image.digest):
+                used, limit = sum(self._encoding.values()), self.config.encoder_budget
+                if used and limit is not None and used + image.num_tokens > limit:
+                    return max(0, start - computed)
+                self._encoding[image.digest] = image.num_tokens
         return count
 
     def _share(self, sequence: Sequence, hits: list[tuple[int, int]]) -> None:
@@ -288,7 +311,7 @@ class Scheduler:
         is_new = sequence.row is None
         if is_new and self.config.prefix_cache and sequence.forced is None:
             leader = self._prompts.get(sequence.prompt.content)
-            if leader is not None:
+            if leader is not None and leader.nodes[0] == blocks.root:  # it has nothing of earlier weights
                 leader.followers += [sequence, *sequence.followers]
                 sequence.followers = []
                 return True
@@ -307,7 +330,9 @@ class Scheduler:
         self._join(sequence)
         if len(sequence) == sequence.prompt_len:
             content = sequence.prompt.content if self.config.prefix_cache else sequence.id
-            self._prompts[sequence.id if content in self._prompts else content] = sequence
+            if (other := self._prompts.get(content)) is not None:
+                self._prompts[other.id] = other
+            self._prompts[content] = sequence
         return True
 
     def _fork_groups(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, list[int]]:

@@ -174,12 +174,15 @@ class SequenceTable:
         return self.block_tables[row, : self.num_blocks[row]].tolist()
 
     def round(self, row: int | None) -> tuple[list[int], dict[str, NDArray[Any]]]:
-        """Tokens of the current round, and copies of the records under Completion's names; none without a row."""
+        """Tokens of the current round, forced ones as far as they are scored, and copies of the records under
+        Completion's names; none without a row."""
         part = slice(0, 0)
         if row is None:
             row = 0
         else:
-            part = slice(int(self.round_start[row]), int(self.num_tokens[row]))
+            is_scored = self.score_start[row] == self.score_end[row]
+            end = self.num_tokens[row] if is_scored else self.score_start[row] + 1
+            part = slice(int(self.round_start[row]), int(end))
         logprobs, raw, entropies, temperatures, kept_mass = self.records[row, :, part].copy()
         arrays: dict[str, NDArray[Any]] = dict(
             logprobs=logprobs,

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, TextPiece
 from thyme.rollout.executor import Executor
 from thyme.rollout.flight import Flight
+from thyme.rollout.pictures_ahead import PicturesAhead
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.replay import replay
 from thyme.rollout.sampling import Sampling
@@ -33,6 +35,9 @@ from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import COLUMNS, Trajectory
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox
+
+_AHEAD = 8
+"""Questions whose pictures are prepared before they are asked: as float32 patches the largest take 200 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +120,7 @@ class RolloutScheduler:
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
         self.executor = Executor(sandbox, processor, config, show_results=sampling.show_results)
+        self.pictures = PicturesAhead(processor)
         self.closing: list[Future[None]] = []
         self.counts: Counter[str] = Counter()
         self.sandbox_s = self.idle_s = 0.0
@@ -141,6 +147,7 @@ class RolloutScheduler:
             finally:
                 for flight in self.flights.values():
                     self.engine.abort(flight.sequence)
+                self.pictures.close()
                 self.wall_s = time.perf_counter() - self.started
 
     def timing(self) -> RunTiming:
@@ -160,14 +167,21 @@ class RolloutScheduler:
 
     def _start_waiting(self) -> None:
         reopened: dict[int, tuple[_Piece, Rollout]] = {}
+        self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.begun is None)
         while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
+            if self.waiting[0].begun is None and not self.pictures.is_ready(self.waiting[0].question):
+                decoding = len(self.flights) > len(self.outstanding)
+                if decoding and not self.deterministic:
+                    break  # its pictures are ready after some step
             piece = self.waiting.popleft()
-            for _, picture in piece.question.pictures:
-                picture.load()  # decoded once, here: the executor's thread reads it too
             if piece.begun is not None:
+                for _, picture in piece.question.pictures:
+                    picture.load()
                 reopened[self._reopen(piece, piece.begun)] = piece, piece.begun
                 continue
             prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
+            prompt = Prompt(prompt.token_ids, self.pictures.take(piece.question))
+            self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.begun is None)
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
                 flight = Flight(
