@@ -199,7 +199,9 @@ def test_truncated_rollouts_are_trained_as_they_were_drawn(
     for metrics in history:
         assert metrics["actor/ratio_max"] == metrics["mismatch/ess"] == 1.0
         assert metrics["mismatch/kl"] == 0.0
-    assert history[0]["actor/kl_ref"] == 0.0 != history[1]["actor/kl_ref"]
+    assert history[0]["actor/kl_ref"] == 0.0
+    # The samples of a group are alike here, and their gradients cancel up to rounding: the weights move, hardly a KL.
+    assert history[0]["actor/entropy"] != history[1]["actor/entropy"]
     with pytest.raises(ValueError, match=r"has no logits to truncate: say rl\.fused_head false"):
         train_rl(model, processor, loop, endless(asked), replace(RL, fused_head=True), scorer=RuleScorer(by_index))
     monkeypatch.setattr(AllowedIds, "cuts", {})
