@@ -17,6 +17,7 @@
 #include "pointwise.hpp"
 #include "policy_tokens.hpp"
 #include "repetition.hpp"
+#include "slot_rows.hpp"
 #include "softmax_rows.hpp"
 
 namespace py = pybind11;
@@ -183,7 +184,9 @@ void bind_attention(py::module_& m, const char* name) {
 
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
 using BoolArray = py::array_t<bool, py::array::c_style>;
-using DenseFloats = py::array_t<float, py::array::c_style>;
+template <typename Stored>
+using Dense = py::array_t<Stored, py::array::c_style>;
+using DenseFloats = Dense<float>;
 
 thyme::LogitRows logit_rows(const FloatArray& z, const std::optional<DenseFloats>& tau, const std::optional<Int64Array>& banned,
                             const std::optional<BoolArray>& counted) {
@@ -283,29 +286,34 @@ thyme::Rows<Float> rows_of(const char* name, Array& array, Float* data) {
 
 int64_t num_rows(const py::array& array) { return array.ndim() == 2 ? array.shape(0) : array.shape(0) * array.shape(1); }
 
-const float* data_of(const char* name, const std::optional<DenseFloats>& array, const std::vector<py::ssize_t>& shape) {
+template <typename Stored>
+const Stored* data_of(const char* name, const std::optional<Dense<Stored>>& array, const std::vector<py::ssize_t>& shape) {
     if (!array) return nullptr;
     check_shape(name, *array, shape);
     return array->data();
 }
 
-float* data_of(const char* name, std::optional<DenseFloats>& array, const std::vector<py::ssize_t>& shape) {
+template <typename Stored>
+Stored* data_of(const char* name, std::optional<Dense<Stored>>& array, const std::vector<py::ssize_t>& shape) {
     if (!array) return nullptr;
     check_shape(name, *array, shape);
     return array->mutable_data();
 }
 
-void rmsnorm_f32(const FloatArray& x, const std::optional<DenseFloats>& residual, const DenseFloats& weight, float eps, DenseFloats& out,
-                 std::optional<DenseFloats>& total, std::optional<DenseFloats>& rstd, int num_threads) {
-    const auto rows = rows_of("x", x, x.data());
+// The forward passes: T is what numbers are, Stored what numpy holds them as.
+template <typename T, typename Stored>
+void rmsnorm(const py::array_t<Stored, 0>& x, const std::optional<Dense<Stored>>& residual, const Dense<Stored>& weight, float eps,
+             Dense<Stored>& out, std::optional<Dense<Stored>>& total, std::optional<DenseFloats>& rstd, int num_threads) {
+    const auto rows = rows_of("x", x, reinterpret_cast<const T*>(x.data()));
     const int64_t count = num_rows(x), width = x.shape(x.ndim() - 1);
     check_shape("weight", weight, {width});
     check_shape("out", out, {count, width});
     if (residual.has_value() != total.has_value()) throw std::invalid_argument("residual and total go together");
-    const float* const added = data_of("residual", residual, {count, width});
-    float *const sum = data_of("total", total, {count, width}), *const scale = data_of("rstd", rstd, {count});
-    const float* const by = weight.data();
-    float* const to = out.mutable_data();
+    const auto* const added = reinterpret_cast<const T*>(data_of("residual", residual, {count, width}));
+    auto* const sum = reinterpret_cast<T*>(data_of("total", total, {count, width}));
+    float* const scale = data_of("rstd", rstd, {count});
+    const auto* const by = reinterpret_cast<const T*>(weight.data());
+    auto* const to = reinterpret_cast<T*>(out.mutable_data());
     const py::gil_scoped_release released;
     thyme::rmsnorm(rows, added, by, count, width, eps, to, sum, scale, num_threads);
 }
@@ -326,13 +334,15 @@ void rmsnorm_gradient_f32(const FloatArray& x, const DenseFloats& rstd, const De
     thyme::rmsnorm_gradient(rows, scale, by, from, more, count, width, to, of_weight, num_threads);
 }
 
-void swiglu_f32(const FloatArray& gate, const FloatArray& up, DenseFloats& out, int num_threads) {
+template <typename T, typename Stored>
+void swiglu(const py::array_t<Stored, 0>& gate, const py::array_t<Stored, 0>& up, Dense<Stored>& out, int num_threads) {
     if (gate.ndim() != 2) throw std::invalid_argument("gate must be [rows, width]");
     const int64_t count = gate.shape(0), width = gate.shape(1);
     check_shape("up", up, {count, width});
     check_shape("out", out, {count, width});
-    const auto gates = rows_of("gate", gate, gate.data()), ups = rows_of("up", up, up.data());
-    float* const to = out.mutable_data();
+    const auto gates = rows_of("gate", gate, reinterpret_cast<const T*>(gate.data()));
+    const auto ups = rows_of("up", up, reinterpret_cast<const T*>(up.data()));
+    auto* const to = reinterpret_cast<T*>(out.mutable_data());
     const py::gil_scoped_release released;
     thyme::swiglu(gates, ups, count, width, to, num_threads);
 }
@@ -353,18 +363,47 @@ void swiglu_gradient_f32(const FloatArray& gate, const FloatArray& up, const Den
     thyme::swiglu_gradient(gates, ups, from, count, width, to_gate, to_up, num_threads);
 }
 
-void turn_heads_f32(const FloatArray& heads, const DenseFloats& cos, const DenseFloats& sin, float sign, DenseFloats& out,
-                    int num_threads) {
+template <typename T, typename Stored>
+void turn_heads(const py::array_t<Stored, 0>& heads, const DenseFloats& cos, const DenseFloats& sin, float sign, Dense<Stored>& out,
+                int num_threads) {
     if (heads.ndim() != 3 || heads.shape(2) % 2 != 0) throw std::invalid_argument("heads must be [tokens, heads, dim], dim even");
     const int64_t tokens = heads.shape(0), count = heads.shape(1), half = heads.shape(2) / 2;
     check_shape("cos", cos, {tokens, 1, half});
     check_shape("sin", sin, {tokens, 1, half});
     check_shape("out", out, {tokens, count, 2 * half});
-    const auto rows = rows_of("heads", heads, heads.data());
+    const auto rows = rows_of("heads", heads, reinterpret_cast<const T*>(heads.data()));
     const float *const by_cos = cos.data(), *const by_sin = sin.data();
-    float* const to = out.mutable_data();
+    auto* const to = reinterpret_cast<T*>(out.mutable_data());
     const py::gil_scoped_release released;
     thyme::turn_heads(rows, by_cos, by_sin, tokens, count, half, sign, to, num_threads);
+}
+
+void write_slots(const py::array_t<int16_t, 0>& rows, const Int64Array& slots, py::array_t<int16_t, 0>& table) {
+    if (rows.ndim() != 2 || table.ndim() != 2) throw std::invalid_argument("rows and table must be [rows, width]");
+    const int64_t count = rows.shape(0), width = rows.shape(1), places = table.shape(0);
+    check_shape("slots", slots, {count});
+    check_shape("table", table, {places, width});
+    const int64_t step = strides("rows", rows)[0];
+    if (strides("table", table)[0] != width && places > 1) throw std::invalid_argument("table must be dense");
+    for (int64_t i = 0; i < count; ++i)
+        if (slots.data()[i] < -1 || slots.data()[i] >= places)
+            throw std::invalid_argument("slots[" + std::to_string(i) + "] is " + std::to_string(slots.data()[i]) + ", there are " +
+                                        std::to_string(places));
+    constexpr int64_t kSize = sizeof(int16_t);
+    const auto* const from = reinterpret_cast<const char*>(rows.data());
+    auto* const to = reinterpret_cast<char*>(table.mutable_data());
+    const py::gil_scoped_release released;
+    thyme::write_slots(from, step * kSize, width * kSize, slots.data(), count, to);
+}
+
+template <typename T, typename Stored>
+void bind_forward(py::module_& m, const std::string& kind) {
+    m.def(("rmsnorm_" + kind).c_str(), &rmsnorm<T, Stored>, py::arg("x").noconvert(), py::arg("residual").noconvert(), py::arg("weight").noconvert(),
+          py::arg("eps"), py::arg("out").noconvert(), py::arg("total").noconvert(), py::arg("rstd").noconvert(), py::arg("num_threads"));
+    m.def(("swiglu_" + kind).c_str(), &swiglu<T, Stored>, py::arg("gate").noconvert(), py::arg("up").noconvert(), py::arg("out").noconvert(),
+          py::arg("num_threads"));
+    m.def(("turn_heads_" + kind).c_str(), &turn_heads<T, Stored>, py::arg("heads").noconvert(), py::arg("cos").noconvert(), py::arg("sin").noconvert(),
+          py::arg("sign"), py::arg("out").noconvert(), py::arg("num_threads"));
 }
 
 }  // namespace
@@ -388,16 +427,13 @@ PYBIND11_MODULE(_native, m) {
           py::kw_only(), py::arg("loss"), py::arg("kl"), py::arg("greedy"), py::arg("kl_times_ratio"), py::arg("clip_low"),
           py::arg("clip_high"), py::arg("ratio_cap"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("rollout_cap"),
           py::arg("grads").noconvert());
-    m.def("rmsnorm_f32", &rmsnorm_f32, py::arg("x").noconvert(), py::arg("residual").noconvert(), py::arg("weight").noconvert(),
-          py::arg("eps"), py::arg("out").noconvert(), py::arg("total").noconvert(), py::arg("rstd").noconvert(), py::arg("num_threads"));
+    bind_forward<float, float>(m, "f32");
+    bind_forward<thyme::Bfloat16, int16_t>(m, "bf16");
     m.def("rmsnorm_gradient_f32", &rmsnorm_gradient_f32, py::arg("x").noconvert(), py::arg("rstd").noconvert(),
           py::arg("weight").noconvert(), py::arg("grad").noconvert(), py::arg("grad_total").noconvert(), py::arg("grad_x").noconvert(),
           py::arg("grad_weight").noconvert(), py::arg("num_threads"));
-    m.def("swiglu_f32", &swiglu_f32, py::arg("gate").noconvert(), py::arg("up").noconvert(), py::arg("out").noconvert(),
-          py::arg("num_threads"));
     m.def("swiglu_gradient_f32", &swiglu_gradient_f32, py::arg("gate").noconvert(), py::arg("up").noconvert(),
           py::arg("grad").noconvert(), py::arg("grad_gate").noconvert(), py::arg("grad_up").noconvert(), py::arg("num_threads"));
-    m.def("turn_heads_f32", &turn_heads_f32, py::arg("heads").noconvert(), py::arg("cos").noconvert(), py::arg("sin").noconvert(),
-          py::arg("sign"), py::arg("out").noconvert(), py::arg("num_threads"));
+    m.def("write_slots", &write_slots, py::arg("rows").noconvert(), py::arg("slots").noconvert(), py::arg("table").noconvert());
     m.attr("PAGED_ATTENTION_LEVELS") = py::tuple(py::cast(thyme::paged_attention_levels()));
 }

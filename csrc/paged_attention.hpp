@@ -12,12 +12,9 @@
 #include <string>
 #include <vector>
 
-namespace thyme {
+#include "bfloat16.hpp"
 
-// The upper half of a float32.
-struct Bfloat16 {
-    uint16_t bits;
-};
+namespace thyme {
 
 // T is float or Bfloat16. Strides count elements; the last dimension is dense.
 template <typename T>

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "bfloat16.hpp"
+
 namespace thyme {
 
 // Rows of two levels, as heads [tokens, heads, width] lie in a projection: row i starts at (i / inner) * outer_step +
@@ -35,5 +37,13 @@ void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* 
 // Turns pair (x[j], x[j + half]) of each of the heads of a token by its angle; sign -1 turns back. cos, sin [tokens, half].
 void turn_heads(Rows<const float> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, float* out, int threads);
+
+// The forward passes in bfloat16 (pointwise_bf16.cpp): computed in float32 and rounded where transformers rounds, which is the sum
+// with the residual, u, and silu; rstd, cos and sin are float32.
+void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* weight, int64_t rows, int64_t width, float eps,
+             Bfloat16* out, Bfloat16* total, float* rstd, int threads);
+void swiglu(Rows<const Bfloat16> gate, Rows<const Bfloat16> up, int64_t rows, int64_t width, Bfloat16* out, int threads);
+void turn_heads(Rows<const Bfloat16> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
+                float sign, Bfloat16* out, int threads);
 
 }  // namespace thyme

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
 from thyme.kernels.mrope import check_heads, launch_config, mrope, mrope_ref, turned
 
@@ -35,11 +36,26 @@ def mrope_write_kv_ref(
     bias: Tensor | None = None,
 ) -> Tensor:
     """`mrope_write_kv` in torch: the definition."""
-    return _write(mrope_ref, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+    return _write(mrope_ref, _store_ref, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+
+
+def _store_ref(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
+    used = (slots >= 0).nonzero().flatten()
+    cache.flatten(0, 1).index_copy_(0, slots[used], heads[used])
+
+
+def _store_native(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
+    """The same in C++ (csrc/slot_rows.hpp), on a CPU, for any dtype: nothing is computed."""
+    if heads.numel() > 0:
+        rows, table = (
+            x.view(torch.int16).numpy() for x in (heads.detach().flatten(1), cache.view(-1, heads[0].numel()))
+        )
+        _native.write_slots(rows, slots.contiguous().numpy(), table)
 
 
 def _write(
     turn: Callable[[Tensor, Tensor, Tensor], Tensor],
+    store: Callable[[Tensor, Tensor, Tensor], None],
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -53,11 +69,8 @@ def _write(
         qkv = qkv + bias.view(qkv.shape[1:])
     turning, v = qkv.split((queries + keys, keys), 1)
     q, k = turn(turning, cos, sin).split((queries, keys), 1)
-    if len(slot_mapping) > 0 and bool((slot_mapping < 0).any()):
-        used = (slot_mapping >= 0).nonzero().flatten()
-        k, v, slot_mapping = k[used], v[used], slot_mapping[used]
-    k_cache.flatten(0, 1).index_copy_(0, slot_mapping, k)
-    v_cache.flatten(0, 1).index_copy_(0, slot_mapping, v)
+    store(k_cache, slot_mapping, k)
+    store(v_cache, slot_mapping, v)
     return q
 
 
@@ -193,7 +206,7 @@ def mrope_write_kv(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Turns the queries and keys of T tokens and writes keys and values into their slots, in place; Triton on a GPU,
-    torch on a CPU, its turn in C++.
+    C++ on a CPU where it has the dtype.
 
     Args:
         qkv: [T, Nq + 2 Nkv, D] of the caches' dtype, D even: query heads, key heads, value heads.
@@ -212,4 +225,4 @@ def mrope_write_kv(
     """
     if qkv.is_cuda:
         return mrope_write_kv_triton(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias)
-    return _write(mrope, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+    return _write(mrope, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)

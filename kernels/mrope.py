@@ -146,12 +146,19 @@ def _turn_triton(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def _turn_native(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """The same in C++, for float32 on a CPU; each product is rounded, where torch may fuse it with the sum."""
-    out = torch.empty(heads.shape)
+    """The same in C++, for float32 and bfloat16 on a CPU; each product is rounded, where torch may fuse it with the
+    sum."""
+    out = torch.empty(heads.shape, dtype=heads.dtype)
     if out.numel() > 0:
         heads = heads.detach() if heads.stride(2) == 1 else heads.detach().contiguous()
         tables = cos.contiguous().numpy(), sin.contiguous().numpy()
-        _native.turn_heads_f32(heads.numpy(), *tables, sign, out.numpy(), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        if heads.dtype == torch.bfloat16:
+            _native.turn_heads_bf16(
+                heads.view(torch.int16).numpy(), *tables, sign, out.view(torch.int16).numpy(), threads
+            )
+        else:
+            _native.turn_heads_f32(heads.numpy(), *tables, sign, out.numpy(), threads)
     return out
 
 
@@ -181,7 +188,7 @@ def _mrope(backend: Backend, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def mrope_ref(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`mrope` in torch: the definition, and the CPU path of any dtype but float32."""
+    """`mrope` in torch: the definition, and the CPU path of float16 and float64."""
     check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
     return _mrope("ref", heads, cos, sin)
 
@@ -230,5 +237,6 @@ def mrope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if heads.is_cuda:
         return mrope_triton(heads, cos, sin)
     check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
-    backend: Backend = "native" if heads.dtype == cos.dtype == torch.float32 else "ref"
+    is_native = cos.dtype == torch.float32 and heads.dtype in (torch.float32, torch.bfloat16)
+    backend: Backend = "native" if is_native else "ref"
     return _mrope(backend, heads, cos, sin)

@@ -214,28 +214,31 @@ def _backward_triton(
     return grad_x, None if partial is None else partial.sum(0).to(weight.dtype)
 
 
-def _copied(weight: Tensor) -> Any:
-    """For C++: an array of a tensor's own memory would fix its size for good, and FSDP frees and fills its weights."""
-    return weight.detach().clone(memory_format=torch.contiguous_format).numpy()
+def _copied(weight: Tensor, dtype: torch.dtype = torch.float32) -> Any:
+    """For C++, its bits as `dtype`: an array of a tensor's own memory would fix its size for good, and FSDP frees and fills its weights."""
+    return weight.detach().clone(memory_format=torch.contiguous_format).view(dtype).numpy()
 
 
 def _forward_native(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The same in C++, for float32 on a CPU."""
+    """The same in C++, for float32 and bfloat16 on a CPU."""
     width = x.shape[-1]
-    out = torch.empty(x.shape)
-    total = None if residual is None else torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    total = None if residual is None else torch.empty_like(out)
     rows = x.numel() // width if width else 0
     rstd = torch.empty(rows) if keep else None
+    narrow = x.dtype == torch.bfloat16
+    run: Callable[..., None] = _native.rmsnorm_bf16 if narrow else _native.rmsnorm_f32
+    stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
     if rows > 0:
-        _native.rmsnorm_f32(
-            _rows(x)[0].detach().numpy(),
-            None if residual is None else residual.detach().reshape(rows, width).contiguous().numpy(),
-            _copied(weight),
+        run(
+            _rows(x)[0].detach().view(stored).numpy(),
+            None if residual is None else residual.detach().reshape(rows, width).contiguous().view(stored).numpy(),
+            _copied(weight, stored),
             eps,
-            out.view(rows, width).numpy(),
-            None if total is None else total.view(rows, width).numpy(),
+            out.view(rows, width).view(stored).numpy(),
+            None if total is None else total.view(rows, width).view(stored).numpy(),
             None if rstd is None else rstd.numpy(),
             torch.get_num_threads(),
         )
@@ -246,6 +249,9 @@ def _backward_native(
     x: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, grad_total: Tensor | None, needs_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
     width, rows = x.shape[-1], len(rstd)
+    if x.dtype == torch.bfloat16:
+        wide = rstd.view(*x.shape[:-1], 1)
+        return _backward_ref((x.float() * wide).to(x.dtype), wide, weight, grad, grad_total, needs_weight)
     grad_x = torch.empty(x.shape)
     grad_weight = torch.zeros(width) if needs_weight else None
     if rows > 0:
@@ -327,7 +333,7 @@ def _add_rmsnorm(
 
 
 def rmsnorm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rmsnorm` in torch: the definition, and the CPU path of any dtype but float32."""
+    """`rmsnorm` in torch: the definition, and the CPU path of float16 and float64."""
     _check("x", x, None, weight, FLOATS_AND_DOUBLE)
     return _rmsnorm("ref", x, weight, eps)
 
@@ -341,7 +347,7 @@ def rmsnorm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rmsnorm_ref(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`add_rmsnorm` in torch: the definition, and the CPU path of any dtype but float32."""
+    """`add_rmsnorm` in torch: the definition, and the CPU path of float16 and float64."""
     _check("delta", delta, residual, weight, FLOATS_AND_DOUBLE)
     return _add_rmsnorm("ref", delta, residual, weight, eps)
 
@@ -395,7 +401,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.is_cuda:
         return rmsnorm_triton(x, weight, eps)
     _check("x", x, None, weight, FLOATS_AND_DOUBLE)
-    return _rmsnorm(fastest(x), x, weight, eps)
+    return _rmsnorm("native" if x.dtype == torch.bfloat16 else fastest(x), x, weight, eps)
 
 
 @on_its_device
@@ -412,4 +418,4 @@ def add_rmsnorm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> 
     if delta.is_cuda:
         return add_rmsnorm_triton(delta, residual, weight, eps)
     _check("delta", delta, residual, weight, FLOATS_AND_DOUBLE)
-    return _add_rmsnorm(fastest(delta), delta, residual, weight, eps)
+    return _add_rmsnorm("native" if delta.dtype == torch.bfloat16 else fastest(delta), delta, residual, weight, eps)

@@ -137,16 +137,22 @@ def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: T
 
 
 def _forward_native(gate: Tensor, up: Tensor | None) -> Tensor:
-    """The same in C++, for float32 on a CPU."""
-    out = torch.empty((*gate.shape[:-1], gate.shape[-1] // 2) if up is None else gate.shape)
+    """The same in C++, for float32 and bfloat16 on a CPU."""
+    out = torch.empty((*gate.shape[:-1], gate.shape[-1] // 2) if up is None else gate.shape, dtype=gate.dtype)
     if out.numel() > 0:
         gate, up = _rows(gate.detach(), None if up is None else up.detach())
-        _native.swiglu_f32(gate.numpy(), up.numpy(), out.view(gate.shape).numpy(), torch.get_num_threads())
+        narrow = gate.dtype == torch.bfloat16
+        run: Callable[..., None] = _native.swiglu_bf16 if narrow else _native.swiglu_f32
+        stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
+        run(*(x.view(stored).numpy() for x in (gate, up, out.view(gate.shape))), torch.get_num_threads())
     return out
 
 
 def _backward_native(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: Tensor, grad_up: Tensor | None) -> None:
     if grad.numel() == 0:
+        return
+    if grad.dtype == torch.bfloat16:
+        _backward_ref(gate, up, grad, grad_gate, grad_up)
         return
     gate, up = _rows(gate.detach(), None if up is None else up.detach())
     grad_gate, grad_up = _rows(grad_gate, grad_up)  # just allocated, so these are views
@@ -192,7 +198,7 @@ def _swiglu(backend: Backend, gate: Tensor, up: Tensor | None) -> Tensor:
 
 
 def swiglu_ref(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """`swiglu` in torch: the definition, and the CPU path of any dtype but float32."""
+    """`swiglu` in torch: the definition, and the CPU path of float16 and float64."""
     _check(gate, up, FLOATS_AND_DOUBLE)
     return _swiglu("ref", gate, up)
 
@@ -233,4 +239,4 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     if gate.is_cuda:
         return swiglu_triton(gate, up)
     _check(gate, up, FLOATS_AND_DOUBLE)
-    return _swiglu(fastest(gate), gate, up)
+    return _swiglu("native" if gate.dtype == torch.bfloat16 else fastest(gate), gate, up)

@@ -182,3 +182,31 @@ def turn_heads_f32(
     num_threads: int,
 ) -> None:
     """Fills out [T, N, D] with heads [T, N, D] turned by cos, sin [T, 1, D / 2]; sign -1 turns back."""
+
+def write_slots(rows: NDArray[np.int16], slots: NDArray[np.int64], table: NDArray[np.int16]) -> None:
+    """Row i of rows [n, width] becomes row slots[i] of table [places, width]; a slot of -1 is nowhere.
+
+    Nothing is computed: int16 stands for whatever dtype of 2 bytes or more the rows are viewed from. rows may be
+    strided but for the last dimension. ValueError for shapes that do not fit and slots out of range.
+    """
+
+# In bfloat16, whose bits numpy holds as int16; computed in float32.
+def rmsnorm_bf16(
+    x: NDArray[np.int16],
+    residual: NDArray[np.int16] | None,
+    weight: NDArray[np.int16],
+    eps: float,
+    out: NDArray[np.int16],
+    total: NDArray[np.int16] | None,
+    rstd: NDArray[np.float32] | None,
+    num_threads: int,
+) -> None: ...
+def swiglu_bf16(gate: NDArray[np.int16], up: NDArray[np.int16], out: NDArray[np.int16], num_threads: int) -> None: ...
+def turn_heads_bf16(
+    heads: NDArray[np.int16],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    sign: float,
+    out: NDArray[np.int16],
+    num_threads: int,
+) -> None: ...

@@ -153,7 +153,8 @@ def main() -> None:
         for name in ["thyme", *arguments.rivals]:
             contenders.append(Contender(name, folder, arguments.dtype, arguments.threads))
             stack.callback(contenders[-1].close)
-        print(f"{arguments.dtype}, {arguments.threads} threads, {arguments.rounds} rounds; ours / theirs, by CPU time")
+        setting = f"{arguments.dtype}, {arguments.threads} threads, {arguments.rounds} rounds"
+        print(f"{setting}; how many times as fast as each: by time, by CPU time")
         for workload in arguments.workloads:
             able = [c for c in contenders if workload == "plain" or "transformers" not in PROGRAMS[c.name][0]]
             for name, figures in race(workload, able, arguments.rounds).items():
