@@ -18,7 +18,8 @@ from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.attention_backend import flash_paged_attention
-from thyme.kernels.paged_attention import SharedPrefix, paged_attention, paged_attention_ref
+from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
+from thyme.kernels.shared_prefix import SharedPrefix
 
 
 @dataclass(frozen=True, kw_only=True)

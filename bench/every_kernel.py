@@ -18,9 +18,10 @@ from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.kv_cache import mrope_write_kv_triton
 from thyme.kernels.linear_logprob import linear_grpo_loss_triton, linear_logprob_triton
 from thyme.kernels.mrope import mrope_tables, mrope_triton
-from thyme.kernels.paged_attention import SharedPrefix, paged_attention_triton
+from thyme.kernels.paged_attention import paged_attention_triton
 from thyme.kernels.rmsnorm import add_rmsnorm_triton, rmsnorm_triton
 from thyme.kernels.sample import sample_triton
+from thyme.kernels.shared_prefix import SharedPrefix
 from thyme.kernels.swiglu import swiglu_triton
 from thyme.kernels.token_logprobs import token_logprobs_triton
 

@@ -30,13 +30,16 @@ class EngineConfig:
     prefix_cache: bool = True
     """Keep full blocks of finished sequences, and find them again when a prompt begins alike."""
     attention: AttentionName = "auto"
-    """What computes attention over the cache. auto: flash-attn where it is installed and takes the shape (fp16 or bf16
-    on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, which reads a prompt that
-    several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
+    """What computes attention over the cache. auto: FlashAttention where one is installed that takes the shape (fp16 or
+    bf16 on a GPU, not deterministic; 3 or 4 on Hopper, 4 on Blackwell, else 2, whose blocks are multiples of 256), else
+    ours: Triton on a GPU, which reads a prompt that several sequences share once for all that decode (not when
+    deterministic), C++ on a CPU. reference: plain torch. Which one it is stands in the log."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. On
-    a GPU it does not hold yet beyond 512 tokens of context between decoding and chunks. See ModelRunner."""
+    a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
+    over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
+    it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
     quiet: bool = False
     """Do not log the size of the cache at start."""
 

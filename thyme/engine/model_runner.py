@@ -18,10 +18,10 @@ from thyme.engine.batch import Batch, ImageSlice
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
-from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
+from thyme.kernels.attention_backend import attention_backend
 from thyme.kernels.kv_cache import mrope_write_kv
-from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
+from thyme.kernels.shared_prefix import SharedPrefix
 from thyme.model.image_processor import ImageInputs
 from thyme.model.model import MIN_ROWS, Model
 
@@ -84,10 +84,11 @@ class ModelRunner:
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
         self.allocate()
         self._scale = text.head_dim**-0.5
-        self._attend = attention_backend(
+        self.attention = attention_backend(
             attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
         )
-        self._shares_prefixes = reads_shared_prefix(self._attend, self.device) and not deterministic
+        """What computes attention."""
+        self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
         self._vocab_size = text.vocab_size
         self._features: dict[str, _Features] = {}
         self.num_encoded = 0
@@ -176,7 +177,7 @@ class ModelRunner:
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
             q = mrope_write_kv(qkv, cos, sin, *caches, slots)
-            out = self._attend(q, *caches, *placement, **options)
+            out = self.attention.run(q, *caches, *placement, **options)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
         input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
