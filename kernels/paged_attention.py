@@ -105,6 +105,7 @@ def _attend(
     grouped = q.to(dtype).view(num_seqs, length, num_kv, -1, dim).permute(0, 2, 3, 1, 4)  # [B, Nkv, group, L, D]
     scores = grouped.flatten(2, 3) @ k.transpose(-1, -2) * scale
     scores = scores.view(num_seqs, num_kv, -1, length, len(position)).masked_fill(~visible[:, None, None], -torch.inf)
+    scores = scores.masked_fill((context_lens == 0)[:, None, None, None, None], 0.0)  # a row that fills up a batch
     out = scores.softmax(-1).flatten(2, 3) @ v
     return out.view(num_seqs, num_kv, -1, length, dim).permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)
 
@@ -264,7 +265,7 @@ def _check_values(
     first = torch.arange(block_tables.shape[1], device=q.device) * block_size
     used = torch.where(first < context_lens[:, None], block_tables, 0)
     for bad, what in (
-        (context_lens < lengths, "less than its {length} query tokens"),
+        ((context_lens < lengths) & ((context_lens > 0) | (lengths > 1)), "less than its {length} query tokens"),
         (context_lens > block_tables.shape[1] * block_size, "more than a row of block_tables holds"),
     ):
         if bool(bad.any()):
@@ -299,7 +300,8 @@ def paged_attention(
         k_cache, v_cache: [blocks, block_size, Nkv, D] of q's dtype; Nq is a multiple of Nkv.
         block_tables: [B, max_blocks] int32, the blocks of each sequence in order; entries past its context may be
             anything.
-        context_lens: [B] int32, tokens in the cache, the new ones included.
+        context_lens: [B] int32, tokens in the cache, the new ones included. 0 with one new token: a row that fills up a
+            batch of fixed size, whose result is 0 (on a GPU and in the reference).
         cu_seqlens_q: [B + 1] int32, the first new token of each sequence and T.
         scale: what the scores are multiplied by, usually D ** -0.5.
         max_query_len: the most new tokens of one sequence, or more, where the host knows it; 1 spares the launch for

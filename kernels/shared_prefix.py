@@ -87,7 +87,7 @@ def _groups(
     block_tables: NDArray[np.int32], context_lens: NDArray[np.int32], decodes: NDArray[np.bool_], block_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """(the first sequence of each group, entries that it shares); None: nothing can be read together."""
-    complete = np.where(decodes, (context_lens - 1) // block_size, 0)
+    complete = np.where(decodes, np.maximum(context_lens - 1, 0) // block_size, 0)
     most = np.minimum(complete[:-1], complete[1:])
     # Of the first split's last block, which is enough to look at where nothing is shared.
     column = triton.cdiv(attention_tiles.SPLIT, block_size) - 1
@@ -125,7 +125,7 @@ def check_shared_prefix(
         raise ValueError(f"shared.cu_groups must run from 0 to the {num_seqs} sequences, got {groups.tolist()[:16]}")
     if num_seqs == 0:
         return
-    old_blocks = (context_lens - cu_seqlens_q.diff()) // k_cache.shape[1]
+    old_blocks = (context_lens - cu_seqlens_q.diff()).clamp(min=0) // k_cache.shape[1]
     group_of = torch.arange(len(prefix), device=prefix.device).repeat_interleave(groups.diff())
     bad = (prefix[group_of] < 0) | (prefix[group_of] > old_blocks)
     if bool(bad.any()):

@@ -18,12 +18,29 @@ from thyme.engine.batch import Batch, ImageSlice
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
+from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.sample import SampleOutput, sample
-from thyme.kernels.shared_prefix import SharedPrefix
+from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.model.image_processor import ImageInputs
 from thyme.model.model import MIN_ROWS, Model
+
+_ALWAYS = (
+    "slot_mapping",
+    "block_tables",
+    "context_lens",
+    "cu_seqlens_q",
+    "input_ids",
+    "positions",
+    "logit_tokens",
+    "sample_rows",
+    "sample_logits",
+    "temperatures",
+    "seeds",
+    "sample_positions",
+)
+_TRUNCATION = ("top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,7 @@ class ModelRunner:
         """What computes attention."""
         self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
         self._vocab_size = text.vocab_size
+        self._upload = Upload(self.device)
         self._features: dict[str, _Features] = {}
         self.num_encoded = 0
         """Images encoded so far."""
@@ -138,39 +156,60 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
-        if batch.copies.size:
-            source, target = self._to_device(batch.copies)
+        sent = self._upload(self._arrays(batch))
+        if "copies" in sent:
+            source, target = sent["copies"]
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
         if batch.started:
-            self._start_rounds([sequence.row for sequence in batch.started if sequence.row is not None])
-        hidden = self._forward(batch)
+            self._start_rounds(batch, sent["started"])
+        hidden = self._forward(batch, sent)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
             return Sampled(empty.astype(np.int64), empty, empty, np.zeros((4, 0), dtype=np.float32))
-        logits = self._logits(hidden, batch)
-        rows = self._to_device(batch.sample_rows)
+        logits = self._logits(hidden, batch, sent)
+        rows = sent["sample_rows"]
         states = self._states[rows]
         modes = self._temperature_mode[states]
-        temperature = self._to_device(batch.temperatures).gather(1, modes[:, None]).squeeze(1)
-        drawn = self._sample(logits, temperature, batch, bans)
+        temperature = sent["temperatures"].gather(1, modes[:, None]).squeeze(1)
+        drawn = self._sample(logits, temperature, batch, sent, bans)
         found = self._transitions[states * self._vocab_size + drawn.token]
         self._states[rows] = (found & 0xFF).long()
         floats = (drawn.logprob, drawn.logprob_raw, drawn.entropy, temperature)
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return _unpack(packed.cpu().numpy())
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _arrays(self, batch: Batch) -> dict[str, NDArray]:
+        """All that the device is told of a step, pixels aside."""
+        arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _ALWAYS}
+        if batch.copies.size:
+            arrays["copies"] = batch.copies
+        if batch.started:
+            arrays["started"] = np.array([sequence.row for sequence in batch.started if sequence.row is not None])
+        if batch.images:
+            places = [np.arange(part.token, part.token + part.count) for part in batch.images]
+            arrays["image_places"] = np.concatenate(places)
+        if self._shares_prefixes:
+            block_size = self.kv_cache.shape[3]
+            groups = shared_groups(batch.block_tables, batch.context_lens, batch.counts, block_size)
+            if groups is not None:
+                arrays["cu_groups"], arrays["group_blocks"] = groups
+        if batch.truncation is not None:
+            arrays |= {name: getattr(batch.truncation, name) for name in _TRUNCATION}
+        arrays |= {f"penalized {i}": item.token_ids for i, item in enumerate(batch.penalties)}
+        kinds = np.unique(batch.bans)
+        if len(kinds) > 1:
+            arrays |= {f"ban {kind}": np.flatnonzero(batch.bans == kind) for kind in kinds}
+        return arrays
+
+    def _forward(self, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
         """Hidden states [U, H] of the tokens whose successor is drawn."""
         num_tokens = batch.num_tokens
         padding = max(0, MIN_ROWS - num_tokens) if self.deterministic else 0
-        slots = self._to_device(batch.slot_mapping)
-        placement = [self._to_device(array) for array in (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)]
+        slots = sent["slot_mapping"]
+        placement = [sent[name] for name in ("block_tables", "context_lens", "cu_seqlens_q")]
         options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
-        if self._shares_prefixes:
-            block_size = self.kv_cache.shape[3]
-            options["shared"] = SharedPrefix.find(
-                batch.block_tables, batch.context_lens, batch.counts, block_size, self.device
-            )
+        if "cu_groups" in sent:
+            options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
             caches = self._layers[layer]
@@ -180,39 +219,39 @@ class ModelRunner:
             out = self.attention.run(q, *caches, *placement, **options)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
-        input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
+        input_ids, positions = sent["input_ids"], sent["positions"]
         if padding:
             input_ids = torch.nn.functional.pad(input_ids, (0, padding))
             positions = torch.nn.functional.pad(positions, (0, padding))
-        features, places = self._image_features(batch.images) if batch.images else (None, None)
-        hidden: Tensor = self.model(input_ids, positions, attend, image_features=features, image_positions=places)
-        return hidden[self._to_device(batch.logit_tokens)] if len(batch.logit_tokens) < len(hidden) else hidden
+        features = self._image_features(batch.images) if batch.images else None
+        hidden: Tensor = self.model(
+            input_ids, positions, attend, image_features=features, image_positions=sent.get("image_places")
+        )
+        return hidden[sent["logit_tokens"]] if len(batch.logit_tokens) < len(hidden) else hidden
 
-    def _logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def _logits(self, hidden: Tensor, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
         logits = self.model.logits(hidden, min_rows=MIN_ROWS if self.deterministic else 0)
         if len(batch.sample_logits) > len(hidden):
-            logits = logits[self._to_device(batch.sample_logits)]
-        for item in batch.penalties:
-            ids = self._to_device(item.token_ids)
+            logits = logits[sent["sample_logits"]]
+        for i, item in enumerate(batch.penalties):
+            ids = sent[f"penalized {i}"]
             seen = logits[item.sample, ids]
             logits[item.sample, ids] = torch.where(seen < 0, seen * item.penalty, seen / item.penalty)
         return logits
 
-    def _sample(self, logits: Tensor, temperature: Tensor, batch: Batch, bans: list[Ban]) -> SampleOutput:
+    def _sample(
+        self, logits: Tensor, temperature: Tensor, batch: Batch, sent: dict[str, Tensor], bans: list[Ban]
+    ) -> SampleOutput:
         draw = partial(sample, bitwise_logprobs=self.deterministic)
-        columns: dict[str, Any] = {
-            "seed": self._to_device(batch.seeds),
-            "position": self._to_device(batch.sample_positions),
-        }
+        columns: dict[str, Any] = {"seed": sent["seeds"], "position": sent["sample_positions"]}
         if batch.truncation is not None:
-            truncation = batch.truncation
-            columns |= {name: self._to_device(getattr(truncation, name)) for name in ("top_k", "top_p", "min_p")}
+            columns |= {name: sent[name] for name in _TRUNCATION}
         kinds = np.unique(batch.bans)
         if len(kinds) == 1:
             ban = bans[kinds[0]]
             return draw(logits, temperature, vocab_size=ban.vocab_size, banned_ids=ban.mask, **columns)
         # Requests that ban different ids are drawn apart.
-        places = [self._to_device(np.flatnonzero(batch.bans == kind)) for kind in kinds]
+        places = [sent[f"ban {kind}"] for kind in kinds]
         parts = [
             draw(
                 logits[place],
@@ -226,14 +265,15 @@ class ModelRunner:
         back = torch.cat(places).argsort()
         return SampleOutput(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
 
-    def _start_rounds(self, rows: list[int]) -> None:
+    def _start_rounds(self, batch: Batch, rows: Tensor) -> None:
         """Sets the automaton of these rows to its start."""
-        missing = max(rows) + 1 - len(self._states)
+        last = max(sequence.row for sequence in batch.started if sequence.row is not None)
+        missing = last + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
-        self._states[self._to_device(np.array(rows))] = 0
+        self._states[rows] = 0
 
-    def _image_features(self, slices: list[ImageSlice]) -> tuple[Tensor, Tensor]:
+    def _image_features(self, slices: list[ImageSlice]) -> Tensor:
         wanted = {part.image.digest: self._features[part.image.digest] for part in slices}
         missing = [known for known in wanted.values() if known.values is None]
         for group in ([known] for known in missing) if self.deterministic else ([missing] if missing else ()):
@@ -245,11 +285,7 @@ class ModelRunner:
                 known.values = values
             self.num_encoded += len(group)
         shown = [_values(wanted[part.image.digest])[part.start : part.start + part.count] for part in slices]
-        places = np.concatenate([np.arange(part.token, part.token + part.count) for part in slices])
-        return torch.cat(shown), self._to_device(places)
-
-    def _to_device(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return torch.cat(shown)
 
 
 def _values(features: _Features) -> Tensor:
