@@ -45,7 +45,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": shape(group, dim, block_size)
             | {"FINEST": attention_tiles.FINEST, "SPLIT": attention_tiles.SPLIT, "HAS_SHARED": shared}
             | ({} if shared else {"shared_ptr": None}),
-            "options": attention_tiles.launch_config("decode", group, dim, itemsize, batch_invariant=invariant),
+            **tiled("decode", group, dim, itemsize, invariant),
             "aligned": ALIGNED,
             "instructions": (WGMMA if invariant else MMA) if deep else COPIES,
             "spot": dtype == "bf16" and dim == 128 and not shared,
@@ -59,3 +59,9 @@ def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
     return {"BLOCK_SIZE": block_size, "GROUP": group, "DIM": dim}
+
+
+def tiled(kernel: str, group: int, dim: int, itemsize: int, invariant: bool) -> dict[str, Any]:
+    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    tile = attention_tiles.launch_config(kernel, group, dim, itemsize, batch_invariant=invariant)
+    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}

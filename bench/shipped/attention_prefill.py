@@ -34,7 +34,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} scale_log2e:fp32 "
             f"num_seqs:i32 {STRIDES}",
             "constants": shape(group, dim, 16) | {"SPLIT": attention_tiles.SPLIT if invariant else 0},
-            "options": attention_tiles.launch_config("prefill", group, dim, itemsize, batch_invariant=invariant),
+            **tiled("prefill", group, dim, itemsize, invariant),
             "aligned": ALIGNED,
             "instructions": WGMMA if dtype == "bf16" and dim == 128 else (r"cp\.async\.cg",),
             "rare": dim == 256 or dtype == "fp32",
@@ -47,3 +47,9 @@ def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
     return {"BLOCK_SIZE": block_size, "GROUP": group, "DIM": dim}
+
+
+def tiled(kernel: str, group: int, dim: int, itemsize: int, invariant: bool) -> dict[str, Any]:
+    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    tile = attention_tiles.launch_config(kernel, group, dim, itemsize, batch_invariant=invariant)
+    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}

@@ -26,8 +26,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         bins = sample_blocks._BINS if vocab == VOCAB else 1
         rare = (dtype, vocab) != ("bf16", VOCAB)
         aligned = "stride" if vocab == VOCAB else ""
-        common = {"op": "sample", "aligned": aligned, "options": tile, "rare": rare}
-        per_thread = tile["BLOCK"] // (32 * tile["num_warps"])
+        per_thread = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
+        common = {"op": "sample", "aligned": aligned, "options": tile, "elements": per_thread, "rare": rare}
         loads = per_thread * (2 if dtype == "bf16" else 4) // 16 + per_thread // 16  # of logits, of the mask
         wide = (rf"(?s)({WIDE_LOAD}.*){{{loads}}}",) if vocab == VOCAB else ()
         for truncates in (False, True):

@@ -11,6 +11,7 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4", r"st\.global\S*\.v[24]"
 
 def configurations() -> Iterator[dict[str, Any]]:
     tile = token_logprobs._launch_config(VOCAB)
+    elements = tile["BLOCK"] // (32 * tile["num_warps"])
     for dtype, full in (("bf16", True), ("bf16", False), ("fp32", True)):
         pointers = f"logits_ptr:*{dtype} targets_ptr:*i64 tau_ptr:*fp32" + " banned_ptr:*u8" * full
         absent = {} if full else {"banned_ptr": None}
@@ -24,6 +25,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i32 num_rows:i32 vocab_size:i32",
             "constants": flags | absent,
             "options": tile,
+            "elements": elements,
             "aligned": "stride",
             "instructions": (r"ex2\.approx", wide),
             "spot": full and dtype == "bf16",
@@ -35,6 +37,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
             "constants": flags | absent | {"HAS_H": full} | ({} if full else {"h_ptr": None}),
             "options": tile,
+            "elements": elements,
             "aligned": "stride dstride num_columns",
             "instructions": (r"ex2\.approx", wide, WIDE_STORE),
             "spot": full and dtype == "bf16",

@@ -75,15 +75,12 @@ def test_kernels_that_share_bits_multiply_alike() -> None:
     script = """
 import re, sys
 sys.path.insert(0, "bench")
-import gate, triton
-compile = triton.compile
-triton.compile = lambda *args, **more: found.append(compile(*args, **more)) or found[-1]
+import gate
 for one in gate.configurations():
     if one.what.endswith("for any batch") and one.types["q_ptr"] == "*bf16" and one.constants["DIM"] == 128:
-        found = []
-        gate.compiled(one, 90)
-        layouts = re.findall(r"= (#ttg\\.nvidia_mma<.*>)", found[0].asm["ttgir"])
-        print(one.kernel, *sorted(layouts), sorted(set(re.findall(r"wgmma\\.mma_async\\S*", found[0].asm["ptx"]))))
+        asm = gate.built(one, 90).asm
+        layouts = re.findall(r"= (#ttg\\.nvidia_mma<.*>)", asm["ttgir"])
+        print(one.kernel, *sorted(layouts), sorted(set(re.findall(r"wgmma\\.mma_async\\S*", asm["ptx"]))))
 """
     done = child("-c", script)
     assert done.returncode == 0, done.stderr
@@ -174,7 +171,8 @@ for n in (1, 2, 3, 16, 17, 64, 1000):
         ones = torch.ones(n)
         config = grpo_loss.GrpoLossConfig(clip_eps_low=clip, clip_eps_high=clip, kl_coef=kl)
         out, _ = grpo_loss.grpo_loss_triton(
-            logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config
+            logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config,
+            cu_seqlens=torch.tensor([0, n], dtype=torch.int32)
         )
         out.backward()
 for n in (1, 2, 16, 33):
@@ -226,8 +224,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    attention = {f"attention_{name}" for name in ("decode", "merge", "prefill", "prefix")}
-    ops = {"kv_cache", "mrope", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"} | attention
+    ops = {"kv_cache", "mrope", "policy_tokens", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
+    ops |= {f"attention_{name}" for name in ("decode", "merge", "prefill", "prefix")}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert counts.pop("attention_decode._decode_kernel") == 2  # with a shared prefix, and without
     assert set(counts.values()) == {1}, counts
