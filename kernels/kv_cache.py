@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turned
 
 
@@ -166,6 +167,7 @@ def _check(
     return queries, keys
 
 
+@registered
 @on_its_device
 def mrope_write_kv(
     qkv: Tensor,

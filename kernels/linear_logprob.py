@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.linear_tiles import HeadRows, backward_tiles, chunks, forward_tiles, rows_at, rows_that_fit
 from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 from thyme.kernels.policy_loss import GrpoLossConfig, GrpoMetrics, weighted_policy_loss
@@ -243,6 +244,7 @@ def linear_logprob_triton(
     )
 
 
+@registered
 @on_its_device
 def linear_logprob(
     hidden: Tensor,
@@ -396,6 +398,7 @@ def linear_grpo_loss_triton(
     )
 
 
+@registered
 @on_its_device
 def linear_grpo_loss(
     hidden: Tensor,

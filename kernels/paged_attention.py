@@ -49,6 +49,7 @@ from thyme.kernels.checks import (
     on_its_device,
     values_visible,
 )
+from thyme.kernels.library import registered
 from thyme.kernels.shared_prefix import SharedPrefix, check_shared_prefix
 
 _GRID_AXIS = 65_535  # programs along any but the first axis of a grid, which is where the sequences are
@@ -277,6 +278,7 @@ def _check_values(
         raise ValueError(f"block_tables[{row}][{column}] is {used[row, column]}, the cache has {num_blocks} blocks")
 
 
+@registered
 @on_its_device
 def paged_attention(
     q: Tensor,

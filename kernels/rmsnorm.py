@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 
 _MAX_WIDTH = 8192
 """A row stays in registers from its one read to its one write; wider rows would spill in the backward kernel."""
@@ -339,6 +340,7 @@ def _check_width(x: Tensor) -> None:
         raise ValueError(f"the last dimension must be in [1, {_MAX_WIDTH}] to fit one tile, got {x.shape[-1]}")
 
 
+@registered
 @on_its_device
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, differentiable; Triton on a GPU, torch on a CPU.
@@ -357,6 +359,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (rmsnorm_triton if x.is_cuda else rmsnorm_ref)(x, weight, eps)
 
 
+@registered
 @on_its_device
 def add_rmsnorm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rmsnorm(delta + residual), delta + residual) in one pass, differentiable in both; arguments as in `rmsnorm`.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -177,6 +178,7 @@ def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> 
         raise ValueError(f"gate holds gate and up side by side when up is None, but {gate.shape[-1]} columns are odd")
 
 
+@registered
 @on_its_device
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up, differentiable; Triton on a GPU, torch on a CPU.
