@@ -46,8 +46,9 @@ class Op(NamedTuple):
     """The public arguments, of the node's."""
     flat: Callable[[Any], Any] = _same
     """The node's results, of the public op's."""
-    result: Callable[[Any, Arguments], Any] = lambda out, arguments: out
-    """The public results, of the node's and of its arguments."""
+    result: Callable[[Any, Arguments], Any] | None = None
+    """The public results, of the node's and of its arguments; None: they are the same, as the tuple that the public op
+    says it returns."""
 
 
 def registered(run: Callable[P, T]) -> Callable[P, T]:
@@ -56,13 +57,20 @@ def registered(run: Callable[P, T]) -> Callable[P, T]:
     row = OPS[name]
     public = {parameter.name: parameter.default for parameter in signature(run).parameters.values()}
     node, names = _define(name, row, run)
+    returned = signature(run).return_annotation
+    is_named = hasattr(returned, "_fields")  # a NamedTuple
 
     @wraps(run)
     def op(*args: P.args, **kwargs: P.kwargs) -> T:
         if not torch.compiler.is_compiling():
             return run(*args, **kwargs)
         given = row.spread(public | dict(zip(public, args, strict=False)) | kwargs)
-        result: T = row.result(node(*[given[one] for one in names]), given)
+        out = node(*[given[one] for one in names])
+        if row.result is not None:
+            out = row.result(out, given)
+        elif is_named:
+            out = returned(*out)
+        result: T = out
         return result
 
     return op
@@ -247,12 +255,6 @@ def _drawn(arguments: Arguments) -> tuple[Tensor, ...]:
     return logits.new_empty(logits.shape[0], dtype=torch.int64), *others
 
 
-def _sampled(out: Sequence[Tensor], arguments: Arguments) -> Any:
-    from thyme.kernels.sample import SampleOutput  # which asks for this module first
-
-    return SampleOutput(*out)
-
-
 def _half(gate: Tensor) -> Tensor:
     return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2))
 
@@ -300,7 +302,6 @@ OPS = {
         _drawn,
         spread=_limits,
         flat=tuple,
-        result=_sampled,
     ),
     "token_logprobs": Op(
         f"(Tensor logits, Tensor targets, {_ROWS}) -> (Tensor, Tensor)",
