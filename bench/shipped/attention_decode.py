@@ -36,7 +36,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     ):
         deep = itemsize == 2 and dim <= 128
         yield {
-            "op": f"{OP}, invariant" if invariant else OP,
+            "op": "paged_invariant" if invariant else OP,
             "kernel": "_decode_kernel",
             "what": f"{heads(dtype, group, dim, block_size)}{', after a shared prefix' * shared}"
             f"{', for any batch' * invariant}",

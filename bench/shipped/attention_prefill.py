@@ -28,7 +28,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         ("bf16", 2, 2, 256, True),
     ):
         yield {
-            "op": f"{OP}, invariant" if invariant else OP,
+            "op": "paged_invariant" if invariant else OP,
             "kernel": "_prefill_kernel",
             "what": f"{heads(dtype, group, dim, 16)}{', for any batch' * invariant}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} scale_log2e:fp32 "
