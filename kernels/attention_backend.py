@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from thyme.kernels.paged_attention import paged_attention, paged_attention_ref, paged_attention_triton
+from thyme.kernels.paged_attention import NATIVE, paged_attention, paged_attention_ref, paged_attention_triton
 
 BACKENDS = ("auto", "triton", "flash_attn", "reference")
 """Auto is flash_attn where that can run, else `paged_attention`, which goes by device and dtype."""
@@ -83,7 +83,7 @@ def attention_backend(
         return found
     if name == "flash_attn":
         raise ValueError(f"attention 'flash_attn' cannot run: {obstacle}, or use 'auto'")
-    here = ours if on_gpu else "C++" if dtype == torch.float32 else "the reference, in torch"
+    here = ours if on_gpu else "C++" if dtype in NATIVE else "the reference, in torch"
     return AttentionBackend(here, partial(paged_attention, batch_invariant=batch_invariant), on_gpu)
 
 

@@ -200,7 +200,9 @@ _CONFIG = (
 
 def _without_config(arguments: Arguments) -> Arguments:
     config = arguments["config"] or GrpoLossConfig()
-    return _ids(arguments) | {name: getattr(config, name) for name, _ in _CONFIG}
+    return (_limits(arguments) if "top_k" in arguments else _ids(arguments)) | {
+        name: getattr(config, name) for name, _ in _CONFIG
+    }
 
 
 def _with_config(arguments: Arguments) -> Arguments:
@@ -265,6 +267,7 @@ def _like(name: str) -> Callable[[Arguments], Tensor]:
 
 _ROWS = "Tensor? temperature, Tensor? mask, int? vocab_size, Tensor? banned_ids"
 _HEAD = "int? vocab_size, Tensor? banned_ids, str backward, int workspace_bytes"
+_CUTS = "Tensor? top_k, Tensor? top_p, Tensor? min_p"
 
 OPS = {
     "rmsnorm": Op("(Tensor x, Tensor weight, float eps) -> Tensor", _like("x"), ("x", "weight")),
@@ -309,15 +312,25 @@ OPS = {
         ("logits",),
         _ids,
     ),
+    "truncated_logprobs": Op(
+        f"(Tensor logits, Tensor targets, {_ROWS}, {_CUTS}) -> (Tensor, Tensor)",
+        lambda arguments: _row_results(arguments, "logits"),
+        ("logits",),
+        _limits,
+    ),
     "linear_logprob": Op(
-        f"(Tensor hidden, Tensor weight, Tensor targets, Tensor? temperature, Tensor? mask, {_HEAD})"
+        f"(Tensor hidden, Tensor weight, Tensor targets, Tensor? temperature, Tensor? mask, int? num_counted, {_HEAD})"
         " -> (Tensor, Tensor)",
         lambda arguments: _row_results(arguments, "hidden"),
         ("hidden", "weight"),
         _ids,
     ),
     "policy_loss": _loss("Tensor logprob, Tensor entropy", ("logprob", "entropy")),
-    "grpo_loss": _loss("Tensor logits, Tensor targets", ("logits",), "int? vocab_size, Tensor? banned_ids, "),
-    "linear_grpo_loss": _loss("Tensor hidden, Tensor weight, Tensor targets", ("hidden", "weight"), f"{_HEAD}, "),
+    "grpo_loss": _loss("Tensor logits, Tensor targets", ("logits",), f"int? vocab_size, Tensor? banned_ids, {_CUTS}, "),
+    "linear_grpo_loss": _loss(
+        "Tensor hidden, Tensor weight, Tensor targets",
+        ("hidden", "weight"),
+        f"int? num_counted, bool tempered, {_HEAD}, ",
+    ),
 }
 """By the public op's name."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, policy_loss
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.library import OPS
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.mrope import mrope, mrope_tables
 from thyme.kernels.paged_attention import paged_attention
 from thyme.kernels.rmsnorm import add_rmsnorm, rmsnorm
@@ -19,6 +20,7 @@ from thyme.kernels.sample import sample
 from thyme.kernels.shared_prefix import SharedPrefix
 from thyme.kernels.swiglu import swiglu
 from thyme.kernels.token_logprobs import token_logprobs
+from thyme.kernels.truncated_logprobs import truncated_logprobs
 
 ROWS, WIDTH, VOCAB = 6, 16, 40
 Case = tuple[Callable[..., Any], list[Tensor]]
@@ -60,6 +62,10 @@ def cases() -> dict[str, Case]:
         "paged_attention": (lambda q: paged_attention(q, *kv, table, lengths, starts, **paged), [torch.randn(6, 2, 8)]),
         "sample": (draw, [torch.randn(ROWS, VOCAB)]),
         "token_logprobs": (partial(token_logprobs, targets=index, temperature=tau), [leaf(ROWS, VOCAB)]),
+        "truncated_logprobs": (
+            lambda z: truncated_logprobs(z, z.argmax(1), temperature=tau, top_k=9, top_p=0.95),
+            [leaf(ROWS, VOCAB)],
+        ),
         "linear_logprob": (
             partial(linear_logprob, targets=index, mask=index != 2),
             [leaf(ROWS, WIDTH), leaf(VOCAB, WIDTH)],
