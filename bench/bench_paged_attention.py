@@ -2,11 +2,13 @@
 
     pytest bench/bench_paged_attention.py
 
-Contenders: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU flash-attn
-2 and 3 and FlashInfer. Bytes counted: every key and value in context read once (those of a shared prefix once for its
-group), queries read and outputs written; flops: the products that causality leaves.
+Contenders: gather + scaled_dot_product_attention, the reference, the reference compiled, ours, and on a GPU ours with
+one order of sums for any batch, flash-attn 2, 3 and 4 and FlashInfer. Bytes counted: every key and value in context
+read once (those of a shared prefix once for its group), queries read and outputs written; flops: the products that
+causality leaves.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,8 @@ from harness import DEVICE, GPU, Group, absent, compiled, contenders
 from torch import Tensor
 
 from thyme.kernels.attention_backend import flash_paged_attention
-from thyme.kernels.paged_attention import SharedPrefix, paged_attention, paged_attention_ref
+from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
+from thyme.kernels.shared_prefix import SharedPrefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ GPU_SHAPES = [
     Shape(name="decode, blocks of 256", contexts=[4_096] * 64, block_size=256, **QWEN),
     Shape(name="decode, ragged", contexts=RAGGED, **QWEN),
     Shape(name="decode, one sequence", contexts=[16_384], **QWEN),
+    Shape(name="decode, one short", contexts=[4_096], **QWEN),
+    Shape(name="decode, eight", contexts=[4_096] * 8, **QWEN),
     Shape(name="prefill", contexts=[8_192], new=8_192, block_size=256, **QWEN),
     Shape(name="prefill in chunks", contexts=[4_096] * 4, new=512, **QWEN),
     Shape(name="shared prefix", contexts=[4_096] * 64, group=8, prefix=3_584, **QWEN),
@@ -169,13 +174,13 @@ def with_flashinfer(case: Problem) -> Callable[[], Tensor]:
     return partial(wrapper.run, q, (k_cache, v_cache))
 
 
-def with_flash_attn_3(case: Problem) -> Callable[[], Tensor]:
-    """The package of the Hopper kernels."""
-    from flash_attn_interface import flash_attn_with_kvcache
+def with_flash_attn(case: Problem, generation: int) -> Callable[[], Tensor]:
+    return partial(flash_paged_attention, *case.args, **case.more, generation=generation)
 
-    q, k_cache, v_cache, tables, lengths, cu = case.args
-    more = {"cu_seqlens_q": cu, "max_seqlen_q": case.shape.new, "softmax_scale": case.more["scale"], "causal": True}
-    return partial(flash_attn_with_kvcache, q, k_cache, v_cache, cache_seqlens=lengths, page_table=tables, **more)
+
+def batch_invariant(case: Problem) -> Callable[[], Tensor]:
+    """What deterministic rollouts take."""
+    return partial(paged_attention, *case.args, **case.more, batch_invariant=True)
 
 
 RUNS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
@@ -183,20 +188,25 @@ RUNS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "torch.compile": with_torch_compile,
     "reference": lambda case: partial(paged_attention_ref, *case.args, **case.more),
     "ours": ours,  # on a CPU in C++
-    "flash-attn": lambda case: partial(flash_paged_attention, *case.args, **case.more),
-    "flash-attn 3": with_flash_attn_3,
+    "ours, any batch": batch_invariant,
+    "flash-attn": partial(with_flash_attn, generation=2),
+    "flash-attn 3": partial(with_flash_attn, generation=3),
+    "flash-attn 4": partial(with_flash_attn, generation=4),
     "flashinfer": with_flashinfer,
 }
 PEERS = {"flash-attn": "flash_attn", "flash-attn 3": "flash_attn_interface", "flashinfer": "flashinfer"}
+if importlib.util.find_spec("flash_attn"):  # asking for what lies inside raises where that is missing
+    PEERS["flash-attn 4"] = "flash_attn.cute"
 
 
 def names_for(shape: Shape) -> list[str]:
     """Each where it can: flash-attn wants large blocks, one long prompt is too much for those that store all scores,
     and on a CPU compiling takes longer than all the rest."""
-    names = contenders("torch", *["torch.compile"] * (GPU or shape.name == "decode"), "reference", "ours", **PEERS)
+    both = ["ours", "ours, any batch"] if GPU else ["ours"]
+    names = contenders("torch", *["torch.compile"] * (GPU or shape.name == "decode"), "reference", *both, **PEERS)
     if shape.block_size % 256 != 0:
         names = [name for name in names if name != "flash-attn"]
-    return names if shape.new < 8_192 else [name for name in names if name in ("ours", *PEERS)]
+    return names if shape.new < 8_192 else [name for name in names if name in (*both, *PEERS)]
 
 
 def group(shape: Shape) -> Group:

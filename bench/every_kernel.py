@@ -19,9 +19,10 @@ from thyme.kernels.kv_cache import mrope_write_kv_triton
 from thyme.kernels.linear_grpo_loss import linear_grpo_loss_triton
 from thyme.kernels.linear_logprob import linear_logprob_triton
 from thyme.kernels.mrope import mrope_tables, mrope_triton
-from thyme.kernels.paged_attention import SharedPrefix, paged_attention_triton
+from thyme.kernels.paged_attention import paged_attention_triton
 from thyme.kernels.rmsnorm import add_rmsnorm_triton, rmsnorm_triton
 from thyme.kernels.sample import sample_triton
+from thyme.kernels.shared_prefix import SharedPrefix
 from thyme.kernels.swiglu import swiglu_triton
 from thyme.kernels.token_logprobs import token_logprobs_triton
 
@@ -39,6 +40,7 @@ OPS = (
     "linear_grpo_loss, entropy",
     "paged_attention, decode",
     "paged_attention, mixed",
+    "paged_attention, any batch",
     "paged_attention, shared prefix",
     "mrope_write_kv",
     "mrope",
@@ -129,7 +131,9 @@ def _linear(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
 
 
 def _attention(_: str, form: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
-    queries, contexts = ([1, 20, 3], [600, 33, 17]) if form == "mixed" else ([1] * 3, [550, 530, 17])
+    queries, contexts = ([1] * 3, [550, 530, 17])
+    if form in ("mixed", "any batch"):
+        queries, contexts = ([1, 20, 3], [600, 33, 17]) if form == "mixed" else ([1, 3, 2], [600, 520, 17])
     heads, kv_heads, dim, block = 14, 2, 64, 16
     needed = [-(-context // block) for context in contexts]
     caches = random(2, sum(needed), block, kv_heads, dim).to(dtype)
@@ -142,7 +146,7 @@ def _attention(_: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
     lengths = torch.tensor(contexts, dtype=torch.int32, device=q.device)
     cu = torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(q.device)
     arguments = (q, *caches, tables.to(q.device), lengths, cu)
-    more: dict[str, Any] = {"scale": dim**-0.5, "max_query_len": max(queries)}
+    more: dict[str, Any] = {"scale": dim**-0.5, "max_query_len": max(queries), "batch_invariant": form == "any batch"}
     if form == "shared prefix":
         groups, blocks = (torch.tensor(x, dtype=torch.int32, device=q.device) for x in ([0, 2, 3], [32, 0]))
         more["shared"] = SharedPrefix(groups, blocks)

@@ -32,6 +32,7 @@ from thyme.kernels import (
     paged_attention,
     rmsnorm,
     sample,
+    shared_prefix,
     swiglu,
     token_logprobs,
 )
@@ -146,9 +147,10 @@ def call_as_the_7b_model(dtype: torch.dtype) -> None:
         )
     caches = (k_cache, v_cache, torch.zeros(2, 80, dtype=torch.int32), torch.ones(2, dtype=torch.int32))
     starts = torch.arange(3, dtype=torch.int32)
-    shared = paged_attention.SharedPrefix(torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
-    for with_prefix in (None, shared):
-        paged_attention.paged_attention_triton(q, *caches, starts, scale=dim**-0.5, shared=with_prefix)
+    shared = shared_prefix.SharedPrefix(torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    for with_prefix, invariant in ((None, False), (shared, False), (None, True), (shared, True)):
+        options: dict[str, Any] = {"shared": with_prefix, "batch_invariant": invariant}
+        paged_attention.paged_attention_triton(q, *caches, starts, scale=dim**-0.5, **options)
 
 
 if __name__ == "__main__":

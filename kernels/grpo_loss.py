@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, BannedIds
 from thyme.kernels.policy_loss import GrpoLossConfig as GrpoLossConfig
 from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
@@ -143,6 +144,7 @@ def grpo_loss_triton(
     )
 
 
+@registered
 @on_its_device
 def grpo_loss(
     logits: Tensor,

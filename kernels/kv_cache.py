@@ -22,6 +22,7 @@ from torch import Tensor
 
 from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.mrope import check_heads, launch_config, mrope, mrope_ref, turned
 
 
@@ -194,6 +195,7 @@ def _check(
     return queries, keys
 
 
+@registered
 @on_its_device
 def mrope_write_kv(
     qkv: Tensor,

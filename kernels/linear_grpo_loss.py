@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device, values_visible
+from thyme.kernels.library import registered
 from thyme.kernels.linear_gradient import gradient_tiles, scale_in_place
 from thyme.kernels.linear_logprob import (
     WORKSPACE_BYTES,
@@ -294,6 +295,7 @@ def linear_grpo_loss_triton(
     )
 
 
+@registered
 @on_its_device
 def linear_grpo_loss(
     hidden: Tensor,

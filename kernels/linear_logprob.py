@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.checks import on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.linear_gradient import backward_tiles
 from thyme.kernels.linear_rows import HeadRows, backward_cpu, checked_rows, forward_cpu, spread
 from thyme.kernels.linear_tiles import forward_tiles
@@ -176,6 +177,7 @@ def linear_logprob_triton(
     )
 
 
+@registered
 @on_its_device
 def linear_logprob(
     hidden: Tensor,

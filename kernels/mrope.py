@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend
 
 
@@ -219,6 +220,7 @@ def check_heads(heads: Tensor, cos: Tensor, sin: Tensor, dtypes: tuple[torch.dty
     check_tensor("sin", sin, (shape[0], 1, shape[2] // 2), (dtype,), device)
 
 
+@registered
 @on_its_device
 def mrope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[j], x[j + D / 2]) of each head by its token's angle, differentiable in the heads.

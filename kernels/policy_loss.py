@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from thyme import _native
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device, values_visible
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, fastest
 from thyme.kernels.policy_config import MAX_LOG_RATIO, GreedyTokens, KlKind, LossKind, TokenInputs
 from thyme.kernels.policy_config import GrpoLossConfig as GrpoLossConfig
@@ -35,6 +36,7 @@ from thyme.kernels.policy_config import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_tokens import policy_pass_triton
 
 
+@registered
 @on_its_device
 def policy_loss(
     logprob: Tensor,

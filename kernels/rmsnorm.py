@@ -9,7 +9,7 @@ Shapes: x, delta, residual [..., H]; weight [H]; all of one dtype, that of the r
 Numerics: u in float32 (float64 in float64), rounded to x's dtype and then multiplied by w, as transformers'
 Qwen2RMSNorm rounds it; delta + residual is rounded before it is normalized. A row's bits do not depend on the others.
 dw is summed in two stages in a fixed order, without atomics.
-Traffic, elements: rmsnorm 2 H a row, add_rmsnorm 4 H; backward 3 H and 4 H, plus at most 256 H float32 for dw.
+Traffic, elements: rmsnorm 2 H a row, add_rmsnorm 4 H; backward 3 H and 4 H, plus 264 H float32 for dw (more for heads).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,13 +25,18 @@ from torch.autograd.function import once_differentiable
 
 from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, fastest
 
 _MAX_WIDTH = 8192
 """A row stays in registers from its one read to its one write; wider rows would spill in the backward kernel."""
 
-_MAX_STRIPS = 256
-"""Programs of the backward pass, each with a float32 row of dw: enough to fill a GPU, few enough to add up quickly."""
+
+def _max_strips(num_warps: int) -> int:
+    """Programs of the backward pass, each with a float32 row of dw: what 132 SMs hold at once, two of 8 warps (128
+    registers a thread) or more of fewer, each with its next rows on their way. The same on every card, and so are the
+    bits of dw."""
+    return 2 * 132 * max(1, 8 // num_warps)
 
 
 def _normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -88,7 +93,33 @@ def _forward_kernel(
     tl.store(out_ptr + flat, (unit * weight).to(x.dtype), mask=ok)
 
 
-@triton.jit(do_not_specialize=["num_rows", "rows_a_program"])
+@triton.jit
+def _rows_of(
+    source,
+    start,
+    last,
+    stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """ROWS rows from `start` on of x, of its gradient and of the sum's (x again where there is none), and their r."""
+    x_ptr, rstd_ptr, grad_ptr, grad_total_ptr = source
+    column = tl.arange(0, BLOCK)[None, :]
+    row = start + tl.arange(0, ROWS).to(tl.int64)
+    ok = (row < last)[:, None] & (column < WIDTH)
+    flat = row[:, None] * WIDTH + column
+    x = tl.load(x_ptr + (row // HEADS * stride + row % HEADS * head_stride)[:, None] + column, mask=ok, other=0.0)
+    grad = tl.load(grad_ptr + flat, mask=ok, other=0.0)
+    total = x
+    if grad_total_ptr is not None:
+        total = tl.load(grad_total_ptr + flat, mask=ok, other=0.0)
+    return x, grad, total, tl.load(rstd_ptr + row, mask=row < last, other=0.0)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
     x_ptr,
     rstd_ptr,
@@ -100,34 +131,42 @@ def _backward_kernel(
     stride,
     head_stride,
     num_rows,
-    rows_a_program,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program for a strip of rows, ROWS at a time; its part of dw stays in registers to the end."""
+    """A program for a strip of rows, ROWS at a time; its part of dw stays in registers to the end. No strip has more
+    than ROWS rows more than another."""
     column = tl.arange(0, BLOCK)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     grad_weight = tl.zeros([ROWS, BLOCK], tl.float32)
-    first = tl.program_id(0) * rows_a_program
-    last = tl.minimum(first + rows_a_program, num_rows)
+    tiles = tl.cdiv(num_rows, ROWS)
+    program, each, left = tl.program_id(0), tiles // tl.num_programs(0), tiles % tl.num_programs(0)
+    first = (program * each + tl.minimum(program, left)) * ROWS
+    last = tl.minimum(first + (each + (program < left)) * ROWS, num_rows)
+    AHEAD: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16  # two rows of float32 are too many registers
+    source = (x_ptr, rstd_ptr, grad_ptr, grad_total_ptr)
+    if AHEAD:
+        x, grad, total, rstd = _rows_of(source, first, last, stride, head_stride, HEADS, WIDTH, ROWS, BLOCK)
     for start in range(first, last, ROWS):
+        if AHEAD:  # the next rows are asked for before these wait for each other's sums
+            after = _rows_of(source, start + ROWS, last, stride, head_stride, HEADS, WIDTH, ROWS, BLOCK)
+        else:
+            x, grad, total, rstd = _rows_of(source, start, last, stride, head_stride, HEADS, WIDTH, ROWS, BLOCK)
+        unit = (x.to(tl.float32) * rstd[:, None]).to(x.dtype).to(tl.float32)
+        if partial_ptr is not None:
+            grad_weight += grad.to(tl.float32) * unit
+        inner = grad.to(tl.float32) * weight
+        mean = (tl.sum(inner * unit, 1) / WIDTH)[:, None]
+        grad_x = (inner - unit * mean) * rstd[:, None]
+        if grad_total_ptr is not None:
+            grad_x += total.to(tl.float32)
         row = start + tl.arange(0, ROWS).to(tl.int64)
         ok = (row < last)[:, None] & (column < WIDTH)
-        flat = row[:, None] * WIDTH + column
-        x = tl.load(x_ptr + (row // HEADS * stride + row % HEADS * head_stride)[:, None] + column, mask=ok, other=0.0)
-        grad = tl.load(grad_ptr + flat, mask=ok, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row, mask=row < last, other=0.0)[:, None]
-        unit = (x.to(tl.float32) * rstd).to(x.dtype).to(tl.float32)
-        if partial_ptr is not None:
-            grad_weight += grad * unit
-        inner = grad * weight
-        mean = (tl.sum(inner * unit, 1) / WIDTH)[:, None]
-        grad_x = (inner - unit * mean) * rstd
-        if grad_total_ptr is not None:
-            grad_x += tl.load(grad_total_ptr + flat, mask=ok, other=0.0).to(tl.float32)
-        tl.store(grad_x_ptr + flat, grad_x.to(x.dtype), mask=ok)
+        tl.store(grad_x_ptr + row[:, None] * WIDTH + column, grad_x.to(x.dtype), mask=ok)
+        if AHEAD:
+            x, grad, total, rstd = after
     if partial_ptr is not None:
         partial = tl.sum(grad_weight, 0)[None, :]
         tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * WIDTH + column, partial, mask=column < WIDTH)
@@ -189,9 +228,7 @@ def _backward_triton(
     width, num_rows = x.shape[-1], len(rstd)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     config = _launch_config(width)
-    tiles = triton.cdiv(num_rows, config["ROWS"])
-    strip = triton.cdiv(tiles, _MAX_STRIPS) * config["ROWS"]
-    strips = triton.cdiv(num_rows, strip) if num_rows > 0 else 0
+    strips = min(_max_strips(config["num_warps"]), triton.cdiv(num_rows, config["ROWS"]))
     partial = torch.empty(strips, width, dtype=torch.float32, device=x.device) if needs_weight else None
     if num_rows > 0:
         x, heads, stride, head_stride = _rows(x)
@@ -206,7 +243,6 @@ def _backward_triton(
             stride,
             head_stride,
             num_rows,
-            strip,
             HEADS=heads,
             WIDTH=width,
             **config,
@@ -215,7 +251,8 @@ def _backward_triton(
 
 
 def _copied(weight: Tensor, dtype: torch.dtype = torch.float32) -> Any:
-    """For C++, its bits as `dtype`: an array of a tensor's own memory would fix its size for good, and FSDP frees and fills its weights."""
+    """For C++, its bits as `dtype`: an array of a tensor's own memory would fix its size for good, and FSDP frees and
+    fills its weights."""
     return weight.detach().clone(memory_format=torch.contiguous_format).view(dtype).numpy()
 
 
@@ -382,6 +419,7 @@ def _check_width(x: Tensor) -> None:
         raise ValueError(f"the last dimension must be in [1, {_MAX_WIDTH}] to fit one tile, got {x.shape[-1]}")
 
 
+@registered
 @on_its_device
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, differentiable; Triton on a GPU, C++ or
@@ -404,6 +442,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rmsnorm("native" if x.dtype == torch.bfloat16 else fastest(x), x, weight, eps)
 
 
+@registered
 @on_its_device
 def add_rmsnorm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rmsnorm(delta + residual), delta + residual) in one pass, differentiable in both; arguments as in `rmsnorm`.

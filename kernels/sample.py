@@ -37,6 +37,7 @@ from thyme.kernels.checks import (
     on_its_device,
     values_visible,
 )
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import (
     MIN_TEMPERATURE,
     ROW_PASS,
@@ -281,6 +282,7 @@ def sample_triton(
     return out
 
 
+@registered
 @on_its_device
 def sample(
     logits: Tensor,

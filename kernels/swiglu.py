@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, fastest
 
 
@@ -221,6 +222,7 @@ def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> 
         raise ValueError(f"gate holds gate and up side by side when up is None, but {gate.shape[-1]} columns are odd")
 
 
+@registered
 @on_its_device
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up, differentiable; Triton on a GPU, C++ or torch on a CPU.

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
 
 
@@ -309,6 +310,7 @@ def token_logprobs_triton(
     return _token_logprobs("triton", logits, targets, temperature, mask, vocab_size, banned_ids)
 
 
+@registered
 @on_its_device
 def token_logprobs(
     logits: Tensor,

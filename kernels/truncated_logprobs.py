@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of
 from thyme.kernels.sample import Limits, _kept, _limits
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
@@ -181,6 +182,7 @@ def truncated_logprobs_triton(
     return _truncated_logprobs("triton", logits, targets, temperature, mask, vocab_size, banned_ids, cuts)
 
 
+@registered
 @on_its_device
 def truncated_logprobs(
     logits: Tensor,

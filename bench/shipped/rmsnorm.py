@@ -45,9 +45,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "kernel": "_backward_kernel",
                 "what": what,
                 "types": f"x_ptr:*{dtype} rstd_ptr:*fp32 weight_ptr:*{dtype} grad_ptr:*{dtype} grad_x_ptr:*{dtype} "
-                f"partial_ptr:*fp32 stride:i32 head_stride:i32 num_rows:i32 rows_a_program:i32"
-                + f" grad_total_ptr:*{dtype}"
-                * adds,
+                f"partial_ptr:*fp32 stride:i32 head_stride:i32 num_rows:i32" + f" grad_total_ptr:*{dtype}" * adds,
                 "constants": constants | ({} if adds else {"grad_total_ptr": None}),
                 "instructions": (WIDE_LOAD, WIDE_STORE),
                 "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and width > 3584)),

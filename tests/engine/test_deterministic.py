@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny
+from tests.interpreter import fix_order_of_products
 from thyme.engine import Completion, Prompt, SamplingParams
 from thyme.model import Model, ModelConfig, PackedAttention, TextConfig, build
 from thyme.model.rope import mrope_positions
@@ -130,3 +132,29 @@ def test_rescoring_by_the_training_path_stays_within_the_tolerance(
         expected = rows.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprobs_raw, expected, atol=tolerances["logprob", torch.float32][0])
         start += len(ids)
+
+
+# Of more than a split of 512 keys, and one token beyond a number of whole blocks.
+LONG = np.random.default_rng(4).integers(3, 60, 577).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+def test_triton_attention_does_not_depend_on_the_schedule(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, as 576 and one, and found in the prefix cache but for one token: the last is prefilled, or decoded."""
+    fix_order_of_products(monkeypatch)
+    text = tiny.text_config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+    )
+    model = build(ModelConfig(model_type="qwen2", text=text), seed=3)
+    params = SamplingParams(max_tokens=2, temperature=0.8, seed=9, banned_ids=(), ignore_eos=True, repetition=None)
+    config = dict(deterministic=True, attention="triton", block_size=16, num_blocks=80, max_batch_tokens=1024)
+    whole = make_engine(model, **config).generate(LONG, params)[0]
+    chunked = make_engine(model, prefill_chunk=576, **config)
+    assert_same_bits(chunked.generate(LONG, params)[0], whole)
+    assert_same_bits(chunked.generate(LONG, params)[0], whole)  # 576 tokens are found
+    assert chunked.stats()["prefilled_tokens"] == 577 + 1

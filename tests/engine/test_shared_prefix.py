@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from thyme.engine import Completion, Engine, SamplingParams
-from thyme.kernels import paged_attention as attention_module
+from thyme.kernels import attention_prefix, attention_tiles
 from thyme.model import Model, ModelConfig, build
 
 SPLIT = 64  # tokens; the least that tiles of keys allow
@@ -56,9 +56,9 @@ def model() -> Model:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, model: Model) -> PrefixKernel:
-    monkeypatch.setattr(attention_module, "SPLIT", SPLIT)
-    spy = PrefixKernel(attention_module._prefix_kernel, model.config.text.num_hidden_layers)
-    monkeypatch.setattr(attention_module, "_prefix_kernel", spy)
+    monkeypatch.setattr(attention_tiles, "SPLIT", SPLIT)
+    spy = PrefixKernel(attention_prefix._prefix_kernel, model.config.text.num_hidden_layers)
+    monkeypatch.setattr(attention_prefix, "_prefix_kernel", spy)
     return spy
 
 

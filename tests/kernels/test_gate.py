@@ -21,7 +21,8 @@ def child(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text())
+WITH_KERNELS = {path.stem for path in (ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
+MODULES = sorted(WITH_KERNELS - {"attention_tiles"})  # which only has what the kernels of others call
 
 
 def check_table(output: str, target: str) -> None:
@@ -67,6 +68,26 @@ def test_the_other_targets(target: str) -> None:
     done = child("bench/gate.py", "--targets", target)
     assert done.returncode == 0, done.stdout + done.stderr
     check_table(done.stdout, target)
+
+
+def test_kernels_that_share_bits_multiply_alike() -> None:
+    """Prefill, prefix and decode for any batch: one instruction, one layout of products, one order of a row's sum."""
+    script = """
+import re, sys
+sys.path.insert(0, "bench")
+import gate
+for one in gate.configurations():
+    if one.what.endswith("for any batch") and one.types["q_ptr"] == "*bf16" and one.constants["DIM"] == 128:
+        asm = gate.built(one, 90).asm
+        layouts = re.findall(r"= (#ttg\\.nvidia_mma<.*>)", asm["ttgir"])
+        print(one.kernel, *sorted(layouts), sorted(set(re.findall(r"wgmma\\.mma_async\\S*", asm["ptx"]))))
+"""
+    done = child("-c", script)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(found) == {"_prefill_kernel", "_prefix_kernel", "_decode_kernel"}
+    assert len(set(found.values())) == 1, found
+    assert "wgmma" in found["_decode_kernel"]
 
 
 def test_the_gate_sees_what_it_guards_against() -> None:
@@ -140,7 +161,8 @@ import json, sys
 sys.path.insert(0, "bench")
 import launches
 import torch
-from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs
+from thyme.kernels import grpo_loss, kv_cache, mrope, paged_attention, rmsnorm, sample
+from thyme.kernels import shared_prefix, swiglu, token_logprobs
 
 recorders = launches.record()
 for n in (1, 2, 3, 16, 17, 64, 1000):
@@ -176,7 +198,7 @@ for n in (1, 2, 16, 33):
         paged_attention.paged_attention_triton(
             torch.zeros(n, 4, 16), kv, kv, torch.zeros(n, width, dtype=torch.int32),
             torch.ones(n, dtype=torch.int32), torch.arange(n + 1, dtype=torch.int32), scale=0.7,
-            shared=paged_attention.SharedPrefix(groups, torch.zeros(1, dtype=torch.int32)),
+            shared=shared_prefix.SharedPrefix(groups, torch.zeros(1, dtype=torch.int32)),
         )
 weight = torch.ones(64, requires_grad=True)
 for length in (3, 4, 16, 17):
@@ -202,9 +224,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "paged_attention", "policy_tokens", "rmsnorm", "sample_blocks", "swiglu"}
-    ops |= {"token_logprobs"}
+    ops = {"kv_cache", "mrope", "policy_tokens", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
+    ops |= {f"attention_{name}" for name in ("decode", "merge", "prefill", "prefix")}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
-    assert sum(name.startswith("paged_attention.") for name in counts) == 4
-    assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without
+    assert counts.pop("attention_decode._decode_kernel") == 2  # with a shared prefix, and without
     assert set(counts.values()) == {1}, counts

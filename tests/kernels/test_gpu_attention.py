@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels import paged_attention as attention_module
+from thyme.kernels import attention_decode, attention_merge, attention_prefill, attention_prefix
 from thyme.kernels.attention_backend import flash_paged_attention
-from thyme.kernels.paged_attention import SharedPrefix, paged_attention, paged_attention_ref
+from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
+from thyme.kernels.shared_prefix import SharedPrefix
 
 pytestmark = pytest.mark.gpu
 Args = dict[str, Any]
@@ -58,7 +59,8 @@ def problem(
 def exact(args: Args) -> Tensor:
     """In float64 on the CPU."""
     wide = {"q", "k_cache", "v_cache"}
-    there = {name: x.cpu().double() if name in wide else x.cpu() for name, x in args.items() if name != "scale"}
+    tensors = {name: x for name, x in args.items() if isinstance(x, Tensor)}
+    there = {name: x.cpu().double() if name in wide else x.cpu() for name, x in tensors.items()}
     return paged_attention_ref(**there, scale=args["scale"])
 
 
@@ -108,7 +110,7 @@ def test_shared_prefix(group: int, prefix: int, dtype: torch.dtype, tolerances: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_sequence_does_not_know_its_batch(dtype: torch.dtype) -> None:
     """Bitwise, alone and in reverse among others, decoded or prefilled."""
-    args = problem(*MIXED, 28, 4, 128, 16, dtype)
+    args = problem(*MIXED, 28, 4, 128, 16, dtype) | {"batch_invariant": True}
     whole = paged_attention(**args)
     queries, contexts = MIXED
     first = 0
@@ -131,12 +133,36 @@ def test_a_sequence_does_not_know_its_batch(dtype: torch.dtype) -> None:
     assert torch.equal(paged_attention(**reverse), torch.cat(parts[::-1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("context", [300, 577, 700, 5000])
+def test_a_token_has_the_same_bits_decoded_and_in_any_chunk(context: int, dtype: torch.dtype) -> None:
+    """What no CPU can show: that a tensor core computes a row alike wherever it stands in a tile."""
+    args = problem([20], [context], 28, 4, 128, 16, dtype) | {"batch_invariant": True}
+    chunk = paged_attention(**args)
+    for length in (1, 2, 7):
+        part = args | {
+            "q": args["q"][-length:],
+            "cu_seqlens_q": torch.tensor([0, length], dtype=torch.int32, device="cuda"),
+        }
+        assert torch.equal(paged_attention(**part), chunk[-length:]), length
+
+
 if importlib.util.find_spec("flash_attn"):
 
     @pytest.mark.parametrize(("queries", "contexts"), [DECODE, MIXED], ids=["decode", "mixed"])
     def test_flash_attn_agrees(queries: list[int], contexts: list[int], tolerances: dict) -> None:
         args = problem(queries, contexts, 28, 4, 128, 256, torch.bfloat16)
-        out = flash_paged_attention(**args, max_query_len=max(queries))
+        out = flash_paged_attention(**args, max_query_len=max(queries), generation=2)
+        assert_near(out, exact(args), torch.bfloat16, tolerances)
+
+
+if importlib.util.find_spec("flash_attn_interface"):
+
+    @pytest.mark.parametrize("block_size", [16, 256])
+    @pytest.mark.parametrize(("queries", "contexts"), [DECODE, MIXED], ids=["decode", "mixed"])
+    def test_flash_attn_3_agrees(queries: list[int], contexts: list[int], block_size: int, tolerances: dict) -> None:
+        args = problem(queries, contexts, 28, 4, 128, block_size, torch.bfloat16)
+        out = flash_paged_attention(**args, max_query_len=max(queries), generation=3)
         assert_near(out, exact(args), torch.bfloat16, tolerances)
 
 
@@ -180,7 +206,12 @@ def test_a_graph_replays_with_other_lengths() -> None:
 
 
 def test_nothing_recompiles_for_another_batch() -> None:
-    kernels = [getattr(attention_module, f"_{name}_kernel") for name in ("attention", "decode", "prefix", "merge")]
+    kernels = [
+        attention_prefill._prefill_kernel,
+        attention_decode._decode_kernel,
+        attention_prefix._prefix_kernel,
+        attention_merge._merge_kernel,
+    ]
     counts = []
     for queries, contexts in (MIXED, ([1, 3], [513, 2048]), ([1] * 17, [600] * 17)):
         for form in each_form(problem(queries, contexts, 28, 4, 128, 16, torch.bfloat16)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.engine.batch import Batch
-from thyme.kernels import paged_attention as attention_module
+from thyme.kernels import attention_prefix
 from thyme.model import Model, ModelConfig, TextConfig, build
 
 pytestmark = pytest.mark.gpu
@@ -49,7 +49,7 @@ def add_all(to: Engine, max_tokens: int) -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Of each launch of the prefix kernel the sizes of the groups it is given."""
     found: list[list[int]] = []
-    kernel = attention_module._prefix_kernel
+    kernel = attention_prefix._prefix_kernel
 
     class Spy:
         def __getitem__(self, grid: Any) -> Any:
@@ -59,7 +59,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
             return launch
 
-    monkeypatch.setattr(attention_module, "_prefix_kernel", Spy())
+    monkeypatch.setattr(attention_prefix, "_prefix_kernel", Spy())
     return found
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from thyme.kernels import attention_tiles, shared_prefix
 from thyme.kernels import paged_attention as attention_module
 from thyme.kernels.paged_attention import (
-    SharedPrefix,
     paged_attention,
     paged_attention_native,
     paged_attention_ref,
     paged_attention_triton,
 )
+from thyme.kernels.shared_prefix import SharedPrefix, check_shared_prefix
 
 ALL = pytest.mark.parametrize(
     "run", [paged_attention_ref, paged_attention_triton, paged_attention_native], ids=["ref", "triton", "native"]
@@ -30,7 +32,7 @@ SPLIT = 64
 @pytest.fixture(autouse=True)
 def _short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that contexts of a few hundred keys are cut into several."""
-    monkeypatch.setattr(attention_module, "SPLIT", SPLIT)
+    monkeypatch.setattr(attention_tiles, "SPLIT", SPLIT)
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, tables: Tensor, context: Tensor, cu: Tensor, *, scale: float) -> Tensor:
@@ -177,16 +179,17 @@ def alone(args: dict[str, Any], sequence: int) -> dict[str, Any]:
 def test_a_sequence_does_not_know_its_batch_in_triton() -> None:
     """Bitwise, alone or not, among decoded and prefilled ones, and wherever its blocks lie."""
     args = problem([1, 1, 5, 1, 1, 40], [5, 70, 66, 33, 129, 40], 4, 2, 16, 16)
-    whole = call(paged_attention_triton, args)
+    run = partial(paged_attention_triton, batch_invariant=True)
+    whole = call(run, args)
     cu = args["cu_seqlens_q"].tolist()
     for sequence in range(6):
-        one = call(paged_attention_triton, alone(args, sequence))
+        one = call(run, alone(args, sequence))
         assert torch.equal(one, whole[cu[sequence] : cu[sequence + 1]])
     order = torch.randperm(len(args["k_cache"]))
     moved = args | {name: args[name][order] for name in ("k_cache", "v_cache")}
     tables = args["block_tables"].clone()
     tables[tables >= 0] = order.argsort()[tables[tables >= 0]].to(torch.int32)
-    assert torch.equal(call(paged_attention_triton, moved | {"block_tables": tables}), whole)
+    assert torch.equal(call(run, moved | {"block_tables": tables}), whole)
 
 
 # Around blocks, tiles of keys and splits; and more splits than are merged at once.
@@ -213,7 +216,7 @@ def test_decode_at_every_boundary(contexts: list[int], block_size: int, toleranc
 
 def test_splits_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert attention_module.SPLIT == 512
+    assert attention_tiles.SPLIT == 512
     args = problem([1] * 3, [512, 513, 1025], 1, 1, 16, 16)
     out = paged_attention_triton(**args, max_query_len=1)
     torch.testing.assert_close(out, call(paged_attention_ref, args), atol=2e-6, rtol=1e-5)
@@ -270,7 +273,8 @@ def test_shared_prefix(
             for sequence in range(first + 1, first + count):
                 if queries[sequence] == 1:
                     args["block_tables"][sequence, : blocks * 16 // SPLIT * SPLIT // 16] = nothing
-        monkeypatch.setattr(attention_module, "values_visible", lambda tensor: False)
+        for module in (attention_module, shared_prefix):
+            monkeypatch.setattr(module, "values_visible", lambda tensor: False)
     out = run(**args, shared=shared, max_query_len=max(queries))
     atol, rtol = tolerances["attention", torch.float32]
     torch.testing.assert_close(out.double(), expected, atol=atol, rtol=rtol)
@@ -305,13 +309,13 @@ def test_a_shared_prefix_changes_no_step_of_the_sum(
 ) -> None:
     """The same tiles of keys, in the same order. The interpreter multiplies a tile of more rows by other instructions
     too, so the sums inside a tile are exact here. A split has four tiles, so that their order counts."""
-    launch_config = attention_module._launch_config
+    launch_config = attention_tiles.launch_config
 
-    def quartered(*shape: Any) -> dict[str, int]:
-        config = launch_config(*shape)
-        return config | {"KEYS": config["KEYS"] // 4}
+    def quartered(*shape: Any, **more: Any) -> dict[str, int]:
+        return launch_config(*shape, **more) | {"KEYS": SPLIT // 4}
 
-    monkeypatch.setattr(attention_module, "_launch_config", quartered)
+    monkeypatch.setattr(attention_tiles, "launch_config", quartered)
+    monkeypatch.setattr(attention_module, "num_processors", lambda device: 1)  # no batch is cut finer
     args = problem(queries, contexts, heads, kv_heads, 16, 16)
     shared = share(args, groups, prefix)
     exact_within_tiles(args, SPLIT // 4)
@@ -366,7 +370,7 @@ def test_groups_found_are_those_of_a_loop(data: st.DataObject, block_size: int) 
     assert found.num_blocks.tolist() == expected
     cu = torch.from_numpy(np.append(0, counts.cumsum())).to(torch.int32)
     cache = torch.zeros(int(tables.max()) + 1, block_size, 1, 1)
-    attention_module._check_shared(cache, torch.from_numpy(tables), torch.from_numpy(contexts), cu, found)
+    check_shared_prefix(cache, torch.from_numpy(tables), torch.from_numpy(contexts), cu, found)
 
 
 def test_groups_of_arrays_that_do_not_belong_together() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thyme.engine.sequence import Sequence
 from thyme.engine.sequence_table import SequenceTable
+from thyme.kernels.paged_attention import capacity
 from thyme.model.image_processor import ImageInputs
 
 
@@ -75,7 +76,7 @@ class Batch:
     slot_mapping: NDArray[np.int64]
     """[T] where in the KV cache a token's key and value go: block * block_size + offset."""
     block_tables: NDArray[np.int32]
-    """[B, blocks of the longest]."""
+    """[B, blocks of the longest and more: one width for many lengths]; what a sequence does not use may be anything."""
     context_lens: NDArray[np.int32]
     """[B] tokens with their KV, those of this step included."""
     cu_seqlens_q: NDArray[np.int32]
@@ -149,7 +150,7 @@ class Batch:
             input_ids=table.token_ids[token_rows, columns].astype(np.int64),
             positions=np.ascontiguousarray(table.positions[token_rows, :, columns].T, dtype=np.int64),
             slot_mapping=blocks * table.block_size + columns % table.block_size,
-            block_tables=table.block_tables[rows, : int(-(-ends.max() // table.block_size))],
+            block_tables=table.block_tables[rows, : capacity(int(ends.max()), table.block_size)],
             context_lens=ends.astype(np.int32),
             cu_seqlens_q=cumulative,
             copies=np.array([list(copies.values()), list(copies.keys())], dtype=np.int64),

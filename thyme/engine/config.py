@@ -41,16 +41,19 @@ class EngineConfig:
     pin_seconds: float | None = 60.0
     """How long a sequence between its rounds keeps KV ahead of the prefix cache; None: however long its pause is."""
     attention: AttentionName = "auto"
-    """What computes attention over the cache. auto: flash-attn where it is installed and takes the shape (fp16 or bf16
-    on a GPU, block_size a multiple of 256, not deterministic), else ours: Triton on a GPU, which reads a prompt that
-    several sequences share once for all that decode (not when deterministic), C++ on a CPU. reference: plain torch."""
+    """What computes attention over the cache. auto: FlashAttention where one is installed that takes the shape (fp16 or
+    bf16 on a GPU, not deterministic; 3 or 4 on Hopper, 4 on Blackwell, else 2, whose blocks are multiples of 256), else
+    ours: Triton on a GPU, which reads a prompt that several sequences share once for all that decode (not when
+    deterministic), C++ on a CPU. reference: plain torch. Which one it is stands in the log."""
     head_dtype: Literal["float32", "model"] = "float32"
     """Of the logits that are drawn from. float32: sums of the LM head's products are not rounded, as in the trainer's
     fused head: rounding them to bfloat16 alone moves a log-prob by up to 0.07 nats. model: that of the weights."""
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. On
-    a GPU it does not hold yet beyond 512 tokens of context between decoding and chunks. See ModelRunner."""
+    a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
+    over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
+    it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
     pack_weights: bool | None = None
     """Keep a second copy of each projection's weight, in the order that a CPU's products read: two to four times faster
     in float32, up to twice in bfloat16, for the memory of the weights once more. It is made anew when the weights

@@ -112,12 +112,13 @@ class Engine:
         if not config.quiet:
             size = self.runner.kv_cache.nbytes / 2**30
             _log.info(
-                "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens",
+                "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens; attention: %s",
                 num_blocks,
                 config.block_size,
                 num_blocks * config.block_size,
                 size,
                 self.max_context,
+                self.runner.attention.name,
             )
 
     # All at once.

@@ -16,18 +16,35 @@ from torch import Tensor
 from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.image_features import ImageFeatures
-from thyme.engine.sequence import Sampled, Sequence
+from thyme.engine.sequence import Sampled
 from thyme.engine.tags import TagAutomaton
-from thyme.kernels.attention_backend import attention_backend, reads_shared_prefix
+from thyme.engine.upload import Upload
+from thyme.kernels.attention_backend import attention_backend
 from thyme.kernels.kv_cache import mrope_write_kv
-from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
+from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
 SCORED_ROWS = 256
 """Forced tokens whose logits are in memory at once."""
+
+_ALWAYS = (
+    "slot_mapping",
+    "block_tables",
+    "context_lens",
+    "cu_seqlens_q",
+    "input_ids",
+    "positions",
+    "logit_tokens",
+    "sample_rows",
+    "sample_logits",
+    "temperatures",
+    "seeds",
+    "sample_positions",
+)
+_TRUNCATION = ("top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +103,13 @@ class ModelRunner:
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
         self.allocate()
         self._scale = text.head_dim**-0.5
-        self._attend = attention_backend(
+        self.attention = attention_backend(
             attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
         )
-        self._shares_prefixes = reads_shared_prefix(self._attend, self.device) and not deterministic
+        """What computes attention."""
+        self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
         self._vocab_size = text.vocab_size
+        self._upload = Upload(self.device)
         self.images = ImageFeatures(model, one_by_one=deterministic, cache_bytes=image_cache_bytes)
         # One lookup gives all three: next state, event << 8, kind << 16.
         packed = automaton.next_state | automaton.event.astype(np.int32) << 8 | automaton.kinds().astype(np.int32) << 16
@@ -120,24 +139,25 @@ class ModelRunner:
         if self.packed is not None:
             self.packed.refresh()
             self.model = self.images.model = self.packed.model
-        if batch.copies.size:
-            source, target = self._to_device(batch.copies)
+        sent = self._upload(self._arrays(batch))
+        if "copies" in sent:
+            source, target = sent["copies"]
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
-        if batch.started:
-            self._start_rounds(batch.started)
-        hidden = self._forward(batch)
+        if "begins" in sent:
+            self._start_rounds(batch, *sent["begins"])
+        hidden = self._forward(batch, sent)
         scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
             return Sampled(empty.astype(np.int64), empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
         if len(batch.logit_tokens) < len(hidden):
-            hidden = hidden[self._to_device(batch.logit_tokens)]
-        logits = self._logits(hidden, batch)
-        rows = self._to_device(batch.sample_rows)
+            hidden = hidden[sent["logit_tokens"]]
+        logits = self._logits(hidden, batch, sent)
+        rows = sent["sample_rows"]
         states = self._states[rows]
         modes = self._temperature_mode[states]
-        temperature = self._to_device(batch.temperatures).gather(1, modes[:, None]).squeeze(1)
-        drawn = self._sample(logits, temperature, batch, bans)
+        temperature = sent["temperatures"].gather(1, modes[:, None]).squeeze(1)
+        drawn = self._sample(logits, temperature, batch, sent, bans)
         found = self._transitions[states * self._vocab_size + drawn.token]
         self._states[rows] = (found & 0xFF).long()
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
@@ -145,37 +165,58 @@ class ModelRunner:
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return _unpack(packed.cpu().numpy(), scores)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _arrays(self, batch: Batch) -> dict[str, NDArray]:
+        """All that the device is told of a step, pixels and forced tokens aside."""
+        arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _ALWAYS}
+        if batch.copies.size:
+            arrays["copies"] = batch.copies
+        if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
+            arrays["begins"] = np.array(begins).T
+        if batch.images:
+            places = [np.arange(part.token, part.token + part.count) for part in batch.images]
+            arrays["image_places"] = np.concatenate(places)
+        if self._shares_prefixes:
+            block_size = self.kv_cache.shape[3]
+            groups = shared_groups(batch.block_tables, batch.context_lens, batch.counts, block_size)
+            if groups is not None:
+                arrays["cu_groups"], arrays["group_blocks"] = groups
+        if batch.truncation is not None:
+            arrays |= {name: getattr(batch.truncation, name) for name in _TRUNCATION}
+        arrays |= {f"penalized {i}": item.token_ids for i, item in enumerate(batch.penalties)}
+        kinds = np.unique(batch.bans)
+        if len(kinds) > 1:
+            arrays |= {f"ban {kind}": np.flatnonzero(batch.bans == kind) for kind in kinds}
+        return arrays
+
+    def _forward(self, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
         """Hidden states [T, H], followed by padding."""
         num_tokens = batch.num_tokens
         padding = max(0, MIN_ROWS - num_tokens) if self.deterministic else 0
-        slots = self._to_device(batch.slot_mapping)
-        placement = [self._to_device(array) for array in (batch.block_tables, batch.context_lens, batch.cu_seqlens_q)]
+        slots = sent["slot_mapping"]
+        placement = [sent[name] for name in ("block_tables", "context_lens", "cu_seqlens_q")]
         options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
-        if self._shares_prefixes:
-            block_size = self.kv_cache.shape[3]
-            options["shared"] = SharedPrefix.find(
-                batch.block_tables, batch.context_lens, batch.counts, block_size, self.device
-            )
+        if "cu_groups" in sent:
+            options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
             caches = self._layers[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
             q = mrope_write_kv(qkv, cos, sin, *caches, slots)
-            out = self._attend(q, *caches, *placement, **options)
+            out = self.attention.run(q, *caches, *placement, **options)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
-        input_ids, positions = self._to_device(batch.input_ids), self._to_device(batch.positions)
+        input_ids, positions = sent["input_ids"], sent["positions"]
         if padding:
             input_ids = torch.nn.functional.pad(input_ids, (0, padding))
             positions = torch.nn.functional.pad(positions, (0, padding))
-        features = places = None
-        if batch.images:
-            features = self.images.of(batch.images)
-            runs = [np.arange(part.token, part.token + part.count) for part in batch.images]
-            places = self._to_device(np.concatenate(runs))
-        hidden: Tensor = self.model(input_ids, positions, attend, image_features=features, image_positions=places)
+        hidden: Tensor = self.model(
+            input_ids,
+            positions,
+            attend,
+            image_features=self.images.of(batch.images) if batch.images else None,
+            image_positions=sent.get("image_places"),
+        )
         return hidden
 
     def _score(self, hidden: Tensor, scored: Scored, bans: list[Ban]) -> NDArray[np.float32]:
@@ -185,8 +226,11 @@ class ModelRunner:
             places = np.flatnonzero(scored.bans == kind)
             among: dict[str, Any] = dict(vocab_size=bans[kind].vocab_size, banned_ids=bans[kind].mask)
             for at in np.split(places, range(SCORED_ROWS, len(places), SCORED_ROWS)):
-                logits = self._head(hidden[self._to_device(scored.tokens[at])])
-                ids, temperatures = self._to_device(scored.token_ids[at]), self._to_device(scored.temperatures[at])
+                tokens, ids, temperatures = (
+                    torch.from_numpy(column[at]).to(self.device)
+                    for column in (scored.tokens, scored.token_ids, scored.temperatures)
+                )
+                logits = self._head(hidden[tokens])
                 raw, entropy = token_logprobs(logits, ids, **among)
                 drawn = token_logprobs(logits, ids, temperature=temperatures, **among)[0]
                 drawn = torch.where(temperatures == 0, 0.0, drawn)
@@ -198,31 +242,29 @@ class ModelRunner:
             hidden, min_rows=MIN_ROWS if self.deterministic else 0, dtype=torch.float32 if self.float32_head else None
         )
 
-    def _logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def _logits(self, hidden: Tensor, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
         logits = self._head(hidden)
         if len(batch.sample_logits) > len(hidden):
-            logits = logits[self._to_device(batch.sample_logits)]
-        for item in batch.penalties:
-            ids = self._to_device(item.token_ids)
+            logits = logits[sent["sample_logits"]]
+        for i, item in enumerate(batch.penalties):
+            ids = sent[f"penalized {i}"]
             seen = logits[item.sample, ids]
             logits[item.sample, ids] = torch.where(seen < 0, seen * item.penalty, seen / item.penalty)
         return logits
 
-    def _sample(self, logits: Tensor, temperature: Tensor, batch: Batch, bans: list[Ban]) -> SampleOutput:
+    def _sample(
+        self, logits: Tensor, temperature: Tensor, batch: Batch, sent: dict[str, Tensor], bans: list[Ban]
+    ) -> SampleOutput:
         draw = partial(sample, bitwise_logprobs=self.deterministic)
-        columns: dict[str, Any] = {
-            "seed": self._to_device(batch.seeds),
-            "position": self._to_device(batch.sample_positions),
-        }
+        columns: dict[str, Any] = {"seed": sent["seeds"], "position": sent["sample_positions"]}
         if batch.truncation is not None:
-            truncation = batch.truncation
-            columns |= {name: self._to_device(getattr(truncation, name)) for name in ("top_k", "top_p", "min_p")}
+            columns |= {name: sent[name] for name in _TRUNCATION}
         kinds = np.unique(batch.bans)
         if len(kinds) == 1:
             ban = bans[kinds[0]]
             return draw(logits, temperature, vocab_size=ban.vocab_size, banned_ids=ban.mask, **columns)
         # Requests that ban different ids are drawn apart.
-        places = [self._to_device(np.flatnonzero(batch.bans == kind)) for kind in kinds]
+        places = [sent[f"ban {kind}"] for kind in kinds]
         parts = [
             draw(
                 logits[place],
@@ -236,19 +278,13 @@ class ModelRunner:
         back = torch.cat(places).argsort()
         return SampleOutput(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
 
-    def _start_rounds(self, started: list[Sequence]) -> None:
-        """Sets the automaton of these sequences to where their rounds begin."""
-        begins = [(s.row, s.begins_in) for s in started if s.row is not None and s.begins_in is not None]
-        if not begins:
-            return
-        rows, states = self._to_device(np.array(begins).T)
-        missing = max(row for row, _ in begins) + 1 - len(self._states)
+    def _start_rounds(self, batch: Batch, rows: Tensor, states: Tensor) -> None:
+        """Sets the automaton of these rows to where their rounds begin."""
+        last = max(sequence.row for sequence in batch.started if sequence.row is not None)
+        missing = last + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
         self._states[rows] = states
-
-    def _to_device(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
 def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:
