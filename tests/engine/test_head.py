@@ -24,10 +24,12 @@ def model() -> Model:
 def worst(model: Model, engine: Any, monkeypatch: pytest.MonkeyPatch) -> float:
     """Largest difference of a recorded log-prob from the one of the trainer's fused head on the same hidden state."""
     hidden: list[torch.Tensor] = []
-    head = model.logits
-    monkeypatch.setattr(model, "logits", lambda rows, **options: (hidden.append(rows), head(rows, **options))[1])
+    head = Model.logits
+    monkeypatch.setattr(
+        Model, "logits", lambda it, rows, **options: (hidden.append(rows), head(it, rows, **options))[1]
+    )
     (completion,) = engine.generate([[5, 6, 7]], PARAMS)
-    monkeypatch.setattr(model, "logits", head)
+    monkeypatch.setattr(Model, "logits", head)
     targets = torch.tensor(completion.token_ids)
     expected = linear_logprob(torch.cat(hidden).float(), model.lm_head_weight.float(), targets)[0]
     return float(np.abs(completion.logprobs - expected.detach().numpy()).max())

@@ -18,7 +18,7 @@ import numpy as np
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
 from thyme.engine.live_prompts import LivePrompts
-from thyme.engine.model_runner import ModelRunner, num_kv_blocks
+from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
@@ -27,6 +27,7 @@ from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
+from thyme.model.packed import packed_nbytes
 from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
 
@@ -74,7 +75,8 @@ class Engine:
         self.is_asleep = self.is_paused = False
         text = model.config.text
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
-        num_blocks = num_kv_blocks(model, config)
+        packs = packs_weights(model, config)
+        num_blocks = num_kv_blocks(model, config, packed_nbytes(model) if packs else 0)
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
@@ -91,6 +93,7 @@ class Engine:
             float32_head=config.head_dtype == "float32",
             image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
+            packs_weights=packs,
         )
         block_bytes = self.runner.kv_cache.nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
@@ -361,6 +364,8 @@ class Engine:
         self.weight_version += 1
         self.blocks.forget_prefixes()
         self.runner.images.forget()
+        if self.runner.packed is not None:
+            self.runner.packed.free()
 
     def pause(self) -> None:
         """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
@@ -375,7 +380,7 @@ class Engine:
         self.is_paused = False
 
     def sleep(self) -> None:
-        """Gives the memory of the KV cache back until `wake`, with every prefix in it.
+        """Gives the memory of the KV cache back until `wake`, with every prefix in it, and that of packed weights.
 
         Raises:
             ValueError: a sequence waits, runs or is held, and the engine is not paused.
@@ -421,6 +426,7 @@ class Engine:
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_cache.nbytes,
+            "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,
             "idle": len(parking),
@@ -461,7 +467,7 @@ class Engine:
         ids = np.array(self.reader.tokens(list(token_ids), "add").token_ids)
         if not 0 < len(ids) < params.max_tokens:
             raise ValueError(f"add: {len(ids)} forced ids: give at least one, and fewer than max_tokens")
-        if params.biases_logprobs:
+        if params.truncates or params.repetition_penalty != 1.0:
             raise ValueError("add: forced ids have no log-probs under truncation or a repetition penalty: leave it out")
         kinds, modes, state = self.automaton.walk(ids)
         kinds[self._is_eos[ids]] = TokenKind.END

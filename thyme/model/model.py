@@ -123,9 +123,15 @@ class Model(nn.Module):
         missing = min_rows - len(hidden)
         rows = hidden if missing <= 0 else F.pad(hidden, (0, 0, 0, missing))
         if dtype in (None, self.dtype):
-            return F.linear(rows, self.lm_head_weight)[: len(hidden)]
+            return self._head(rows)[: len(hidden)]
         assert dtype is torch.float32
         return _float32_product(rows, self.lm_head_weight)[: len(hidden)]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        if self.lm_head is None:
+            return F.linear(hidden, self.decoder.embed_tokens.weight)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
 
 @torch.no_grad()
