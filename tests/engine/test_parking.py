@@ -140,8 +140,12 @@ def test_a_running_sequence_copies_the_open_block_that_a_parked_one_claims(text_
     running = engine.add(ids(10, 1), long)
     finish(engine)
     assert engine.stats()["prefilled_tokens"] == 10
-    engine.append(parked, [], max_tokens=8)
-    finish(engine)
     alone = make_engine(text_model, block_size=16, deterministic=True).generate([ids(10, 1)], long)[0]
-    assert parked.token_ids[10:] == running.token_ids[10:] == alone.token_ids
+    assert running.token_ids[10:] == alone.token_ids
+    engine.append(parked, [9], max_tokens=8)  # it writes into the block that it claimed
+    finish(engine)
+    for sequence in (running, parked):  # and the prefix cache knows which is which
+        prompt = sequence.token_ids[:18]
+        fresh = make_engine(text_model, block_size=16, deterministic=True).generate([prompt], GREEDY)[0]
+        assert engine.generate([prompt], GREEDY)[0].token_ids == fresh.token_ids
     engine.release(parked)
