@@ -162,6 +162,11 @@ for n in (1, 2, 16, 33):
     token_logprobs.token_logprobs_triton(
         torch.randn(n, 320), tail, temperature=torch.ones(n + 1)[1:], mask=torch.ones(n + 1, dtype=torch.bool)[1:]
     )
+    room = torch.randn(n + 1, 321, requires_grad=True)
+    for view in (room[1:], room[:n, 1:], room[:n, :320], room[1:, 3:304]):  # and for logits that do
+        more = {"seed": index, "position": index, "bitwise_logprobs": True}
+        sample.sample_triton(view, torch.ones(n + 1)[1:], top_p=0.9, **more | {"seed": tail})
+        token_logprobs.token_logprobs_triton(view, index)[0].sum().backward()
 for n in (1, 2, 16, 33):
     for width in (1, 7, 16, 64, 512):
         kv = torch.zeros(40, 16, 2, 16)
@@ -201,7 +206,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
+    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "row_stats", "sample_blocks", "sample_cut", "swiglu"}
+    ops.add("token_logprobs")
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without
