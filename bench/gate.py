@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sass
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {
     80: 166_912,
@@ -49,6 +51,8 @@ class Configuration:
     options: dict[str, int]
     instructions: tuple[str, ...] = ()
     """Regular expressions that the PTX for sm_90 must hold."""
+    elements: int = 0
+    """How many a thread handles on one way through the region that sass.py counts; 0: not said."""
     spot: bool = False
     """Also compiled for the other targets."""
     rare: bool = False
@@ -88,6 +92,7 @@ def _configuration(
     op: str | None = None,
     aligned: str = "",
     instructions: tuple[str, ...] = (),
+    elements: int = 0,
     spot: bool = False,
     rare: bool = False,
 ) -> Configuration:
@@ -101,14 +106,15 @@ def _configuration(
         constants=constants | {name: value for name, value in options.items() if not name.startswith("num_")},
         options={name: value for name, value in options.items() if name.startswith("num_")},
         instructions=instructions,
+        elements=elements,
         spot=spot,
         rare=rare,
         aligned=frozenset(aligned.split()),
     )
 
 
-def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
-    """Registers, stack and shared memory in bytes, and the PTX instructions that were asked for but are not there."""
+def built(configuration: Configuration, capability: int) -> Any:
+    """What triton.compile returns for it, its `asm` by kind: ttgir, ptx, cubin."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -126,7 +132,19 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
         if is_aligned(configuration, kernel, name)
     }
     source = ASTSource(kernel, signature, configuration.constants, aligned)
-    out = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=configuration.options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=configuration.options)
+
+
+def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
+    """`inspected` of what is built."""
+    return inspected(built(configuration, capability), configuration, capability)
+
+
+def inspected(out: Any, configuration: Configuration, capability: int) -> dict[str, Any]:
+    """Registers, threads, stack and shared memory in bytes, waits for copies, and the PTX instructions that were asked
+    for but are not there."""
+    import triton
+
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(out.asm["cubin"])
@@ -138,10 +156,13 @@ def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
     missing = [
         wanted for wanted in configuration.instructions if capability == 90 and not re.search(wanted, out.asm["ptx"])
     ]
+    (threads,) = re.findall(r"\.reqntid (\d+)", out.asm["ptx"])
     return {
         "registers": use["REG"],
+        "threads": int(threads),
         "stack": use["STACK"],
         "shared": out.metadata.shared,
+        "waits": sass.waits(out.asm["ttgir"]),
         "missing": missing,
         "misfits": misfits(out.asm["ttgir"]),
     }
@@ -203,7 +224,8 @@ def main() -> int:
 
     import triton
 
-    read = [*sorted((ROOT / "kernels").glob("*.py")), *sorted((ROOT / "bench/shipped").glob("*.py")), Path(__file__)]
+    read = [*sorted((ROOT / "kernels").glob("*.py")), *sorted((ROOT / "bench/shipped").glob("*.py"))]
+    read += [ROOT / "bench/gate.py", ROOT / "bench/sass.py"]
     sources = b"".join(path.read_bytes() for path in read)
     digest = hashlib.sha256(sources + triton.__version__.encode()).hexdigest()[:16]
     cache = ROOT / ".cache/gate" / f"{digest}.json"

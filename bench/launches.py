@@ -102,9 +102,17 @@ def call_as_the_7b_model(dtype: torch.dtype) -> None:
     logits = torch.zeros(2, vocab, dtype=dtype, requires_grad=True)
     for limits in ({}, {"top_p": 0.9}):
         sample.sample_triton(logits, temperature, seed=index, position=index, **among, **limits)
-    config = grpo_loss.GrpoLossConfig(entropy_coef=0.1)
-    more = {"temperature": temperature, "config": config, **among}
-    grpo_loss.grpo_loss_triton(logits, index, ones, ones, **more)[0].backward()
+    tokens: dict[str, Any] = {
+        "ref_logprobs": ones,
+        "rollout_logprobs": ones,
+        "segments": torch.zeros(2, dtype=torch.uint8),
+    }
+    tokens |= {"cu_seqlens": torch.tensor([0, 2], dtype=torch.int32), "temperature": temperature, **among}
+    first = grpo_loss.GrpoLossConfig(entropy_coef=0.1)
+    later = grpo_loss.GrpoLossConfig(loss="gspo", rollout_ratio_cap=2.0, entropy_coef=0.1)
+    for config, old in ((first, None), (later, ones)):
+        more = {"old_logprobs": old, "config": config, **tokens}
+        grpo_loss.grpo_loss_triton(logits, index, ones, ones, **more)[0].backward()
     if dtype == torch.bfloat16:
         token_logprobs.token_logprobs_triton(logits, index, vocab_size=ids)[0].sum().backward()
 

@@ -75,6 +75,13 @@ def is_wide(row_ptr, start, BLOCK: tl.constexpr, end):
 
 
 @triton.jit
+def _load_wide(row_ptr, start, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """[ROWS, BLOCK] of logits at a multiple of 16 bytes, in float32."""
+    at = row_ptr + (start + tl.arange(0, BLOCK)[None, :])
+    return tl.load(tl.multiple_of(tl.broadcast_to(at, [ROWS, BLOCK]), (16, 16))).to(tl.float32)
+
+
+@triton.jit
 def load_logits(
     logits_ptr,
     banned_ptr,
@@ -97,14 +104,13 @@ def load_logits(
     ROWS: tl.constexpr = row_ok.shape[0]
     VECTOR: tl.constexpr = 128 // logits_ptr.dtype.element_ty.primitive_bitwidth if WIDE else 1
     start = block * BLOCK
-    column = start + tl.arange(0, BLOCK)[None, :]
+    column = tl.broadcast_to(start + tl.arange(0, BLOCK)[None, :], [ROWS, BLOCK])
     row_ptr = logits_ptr + first_row.to(tl.int64) * stride
     whole = False
     if ROWS == 1:
         whole = is_wide(row_ptr, start, BLOCK, vocab_size) if WIDE else start + BLOCK <= vocab_size
     if whole:
-        at = row_ptr + column
-        z = tl.load(tl.multiple_of(at, (16, 16)) if WIDE else at).to(tl.float32)
+        z = _load_wide(row_ptr, start, ROWS, BLOCK) if WIDE else tl.load(row_ptr + column).to(tl.float32)
         if HAS_BANNED:  # noqa: SIM102  one is known when compiling
             if tl.load(ban_blocks_ptr + block) != 0:
                 banned = tl.load(tl.max_contiguous(banned_ptr + column, (1, VECTOR)))

@@ -361,6 +361,11 @@ def keep(
     return key, ties, mass + tl.where(ties > 0, ties * single[:, None], 0.0)
 
 
+def warps_for(dtype: torch.dtype) -> int:
+    """Of a block of candidates: 64 logits a thread, or 32 where they take a whole register each."""
+    return 2 if dtype == torch.float32 else 1
+
+
 def candidates_of(
     logits: Tensor,
     temperature: Tensor,
@@ -406,7 +411,7 @@ def candidates_of(
         HAS_BANNED=bans.mask is not None,
         ROWS=tile.rows,
         BLOCK=tile.block,
-        LANES=min(32, tile.block),
-        num_warps=1,
+        LANES=min(32 * warps_for(logits.dtype), tile.block),
+        num_warps=warps_for(logits.dtype),
     )
     return candidates, number

@@ -22,6 +22,11 @@ def configurations() -> Iterator[dict[str, Any]]:
     def fast(tile: dict[str, Any]) -> tuple[str, ...]:
         return (r"ex2\.approx", *[WGMMA, BULK_COPY] * tile["TMA"], *[SPECIALIZED] * tile["SPECIALIZE"])
 
+    def elements(tile: dict[str, Any]) -> int:
+        """Logits a thread: of specialized warps a producer computes none, and two groups of four halve the tile."""
+        warps = 8 if tile["SPECIALIZE"] else tile["num_warps"]
+        return tile["ROWS"] * tile["WORDS"] // (32 * warps)
+
     for dtype, tma in (("bf16", True), ("fp32", False), ("bf16", False)):
         named = f"{dtype}{', pointers' * (not tma)}"
         for keep in (False, True):
@@ -34,6 +39,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": f"{operands.format(dtype)} {rows} partials_ptr:*fp32{kept} {shape} kept_width:i32",
                 "constants": split | {"KEEP": keep} | ({} if keep else absent),
                 "options": tile,
+                "elements": elements(tile),
                 "aligned": "num_features kept_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not keep,
@@ -49,6 +55,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 f"dz_ptr:*{dtype} {shape} dz_width:i32",
                 "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
                 "options": tile,
+                "elements": elements(tile),
                 "aligned": "num_features dz_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not entropy,
@@ -73,6 +80,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "g_ptr:*fp32 num_rows:i32 kept_width:i32",
             "constants": {"HAS_TAU": True, "WORDS": tile["WORDS"], "BLOCK": 2048},
             "options": {"num_warps": 8},
+            "elements": 2048 // (32 * 8),
             "aligned": "kept_width",
             "instructions": (r"ex2\.approx", r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"),
         }

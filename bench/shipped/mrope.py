@@ -17,12 +17,14 @@ def configurations() -> Iterator[dict[str, Any]]:
         ("28 + 4 heads of 128", "fp32", 32, 64, 1),
         ("28 + 4 heads of 128, backward", "fp32", 32, 64, -1),
     ):
+        tile = mrope.launch_config(heads, half)
         yield {
             "kernel": "_turn_kernel",
             "what": f"{dtype}, {what}",
             "types": f"heads_ptr:*{dtype} cos_ptr:*fp32 sin_ptr:*fp32 out_ptr:*{dtype} stride:i32 head_stride:i32",
             "constants": {"SIGN": sign, "NUM_HEADS": heads, "HALF": half},
-            "options": mrope.launch_config(heads, half),
+            "options": tile,
+            "elements": 2 * tile["HEADS"] * tile["BLOCK"] // (32 * tile["num_warps"]),
             "aligned": "stride head_stride",
             "instructions": (WIDE_LOAD, WIDE_STORE),
             "spot": dtype == "bf16" and half == 64 and sign == 1,

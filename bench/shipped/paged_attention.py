@@ -36,7 +36,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             | SPLIT
             | {"HAS_SHARED": shared}
             | ({} if shared else {"shared_ptr": None}),
-            "options": paged_attention._launch_config("decode", group, dim, itemsize),
+            **tiled("decode", group, dim, itemsize),
             "aligned": ALIGNED,
             "instructions": MMA if itemsize == 2 else RING,
             "spot": dtype == "bf16" and dim == 128 and not shared,
@@ -49,7 +49,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"{CACHES.format(dtype)} cu_ptr:*i32 groups_ptr:*i32 prefix_ptr:*i32 shared_ptr:*i32 {PARTIAL} "
             f"scale_log2e:fp32 num_groups:i32 {STRIDES}",
             "constants": shape(group, dim, 16) | SPLIT,
-            "options": paged_attention._launch_config("prefix", group, dim, itemsize),
+            **tiled("prefix", group, dim, itemsize),
             "aligned": ALIGNED,
             "instructions": WGMMA if itemsize == 2 else RING,
             "rare": dim == 256 or dtype == "fp32",
@@ -71,7 +71,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} scale_log2e:fp32 "
             f"num_seqs:i32 {STRIDES}",
             "constants": shape(group, dim, 16),
-            "options": paged_attention._launch_config("prefill", group, dim, itemsize),
+            **tiled("prefill", group, dim, itemsize),
             "aligned": ALIGNED,
             "instructions": WGMMA if dtype == "bf16" else RING,
             "rare": dim == 256,
@@ -84,3 +84,9 @@ def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
     return {"BLOCK_SIZE": block_size, "GROUP": group, "DIM": dim}
+
+
+def tiled(kernel: str, group: int, dim: int, itemsize: int) -> dict[str, Any]:
+    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    tile = paged_attention._launch_config(kernel, group, dim, itemsize)
+    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}

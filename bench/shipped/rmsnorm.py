@@ -17,7 +17,9 @@ SHAPES = (("bf16", 3584, 1), ("bf16", 128, 28), ("fp32", 3584, 1), ("fp32", rmsn
 
 def configurations() -> Iterator[dict[str, Any]]:
     for dtype, width, heads in SHAPES:
-        common = {"options": rmsnorm._launch_config(width), "aligned": "stride head_stride"}
+        tile = rmsnorm._launch_config(width)
+        elements = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
+        common = {"options": tile, "elements": elements, "aligned": "stride head_stride"}
         constants = {"HEADS": heads, "WIDTH": width}
         what = f"{dtype}, {f'{heads} heads of ' * (heads > 1)}{width}"
         for adds, keeps in product((False, True), (False, True)):

@@ -34,6 +34,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             | {"LANES": min(32, tile.block // vector)}
             | ({} if banned else {"banned_ptr": None, "ban_blocks_ptr": None}),
             "options": {"num_warps": 1},
+            "elements": tile.rows * tile.block // 32,
             "instructions": (r"ex2\.approx", *([] if rare else [rf"(?s)({WIDE_LOAD}.*){{{loads}}}"])),
             **common,
         }

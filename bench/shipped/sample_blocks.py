@@ -37,6 +37,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": f"{ROW} {DRAWN} {CUT * truncates} {FIGURES} {SIZES}".format(dtype),
                 "constants": constants | {"TRUNCATES": truncates} | dict.fromkeys(absent),
                 "options": {"num_warps": sample_blocks.NUM_WARPS},
+                "elements": tile.rows * tile.block // (32 * sample_blocks.NUM_WARPS),
                 "instructions": (r"mul\.lo\.s64",),
                 "spot": truncates and not rare,
                 "rare": rare,

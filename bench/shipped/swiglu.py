@@ -14,6 +14,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     forward = ("_forward_kernel", "gate up out", "gate_stride up_stride")
     backward = ("_backward_kernel", "gate up grad grad_gate grad_up")
     backward += ("gate_stride up_stride grad_gate_stride grad_up_stride",)
+    tile = swiglu._launch_config(WIDTH)
     for dtype, (kernel, pointers, strides) in product(("bf16", "fp32"), (forward, backward)):
         types = [*(f"{name}_ptr:*{dtype}" for name in pointers.split()), *(f"{name}:i32" for name in strides.split())]
         yield {
@@ -21,7 +22,8 @@ def configurations() -> Iterator[dict[str, Any]]:
             "what": f"{dtype}, {WIDTH}",
             "types": " ".join(types),
             "constants": {"WIDTH": WIDTH},
-            "options": swiglu._launch_config(WIDTH),
+            "options": tile,
+            "elements": tile["BLOCK"] // (32 * tile["num_warps"]),
             "aligned": strides,
             "instructions": (r"ex2\.approx", WIDE_LOAD, WIDE_STORE),
             "spot": kernel == "_forward_kernel" and dtype == "bf16",

@@ -24,6 +24,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"HAS_H": full, "HAS_BANNED": full}
             | ({} if full else dict.fromkeys(("banned_ptr", "ban_blocks_ptr", "h_ptr"))),
             "options": tile,
+            "elements": tile["BLOCK"] // (32 * tile["num_warps"]),
             "instructions": (r"ex2\.approx", rf"(?s)({WIDE_LOAD}.*){{{loads}}}", WIDE_STORE),
             "spot": full and dtype == "bf16",
         }
