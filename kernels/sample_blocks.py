@@ -31,7 +31,6 @@ from thyme.kernels.row_stats import (
 )
 from thyme.kernels.sample_cut import LOW_ZERO_BITS, candidates_of, keep, load_limits, order_key, running_sum
 
-NUM_WARPS = 8
 _STEP = 2048  # candidates of all blocks that are looked at together
 _NAN_FIRST = tl.constexpr(1 << 30)  # taken from a column or block that holds NaN, so that it goes before all others
 _NOWHERE = tl.constexpr(2147483647)
@@ -226,13 +225,18 @@ def draw_blocks(
         BLOCKS=blocks,
         STEP=step_of(tile),
         SHIFT=LOW_ZERO_BITS[logits.dtype],
-        num_warps=NUM_WARPS,
+        num_warps=warps_of(tile, cuts is not None),
     )
     if bitwise_logprobs:
         totals = row_totals(logits, token, temperature, stats, vocab_size, tile)
         _, logprob_raw = logprobs(logits, token, None, totals[1:])
         figures[:3] = totals[0].masked_fill(temperature == 0, 0.0), logprob_raw, totals[4]
     return (token, *figures)
+
+
+def warps_of(tile: Tile, truncates: bool) -> int:
+    """Of a draw; without truncation the rows of a toy vocabulary spill with eight."""
+    return 8 if tile.rows == 1 or truncates else 4
 
 
 def step_of(tile: Tile) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -52,6 +53,22 @@ def test_every_configuration_compiles_for_sm_90() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     check_table(done.stdout, "sm_90")
     assert "gate: all within limits, no spills" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel", "what", "most"),
+    [
+        ("sample_cut", "_candidates_kernel", "bf16, 151665", 12.0),
+        ("token_logprobs", "_backward_kernel", "bf16, banned", 31.5),  # with bans in the block, and its target
+        ("row_stats", "_partial_kernel", "bf16, 151665 ids, banned", 17.5),  # with bans in the block: 13.9 without
+    ],
+)
+def test_rows_of_logits_issue_few_instructions(module: str, kernel: str, what: str, most: float) -> None:
+    done = child("bench/sass.py", module, kernel, "--what", what)
+    (each,) = re.findall(r"to ([\d.]+) for each of", done.stdout)
+    assert float(each) <= most, done.stdout
+    assert "denormal repairs 0" in done.stdout
+    assert "votes 0" in done.stdout
 
 
 @pytest.mark.soak
