@@ -25,6 +25,7 @@ from triton.runtime.jit import create_function_from_signature
 from thyme.kernels import (
     grpo_loss,
     kv_cache,
+    linear_grpo_loss,
     linear_logprob,
     linear_tiles,
     mrope,
@@ -88,7 +89,8 @@ def record() -> dict[str, Recorder]:
             setattr(module, kernel, recorder)
     sample._raise_not_finite, sample_blocks.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
     linear_tiles._has_tma = lambda hidden, weight: hidden.dtype != torch.float32
-    torch.mm = lambda a, b, out=None: out  # ours are all given where to write
+    torch.mm = lambda a, b, out=None, **_: out  # ours are all given where to write
+    torch.addmm = lambda total, a, b, out=None, **_: out
     return recorders
 
 
@@ -118,12 +120,12 @@ def call_as_the_7b_model(dtype: torch.dtype) -> None:
 
     hidden = torch.zeros(2, features, dtype=dtype, requires_grad=True)
     head = torch.empty(vocab, features, dtype=dtype)
-    for backward in ("recompute", "exp_tiles"):
-        logprob, entropy = linear_logprob.linear_logprob_triton(
-            hidden, head, index, temperature=temperature, backward=backward, **among
-        )
-        (logprob.sum() if backward == "exp_tiles" else logprob.sum() + entropy.sum()).backward()
-    linear_logprob.linear_logprob_triton(hidden, head, index, temperature=temperature, **among)[0].sum().backward()
+    for tau in (temperature, None):
+        for bonus in (0.0, 0.1):
+            logprob, entropy = linear_logprob.linear_logprob_triton(hidden, head, index, temperature=tau, **among)
+            (logprob.sum() + (bonus * entropy.sum() if bonus else 0.0)).backward()
+            more |= {"config": grpo_loss.GrpoLossConfig(entropy_coef=bonus), "tempered": tau is not None}
+            linear_grpo_loss.linear_grpo_loss_triton(hidden, head, index, ones, ones, **more)[0].backward()
 
     weight = torch.ones(features, dtype=dtype, requires_grad=True)
     for grad in (True, False):

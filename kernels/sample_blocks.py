@@ -31,7 +31,7 @@ from thyme.kernels.row_stats import (
 )
 from thyme.kernels.sample_cut import LOW_ZERO_BITS, candidates_of, keep, load_limits, order_key, running_sum
 
-_STEP = 2048  # candidates of all blocks that are looked at together
+_STEP = 1024  # candidates of all blocks that are looked at together
 _NAN_FIRST = tl.constexpr(1 << 30)  # taken from a column or block that holds NaN, so that it goes before all others
 _NOWHERE = tl.constexpr(2147483647)
 
