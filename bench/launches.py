@@ -32,6 +32,7 @@ from thyme.kernels import (
     paged_attention,
     rmsnorm,
     sample,
+    sample_blocks,
     shared_prefix,
     swiglu,
     token_logprobs,
@@ -87,7 +88,7 @@ def record() -> dict[str, Recorder]:
         for kernel in gate.launched(path.stem):
             recorders[f"{path.stem}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
             setattr(module, kernel, recorder)
-    sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
+    sample._raise_not_finite, sample_blocks.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
     linear_tiles._has_tma = lambda hidden, weight: hidden.dtype != torch.float32
     torch.mm = lambda a, b, out=None, **_: out  # ours are all given where to write
     torch.addmm = lambda total, a, b, out=None, **_: out

@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 # What tells the working loop, in this order: a kernel without exponentials is judged by its products, and so on.
-WORK = (r"MUFU\.EX2$", r"(HGMMA|HMMA|IMMA|QGMMA)", r"(LDG\.E\.(128|64)|LDGSTS|UBLKCP|UTMALDG|STG\.E\.(128|64))")
+WORK = (
+    r"MUFU\.EX2$",
+    r"(HGMMA|HMMA|IMMA|QGMMA)",
+    r"(LDG\.E\.(128|64)|LDGSTS|UBLKCP|UTMALDG|STG\.E\.(128|64))",
+    r"(LDG|STG)\.E",
+)
 NARROW = re.compile(r"LDG\.E\.[US](16|8)")
 # ex2.approx without flush to zero scales its operand where it lies below 2^-126: a comparison and two products an exp.
 DENORMAL = re.compile(r"FSETP\S* .*, -126,")

@@ -50,7 +50,6 @@ from thyme.kernels.logit_rows import (
     logprobs,
 )
 from thyme.kernels.sample_blocks import draw_blocks
-from thyme.kernels.token_logprobs import TokenRows, forward_triton
 
 _MAX_TEMPERATURE = 1e20
 _CPU_ELEMENTS = 1 << 20  # logits that a CPU works on at a time
@@ -263,22 +262,16 @@ def sample_triton(
     banned_ids: BannedIds = None,
     bitwise_logprobs: bool = False,
 ) -> SampleOutput:
-    """`sample` in Triton: two launches, four with truncation; logits of float32, bfloat16 or float16."""
+    """`sample` in Triton; logits of float32, bfloat16 or float16."""
     vocab_size, banned = _check(logits, temperature, seed, position, vocab_size, banned_ids, FLOATS)
     check_rows_contiguous("logits", logits)
     limits = _limits(top_k, top_p, min_p, logits)
     cuts = None if limits is None else torch.stack([limit.double() for limit in limits])
-    out = SampleOutput(*draw_blocks(logits, temperature, seed, position, banned, vocab_size, cuts))
+    out = SampleOutput(
+        *draw_blocks(logits, temperature, seed, position, banned, vocab_size, cuts, bitwise_logprobs=bitwise_logprobs)
+    )
     if values_visible(out.entropy) and not out.entropy.isfinite().all():
         _raise_not_finite(out.entropy)
-    if bitwise_logprobs:
-        tau = temperature.masked_fill(temperature == 0, 1.0).clamp_min_(MIN_TEMPERATURE)
-        stats = forward_triton(TokenRows(logits, out.token, tau, None, banned, vocab_size))
-        out = out._replace(
-            logprob=stats[0].masked_fill(temperature == 0, 0.0),
-            logprob_raw=logprobs(logits, out.token, tau, stats[1:])[1],
-            entropy=stats[4],
-        )
     return out
 
 
@@ -313,7 +306,8 @@ def sample(
         vocab_size: columns from here on are padding and never count; None: V.
         banned_ids: ids that never count: a sequence of ints, an int tensor, or a bool mask (see `banned_mask`).
         bitwise_logprobs: log-probs and entropy have the bits that `token_logprobs` and `grpo_loss` give for the drawn
-            tokens. On a CPU they always have; on a GPU their kernel then reads the logits once more.
+            tokens. On a CPU they always have; on a GPU their kernel is then launched on the sums that this
+            read of the logits left.
 
     Returns:
         SampleOutput; see its fields.

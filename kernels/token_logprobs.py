@@ -24,6 +24,19 @@ from torch import Tensor
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_rows_contiguous, check_tensor, on_its_device
 from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import ROW_PASS, Backend, BannedIds, check_row_arguments, fastest, ids_of, logprobs
+from thyme.kernels.row_stats import (
+    ANYWHERE,
+    LOG2E,
+    SIZES,
+    Bans,
+    Tile,
+    find_bans,
+    is_wide,
+    load_logits,
+    row_stats,
+    row_tile,
+    row_totals,
+)
 
 
 class TokenRows(NamedTuple):
@@ -33,96 +46,16 @@ class TokenRows(NamedTuple):
     targets: Tensor  # [N] int64; 0 in masked rows
     tau: Tensor | None  # [N] > 0; None: all 1
     mask: Tensor | None  # [N] bool; None: all rows count
-    banned: Tensor | None  # [vocab_size] bool
     vocab_size: int
 
 
-@triton.jit
-def _load_row(row_ptr, banned_ptr, start, vocab_size, HAS_BANNED: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of one row in float32, -inf where an id does not count.
-
-    Loads are wide, 16 bytes a thread, only where no mask tells their elements apart: so ids are banned after the load,
-    and only the last block, which a vocabulary of any size may cut anywhere, is read under a mask.
-    """
-    column = start + tl.arange(0, BLOCK)
-    if start + BLOCK <= vocab_size:
-        z = tl.load(row_ptr + column).to(tl.float32)
-        if HAS_BANNED:
-            z = tl.where(tl.load(banned_ptr + column) == 0, z, -float("inf"))
-    else:
-        ok = column < vocab_size
-        z = tl.load(row_ptr + column, mask=ok, other=-float("inf")).to(tl.float32)
-        if HAS_BANNED:
-            z = tl.where(tl.load(banned_ptr + column, mask=ok, other=1) == 0, z, -float("inf"))
-    return z
-
-
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["targets_ptr", "tau_ptr", "mask_ptr"])
-def _forward_kernel(
-    logits_ptr,
-    targets_ptr,
-    tau_ptr,
-    mask_ptr,
-    banned_ptr,
-    stats_ptr,
-    stride,
-    num_rows,
-    vocab_size,
-    HAS_BANNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program per row, one read. stats [5, N]: logprob, largest logit, log sum e^(x / tau), log sum e^x, entropy.
-
-    Temperatures and mask are always there, so that sampler and losses, whatever they are given, launch one binary: only
-    then are the bits of a row the same, for the order of a sum on a GPU is the compiler's choice.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    out = stats_ptr + row
-    if tl.load(mask_ptr + row) == 0:
-        for plane in tl.static_range(5):
-            tl.store(out + plane * num_rows, 0.0)
-        return
-    row_ptr = logits_ptr + row * stride
-    inverse_tau = 1.0 / tl.load(tau_ptr + row)
-
-    # Online: total = sum e^x, x_total = sum x e^x with x = z - largest, rescaled when a block has a larger one. The
-    # first largest is a finite lowest, so that no difference is -inf - -inf.
-    largest = -3.0e38
-    total = 0.0
-    x_total = 0.0
-    tempered_total = 0.0
-    for start in range(0, vocab_size, BLOCK):
-        z = _load_row(row_ptr, banned_ptr, start, vocab_size, HAS_BANNED, BLOCK)
-        new_largest = tl.maximum(largest, tl.max(z, 0))
-        gap = tl.maximum(largest - new_largest, -1e30)
-        x = z - new_largest
-        e = tl.exp(x)
-        scale = tl.exp(gap)
-        x_total = scale * (x_total + gap * total) + tl.sum(e * tl.maximum(x, -1e30), 0)
-        total = scale * total + tl.sum(e, 0)
-        if inverse_tau != 1.0:
-            tempered_total = tl.exp(gap * inverse_tau) * tempered_total + tl.sum(tl.exp(x * inverse_tau), 0)
-        largest = new_largest
-
-    log_total_raw = tl.log(total)
-    log_total = log_total_raw
-    if inverse_tau != 1.0:
-        log_total = tl.log(tempered_total)
-    target = tl.load(targets_ptr + row)
-    z_target = tl.load(row_ptr + target, mask=(target >= 0) & (target < vocab_size), other=-float("inf")).to(tl.float32)
-    tl.store(out, (z_target - largest) * inverse_tau - log_total)
-    tl.store(out + num_rows, largest)
-    tl.store(out + 2 * num_rows, log_total)
-    tl.store(out + 3 * num_rows, log_total_raw)
-    tl.store(out + 4 * num_rows, log_total_raw - x_total / total)
-
-
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["targets_ptr", "tau_ptr", "g_ptr", "h_ptr"])
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=ANYWHERE)
 def _backward_kernel(
     logits_ptr,
     targets_ptr,
-    tau_ptr,
+    temperature_ptr,
     banned_ptr,
+    ban_blocks_ptr,
     stats_ptr,
     g_ptr,
     h_ptr,
@@ -137,67 +70,74 @@ def _backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """A program per row and block: dz = g / tau (1[target] - p_tau) - h p_1 (log p_1 + entropy); 0 past vocab_size."""
-    row = tl.program_id(0).to(tl.int64)
-    start = tl.program_id(1) * BLOCK
-    column = start + tl.arange(0, BLOCK)
-    out_ptr = dlogits_ptr + row * dstride + column
+    row = tl.program_id(0)
+    block = tl.program_id(1)
+    start = block * BLOCK
+    column = start + tl.arange(0, BLOCK)[None, :]
+    out_ptr = dlogits_ptr + row.to(tl.int64) * dstride
     g = tl.load(g_ptr + row)
     h = 0.0
     if HAS_H:
         h = tl.load(h_ptr + row)
-    if (g == 0.0) & (h == 0.0):  # masked, clipped or excluded: written, never read
-        tl.store(out_ptr, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=column < num_columns)
-        return
-    largest = tl.load(stats_ptr + num_rows + row)
-    log_total = tl.load(stats_ptr + 2 * num_rows + row)
-    inverse_tau = 1.0 / tl.load(tau_ptr + row)
-    x = _load_row(logits_ptr + row * stride, banned_ptr, start, vocab_size, HAS_BANNED, BLOCK) - largest
-    dz = -tl.exp(x * inverse_tau - log_total)
-    dz = g * inverse_tau * tl.where(column == tl.load(targets_ptr + row), dz + 1.0, dz)
-    if HAS_H:
-        log_p = x - tl.load(stats_ptr + 3 * num_rows + row)
-        dz -= h * tl.exp(log_p) * (tl.maximum(log_p, -1e30) + tl.load(stats_ptr + 4 * num_rows + row))
-    tl.store(out_ptr, dz.to(out_ptr.dtype.element_ty), mask=column < num_columns)
-
-
-def _launch_config(num_columns: int) -> dict[str, int]:
-    """Block of one row; nothing here or in the kernels depends on N or on the loss, so neither recompiles them."""
-    block = min(8192, max(128, triton.next_power_of_2(num_columns)))
-    return {"BLOCK": block, "num_warps": max(4, min(16, block // 512))}
-
-
-def forward_triton(rows: TokenRows) -> Tensor:
-    """What `_forward_kernel` says, [5, N] float32."""
-    num_rows, device = len(rows.logits), rows.logits.device
-    stats = torch.empty(5, num_rows, dtype=torch.float32, device=device)
-    mask = torch.ones(num_rows, dtype=torch.bool, device=device) if rows.mask is None else rows.mask
-    if num_rows > 0:
-        _forward_kernel[(num_rows,)](
-            rows.logits,
-            rows.targets,
-            _temperatures(rows),
-            _bytes(mask),
-            _bytes(rows.banned),
-            stats,
-            rows.logits.stride(0),
-            num_rows,
-            rows.vocab_size,
-            HAS_BANNED=rows.banned is not None,
-            **_launch_config(rows.vocab_size),
+    dz = tl.zeros([1, BLOCK], tl.float32)
+    if (g != 0.0) | (h != 0.0):  # a row that is masked, clipped or excluded is written, never read
+        inverse_tau = 1.0 / tl.load(temperature_ptr + row)
+        z = load_logits(
+            logits_ptr,
+            banned_ptr,
+            ban_blocks_ptr,
+            row,
+            tl.full([1], 1, tl.int1),
+            stride,
+            block,
+            vocab_size,
+            HAS_BANNED,
+            BLOCK,
+            True,
         )
-    return stats
+        x = z - tl.load(stats_ptr + num_rows + row)
+        shift = tl.load(stats_ptr + 2 * num_rows + row) * LOG2E
+        scale = g * inverse_tau
+        dz = tl.exp2(x * (inverse_tau * LOG2E) - shift) * -scale
+        target = tl.load(targets_ptr + row) - start
+        if (target >= 0) & (target < BLOCK):
+            dz += tl.where(column - start == target.to(tl.int32), scale, 0.0)
+        if HAS_H:
+            log_p = tl.maximum(x - tl.load(stats_ptr + 3 * num_rows + row), -1e30)
+            entropy = tl.load(stats_ptr + 4 * num_rows + row)
+            dz -= tl.exp2(log_p * LOG2E) * (h * (log_p + entropy))
+    dz = dz.to(out_ptr.dtype.element_ty)
+    if is_wide(out_ptr, start, BLOCK, num_columns):
+        tl.store(tl.multiple_of(out_ptr + column, (16, 16)), dz)
+    else:
+        tl.store(out_ptr + column, dz, mask=column < num_columns)
 
 
-def _backward_triton(rows: TokenRows, stats: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
+def _launch_config(vocab_size: int) -> dict[str, int]:
+    """Blocks as `row_stats` has them, for which bans are listed, but of one row."""
+    return {"BLOCK": row_tile(vocab_size).block, "num_warps": 2}
+
+
+def _statistics(rows: TokenRows, tile: Tile, bans: Bans) -> Tensor:
+    """[5, N] float32: log-prob of the target, largest logit, log sum e^(x / tau), log sum e^x, entropy."""
+    tau = rows.logits.new_ones(len(rows.logits), dtype=torch.float32) if rows.tau is None else rows.tau.float()
+    if rows.mask is not None:
+        tau = torch.where(rows.mask, tau, -1.0)
+    stats = row_stats(rows.logits, tau, bans, rows.vocab_size, tile)
+    return row_totals(rows.logits, rows.targets, tau, stats, rows.vocab_size, tile)
+
+
+def _gradient(rows: TokenRows, bans: Bans, stats: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
     num_rows, num_columns = rows.logits.shape
     dlogits = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
     if num_rows > 0:
-        config = _launch_config(num_columns)
+        config = _launch_config(rows.vocab_size)
+        tau = rows.logits.new_ones(num_rows, dtype=torch.float32) if rows.tau is None else rows.tau.float()
         _backward_kernel[(num_rows, triton.cdiv(num_columns, config["BLOCK"]))](
             rows.logits,
             rows.targets,
-            _temperatures(rows),
-            _bytes(rows.banned),
+            tau,
+            *bans,
             stats,
             g.contiguous(),
             None if h is None else h.contiguous(),
@@ -208,18 +148,10 @@ def _backward_triton(rows: TokenRows, stats: Tensor, g: Tensor, h: Tensor | None
             rows.vocab_size,
             num_columns,
             HAS_H=h is not None,
-            HAS_BANNED=rows.banned is not None,
+            HAS_BANNED=bans.mask is not None,
             **config,
         )
     return dlogits
-
-
-def _temperatures(rows: TokenRows) -> Tensor:
-    return rows.logits.new_ones(len(rows.logits), dtype=torch.float32) if rows.tau is None else rows.tau.float()
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -236,8 +168,12 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.vocab_size, ctx.backend = vocab_size, backend
         ctx.set_materialize_grads(False)
+        ban_blocks = None
         if backend == "triton":
-            stats = forward_triton(TokenRows(logits, targets, tau, mask, banned, vocab_size))
+            tile = row_tile(vocab_size)
+            bans = find_bans(banned, tile)
+            stats = _statistics(TokenRows(logits, targets, tau, mask, vocab_size), tile, bans)
+            banned, ban_blocks = bans
             logprob, entropy = stats[0].clone(), stats[4].clone()
         else:
             banned = ids_of(banned)
@@ -245,19 +181,20 @@ class _TokenLogprobs(torch.autograd.Function):
             stats = ROW_PASS[backend].softmax(z, tau, banned, mask=mask)
             logprob, entropy = logprobs(z, targets, tau, stats)[0], stats[3].clone()
             logprob = logprob if mask is None else logprob.where(mask, 0.0)
-        ctx.save_for_backward(logits, targets, tau, mask, banned, stats)
+        ctx.save_for_backward(logits, targets, tau, mask, banned, ban_blocks, stats)
         return logprob, entropy
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, tau, mask, banned, stats = ctx.saved_tensors
+        logits, targets, tau, mask, banned, ban_blocks, stats = ctx.saved_tensors
         if g is None and h is None:
             return (None,) * 7
         g = torch.zeros_like(stats[0]) if g is None else g
         if mask is not None:
             g, h = g * mask, None if h is None else h * mask
         if ctx.backend == "triton":
-            dlogits = _backward_triton(TokenRows(logits, targets, tau, mask, banned, ctx.vocab_size), stats, g, h)
+            rows = TokenRows(logits, targets, tau, mask, ctx.vocab_size)
+            dlogits = _gradient(rows, Bans(banned, ban_blocks), stats, g, h)
         else:
             dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
             ROW_PASS[ctx.backend].gradient(logits[:, : ctx.vocab_size], targets, tau, banned, stats, g, h, dlogits)

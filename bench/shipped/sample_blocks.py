@@ -6,69 +6,39 @@ Rare: float32, and a vocabulary so small that a program takes several rows.
 from collections.abc import Iterator
 from typing import Any
 
-from thyme.kernels import sample_blocks
+from thyme.kernels import row_stats, sample_blocks
 
 VOCAB, SMALL_VOCAB = 151_665, 163  # the tokenizer's; the head has 152,064 rows, which only the stride shows
-WIDE_LOAD = r"ld\.global\S*\.v4"
-SIZES = "num_rows:i32 vocab_size:i32 num_blocks:i32"
-ROW = "logits_ptr:*{0} temperature_ptr:*fp32 banned_ptr:*u8 partial_ptr:*fp32"
-LIMITS = "limits_ptr:*fp64"
-CUT = "candidates_ptr:*{0} num_candidates_ptr:*i32 sure_ptr:*fp64"
-DRAWN = "seed_ptr:*i64 position_ptr:*i64 argmax_ptr:*i32 token_ptr:*i64"
+SIZES = "stride:i32 num_rows:i32 vocab_size:i32 num_blocks:i32"
+ROW = "logits_ptr:*{0} temperature_ptr:*fp32 banned_ptr:*u8 ban_blocks_ptr:*u8 partial_ptr:*fp32"
+CUT = "limits_ptr:*fp64 candidates_ptr:*{0} num_candidates_ptr:*i32"
+DRAWN = "seed_ptr:*i64 position_ptr:*i64 token_ptr:*i64"
 FIGURES = "logprob_ptr:*fp32 logprob_raw_ptr:*fp32 entropy_ptr:*fp32 kept_mass_ptr:*fp32"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
     for dtype, vocab in (("bf16", VOCAB), ("fp32", VOCAB), ("bf16", SMALL_VOCAB)):
-        tile = sample_blocks._launch_config(vocab)
-        row = ROW.format(dtype)
-        blocks = {"BLOCKS": 1 if tile["ROWS"] > 1 else 64}
-        bins = sample_blocks._BINS if vocab == VOCAB else 1
+        tile = row_stats.row_tile(vocab)
         rare = (dtype, vocab) != ("bf16", VOCAB)
-        aligned = "stride" if vocab == VOCAB else ""
-        per_thread = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
-        common = {"op": "sample", "aligned": aligned, "options": tile, "elements": per_thread, "rare": rare}
-        loads = per_thread * (2 if dtype == "bf16" else 4) // 16 + per_thread // 16  # of logits, of the mask
-        wide = (rf"(?s)({WIDE_LOAD}.*){{{loads}}}",) if vocab == VOCAB else ()
-        for truncates in (False, True):
-            what = f"{dtype}, {vocab} ids, banned ids{', truncation' * truncates}"
-            absent = () if truncates else ("limits_ptr", "candidates_ptr", "num_candidates_ptr", "sure_ptr")
-            yield {
-                "kernel": "_stats_kernel",
-                "what": what,
-                "types": f"{row} argmax_ptr:*i32{' histogram_ptr:*i16' * truncates} stride:i32 {SIZES}",
-                "constants": {"HAS_BANNED": True, "BINS": bins * truncates}
-                | ({} if truncates else {"histogram_ptr": None}),
-                "instructions": (r"ex2\.approx", *wide, *[r"atom\.shared"] * (truncates and bins > 1)),
-                "spot": truncates and not rare,
-                **common,
-            }
-            yield {
-                "kernel": "_draw_kernel",
-                "what": what,
-                "types": f"{row} {DRAWN} {f'{LIMITS} {CUT.format(dtype)}' * truncates} {FIGURES} stride:i32 {SIZES}",
-                "constants": {"HAS_BANNED": True, "BINS": bins * truncates, "SHIFT": 16 if dtype == "bf16" else 0}
-                | blocks
-                | dict.fromkeys(absent),
-                "instructions": (r"mul\.lo\.s64",),
-                **common,
-            }
-        yield {
-            "kernel": "_truncate_kernel",
-            "what": f"{dtype}, {vocab} ids, banned ids",
-            "types": f"{row} {LIMITS} bounds_ptr:*i32 {CUT.format(dtype)} stride:i32 {SIZES}",
-            "constants": {"HAS_BANNED": True, "BINS": bins, **blocks},
-            "instructions": wide,
-            **common,
+        constants = {
+            "HAS_BANNED": True,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
+            "BLOCKS": row_stats.padded_blocks(tile),
+            "STEP": sample_blocks.step_of(tile),
+            "SHIFT": 16 if dtype == "bf16" else 0,
         }
-        if dtype == "bf16":
+        for truncates in (False, True):
+            absent = () if truncates else ("limits_ptr", "candidates_ptr", "num_candidates_ptr")
             yield {
                 "op": "sample",
-                "kernel": "_bounds_kernel",
-                "what": f"{vocab} ids",
-                "types": f"temperature_ptr:*fp32 partial_ptr:*fp32 histogram_ptr:*i16 {LIMITS} bounds_ptr:*i32 {SIZES}",
-                "constants": {"BINS": bins, "ROWS": tile["ROWS"], **blocks},
-                "options": {"num_warps": 8},
-                "aligned": aligned,
+                "kernel": "_draw_kernel",
+                "what": f"{dtype}, {vocab} ids, banned ids{', truncation' * truncates}",
+                "types": f"{ROW} {DRAWN} {CUT * truncates} {FIGURES} {SIZES}".format(dtype),
+                "constants": constants | {"TRUNCATES": truncates} | dict.fromkeys(absent),
+                "options": {"num_warps": sample_blocks.warps_of(tile, truncates)},
+                "elements": tile.rows * tile.block // (32 * sample_blocks.warps_of(tile, truncates)),
+                "instructions": (r"mul\.lo\.s64",),
+                "spot": truncates and not rare,
                 "rare": rare,
             }

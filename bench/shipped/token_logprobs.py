@@ -11,34 +11,20 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4", r"st\.global\S*\.v[24]"
 
 def configurations() -> Iterator[dict[str, Any]]:
     tile = token_logprobs._launch_config(VOCAB)
-    elements = tile["BLOCK"] // (32 * tile["num_warps"])
     for dtype, full in (("bf16", True), ("bf16", False), ("fp32", True)):
-        pointers = f"logits_ptr:*{dtype} targets_ptr:*i64 tau_ptr:*fp32" + " banned_ptr:*u8" * full
-        absent = {} if full else {"banned_ptr": None}
-        flags = {"HAS_BANNED": full}
-        # 16 elements a thread, and their bytes of the mask: each 16 bytes are one load.
-        wide = rf"(?s)({WIDE_LOAD}.*){{{(2 if dtype == 'bf16' else 4) + full}}}"
-        what = f"{dtype}{', banned ids' * full}"
-        yield {
-            "kernel": "_forward_kernel",
-            "what": what,
-            "types": f"{pointers} mask_ptr:*u8 stats_ptr:*fp32 stride:i32 num_rows:i32 vocab_size:i32",
-            "constants": flags | absent,
-            "options": tile,
-            "elements": elements,
-            "aligned": "stride",
-            "instructions": (r"ex2\.approx", wide),
-            "spot": full and dtype == "bf16",
-        }
+        # A thread's logits, 16 bytes a load: of the mask it is one for as many ids, so fewer bytes.
+        loads = tile["BLOCK"] // (32 * tile["num_warps"] * (8 if dtype == "bf16" else 4))
+        banned = "banned_ptr:*u8 ban_blocks_ptr:*u8"
         yield {
             "kernel": "_backward_kernel",
-            "what": what + ", entropy" * full,
-            "types": f"{pointers} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * full} dlogits_ptr:*{dtype} "
+            "what": f"{dtype}{', banned ids, entropy' * full}",
+            "types": f"logits_ptr:*{dtype} targets_ptr:*i64 temperature_ptr:*fp32 {banned * full} stats_ptr:*fp32 "
+            f"g_ptr:*fp32 {'h_ptr:*fp32' * full} dlogits_ptr:*{dtype} "
             "stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
-            "constants": flags | absent | {"HAS_H": full} | ({} if full else {"h_ptr": None}),
+            "constants": {"HAS_H": full, "HAS_BANNED": full}
+            | ({} if full else dict.fromkeys(("banned_ptr", "ban_blocks_ptr", "h_ptr"))),
             "options": tile,
-            "elements": elements,
-            "aligned": "stride dstride num_columns",
-            "instructions": (r"ex2\.approx", wide, WIDE_STORE),
+            "elements": tile["BLOCK"] // (32 * tile["num_warps"]),
+            "instructions": (r"ex2\.approx", rf"(?s)({WIDE_LOAD}.*){{{loads}}}", WIDE_STORE),
             "spot": full and dtype == "bf16",
         }

@@ -14,7 +14,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from thyme.kernels import linear_gradient, linear_tiles, policy_tokens, sample_blocks, token_logprobs
+from thyme.kernels import (
+    linear_gradient,
+    linear_tiles,
+    policy_tokens,
+    row_stats,
+    sample_blocks,
+    sample_cut,
+    token_logprobs,
+)
 from thyme.kernels.checks import check_range, on_its_device, values_visible
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.linear_logprob import linear_logprob_triton
@@ -31,7 +39,8 @@ class Unlaunched:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: list[ModuleType] = [linear_gradient, linear_tiles, policy_tokens, sample_blocks, token_logprobs]
+    modules: list[ModuleType] = [linear_gradient, linear_tiles, policy_tokens]
+    modules += [row_stats, sample_blocks, sample_cut, token_logprobs]
     for module in modules:
         for name in vars(module).copy():
             if name.endswith("_kernel"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -53,6 +54,22 @@ def test_every_configuration_compiles_for_sm_90() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     check_table(done.stdout, "sm_90")
     assert "gate: all within limits, no spills" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel", "what", "most"),
+    [
+        ("sample_cut", "_candidates_kernel", "bf16, 151665", 12.0),
+        ("token_logprobs", "_backward_kernel", "bf16, banned", 31.5),  # with bans in the block, and its target
+        ("row_stats", "_partial_kernel", "bf16, 151665 ids, banned", 17.5),  # with bans in the block: 13.9 without
+    ],
+)
+def test_rows_of_logits_issue_few_instructions(module: str, kernel: str, what: str, most: float) -> None:
+    done = child("bench/sass.py", module, kernel, "--what", what)
+    (each,) = re.findall(r"to ([\d.]+) for each of", done.stdout)
+    assert float(each) <= most, done.stdout
+    assert "denormal repairs 0" in done.stdout
+    assert "votes 0" in done.stdout
 
 
 @pytest.mark.soak
@@ -185,6 +202,11 @@ for n in (1, 2, 16, 33):
     token_logprobs.token_logprobs_triton(
         torch.randn(n, 320), tail, temperature=torch.ones(n + 1)[1:], mask=torch.ones(n + 1, dtype=torch.bool)[1:]
     )
+    room = torch.randn(n + 1, 321, requires_grad=True)
+    for view in (room[1:], room[:n, 1:], room[:n, :320], room[1:, 3:304]):  # and for logits that do
+        more = {"seed": index, "position": index, "bitwise_logprobs": True}
+        sample.sample_triton(view, torch.ones(n + 1)[1:], top_p=0.9, **more | {"seed": tail})
+        token_logprobs.token_logprobs_triton(view, index)[0].sum().backward()
 for n in (1, 2, 16, 33):
     for width in (1, 7, 16, 64, 512):
         kv = torch.zeros(40, 16, 2, 16)
@@ -224,7 +246,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "policy_tokens", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
+    ops = {"kv_cache", "mrope", "policy_tokens", "rmsnorm", "swiglu"}
+    ops |= {"row_stats", "sample_blocks", "sample_cut", "token_logprobs"}
     ops |= {f"attention_{name}" for name in ("decode", "merge", "prefill", "prefix")}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert counts.pop("attention_decode._decode_kernel") == 2  # with a shared prefix, and without

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thyme.kernels import sample_blocks
+from thyme.kernels import row_stats, sample_blocks, sample_cut
 from thyme.kernels import token_logprobs as row_module
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref
 from thyme.kernels.paged_attention import paged_attention, paged_attention_ref
@@ -203,8 +203,7 @@ def test_nothing_recompiles_for_another_length() -> None:
         ones = torch.ones(num_rows, device="cuda")
         loss, _ = grpo_loss(z, torch.zeros_like(seed), ones, ones, temperature=ones * 0.5)
         loss.backward()
-        kernels = (sample_blocks._stats_kernel, sample_blocks._draw_kernel)
-        kernels += (sample_blocks._bounds_kernel, sample_blocks._truncate_kernel)
-        kernels += (row_module._forward_kernel, row_module._backward_kernel)
+        kernels = (row_stats._partial_kernel, row_stats._totals_kernel, sample_blocks._draw_kernel)
+        kernels += (sample_cut._bounds_kernel, sample_cut._candidates_kernel, row_module._backward_kernel)
         counts.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
     assert all(count == counts[0] for count in counts), counts

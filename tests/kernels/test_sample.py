@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thyme.kernels import row_stats, sample_blocks
 from thyme.kernels import sample as sample_module
-from thyme.kernels import sample_blocks
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref, grpo_loss_triton
+from thyme.kernels.row_stats import Tile
 from thyme.kernels.sample import SampleOutput, sample, sample_ref, sample_triton, uniform
 from thyme.kernels.sample_blocks import draw_blocks
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
@@ -121,8 +122,8 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     tests of tiles as shipped pad."""
 
     def tile(rows: int, block: int) -> None:
-        monkeypatch.setattr(sample_blocks, "_launch_config", lambda _: {"ROWS": rows, "BLOCK": block, "num_warps": 8})
-        monkeypatch.setattr(sample_blocks, "_LEAST_BLOCKS", 1)
+        monkeypatch.setattr(sample_blocks, "row_tile", lambda size: Tile(rows, block, triton.cdiv(size, block)))
+        monkeypatch.setattr(row_stats, "_LEAST_BLOCKS", 1)
 
     return tile
 
@@ -228,9 +229,9 @@ def test_cuts_across_blocks_as_shipped(cut: str) -> None:
     same_kept_set(rows_of_every_kind(9001, torch.float32), CUTS[cut], 1.0)
 
 
-def test_the_candidates_are_few(monkeypatch: pytest.MonkeyPatch, tile: Callable[[int, int], None]) -> None:
-    """Of rows as a model makes them: all ids of top_k and their bin, for top_p two bins; none for min_p."""
-    tile(1, 1024)
+@pytest.fixture
+def candidates(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many candidates each row had, a list a call."""
     counted = []
     launch = sample_blocks._draw_kernel
 
@@ -243,11 +244,40 @@ def test_the_candidates_are_few(monkeypatch: pytest.MonkeyPatch, tile: Callable[
             return run
 
     monkeypatch.setattr(sample_blocks, "_draw_kernel", Spy())
-    logits = (torch.randn(1, 5000) * 3).bfloat16()
-    args = (logits, torch.ones(1), torch.arange(1), torch.arange(1))
-    for limits, most in (({"top_k": 50}, 70), ({"top_p": 0.9}, 200), ({"min_p": 0.1}, 0)):
+    return counted
+
+
+def rows_as_of_a_model(vocab: int) -> Tensor:
+    """A body of ids three nats wide, and a head of ten that stands out by 2 to 14: sure, less sure, torn."""
+    body = torch.randn(3, vocab) * 3
+    for row, height in enumerate((26.0, 19.0, 15.0)):
+        body[row, torch.randperm(vocab)[:10]] = height - torch.arange(10) * (1.2, 0.6, 0.3)[row]
+    return body.bfloat16()
+
+
+def test_the_candidates_are_few(candidates: list[list[int]]) -> None:
+    """Of rows as a model makes them: hardly more than are kept, at the shipped tile."""
+    vocab = 6_000
+    logits = rows_as_of_a_model(vocab)
+    args = (logits, torch.ones(3), torch.arange(3), torch.arange(3))
+    for limits, most in (
+        ({"top_k": 50}, [90, 90, 90]),  # of 94 maxima
+        ({"top_p": 0.9}, [2, 6, 12]),
+        ({"min_p": 0.1}, [2, 4, 9]),
+    ):
         call(sample_triton, args, **limits)
-        assert max(counted[-1]) <= most
+        assert all(number <= limit for number, limit in zip(candidates[-1], most, strict=True)), (limits, candidates)
+        assert min(candidates[-1]) >= limits.get("top_k", 1)
+
+
+def test_a_flat_row_has_all_ids_as_candidates_and_an_exact_cut(
+    candidates: list[list[int]], tile: Callable[[int, int], None]
+) -> None:
+    tile(1, 64)
+    args = (torch.zeros(1, 200), torch.ones(1), torch.tensor([seed_for(2**53 - 1)]), torch.zeros(1, dtype=torch.int64))
+    out = call(sample_triton, args, top_p=0.25)
+    assert candidates == [[200]]
+    assert (out.token.item(), out.kept_mass.item()) == (49, 0.25)
 
 
 def chi_square_tail(statistic: float, freedom: int) -> float:

@@ -151,6 +151,32 @@ def test_a_row_does_not_know_the_threads(row_pass: RowPass) -> None:
 
 
 @ROWS
+def test_slices_of_the_logits_have_the_bits_of_a_copy(row_pass: RowPass) -> None:
+    """Wherever they begin: on a GPU a block is read narrow where it cannot be read wide, and summed the same."""
+    room = torch.randn(5, 2_400).bfloat16()
+    for view in (room[1:, :2_399], room[:, 1:], room[2:, 3:2_200]):
+        results = []
+        for z in (view, view.contiguous()):
+            z = z.detach().requires_grad_()
+            logprob, entropy = row_pass(z, torch.arange(len(z)))
+            (logprob.sum() + entropy.sum()).backward()
+            results.append((logprob.detach(), entropy.detach(), z.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@ROWS
+def test_no_logprob_exceeds_0(row_pass: RowPass) -> None:
+    """Where one id has all of the mass: x is exactly 0 there, however large the logits are."""
+    logits = torch.randn(6, 3_000)
+    logits[:, 7] = torch.tensor([20.0, 21.3, 30.7, 1e4, 99.9, 3e4])
+    temperature = torch.tensor([1.0, 0.3, 0.7, 1.0, 1.3, 0.1])
+    logprob, entropy = row_pass(logits, torch.full((6,), 7), temperature=temperature)
+    assert (logprob <= 0).all()
+    assert (logprob[2:] > -1e-6).all()
+    assert (entropy >= 0).all()
+
+
+@ROWS
 def test_masked_rows_have_no_gradient_whatever_is_asked(row_pass: RowPass) -> None:
     """The caller sums over all rows, masked ones too: those return 0.0 and are neither read nor trained."""
     logits = torch.randn(6, 50)
