@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled functions, or there is nothing to ask
 
-import gate
+import configurations
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -63,7 +63,7 @@ def _described(arguments: dict[str, str], options: dict[str, Any]) -> str:
     return " ".join(part.replace(" ", "") for part in parts)
 
 
-def compiled(configuration: gate.Configuration) -> str:
+def compiled(configuration: configurations.Configuration) -> str:
     """The same description of what the gate compiles."""
     kernel = getattr(sys.modules[f"thyme.kernels.{configuration.module}"], configuration.kernel)
     kernel = kernel.kernel if isinstance(kernel, Recorder) else kernel
@@ -73,16 +73,16 @@ def compiled(configuration: gate.Configuration) -> str:
         if kind is None:
             arguments[name] = f"={configuration.constants[name]}"
         else:
-            arguments[name] = f":{kind}{'/16' * gate.is_aligned(configuration, kernel, name)}"
+            arguments[name] = f":{kind}{'/16' * configurations.is_aligned(configuration, kernel, name)}"
     return _described(arguments, configuration.options)
 
 
 def record() -> dict[str, Recorder]:
     """Puts a recorder in place of every kernel that is launched, for the rest of the process; by module.kernel."""
     recorders = {}
-    for path in sorted((gate.ROOT / "kernels").glob("*.py")):
+    for path in sorted((configurations.ROOT / "kernels").glob("*.py")):
         module = importlib.import_module(f"thyme.kernels.{path.stem}")
-        for kernel in gate.launched(path.stem):
+        for kernel in configurations.launched(path.stem):
             recorders[f"{path.stem}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
             setattr(module, kernel, recorder)
     sample._raise_not_finite, sample.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
@@ -144,7 +144,7 @@ if __name__ == "__main__":
     recorders = record()
     for dtype in (torch.bfloat16, torch.float32):
         call_as_the_7b_model(dtype)
-    known = {(one.module, one.kernel, compiled(one)) for one in gate.configurations()}
+    known = {(one.module, one.kernel, compiled(one)) for one in configurations.configurations()}
     missing = [name for name, recorder in recorders.items() if not recorder.launches]
     for name, recorder in recorders.items():
         for launch in sorted(recorder.launches):

@@ -316,17 +316,18 @@ def main() -> int:
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     os.environ.pop("TRITON_INTERPRET", None)
+    import configurations
     import gate
 
     chosen = [
         one
-        for one in gate.configurations()
+        for one in configurations.configurations()
         if one.module == options.module and options.kernel in one.kernel and options.what in one.what
     ]
     if not chosen:
         parser.error(f"bench/shipped lists no {options.module}.{options.kernel or '*'} with '{options.what}'")
     for one in chosen:
-        made = gate.built(one, int(options.target.removeprefix("sm_")))
+        made = configurations.built(one, int(options.target.removeprefix("sm_")))
         sass = disassembled(made.asm["cubin"])
         name = f"{one.module}.{one.kernel} ({one.op}: {one.what})"
         print(*described(name, gate.inspected(made, one, 90), count(sass), one.elements), sep="\n")

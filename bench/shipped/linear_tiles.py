@@ -9,6 +9,7 @@ from typing import Any
 
 from thyme.kernels import linear_tiles
 
+ROWS, FEATURES, VOCAB = 8_192, 3_584, 152_064  # of a training step
 WGMMA, BULK_COPY, SPECIALIZED = r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor", r"setmaxnreg"
 
 
@@ -19,6 +20,15 @@ def configurations() -> Iterator[dict[str, Any]]:
     split = {"HAS_TAU": True, "SPLIT": linear_tiles._SPLIT}
     absent = {"kept_ptr": None, "kept_max_ptr": None}
 
+    def work(itemsize: int, stored: bool) -> dict[str, Any]:
+        """One product of all rows; `stored`: and its tiles, written once."""
+        return {
+            "shape": f"{ROWS} x {FEATURES} x {VOCAB}",
+            "elements": ROWS * VOCAB,
+            "num_bytes": itemsize * ((ROWS + VOCAB) * FEATURES + stored * ROWS * VOCAB),
+            "flops": 2 * ROWS * FEATURES * VOCAB if itemsize == 2 else 0,  # float32 has no tensor cores here
+        }
+
     def fast(tile: dict[str, Any]) -> tuple[str, ...]:
         return (r"ex2\.approx", *[WGMMA, BULK_COPY] * tile["TMA"], *[SPECIALIZED] * tile["SPECIALIZE"])
 
@@ -28,6 +38,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         return tile["ROWS"] * tile["WORDS"] // (32 * warps)
 
     for dtype, tma in (("bf16", True), ("fp32", False), ("bf16", False)):
+        itemsize = 2 if dtype == "bf16" else 4
         named = f"{dtype}{', pointers' * (not tma)}"
         for keep in (False, True):
             tile = linear_tiles._launch_config("keep" if keep else "forward", tma)
@@ -40,6 +51,9 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "constants": split | {"KEEP": keep} | ({} if keep else absent),
                 "options": tile,
                 "elements": elements(tile),
+                "budget": 12 if tma and not keep else 0,
+                "excused": ("budget", "denormal"),
+                "work": work(itemsize, keep),
                 "aligned": "num_features kept_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not keep,
@@ -56,6 +70,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "constants": {"HAS_TAU": True, "HAS_H": entropy} | ({} if entropy else {"h_ptr": None}),
                 "options": tile,
                 "elements": elements(tile),
+                "work": work(itemsize, True),
                 "aligned": "num_features dz_width",
                 "instructions": fast(tile),
                 "spot": dtype == "bf16" and not tma and not entropy,
@@ -81,6 +96,11 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"HAS_TAU": True, "WORDS": tile["WORDS"], "BLOCK": 2048},
             "options": {"num_warps": 8},
             "elements": 2048 // (32 * 8),
+            "work": {
+                "shape": f"4096 x {VOCAB}",
+                "elements": 4096 * VOCAB,
+                "num_bytes": 2 * 4096 * VOCAB * (2 if dtype == "bf16" else 4),
+            },
             "aligned": "kept_width",
             "instructions": (r"ex2\.approx", r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"),
         }

@@ -29,7 +29,7 @@ def configurations() -> Iterator[dict[str, Any]]:
     ):
         yield {
             "kernel": "_decode_kernel",
-            "what": f"{heads(dtype, group, dim, block_size)}{', after a shared prefix' * shared}",
+            "what": f"{heads(dtype, group, dim, block_size)}{', shared prefix' * shared}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} {PARTIAL} scale_log2e:fp32 "
             f"{STRIDES}{' shared_ptr:*i32' * shared}",
             "constants": shape(group, dim, block_size)
@@ -79,7 +79,7 @@ def configurations() -> Iterator[dict[str, Any]]:
 
 
 def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
-    return f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}"
+    return f"{dtype}, {group} heads of {dim}, blocks of {block_size}"
 
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
@@ -87,6 +87,23 @@ def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
 
 
 def tiled(kernel: str, group: int, dim: int, itemsize: int) -> dict[str, Any]:
-    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    """The launch, the scores a thread has of a tile (the rows of queries times the keys of one step), and the work, of
+    64 sequences of 4096 tokens, of 8 groups of 8 after a prefix of 3584, and of a prompt of 8192, each with 4 kv heads.
+
+    A tile's rows are filled up: decode has 16 for the heads of a group, the others whole groups of heads.
+    """
     tile = paged_attention._launch_config(kernel, group, dim, itemsize)
-    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}
+    rows, tokens, shape = {
+        "decode": (tile["ROWS"], 64 * 4_096, "64 x 4096 decoding"),
+        "prefix": (tile["ROWS"], 8 * 3_584, "8 x 8 after 3584"),
+        "prefill": (group * 8_192 / 2, 8_192, "a prompt of 8192"),
+    }[kernel]
+    pairs = {"decode": 64 * 4_096, "prefix": 64 * 3_584, "prefill": 8_192**2 / 2}[kernel]
+    work = {
+        "shape": shape,
+        "elements": 4 * rows * tokens,
+        "num_bytes": 2 * 4 * tokens * dim * itemsize,
+        "flops": 4 * pairs * 4 * group * dim if itemsize == 2 else 0,
+    }
+    elements = tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])
+    return {"options": tile, "elements": elements, "work": work, "excused": ("waits",)}

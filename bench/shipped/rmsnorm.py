@@ -9,6 +9,7 @@ from typing import Any
 
 from thyme.kernels import rmsnorm
 
+ROWS = 8_192
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
@@ -21,6 +22,9 @@ def configurations() -> Iterator[dict[str, Any]]:
         elements = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
         common = {"options": tile, "elements": elements, "aligned": "stride head_stride"}
         constants = {"HEADS": heads, "WIDTH": width}
+        numbers = ROWS * heads * width
+        row_pass = {"shape": f"{ROWS * heads} x {width}", "elements": ROWS * heads * tile["BLOCK"]}
+        itemsize = 2 if dtype == "bf16" else 4
         what = f"{dtype}, {f'{heads} heads of ' * (heads > 1)}{width}"
         for adds, keeps in product((False, True), (False, True)):
             types = (
@@ -35,6 +39,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": types,
                 "constants": constants | dict.fromkeys(absent),
                 "instructions": (r"rsqrt\.approx", WIDE_LOAD, WIDE_STORE),
+                "work": row_pass | {"num_bytes": (2 + 2 * adds) * numbers * itemsize},
                 "spot": keeps and (dtype, width) == ("bf16", 3584),
                 "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and keeps and width > 3584)),
                 **common,
@@ -50,6 +55,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 * adds,
                 "constants": constants | ({} if adds else {"grad_total_ptr": None}),
                 "instructions": (WIDE_LOAD, WIDE_STORE),
+                "work": row_pass | {"num_bytes": (3 + adds) * numbers * itemsize},
                 "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and width > 3584)),
                 **common,
             }

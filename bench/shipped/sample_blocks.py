@@ -10,6 +10,7 @@ from thyme.kernels import sample_blocks
 
 VOCAB, SMALL_VOCAB = 151_665, 163  # the tokenizer's; the head has 152,064 rows, which only the stride shows
 WIDE_LOAD = r"ld\.global\S*\.v4"
+ROWS = 256  # sequences that are decoded together
 SIZES = "num_rows:i32 vocab_size:i32 num_blocks:i32"
 ROW = "logits_ptr:*{0} temperature_ptr:*fp32 banned_ptr:*u8 partial_ptr:*fp32"
 LIMITS = "limits_ptr:*fp64"
@@ -27,6 +28,9 @@ def configurations() -> Iterator[dict[str, Any]]:
         rare = (dtype, vocab) != ("bf16", VOCAB)
         aligned = "stride" if vocab == VOCAB else ""
         per_thread = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
+        itemsize = 2 if dtype == "bf16" else 4
+        row_pass = {"shape": f"{ROWS} x {vocab}", "elements": ROWS * vocab, "num_bytes": ROWS * vocab * itemsize}
+        one_block = {"shape": f"{ROWS} blocks", "elements": ROWS * tile["BLOCK"]}
         common = {"op": "sample", "aligned": aligned, "options": tile, "elements": per_thread, "rare": rare}
         loads = per_thread * (2 if dtype == "bf16" else 4) // 16 + per_thread // 16  # of logits, of the mask
         wide = (rf"(?s)({WIDE_LOAD}.*){{{loads}}}",) if vocab == VOCAB else ()
@@ -40,6 +44,9 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "constants": {"HAS_BANNED": True, "BINS": bins * truncates}
                 | ({} if truncates else {"histogram_ptr": None}),
                 "instructions": (r"ex2\.approx", *wide, *[r"atom\.shared"] * (truncates and bins > 1)),
+                "budget": 22 if truncates else 14,
+                "excused": ("budget", "denormal", "narrow"),
+                "work": row_pass,
                 "spot": truncates and not rare,
                 **common,
             }
@@ -51,6 +58,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 | blocks
                 | dict.fromkeys(absent),
                 "instructions": (r"mul\.lo\.s64",),
+                "work": {} if truncates else one_block,
                 **common,
             }
         yield {
@@ -59,6 +67,9 @@ def configurations() -> Iterator[dict[str, Any]]:
             "types": f"{row} {LIMITS} bounds_ptr:*i32 {CUT.format(dtype)} stride:i32 {SIZES}",
             "constants": {"HAS_BANNED": True, "BINS": bins, **blocks},
             "instructions": wide,
+            "budget": 12,
+            "excused": ("budget", "denormal", "narrow"),
+            "work": row_pass,
             **common,
         }
         if dtype == "bf16":

@@ -7,6 +7,7 @@ from typing import Any
 from thyme.kernels import swiglu
 
 WIDTH = 18_944
+ROWS = 8_192
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
@@ -24,6 +25,11 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"WIDTH": WIDTH},
             "options": tile,
             "elements": tile["BLOCK"] // (32 * tile["num_warps"]),
+            "work": {
+                "shape": f"{ROWS} x {WIDTH}",
+                "elements": ROWS * WIDTH,
+                "num_bytes": len(pointers.split()) * ROWS * WIDTH * (2 if dtype == "bf16" else 4),
+            },
             "aligned": strides,
             "instructions": (r"ex2\.approx", WIDE_LOAD, WIDE_STORE),
             "spot": kernel == "_forward_kernel" and dtype == "bf16",

@@ -6,6 +6,7 @@ from typing import Any
 from thyme.kernels import token_logprobs
 
 VOCAB = 151_665  # the tokenizer's; the head has 152,064 rows, which only the stride shows
+ROWS = 8_192  # of a training step
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4", r"st\.global\S*\.v[24]"
 
 
@@ -16,6 +17,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         pointers = f"logits_ptr:*{dtype} targets_ptr:*i64 tau_ptr:*fp32" + " banned_ptr:*u8" * full
         absent = {} if full else {"banned_ptr": None}
         flags = {"HAS_BANNED": full}
+        read = ROWS * VOCAB * (2 if dtype == "bf16" else 4)
+        row_pass = {"shape": f"{ROWS} x {VOCAB}", "elements": ROWS * VOCAB}
         # 16 elements a thread, and their bytes of the mask: each 16 bytes are one load.
         wide = rf"(?s)({WIDE_LOAD}.*){{{(2 if dtype == 'bf16' else 4) + full}}}"
         what = f"{dtype}{', banned ids' * full}"
@@ -28,6 +31,9 @@ def configurations() -> Iterator[dict[str, Any]]:
             "elements": elements,
             "aligned": "stride",
             "instructions": (r"ex2\.approx", wide),
+            "budget": 14,
+            "excused": ("budget", "denormal"),
+            "work": row_pass | {"num_bytes": read},
             "spot": full and dtype == "bf16",
         }
         yield {
@@ -40,5 +46,8 @@ def configurations() -> Iterator[dict[str, Any]]:
             "elements": elements,
             "aligned": "stride dstride num_columns",
             "instructions": (r"ex2\.approx", wide, WIDE_STORE),
+            "budget": 29 if full else 18,
+            "excused": ("budget", "denormal"),
+            "work": row_pass | {"num_bytes": 2 * read},
             "spot": full and dtype == "bf16",
         }
