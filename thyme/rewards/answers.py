@@ -19,7 +19,7 @@ from thyme.rewards.options import Choice, asks_for_an_order, choice, listed, nam
 from thyme.rewards.quantities import quantity, same, without_unit
 from thyme.rewards.refusals import is_refusal
 from thyme.rewards.spelling import folded, normal, normal_question
-from thyme.rewards.yes_no import said_word, yes_or_no
+from thyme.rewards.yes_no import said_word, same_word, yes_or_no
 
 MAX_CHARACTERS = 1_000
 """Longer texts are compared as texts."""
@@ -113,7 +113,7 @@ def _equivalent(answer: str, reference: str) -> bool:
     if left == right:
         return True
     if (word := yes_or_no(right)) is not None:
-        return said_word(left) == word
+        return same_word(said_word(left), word)
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return False
     answer, reference = _sides(answer, reference)
@@ -137,7 +137,9 @@ def _sides(answer: str, reference: str) -> tuple[str, str]:
 
 def _right_side(text: str) -> str:
     match = re.fullmatch(r"((?:[^=<>!\u2264\u2265,;]*=)+)([^=,;]+)", text)
-    if match is None or _same_scalar(match[1].rstrip("= "), match[2]) is False:  # "5 = 6" says nothing
+    if match is None or re.search(r"\s(?:and|or)\s", text):  # "x = 2 or x = 3" has two
+        return text
+    if _same_scalar(match[1].rstrip("= "), match[2]) is False:  # "5 = 6" says nothing
         return text
     return match[2].strip()
 

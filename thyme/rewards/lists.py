@@ -44,7 +44,9 @@ def same_list(answer: str, reference: str, equal: Equal) -> bool | None:
         if labels.keys() != wanted_labels.keys():
             return None
         return all(equal(labels[name], value) for name, value in wanted_labels.items())
-    mine, theirs = list(labels.values()) or given.items, list(wanted_labels.values()) or wanted.items
+    mine, one_name = (list(labels.values()), False) if labels else _under_one_name(given.items)
+    theirs, one_name_wanted = (list(wanted_labels.values()), False) if wanted_labels else _under_one_name(wanted.items)
+    is_set = given.is_set or wanted.is_set or one_name or one_name_wanted
     if len(mine) != len(theirs):
         return False
     kinds = {given.brackets, wanted.brackets}
@@ -53,7 +55,7 @@ def same_list(answer: str, reference: str, equal: Equal) -> bool | None:
         return None
     if all(map(equal, mine, theirs)):
         return True
-    if (given.is_set or wanted.is_set) and not kinds.intersection({"()", "[]"}):
+    if is_set and not kinds.intersection({"()", "[]"}):
         return _same_members(mine, theirs, equal)
     plain = all(quantity(item) for item in (*mine, *theirs))
     return False if plain else None
@@ -114,6 +116,14 @@ def _labelled(items: Sequence[str]) -> dict[str, str]:
     found = [_LABEL.match(item) for item in items]
     labels = {match[1].casefold(): match[2] for match in found if match is not None}
     return labels if len(labels) == len(items) else {}
+
+
+def _under_one_name(items: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """The values of "x = 2 or x = 3", and that all have one name; the items as they are otherwise."""
+    found = [_LABEL.match(item) for item in items]
+    values = [match[2] for match in found if match is not None]
+    names = {match[1].casefold() for match in found if match is not None}
+    return (values, True) if len(values) == len(items) and len(names) == 1 else (items, False)
 
 
 def _same_members(mine: Sequence[str], theirs: Sequence[str], equal: Equal) -> bool:

@@ -49,6 +49,17 @@ _QUOTES = "\"'`"
 _MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*]\s+|^>\s+(?=[^\W\d])|^-\s+(?=[(\[]?[A-Z]\b)|`+")
 
 _NOUN = r"(?:(?:correct|final|right|best|most likely|only|true)\s+)*(?:answer|option|choice|result|conclusion)"
+_ASKED_FOR = (
+    r"(?:colou?r|shape|size|number|count|total|sum|value|time|date|year|price|cost|name|title|word|text|letter|brand"
+    r"|model|direction|position|length|height|width|area|angle|temperature|speed|weight|age|score|percentage|ratio)"
+    r"(?:\s+(?:shown|displayed|written|printed|given|marked|indicated))?"
+)
+"""What a question asks for by its own word; "The price on the tag is" says no more than "It is"."""
+_SHOWN_ON = (
+    r"(?:sign|text|label|plate|board|billboard|poster|banner|caption|title|headline|word|display|screen|clock|watch"
+    r"|shirt|jersey|cap|logo|sticker|ticket|receipt|page|cover|book|card|tag|button|meter|gauge|door|bus|truck|image|picture)"
+)
+
 _PREAMBLE = re.compile(
     r"^(?:so|thus|therefore|hence)\b(?:[,:]\s*|\s+(?=(?:the|my|our|i|we|it|this|that)\b))(?=\S)"
     r"|^(?:ok|okay|well|overall|finally|in conclusion|in summary)[,:]\s*(?=\S)"
@@ -58,6 +69,10 @@ _PREAMBLE = re.compile(
     rf"|^(?:the|my|our)?\s*{_NOUN}\s*(?:(?:is|was|would be|should be|must be|will be)\b(?!\s+not\b)|[:=]|->)\s*:?\s*"
     r"|^(?:it|this|that)(?:\s+(?:is|was|(?:would|should|must|has to) be|looks like|(?:seems|appears)(?: to be)?)\b"
     r"|'s\b)(?!\s+not\b)\s+(?=\S)"
+    rf"|^the\s+{_ASKED_FOR}(?:\s+(?:of|on|in|at)\s+(?:the|this|that)(?:\s+[\w'-]+){{1,4}}?)?\s+(?:is|was)\b(?!\s+not\b)"
+    r":?\s+(?=\S)"
+    rf"|^(?:it|(?:the|this)\s+(?:[\w'-]+\s+){{0,3}}?{_SHOWN_ON}(?:\s+(?:of|on|in|at)\s+(?:the|this|that)(?:\s+[\w'-]+){{1,4}}?)?)"
+    r"\s+(?:reads|says|displays|spells)\b:?,?\s+(?=\S)"
     r"|^(?:definitely|clearly|obviously|certainly|probably|likely|most likely)\s+(?=[(\[]?[A-Z][)\]]?[.]?$)"
     r"|^(?:the\s+)?(?:(?:correct|final|right|best)\s+)?(?:option|choice|letter|answer)\s+(?=[(\[]?[A-Z]\b)"
     r"|^(?:options|choices|letters|answers|both)\s+(?=[(\[]?[A-Z]\b)",
@@ -71,6 +86,11 @@ _CHINESE_PREAMBLE = re.compile(
     r"^(?:因此|所以|故|综上)?[,\s]{0,3}(?:我(?:认为|觉得|选择?)|应该?是)?[,\s]{0,3}"
     r"(?:(?:最终|正确)?的?(?:答案|选项|结果)(?:应该?)?\s*(?:是|为|:|(?=[(\[]?[A-Z]))\s*:?\s*"
     r"|应?[选選][择擇项項]?\s*:?\s*(?=[(\[]?[A-Z])|应该?是\s*)"
+)
+_AT_A_SIDE = re.compile(
+    r"^(?:(?:on|at|in|to|towards?) )?(?:the )?"
+    r"((?:(?:upper|lower|top|bottom)[ -])?(?:left|right|top|bottom|middle|cent(?:er|re)))"
+    r"(?:(?: hand|-hand)? (?:side|corner|part|edge))?$"
 )
 _IS_RIGHT = re.compile(
     r"(?<=[A-Z)\]])\s+(?:is|are)\s+(?:(?:the|both)\s+)?(?:correct|right|true|best)"
@@ -97,7 +117,7 @@ def folded(text: str) -> str:
     """What the text of a normal text is compared by: no case, article, end mark, nor spaces at punctuation."""
     text = re.sub(r"\s+", " ", text).strip("\"'` ")
     text = _without_end_marks(text).strip("\"'` ").casefold()
-    text = re.sub(r"^(?:the|a|an) (?=.)", "", text)
+    text = re.sub(r"^(?:the|a|an) (?=.)", "", _AT_A_SIDE.sub(r"\1", text))
     return re.sub(r" ?([,:/=;&]) ?", r"\1", text)
 
 

@@ -7,6 +7,11 @@ import re
 _YES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _UNSAID = ("maybe not", "perhaps not", "or not", "not", "not really", "maybe")
 _ALSO = {"yep": "yes", "yeah": "yes", "nope": "no", "correct": "true", "incorrect": "false"}
+_PHRASES = {
+    "no": r"not really|not at all|(?:of course|certainly|definitely|absolutely|probably) not|by no means|negative",
+    "yes": r"of course|certainly|definitely|absolutely|indeed|affirmative|sure",
+}
+"""Said in place of the word, with nothing but a mark behind it."""
 _CHINESE_YES = {"是": "yes", "是的": "yes", "对": "yes", "对的": "yes", "正确": "yes", "有": "yes"}
 _CHINESE_NO = {"否": "no", "不是": "no", "不对": "no", "不": "no", "错": "no", "错误": "no", "没有": "no"}
 _CHINESE = _CHINESE_YES | _CHINESE_NO
@@ -20,6 +25,11 @@ def yes_or_no(reference: str) -> str | None:
     return reference if reference in _YES else _CHINESE.get(reference)
 
 
+def same_word(said: str | None, wanted: str) -> bool:
+    """Whether both affirm or both deny: "true" is a yes."""
+    return said is not None and (said in ("yes", "true")) == (wanted in ("yes", "true"))
+
+
 def said_word(text: str) -> str | None:
     """The word of "yes" and "no", "true" and "false", that a sentence says; None if it says neither or both.
 
@@ -27,6 +37,9 @@ def said_word(text: str) -> str | None:
     """
     if match := re.match(r"([\u4e00-\u9fff]{1,2})(?=[,.;!\s]|$)", text):
         return _CHINESE.get(match[1])
+    for meant, phrases in _PHRASES.items():
+        if re.match(rf"(?:{phrases})(?= ?[,.;:!-]|$)", text):
+            return meant
     match = re.match(r"([a-z]+)\b(?!\. ?\d)( ?[,.;:!-]|$)?", text)  # "No. 5" is a number
     word = None if match is None else _ALSO.get(match[1], match[1])
     if match is None or word not in _YES:
