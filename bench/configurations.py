@@ -43,6 +43,8 @@ class Configuration:
     """Compiled only where --rare asks for it."""
     aligned: frozenset[str] = field(default_factory=frozenset)
     """Integer arguments that are multiples of 16 at run time; pointers are, but for those of vectors."""
+    unaligned: frozenset[str] = field(default_factory=frozenset)
+    """Pointers that are not."""
 
 
 def configurations() -> list[Configuration]:
@@ -75,6 +77,7 @@ def _configuration(
     options: dict[str, int],
     op: str | None = None,
     aligned: str = "",
+    unaligned: str = "",
     instructions: tuple[str, ...] = (),
     elements: int = 0,
     budget: float = 0,
@@ -100,6 +103,7 @@ def _configuration(
         spot=spot,
         rare=rare,
         aligned=frozenset(aligned.split()),
+        unaligned=frozenset(unaligned.split()),
     )
 
 
@@ -129,4 +133,4 @@ def is_aligned(configuration: Configuration, kernel: Any, name: str) -> bool:
     """Whether an argument is compiled as a multiple of 16: a pointer is, unless its kernel is told not to ask."""
     (parameter,) = (one for one in kernel.params if one.name == name)
     pointer = configuration.types.get(name, "").startswith("*") and not parameter.do_not_specialize_on_alignment
-    return pointer or name in configuration.aligned
+    return (pointer and name not in configuration.unaligned) or name in configuration.aligned

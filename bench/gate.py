@@ -2,8 +2,8 @@
 
     python bench/gate.py [--targets sm_90,sm_80,sm_100,sm_120] [--module sample_blocks] [--rare] [--update]
 
-bench/shipped/<module>.py lists what is shipped of each file of kernels/: at most six configurations an op that the
-7B model runs, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
+bench/shipped/<module>.py lists what is shipped of each file of kernels/: the configurations that the 7B model launches
+in bfloat16, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
 register shows as stack), shared memory within the chip's limit, every bulk copy as large as what it fills, and the
 instructions that make it fast are in the PTX. For sm_90 its machine code is counted (sass.py) and must keep to the
 configuration's budget of instructions an element, repair no denormals around exponentials, load no row in pieces of 16

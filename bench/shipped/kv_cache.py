@@ -10,7 +10,7 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for dtype, bias in (("bf16", True), ("bf16", False), ("fp32", True)):
+    for dtype, bias in (("bf16", True), ("bf16", False), ("fp32", True), ("fp32", False)):
         pointers = "qkv bias q k_cache v_cache" if bias else "qkv q k_cache v_cache"
         tile = kv_cache.launch_config(36, 64)
         yield {

@@ -104,3 +104,37 @@ def configurations() -> Iterator[dict[str, Any]]:
             "aligned": "kept_width",
             "instructions": (r"ex2\.approx", r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"),
         }
+    yield from _without_temperature()
+
+
+def _without_temperature() -> Iterator[dict[str, Any]]:
+    """As supervised training calls them."""
+    sizes = "num_rows:i32 vocab_size:i32 num_features:i32"
+    for dtype, tma in (("bf16", True), ("fp32", False)):
+        operands = f"hidden_ptr:*{dtype} weight_ptr:*{dtype} targets_ptr:*i64 bias_ptr:*fp32"
+        form = {"what": f"{dtype}{', pointers' * (not tma)}", "rare": not tma}
+        absent = {"tau_ptr": None, "HAS_TAU": False}
+        yield form | {
+            "op": "linear_logprob",
+            "kernel": "_forward_kernel",
+            "types": f"{operands} partials_ptr:*fp32 {sizes} kept_width:i32",
+            "constants": absent | {"kept_ptr": None, "kept_max_ptr": None, "KEEP": False, "SPLIT": linear_tiles._SPLIT},
+            "options": linear_tiles._launch_config("forward", tma),
+            "aligned": "num_features kept_width",
+        }
+        yield form | {
+            "op": "linear_grpo_loss",
+            "kernel": "_dlogits_kernel",
+            "types": f"{operands} stats_ptr:*fp32 g_ptr:*fp32 dz_ptr:*{dtype} {sizes} dz_width:i32",
+            "constants": absent | {"h_ptr": None, "HAS_H": False},
+            "options": linear_tiles._launch_config("dlogits", tma),
+            "aligned": "num_features dz_width",
+        }
+    yield {
+        "op": "linear_logprob",
+        "kernel": "_merge_kernel",
+        "what": "no temperature",
+        "types": "partials_ptr:*fp32 stats_ptr:*fp32 num_rows:i32 num_splits:i32",
+        "constants": {"HAS_TAU": False, "tau_ptr": None},
+        "options": {"ROWS": 128, "num_warps": 4},
+    }

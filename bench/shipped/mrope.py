@@ -17,6 +17,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         ("16 + 16 heads of 80, backward", "bf16", 32, 40, -1),
         ("28 + 4 heads of 128", "fp32", 32, 64, 1),
         ("28 + 4 heads of 128, backward", "fp32", 32, 64, -1),
+        ("16 + 16 heads of 80", "fp32", 32, 40, 1),
+        ("16 + 16 heads of 80, backward", "fp32", 32, 40, -1),
     ):
         tile = mrope.launch_config(heads, half)
         yield {

@@ -48,10 +48,10 @@ def test_every_kernel_that_is_launched_is_compiled(module: str) -> None:
     assert {one.kernel for one in everyday} == launched
 
 
-def test_at_most_six_configurations_an_op() -> None:
+def test_at_most_sixteen_configurations_an_op() -> None:
     everyday = [one for one in configurations.configurations() if not one.rare]
     per_op = Counter(one.op for one in everyday)
-    assert max(per_op.values()) <= 6, per_op
+    assert max(per_op.values()) <= 16, per_op
     assert {one.op for one in everyday if one.spot} == set(per_op)
 
 
@@ -230,7 +230,7 @@ def test_the_gate_fails_with_both_figures_until_the_row_is_kept(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert re.search(r"FAILED: swiglu, _backward_kernel, bf16, 18944: most \d\d\.\d, 9\.9 before", done.stdout)
     assert "gate: 1 failures\n1\n" in done.stdout
-    assert done.stdout.endswith("gate: all within limits, no spills\n0 2\n")
+    assert done.stdout.endswith("gate: all within limits, no spills\n0 4\n")
 
 
 # One line of each kind as Triton 3.6 prints it, types shortened.
