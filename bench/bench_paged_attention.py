@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from selection import chosen, shapes
 from torch import Tensor
 
 from thyme.kernels.attention_backend import flash_paged_attention
@@ -63,6 +64,7 @@ GPU_SHAPES = [
     Shape(name="decode, blocks of 256", contexts=[4_096] * 64, block_size=256, **QWEN),
     Shape(name="decode, ragged", contexts=RAGGED, **QWEN),
     Shape(name="decode, one sequence", contexts=[16_384], **QWEN),
+    Shape(name="decode, few sequences", contexts=[4_096] * 8, **QWEN),
     Shape(name="prefill", contexts=[8_192], new=8_192, block_size=256, **QWEN),
     Shape(name="prefill in chunks", contexts=[4_096] * 4, new=512, **QWEN),
     Shape(name="shared prefix", contexts=[4_096] * 64, group=8, prefix=3_584, **QWEN),
@@ -74,7 +76,16 @@ CPU_SHAPES = [
     Shape(name="prefill in chunks", contexts=[512] * 2, new=256, **SMALL),
     Shape(name="shared prefix", contexts=[576] * 16, group=8, prefix=512, **SMALL),
 ]
-SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+
+
+def decoding(sequences: int, context: int = 4_096, *more: int) -> Shape | None:
+    """Of --shapes: sequences x tokens of context, which decode one token each."""
+    sizes = dict(QWEN if GPU else SMALL)
+    sizes["dtype"] = chosen.dtype or sizes["dtype"]
+    return None if more else Shape(name="decode", contexts=[context] * sequences, **sizes)
+
+
+SHAPES = shapes(GPU_SHAPES if GPU else CPU_SHAPES, decoding)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import selection
 import torch
 
 # torch.compile's worker processes would start up beside what is timed first.
@@ -31,6 +32,14 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 Run = Callable[[], object]
+
+
+def use(device: str) -> None:
+    """Times on "cpu" or "cuda"; before the files with benchmarks are imported, which read GPU and DEVICE."""
+    global GPU, DEVICE
+    GPU, DEVICE = device == "cuda", torch.device(device)
+
+
 NUM_BANNED = 21
 """Ids of Qwen2.5-VL that are never sampled: images, video, boxes, the start of a turn; its last ones."""
 
@@ -84,6 +93,8 @@ class Measured:
             "of_ceiling": terms[binding] / seconds,
             "binding": binding,
             "ms": seconds * 1e3,
+            "p20_ms": _quantile(timing.seconds, 0.2) * 1e3,
+            "p80_ms": _quantile(timing.seconds, 0.8) * 1e3,
             "gb_per_s": self.group.num_bytes / seconds / 1e9,
         }
         if timing.warm:
@@ -103,10 +114,15 @@ class Measured:
         return info
 
 
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
 def ids_that_count(vocab: int) -> dict[str, Any]:
     """`vocab_size` and `banned_ids` as engine and trainer pass them for Qwen2.5-VL, whose head has more rows than the
     tokenizer has ids; nothing for other vocabularies. Peers know no such ids and count all: they read the same."""
-    if vocab != 152_064:
+    if vocab != 152_064 or selection.chosen.bare:
         return {}
     size = 151_665
     return {"vocab_size": size, "banned_ids": torch.arange(size, device=DEVICE) >= size - NUM_BANNED}
@@ -120,11 +136,14 @@ def num_sampled(vocab: int) -> int:
 
 def greedy_or_one(rows: int) -> torch.Tensor:
     """[rows] temperatures as in a rollout with code in it: every fourth token greedy, the others at 1."""
+    if selection.chosen.bare:
+        return torch.ones(rows, device=DEVICE)
     return (torch.arange(rows, device=DEVICE) % 4 != 0).float()
 
 
 def contenders(*ours: str, **packages: str) -> list[str]:
     """The names that can take part here: `ours`, and of name=package those whose package is installed, on a GPU."""
+    selection.packages.update(packages)
     return [*ours, *(name for name, package in packages.items() if GPU and importlib.util.find_spec(package))]
 
 
