@@ -30,6 +30,7 @@ OPS = (
     "sample, truncated",
     "sample, toy vocabulary",
     "grpo_loss",
+    "grpo_loss, sequences",
     "token_logprobs",
     "linear_logprob",
     "linear_logprob, exp tiles",
@@ -86,7 +87,7 @@ def _sample(_: str, form: str, random: Callable[..., Tensor], dtype: torch.dtype
     return lambda: list(sample_triton(logits, temperature, **more))
 
 
-def _loss(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
+def _loss(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
     rows, vocab = 7, 9_001
     logits = (3 * random(rows, vocab)).to(dtype)
     index = torch.arange(rows, device=logits.device)
@@ -94,8 +95,12 @@ def _loss(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype) 
         return _differentiated(lambda z: token_logprobs_triton(z, index * 100), logits)
     weights = (index % 3 != 1).float() / rows
     logits[weights == 0] = torch.nan
-    more = {"temperature": 0.5 + index / rows, "config": GrpoLossConfig(entropy_coef=0.1)}
+    more: dict[str, Any] = {"temperature": 0.5 + index / rows, "config": GrpoLossConfig(entropy_coef=0.1)}
     advantages, ref = random(rows), random(rows) - 12
+    if form == "sequences":
+        more |= {"old_logprobs": ref + 0.1, "rollout_logprobs": ref, "segments": (index % 2).to(torch.uint8)}
+        more["cu_seqlens"] = torch.tensor([0, 2, 2, rows], dtype=torch.int32).to(index.device)
+        more["config"] = GrpoLossConfig(loss="gspo", rollout_ratio_cap=1.1, entropy_coef=0.1)
 
     def loss(z: Tensor) -> tuple[Tensor, Tensor]:
         value, metrics = grpo_loss_triton(z, index * 100, advantages, weights, ref_logprobs=ref, **more)

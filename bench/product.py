@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.engine.params import Prompt
-from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model import Model, Processor
 from thyme.model.config import ImageConfig, ModelConfig
 from thyme.model.model import empty
@@ -36,6 +35,7 @@ SPECIAL = [
 ]
 """Of Qwen2.5-VL, its last ids: 151,643 to 151,664."""
 FIRST_SPECIAL = 151_643
+GSPO: dict[str, Any] = {"loss": "gspo", "rollout_ratio_cap": 2.0}
 PROMPT = 1_100
 """Tokens: two splits of the attention kernels and some."""
 
@@ -138,7 +138,8 @@ def run_trainer(of: Processor, policy: Model) -> None:
     for fused_head in (True, False):
         with torch.no_grad():
             old = trained_logprobs(policy, packed, allowed, packed.temperatures, fused_head=fused_head)
-        for loss in (plain, replace(plain, entropy_coef=0.01), GrpoLossConfig()):
-            given = replace(packed, old_logprobs=old, ref_logprobs=old)
+        entropy = replace(plain, entropy_coef=0.01)
+        for loss, before in ((plain, None), (plain, old), (entropy, old), (replace(entropy, **GSPO), old)):
+            given = replace(packed, old_logprobs=before, ref_logprobs=old)
             rollout_loss(policy, given, allowed, loss, fused_head=fused_head)[0].backward()
         supervised_loss(policy, packed, allowed, fused_head=fused_head).backward()

@@ -3,11 +3,11 @@
     python bench/sass.py sample_blocks _stats_kernel [--what truncation] [--print] [--target sm_90]
 
 Of each configuration in bench/shipped that matches: the innermost loop that does the work (the one with exponentials,
-else with products, else with wide loads; the straight line of the program where no loop has its share), and on the way
-through it instructions, also per element where the configuration says how many a thread handles, opcodes, loads of 16
-and 8 bits, votes, shuffles and barriers. A loop has several ways: a branch for a temperature of 1, one for the last,
-masked block of a row. `least` and `most` are the shortest and the longest of those that work and load narrow least, to
-the end of the program where it is a straight line; loops inside of what is counted are not counted.
+else with products, else with wide loads, else with any; the straight line of the program where no loop has its share),
+and on the way through it instructions, also per element where the configuration says how many a thread handles,
+opcodes, loads of 16 and 8 bits, votes, shuffles and barriers. A loop has several ways: a branch for a temperature of 1,
+one for the last, masked block of a row. `least` and `most` are the shortest and the longest of those that work and load
+narrow least, to the end of the program where it is a straight line; loops inside of what is counted are not counted.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 # What tells the working loop, in this order: a kernel without exponentials is judged by its products, and so on.
-WORK = (r"MUFU\.EX2$", r"(HGMMA|HMMA|IMMA|QGMMA)", r"(LDG\.E\.(128|64)|LDGSTS|UBLKCP|UTMALDG|STG\.E\.(128|64))")
+WORK = (r"MUFU\.EX2$", r"(HGMMA|HMMA|IMMA|QGMMA)", r"(LDG\.E\.(128|64)|LDGSTS|UBLKCP|UTMALDG|STG\.E\.(128|64))", "LDG")
 NARROW = re.compile(r"LDG\.E\.[US](16|8)")
 # ex2.approx without flush to zero scales its operand where it lies below 2^-126: a comparison and two products an exp.
 DENORMAL = re.compile(r"FSETP\S* .*, -126,")
@@ -183,7 +183,7 @@ def count(sass: str) -> Counts:
     graph = blocks(sass)
     work = next((found for found in (_work(graph, kind) for kind in WORK) if any(found)), [])
     if not work:
-        raise ValueError("the kernel has neither exponentials nor products nor wide loads")
+        raise ValueError("the kernel has neither exponentials nor products, and loads nothing")
 
     def amount(region: Region) -> int:
         return sum(work[index] for index in region.counted)

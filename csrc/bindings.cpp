@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "paged_attention.hpp"
+#include "policy_tokens.hpp"
 #include "repetition.hpp"
 #include "softmax_rows.hpp"
 
@@ -217,6 +218,48 @@ void softmax_rows_gradient_f32(const FloatArray& z, const Int64Array& targets, c
     thyme::softmax_rows_gradient(rows, targets.data(), stats.data(), g.data(), bonus, out, step, columns, num_threads);
 }
 
+py::array_t<float> policy_loss_f32(const DenseFloats& logprob, const DenseFloats& entropy, const DenseFloats& advantages,
+                                   const DenseFloats& weights, const std::optional<DenseFloats>& old, const std::optional<DenseFloats>& ref,
+                                   const std::optional<DenseFloats>& rollout, const std::optional<DenseFloats>& tau,
+                                   const std::optional<ByteArray>& segments, const std::optional<Int64Array>& cu_seqlens, int loss, int kl,
+                                   int greedy, bool kl_times_ratio, float clip_low, float clip_high, float ratio_cap, float kl_coef,
+                                   float entropy_coef, float rollout_cap, DenseFloats& grads) {
+    const py::ssize_t size = logprob.size();
+    const auto vector = [&](const char* name, const std::optional<DenseFloats>& array) -> const float* {
+        if (!array) return nullptr;
+        check_shape(name, *array, {size});
+        return array->data();
+    };
+    thyme::PolicyTokens tokens{};
+    tokens.tokens = size;
+    tokens.logprob = vector("logprob", logprob), tokens.entropy = vector("entropy", entropy);
+    tokens.advantages = vector("advantages", advantages), tokens.weights = vector("weights", weights);
+    tokens.old = vector("old", old), tokens.ref = vector("ref", ref), tokens.rollout = vector("rollout", rollout);
+    tokens.tau = vector("tau", tau);
+    if (segments) check_shape("segments", *segments, {size}), tokens.segments = segments->data();
+    if (loss < 0 || loss > 3 || kl < 0 || kl > 2 || greedy < 0 || greedy > 3)
+        throw std::invalid_argument("loss, kl and greedy are numbers of GrpoLossConfig's kinds, got " + std::to_string(loss) + ", " +
+                                    std::to_string(kl) + ", " + std::to_string(greedy));
+    const thyme::PolicyConfig config{static_cast<thyme::PolicyLoss>(loss), static_cast<thyme::PolicyKl>(kl),
+                                     static_cast<thyme::GreedyTokens>(greedy), kl_times_ratio, clip_low, clip_high, ratio_cap,
+                                     kl_coef, entropy_coef, tokens.rollout == nullptr ? 0.0f : rollout_cap};
+    if (config.loss == thyme::PolicyLoss::kGspo || config.loss == thyme::PolicyLoss::kGspoToken) {
+        if (!cu_seqlens || cu_seqlens->ndim() != 1 || cu_seqlens->size() < 1)
+            throw std::invalid_argument("cu_seqlens must be [sequences + 1] for the losses of sequences");
+        const int64_t* const starts = cu_seqlens->data();
+        tokens.sequences = cu_seqlens->size() - 1, tokens.cu_seqlens = starts;
+        if (starts[0] != 0 || starts[tokens.sequences] != size || !std::is_sorted(starts, starts + tokens.sequences + 1))
+            throw std::invalid_argument("cu_seqlens must rise from 0 to " + std::to_string(size));
+    }
+    check_shape("grads", grads, {2, size});
+    const int64_t metrics = thyme::num_policy_metrics(tokens, config) * (segments ? 3 : 1);
+    py::array_t<float> out(metrics + 1);
+    float *const values = out.mutable_data(), *const to = grads.mutable_data();
+    const py::gil_scoped_release released;
+    values[metrics] = thyme::policy_loss(tokens, config, values, to);
+    return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -233,5 +276,11 @@ PYBIND11_MODULE(_native, m) {
     m.def("softmax_rows_gradient_f32", &softmax_rows_gradient_f32, py::arg("z").noconvert(), py::arg("targets").noconvert(),
           py::arg("tau").noconvert(), py::arg("banned").noconvert(), py::arg("stats").noconvert(), py::arg("g").noconvert(),
           py::arg("h").noconvert(), py::arg("dz").noconvert(), py::arg("num_threads"));
+    m.def("policy_loss_f32", &policy_loss_f32, py::arg("logprob").noconvert(), py::arg("entropy").noconvert(),
+          py::arg("advantages").noconvert(), py::arg("weights").noconvert(), py::arg("old").noconvert(), py::arg("ref").noconvert(),
+          py::arg("rollout").noconvert(), py::arg("tau").noconvert(), py::arg("segments").noconvert(), py::arg("cu_seqlens").noconvert(),
+          py::kw_only(), py::arg("loss"), py::arg("kl"), py::arg("greedy"), py::arg("kl_times_ratio"), py::arg("clip_low"),
+          py::arg("clip_high"), py::arg("ratio_cap"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("rollout_cap"),
+          py::arg("grads").noconvert());
     m.attr("PAGED_ATTENTION_LEVELS") = py::tuple(py::cast(thyme::paged_attention_levels()));
 }

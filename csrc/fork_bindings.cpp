@@ -7,24 +7,49 @@
 #include <unistd.h>
 
 #include "arena_region.hpp"
+#include "fork_calls.hpp"
 #include "fork_service.hpp"
 #include "shared_pages.hpp"
 
 namespace {
 
-thyme::Birth birth;
+thyme::Service service;
 
-PyObject* serve(PyObject*, PyObject* argument) {
-    const long socket = PyLong_AsLong(argument);
-    if (socket == -1 && PyErr_Occurred()) return nullptr;
-    thyme::serve_forks(static_cast<int>(socket), birth);
-    if (!birth.is_child) Py_RETURN_NONE;
-    PyObject* descriptors = PyTuple_New(birth.num_descriptors);
-    if (descriptors == nullptr) return nullptr;
-    for (int i = 0; i < birth.num_descriptors; ++i) {
-        PyTuple_SET_ITEM(descriptors, i, PyLong_FromLong(birth.descriptors[i]));
+PyObject* serve(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 2 || !PyBytes_Check(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "serve takes a socket and packed pages");
+        return nullptr;
     }
-    return Py_BuildValue("(y#N)", birth.message + 1, static_cast<Py_ssize_t>(birth.size - 1), descriptors);
+    const long socket = PyLong_AsLong(given[0]);
+    if (socket == -1 && PyErr_Occurred()) return nullptr;
+    service.pages = reinterpret_cast<const thyme::Pages*>(PyBytes_AS_STRING(given[1]));
+    service.num_pages = static_cast<std::size_t>(PyBytes_GET_SIZE(given[1])) / sizeof(thyme::Pages);
+    thyme::serve_forks(static_cast<int>(socket), service);
+    if (!service.is_child) Py_RETURN_NONE;
+    return Py_BuildValue("(y#y#)", service.note, static_cast<Py_ssize_t>(service.note_size), service.order.bytes,
+                         static_cast<Py_ssize_t>(service.order.size));
+}
+
+PyObject* make_calls(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 3 || !PyByteArray_Check(given[0]) || !PyTuple_Check(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "make_calls takes a bytearray, a tuple and an int");
+        return nullptr;
+    }
+    int descriptors[thyme::kMostDescriptors];
+    const Py_ssize_t num_descriptors = PyTuple_GET_SIZE(given[1]);
+    if (num_descriptors > thyme::kMostDescriptors) {
+        PyErr_SetString(PyExc_ValueError, "too many descriptors");
+        return nullptr;
+    }
+    for (Py_ssize_t i = 0; i < num_descriptors; ++i) {
+        descriptors[i] = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(given[1], i)));
+    }
+    const long parameter = PyLong_AsLong(given[2]);
+    if (PyErr_Occurred()) return nullptr;
+    const auto size = static_cast<std::size_t>(PyByteArray_GET_SIZE(given[0]));
+    const thyme::Outcome outcome = thyme::make_calls(PyByteArray_AS_STRING(given[0]), size, descriptors,
+                                                     static_cast<int>(num_descriptors), parameter);
+    return Py_BuildValue("(ii)", outcome.failed, outcome.code);
 }
 
 // A system call: the number, and up to five arguments, each an int, an address in a bytes object, or None for 0. The
@@ -73,15 +98,23 @@ constexpr struct {
     const char* name;
     long number;
 } kNumbers[] = {
-    {"SYS_capget", SYS_capget}, {"SYS_capset", SYS_capset},   {"SYS_mount", SYS_mount},
-    {"SYS_prctl", SYS_prctl},   {"SYS_setns", SYS_setns},     {"SYS_pivot_root", SYS_pivot_root},
-    {"SYS_umount2", SYS_umount2}, {"SYS_unshare", SYS_unshare},
+    {"SYS_capget", SYS_capget},       {"SYS_capset", SYS_capset},         {"SYS_chdir", SYS_chdir},
+    {"SYS_chroot", SYS_chroot},       {"SYS_close", SYS_close},           {"SYS_dup", SYS_dup},
+    {"SYS_dup3", SYS_dup3},           {"SYS_fchownat", SYS_fchownat},     {"SYS_mkdirat", SYS_mkdirat},
+    {"SYS_mount", SYS_mount},         {"SYS_openat", SYS_openat},         {"SYS_pivot_root", SYS_pivot_root},
+    {"SYS_prctl", SYS_prctl},         {"SYS_prlimit64", SYS_prlimit64},   {"SYS_setgroups", SYS_setgroups},
+    {"SYS_setns", SYS_setns},         {"SYS_setresgid", SYS_setresgid},   {"SYS_setresuid", SYS_setresuid},
+    {"SYS_umask", SYS_umask},         {"SYS_umount2", SYS_umount2},       {"SYS_unshare", SYS_unshare},
+    {"MOST_CALLS", thyme::kMostCalls}, {"SEND_DESCRIPTOR", thyme::kSendDescriptor}, {"CLOSE_FROM", thyme::kCloseFrom},
 };
 
 PyMethodDef methods[] = {
     {"system_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(system_call)), METH_FASTCALL,
      "A system call: its number, and ints, bytes or None. Returns its result or minus the errno."},
-    {"serve", serve, METH_O, "Forks for whoever asks over a socket: (message, descriptors) in a child, None at its end."},
+    {"make_calls", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(make_calls)), METH_FASTCALL,
+     "Makes a list of system calls: (-1, 0), or which failed and its errno."},
+    {"serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve)), METH_FASTCALL,
+     "Forks for whoever asks over a socket: (note, order) in a child that got one, None at its end."},
     {"gather_arenas", gather_arenas, METH_O, "Has the interpreter's next arenas lie side by side, up to so many bytes."},
     {"close_region", close_region, METH_NOARGS, "Gives back what is left of that; later arenas come from elsewhere."},
     {"share_pages", share_pages, METH_O, "Backs ranges of memory, packed as (start, size, protection), by a sealed file."},

@@ -2,14 +2,20 @@
 
 #include <cerrno>
 #include <cstring>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "fork_calls.hpp"
+
 namespace thyme {
 namespace {
+
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
+constexpr int kBroken = 3;          // exit status
 
 union Control {
     char bytes[CMSG_SPACE(kMostDescriptors * sizeof(int))];
@@ -17,8 +23,8 @@ union Control {
 };
 
 // Receives a message with its descriptors. False at the end of the socket.
-bool receive(int socket, Birth& birth) {
-    iovec content{birth.message, kMostMessageBytes};
+bool receive(int socket, Message& message) {
+    iovec content{message.bytes, kMostMessageBytes};
     Control control;
     msghdr header{};
     header.msg_iov = &content;
@@ -28,22 +34,21 @@ bool receive(int socket, Birth& birth) {
     ssize_t size;
     do {
         size = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-    } while (size < 0 && errno == EINTR);
-    birth.size = size > 0 ? static_cast<std::size_t>(size) : 0;
-    birth.num_descriptors = 0;
+    } while (size < 0 && (errno == EINTR || errno == ECONNRESET));  // the latter once, where the peer left mail unread
+    message.size = size > 0 ? static_cast<std::size_t>(size) : 0;
+    message.num_descriptors = 0;
     for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
         if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
-            birth.num_descriptors = static_cast<int>((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-            std::memcpy(birth.descriptors, CMSG_DATA(part), part->cmsg_len - CMSG_LEN(0));
+            message.num_descriptors = static_cast<int>((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+            std::memcpy(message.descriptors, CMSG_DATA(part), part->cmsg_len - CMSG_LEN(0));
         }
     }
     return size > 0;
 }
 
-// Sends two ints, and a descriptor where it is not negative. False where nobody listens any more.
-bool answer(int socket, int first, int second, int descriptor) {
-    int numbers[2] = {first, second};
-    iovec content{numbers, sizeof numbers};
+// Sends bytes, and a descriptor where it is not negative. False where nobody listens any more.
+bool send(int socket, void* bytes, std::size_t size, int descriptor) {
+    iovec content{bytes, size};
     Control control{};
     msghdr header{};
     header.msg_iov = &content;
@@ -60,38 +65,77 @@ bool answer(int socket, int first, int second, int descriptor) {
     return sendmsg(socket, &header, MSG_NOSIGNAL) >= 0;
 }
 
+bool answer(int socket, int first, int second, int descriptor) {
+    int numbers[2] = {first, second};
+    return send(socket, numbers, sizeof numbers, descriptor);
+}
+
 // Waits for a child that has ended.
-bool reap(int socket, const Birth& birth) {
+bool reap(int socket, const Message& request) {
     int pid = 0, status = 0;
     rusage used{};
-    std::memcpy(&pid, birth.message + 1, sizeof pid);
+    std::memcpy(&pid, request.bytes + 1, sizeof pid);
     while (wait4(pid, &status, 0, &used) < 0 && errno == EINTR) {
     }
     const long spent_us = (used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000L + used.ru_utime.tv_usec + used.ru_stime.tv_usec;
     return answer(socket, status, static_cast<int>(spent_us / 1000), -1);
 }
 
+// Has pages that will be written to be the process's own, all at once.
+void make_ready(const Pages* pages, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+        madvise(reinterpret_cast<void*>(pages[i].start), pages[i].size, kPopulateWrite);
+    }
+}
+
+// What a child does up to its return.
+void be_born(int socket, Service& service) {
+    close(socket);
+    Message& request = service.request;
+    Birth birth;
+    if (request.size < 1 + sizeof birth) _exit(kBroken);
+    std::memcpy(&birth, request.bytes + 1, sizeof birth);
+    char* const before = request.bytes + 1 + sizeof birth;
+    char* const after = before + birth.before;
+    char* const note = after + birth.after;
+    if (note > request.bytes + request.size) _exit(kBroken);
+    service.note = note;
+    service.note_size = request.bytes + request.size - note;
+    const Message& order = service.order;
+    if (make_calls(before, birth.before, request.descriptors, request.num_descriptors, birth.parameter).failed >= 0) {
+        _exit(kBroken);
+    }
+    if (birth.early) make_ready(service.pages, service.num_pages);
+    if (!receive(birth.channel, service.order) || order.num_descriptors < birth.num_descriptors) _exit(0);
+    if (make_calls(after, birth.after, order.descriptors, order.num_descriptors, birth.parameter).failed >= 0) {
+        _exit(kBroken);
+    }
+    service.is_child = true;
+}
+
 }  // namespace
 
-void serve_forks(int socket, Birth& birth) {
-    birth.is_child = false;
-    while (receive(socket, birth)) {
-        if (birth.message[0] == 'r') {
-            if (!reap(socket, birth)) return;
+bool send_descriptor(int socket, int descriptor) {
+    char byte = 0;
+    return send(socket, &byte, 1, descriptor);
+}
+
+void serve_forks(int socket, Service& service) {
+    const Message& request = service.request;
+    service.is_child = false;
+    while (receive(socket, service.request)) {
+        if (request.bytes[0] == 'r') {
+            if (!reap(socket, request)) return;
             continue;
         }
         const pid_t pid = fork();
-        if (pid == 0) {
-            close(socket);
-            birth.is_child = true;
-            return;
-        }
+        if (pid == 0) return be_born(socket, service);
         int code = pid > 0 ? pid : -errno;
         const int pidfd = pid > 0 ? static_cast<int>(syscall(SYS_pidfd_open, pid, 0)) : -1;
         if (pid > 0 && pidfd < 0) code = -errno;  // the child is told nothing and leaves
         const bool heard = answer(socket, code, 0, pidfd);
         if (pidfd >= 0) close(pidfd);
-        for (int i = 0; i < birth.num_descriptors; ++i) close(birth.descriptors[i]);
+        for (int i = 0; i < request.num_descriptors; ++i) close(request.descriptors[i]);
         if (!heard) return;
     }
 }

@@ -6,6 +6,8 @@
 #include <limits>
 #include <memory>
 
+#include "exponential.hpp"
+#include "huge_pages.hpp"
 #include "simd.hpp"
 
 namespace thyme {
@@ -20,32 +22,8 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kChunk = 512;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-#define INLINE [[gnu::always_inline]] inline
-
-// e^x for x below 88, within 2 ulp; 0 below the normal numbers, NaN for NaN.
-INLINE float exponential(float x) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-    const float shifted = x * 1.44269504f + kRound;
-    const float whole = shifted - kRound;
-    const float part = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts, the first of 9 bits
-    // 1 + r + r^2 q(r), q of degree 4 fitted to the relative error on [-ln 2 / 2, ln 2 / 2], which is 3e-9.
-    float y = 1.38146e-3f;
-    y = y * part + 8.36872e-3f;
-    y = y * part + 4.166839e-2f;
-    y = y * part + 1.6666521e-1f;
-    y = y * part + 4.9999993e-1f;
-    y = y * part + 1.0f;
-    y = y * part + 1.0f;
-    uint32_t exponent;
-    std::memcpy(&exponent, &shifted, sizeof exponent);
-    exponent = (exponent + 127u) << 23;  // the bits of kRound leave on the left
-    float power;
-    std::memcpy(&power, &exponent, sizeof power);
-    return x < -87.0f ? 0.0f : y * power;
-}
-
 // x = z - largest, finite, so that e^x x is 0 and not NaN where z is -inf.
-INLINE float shifted(float z, float largest) {
+THYME_INLINE float shifted(float z, float largest) {
     const float x = z - largest;
     return x < -1e30f ? -1e30f : x;
 }
@@ -168,6 +146,7 @@ void softmax_rows(const LogitRows& rows, float* stats, float* p, int64_t p_step,
 
 void softmax_rows_gradient(const LogitRows& rows, const int64_t* targets, const float* stats, const float* g, const float* h,
                            float* dz, int64_t dz_step, int64_t columns, int threads) {
+    if (rows.rows > 0) prefer_huge_pages(dz, static_cast<size_t>((rows.rows - 1) * dz_step + columns) * sizeof(float));
     for_each_row(rows, threads, [&](int64_t r, float* row) {
         float* const out = dz + r * dz_step;
         const float bonus = h == nullptr ? 0.0f : h[r];

@@ -1,7 +1,7 @@
 """The GRPO loss over logits, with its own temperature, advantage and weight for every token, in three stages.
 
   (i)   row pass, token_logprobs.py: logprob and entropy of each token, one read of its logits
-  (ii)  O(N) torch on those vectors, in policy_loss.py: every variant of the loss, and the metrics. Autograd gives
+  (ii)  one pass over those vectors, policy_loss.py: every variant of the loss, the metrics, and
             g = dL / dlogprob          h = dL / dentropy
   (iii) back through the row pass, from the logits, g, h and a few numbers a row
 
@@ -15,16 +15,22 @@ from typing import Any
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device
-from thyme.kernels.logit_rows import BannedIds
+from thyme.kernels.logit_rows import Backend, BannedIds
 from thyme.kernels.policy_loss import GrpoLossConfig as GrpoLossConfig
 from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_loss import policy_loss as policy_loss
 from thyme.kernels.policy_loss import weighted_policy_loss
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
 
+_ROW_PASSES: dict[Backend | None, Callable[..., tuple[Tensor, Tensor]]] = {
+    "ref": token_logprobs_ref,
+    "triton": token_logprobs_triton,
+    None: token_logprobs,
+}
+
 
 def _grpo_loss(
-    row_pass: Callable[..., tuple[Tensor, Tensor]],
+    backend: Backend | None,
     logits: Tensor,
     targets: Tensor,
     advantages: Tensor,
@@ -37,9 +43,14 @@ def _grpo_loss(
     check_tensor("logits", logits, (None, None))
     check_tensor("weights", weights, (len(logits),), FLOATS_AND_DOUBLE, logits.device)
     rows = partial(
-        row_pass, logits, targets, temperature=tokens["temperature"], vocab_size=vocab_size, banned_ids=banned_ids
+        _ROW_PASSES[backend],
+        logits,
+        targets,
+        temperature=tokens["temperature"],
+        vocab_size=vocab_size,
+        banned_ids=banned_ids,
     )
-    return weighted_policy_loss(lambda mask: rows(mask=mask), weights, advantages, **tokens)
+    return weighted_policy_loss(lambda mask: rows(mask=mask), weights, advantages, backend=backend, **tokens)
 
 
 def grpo_loss_ref(
@@ -60,7 +71,7 @@ def grpo_loss_ref(
 ) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` in torch: the definition."""
     return _grpo_loss(
-        token_logprobs_ref,
+        "ref",
         logits,
         targets,
         advantages,
@@ -96,7 +107,7 @@ def grpo_loss_triton(
 ) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` with the row pass and its backward in Triton; logits of float32, bfloat16 or float16."""
     return _grpo_loss(
-        token_logprobs_triton,
+        "triton",
         logits,
         targets,
         advantages,
@@ -156,7 +167,7 @@ def grpo_loss(
             THYME_VALIDATE=1, also a wrong value.
     """
     return _grpo_loss(
-        token_logprobs,
+        None,
         logits,
         targets,
         advantages,

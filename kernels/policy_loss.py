@@ -13,83 +13,29 @@ weighted by the ratio: DeepSeek-V3.2, 2025.
 A token of temperature 0 was the argmax, whose own policy is a point: it counts as temperature 1 plus "greedy", and
 `GrpoLossConfig.greedy_tokens` says what its gradient is.
 
-All of it is O(N) torch on vectors [N], with no kernel of its own: the ops that read logits (grpo_loss) or hidden states
-(linear_logprob) give it logprob and entropy, and autograd gives them dL / dlogprob and dL / dentropy back.
+All of it is O(N) on vectors [N]: the ops that read logits (grpo_loss) or hidden states (linear_logprob) give it logprob
+and entropy, and get dL / dlogprob and dL / dentropy back. Here is the definition, `policy_loss_ref`, in torch, whose
+gradients are autograd's; policy_tokens.py has the same as one pass in Triton and in C++.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, values_visible
-
-LossKind = Literal["ppo", "gspo", "gspo_token", "cispo"]
-KlKind = Literal["k1", "k2", "k3"]
-GreedyTokens = Literal["raw", "exclude", "is_pi", "soft"]
-
-_MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond any useful ratio, far from overflow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoLossConfig:
-    """Which loss; see the module's docstring for the formulas and their sources."""
-
-    loss: LossKind = "ppo"
-    """ppo: ratio per token. gspo: its geometric mean over the sequence, with that gradient; gspo_token: the same value
-    with the gradient of the token. cispo: -stop_gradient(clip(r)) A logprob. The gspo losses need cu_seqlens."""
-    clip_eps_low: float = 0.2
-    """The ratio is clipped to >= 1 - clip_eps_low where the advantage is negative."""
-    clip_eps_high: float = 0.2
-    """The ratio is clipped to <= 1 + clip_eps_high where the advantage is positive."""
-    ratio_cap: float | None = None
-    """Two-sided clip: the ratio never counts for more than this, also where the advantage is negative; None: no cap."""
-    kl_coef: float = 0.001
-    """Coefficient of the KL penalty to ref_logprobs; without ref_logprobs there is none, and at 0 they
-    only make the metric."""
-    kl: KlKind = "k3"
-    """Estimator of KL(policy, reference) from a token: k1 -d, k2 d^2 / 2, k3 exp(d) - d - 1; d = ref - logprob."""
-    kl_times_ratio: bool = False
-    """Multiply the estimator by the token's ratio, which makes its gradient unbiased off-policy."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus (entropy at temperature 1), with its gradient."""
-    greedy_tokens: GreedyTokens = "raw"
-    """Tokens of temperature 0. raw: as if sampled at temperature 1, the paper's way. exclude: no policy term, KL or
-    entropy bonus, exact for the policy that ran. is_pi: policy term times stop_gradient(exp(logprob)). soft: code was
-    sampled at a small temperature above 0, so a temperature of 0 is an error."""
-    rollout_ratio_cap: float | None = None
-    """Truncated importance sampling: the policy term times min(exp(old - rollout), this); needs rollout_logprobs."""
-
-    def __post_init__(self) -> None:
-        for name, kinds in (("loss", LossKind), ("kl", KlKind), ("greedy_tokens", GreedyTokens)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
-        for name in ("clip_eps_low", "clip_eps_high", "kl_coef", "entropy_coef"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        for name in ("ratio_cap", "rollout_ratio_cap"):
-            cap = getattr(self, name)
-            if cap is not None and not 0 < cap < float("inf"):
-                raise ValueError(f"{name} must be finite and > 0, or None, got {cap}")
-        if self.ratio_cap is not None and self.ratio_cap < 1 + self.clip_eps_high:
-            raise ValueError(f"ratio_cap must be >= 1 + clip_eps_high = {1 + self.clip_eps_high}, got {self.ratio_cap}")
+from thyme import _native
+from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device, values_visible
+from thyme.kernels.logit_rows import Backend, fastest
+from thyme.kernels.policy_config import MAX_LOG_RATIO, GreedyTokens, KlKind, LossKind, TokenInputs
+from thyme.kernels.policy_config import GrpoLossConfig as GrpoLossConfig
+from thyme.kernels.policy_config import GrpoMetrics as GrpoMetrics
+from thyme.kernels.policy_tokens import policy_pass_triton
 
 
-class GrpoMetrics(NamedTuple):
-    """One vector on the logits' device, so that reading it is the caller's choice of when to wait."""
-
-    names: tuple[str, ...]
-    values: Tensor
-    """[K] float32, detached; means are over tokens of weight != 0, 0.0 where there are none."""
-
-    def as_dict(self) -> dict[str, float]:
-        """The values by name; waits for the device."""
-        return dict(zip(self.names, self.values.tolist(), strict=True))
-
-
+@on_its_device
 def policy_loss(
     logprob: Tensor,
     entropy: Tensor,
@@ -103,11 +49,16 @@ def policy_loss(
     cu_seqlens: Tensor | None = None,
     segments: Tensor | None = None,
     config: GrpoLossConfig | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, GrpoMetrics]:
-    """The loss and its metrics from per-token log-probs, however they were computed; arguments as in `grpo_loss`."""
+    """The loss and its metrics from per-token log-probs, however they were computed; arguments as in `grpo_loss`.
+
+    Differentiable in logprob and entropy, once. `backend` None: Triton on a GPU, C++ for float32 on a CPU, else torch.
+    """
     config = config or GrpoLossConfig()
-    _check_tokens(
+    inputs = TokenInputs(
         logprob,
+        entropy,
         advantages,
         weights,
         old_logprobs,
@@ -116,8 +67,18 @@ def policy_loss(
         temperature,
         cu_seqlens,
         segments,
-        config,
     )
+    backend = backend or fastest(logprob)
+    _check_tokens(inputs, config, FLOATS_AND_DOUBLE if backend == "ref" else (torch.float32,))
+    if backend == "ref":
+        return policy_loss_ref(inputs, config)
+    return _one_pass(inputs, config, in_triton=backend == "triton")
+
+
+def policy_loss_ref(inputs: TokenInputs, config: GrpoLossConfig) -> tuple[Tensor, GrpoMetrics]:
+    """`policy_loss` in torch: the definition, and the CPU path of float64."""
+    logprob, entropy, weights = inputs.logprob, inputs.entropy, inputs.weights
+    cu_seqlens, temperature, segments = inputs.cu_seqlens, inputs.temperature, inputs.segments
     active = weights != 0
     everything = _all_seen(active)
 
@@ -125,18 +86,18 @@ def policy_loss(
         x = x.to(logprob.dtype)
         return x if everything else torch.where(active, x, 0.0)
 
-    current, entropy, advantage = used(logprob), used(entropy), used(advantages)
+    current, entropy, advantage = used(logprob), used(entropy), used(inputs.advantages)
     sampled = current.detach()
-    old = sampled if old_logprobs is None else used(old_logprobs)
+    old = sampled if inputs.old is None else used(inputs.old)
     log_ratio = current - old
-    token_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    token_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     ratio = token_ratio
     if config.loss in ("gspo", "gspo_token"):
         assert cu_seqlens is not None
         log_ratio = _sequence_mean(log_ratio, active, cu_seqlens)
         if config.loss == "gspo_token":
             log_ratio = log_ratio.detach() + (current - sampled)
-        ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
     clipped = ratio.detach().clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)  # flat where it is taken
     clip_low = (ratio < 1 - config.clip_eps_low) & (advantage < 0)
@@ -150,15 +111,15 @@ def policy_loss(
     greedy = torch.zeros_like(active) if temperature is None else (temperature == 0) & active
     if config.greedy_tokens == "is_pi":
         policy = torch.where(greedy, sampled.exp(), 1.0) * policy
-    mismatch = None if rollout_logprobs is None else old - used(rollout_logprobs)
+    mismatch = None if inputs.rollout is None else old - used(inputs.rollout)
     if config.rollout_ratio_cap is not None:
         assert mismatch is not None
-        policy = policy * mismatch.clamp(max=_MAX_LOG_RATIO).exp().clamp(max=config.rollout_ratio_cap)
+        policy = policy * mismatch.clamp(max=MAX_LOG_RATIO).exp().clamp(max=config.rollout_ratio_cap)
 
     per_token = policy
     kl = None
-    if ref_logprobs is not None:
-        kl = _kl(used(ref_logprobs) - current, config.kl)
+    if inputs.ref is not None:
+        kl = _kl(used(inputs.ref) - current, config.kl)
         if config.kl_coef:  # 0 times what may be infinite is no number
             per_token = per_token + config.kl_coef * (kl * token_ratio if config.kl_times_ratio else kl)
     if config.entropy_coef:
@@ -176,7 +137,7 @@ def policy_loss(
             "ratio": used(ratio),
             "clip_frac_low": clip_low,
             "clip_frac_high": clip_high,
-            "clamp_frac": (log_ratio.abs() > _MAX_LOG_RATIO) & active,
+            "clamp_frac": (log_ratio.abs() > MAX_LOG_RATIO) & active,
             "greedy_frac": greedy,
             "kl_old": -(current - old),
         }
@@ -187,8 +148,73 @@ def policy_loss(
             if config.rollout_ratio_cap is not None:
                 means["rollout_capped"] = mismatch > math.log(config.rollout_ratio_cap)
         # Against what was really sampled from, so that ess judges the data and not only the last update.
-        importance = token_ratio if mismatch is None else token_ratio * mismatch.clamp(max=_MAX_LOG_RATIO).exp()
+        importance = token_ratio if mismatch is None else token_ratio * mismatch.clamp(max=MAX_LOG_RATIO).exp()
         return loss, _metrics(means, ratio, used(importance), active, segments)
+
+
+def _native_pass(inputs: TokenInputs, config: GrpoLossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, metrics, and the gradients [2, N] for an upstream of 1) in C++; see csrc/policy_tokens.hpp."""
+
+    def floats(x: Tensor | None) -> Any:
+        return None if x is None else x.detach().to(torch.float32).contiguous().numpy()
+
+    grads = torch.empty(2, len(inputs.logprob))
+    segments, starts = inputs.segments, inputs.cu_seqlens
+    out = _native.policy_loss_f32(
+        floats(inputs.logprob),
+        floats(inputs.entropy),
+        floats(inputs.advantages),
+        floats(inputs.weights),
+        floats(inputs.old),
+        floats(inputs.ref),
+        floats(inputs.rollout),
+        floats(inputs.temperature),
+        None if segments is None else segments.contiguous().numpy(),
+        None if starts is None else starts.long().contiguous().numpy(),
+        loss=get_args(LossKind).index(config.loss),
+        kl=get_args(KlKind).index(config.kl),
+        greedy=get_args(GreedyTokens).index(config.greedy_tokens),
+        kl_times_ratio=config.kl_times_ratio,
+        clip_low=1.0 - config.clip_eps_low,
+        clip_high=1.0 + config.clip_eps_high,
+        ratio_cap=float("inf") if config.ratio_cap is None else config.ratio_cap,
+        kl_coef=config.kl_coef,
+        entropy_coef=config.entropy_coef,
+        rollout_cap=config.rollout_ratio_cap or 0.0,
+        grads=grads.numpy(),
+    )
+    values = torch.from_numpy(out)
+    return values[-1].clone(), values[:-1], grads
+
+
+class _PolicyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logprob: Tensor, entropy: Tensor, inputs: TokenInputs, config: GrpoLossConfig, in_triton: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss, values, grads = (policy_pass_triton if in_triton else _native_pass)(
+            inputs._replace(logprob=logprob.detach(), entropy=entropy.detach()), config
+        )
+        ctx.save_for_backward(grads)
+        ctx.set_materialize_grads(False)
+        ctx.has_bonus = config.entropy_coef != 0
+        ctx.mark_non_differentiable(values)
+        return loss, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        if upstream[0] is None:
+            return (None,) * 5
+        has_bonus = ctx.has_bonus and ctx.needs_input_grad[1]
+        scaled = (grads if has_bonus else grads[:1]) * upstream[0]
+        return scaled[0], scaled[1] if has_bonus else None, None, None, None
+
+
+def _one_pass(inputs: TokenInputs, config: GrpoLossConfig, *, in_triton: bool) -> tuple[Tensor, GrpoMetrics]:
+    loss, values = _PolicyLoss.apply(inputs.logprob, inputs.entropy, inputs, config, in_triton)
+    return loss, GrpoMetrics(inputs.metric_names(config), values)
 
 
 def _all_seen(mask: Tensor) -> bool:
@@ -201,7 +227,7 @@ def _kl(d: Tensor, kind: KlKind) -> Tensor:
         return -d
     if kind == "k2":
         return 0.5 * d * d
-    return d.clamp(max=_MAX_LOG_RATIO).exp() - d - 1
+    return d.clamp(max=MAX_LOG_RATIO).exp() - d - 1
 
 
 def _sequence_mean(x: Tensor, active: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -235,25 +261,18 @@ def _metrics(
     return GrpoMetrics(tuple(name + group for name in names for group in groups), values)
 
 
-def _check_tokens(
-    logprob: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old: Tensor | None,
-    ref: Tensor | None,
-    rollout: Tensor | None,
-    temperature: Tensor | None,
-    cu_seqlens: Tensor | None,
-    segments: Tensor | None,
-    config: GrpoLossConfig,
-) -> None:
+def _check_tokens(inputs: TokenInputs, config: GrpoLossConfig, dtypes: tuple[torch.dtype, ...]) -> None:
+    logprob, weights, temperature = inputs.logprob, inputs.weights, inputs.temperature
+    cu_seqlens, segments = inputs.cu_seqlens, inputs.segments
+    check_tensor("logprob", logprob, (None,), dtypes)
     size, device = (len(logprob),), logprob.device
     floats = {
-        "advantages": advantages,
+        "entropy": inputs.entropy,
+        "advantages": inputs.advantages,
         "weights": weights,
-        "old_logprobs": old,
-        "ref_logprobs": ref,
-        "rollout_logprobs": rollout,
+        "old_logprobs": inputs.old,
+        "ref_logprobs": inputs.ref,
+        "rollout_logprobs": inputs.rollout,
         "temperature": temperature,
     }
     for name, tensor in floats.items():
@@ -273,7 +292,7 @@ def _check_tokens(
             raise ValueError(f"cu_seqlens must rise from 0 to {size[0]} (the tokens), got {cu_seqlens.tolist()[:16]}")
     if config.loss in ("gspo", "gspo_token") and cu_seqlens is None:
         raise ValueError(f"loss={config.loss!r} needs cu_seqlens: its ratio is one per sequence")
-    if config.rollout_ratio_cap is not None and rollout is None:
+    if config.rollout_ratio_cap is not None and inputs.rollout is None:
         raise ValueError("rollout_ratio_cap needs rollout_logprobs")
     if config.greedy_tokens != "raw" and temperature is None:
         raise ValueError(f"greedy_tokens={config.greedy_tokens!r} needs temperature: it is what marks a greedy token")
@@ -289,16 +308,17 @@ def weighted_policy_loss(
     weights: Tensor,
     advantages: Tensor,
     config: GrpoLossConfig | None,
+    backend: Backend | None = None,
     **tokens: Any,
 ) -> tuple[Tensor, GrpoMetrics]:
     """`policy_loss` of what row_pass(mask) returns, mask [N] or None (all) being the tokens that count: the frame of
     both ops."""
     check_tensor("weights", weights, (None,), FLOATS_AND_DOUBLE)
-    if len(weights) and values_visible(weights) and not math.isfinite(weights.abs().amax().item()):
+    if len(weights) and values_visible(weights) and not all(math.isfinite(bound.item()) for bound in weights.aminmax()):
         raise ValueError("weights must be finite")
     mask = weights != 0
     logprob, entropy = row_pass(None if _all_seen(mask) else mask)
     config = config or GrpoLossConfig()
     # Without a bonus the entropy is only a metric: detached, it costs the backward nothing.
     entropy = entropy if config.entropy_coef else entropy.detach()
-    return policy_loss(logprob, entropy, advantages, weights, config=config, **tokens)
+    return policy_loss(logprob, entropy, advantages, weights, config=config, backend=backend, **tokens)

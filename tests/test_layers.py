@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "rollout": {"engine", "sandbox", "model", "pictures"},
     "rewards": {"rollout"},
     "data": {"rollout", "model", "pictures"},
-    "evals": {"rollout", "rewards"},
+    "evals": {"config", "pictures", "rollout", "rewards", "data"},
     "train": {"config", "rollout", "rewards", "data", "model", "kernels"},
     "report": {"rollout"},
     "toy": {"train", "data", "rollout", "model"},

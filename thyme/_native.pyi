@@ -90,3 +90,33 @@ def softmax_rows_gradient_f32(
 
     Rows whose g and h are 0 are not read. ValueError for shapes that do not fit and ids out of range.
     """
+
+def policy_loss_f32(
+    logprob: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    advantages: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    old: NDArray[np.float32] | None,
+    ref: NDArray[np.float32] | None,
+    rollout: NDArray[np.float32] | None,
+    tau: NDArray[np.float32] | None,
+    segments: NDArray[np.uint8] | None,
+    cu_seqlens: NDArray[np.int64] | None,
+    *,
+    loss: int,
+    kl: int,
+    greedy: int,
+    kl_times_ratio: bool,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float,
+    kl_coef: float,
+    entropy_coef: float,
+    rollout_cap: float,
+    grads: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """The loss of thyme.kernels.policy_loss over N tokens: grads [2, N] receives d loss / d logprob and d entropy.
+
+    loss, kl and greedy number GrpoLossConfig's kinds in their order; rollout_cap 0: none. Returns the metrics in their
+    order, then the loss. ValueError for shapes that do not fit and cu_seqlens that do not rise from 0 to N.
+    """

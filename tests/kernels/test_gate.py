@@ -291,7 +291,8 @@ for n in (1, 2, 3, 16, 17, 64, 1000):
         ones = torch.ones(n)
         config = grpo_loss.GrpoLossConfig(clip_eps_low=clip, clip_eps_high=clip, kl_coef=kl)
         out, _ = grpo_loss.grpo_loss_triton(
-            logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config
+            logits, torch.zeros(n, dtype=torch.int64), ones, ones, temperature=ones * tau, config=config,
+            cu_seqlens=torch.tensor([0, n], dtype=torch.int32)
         )
         out.backward()
 for n in (1, 2, 16, 33):
@@ -343,7 +344,8 @@ def test_nothing_recompiles_for_another_length_or_hyperparameter() -> None:
     done = child("-c", KEYS)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout)
-    ops = {"kv_cache", "mrope", "paged_attention", "rmsnorm", "sample_blocks", "swiglu", "token_logprobs"}
+    ops = {"kv_cache", "mrope", "paged_attention", "policy_tokens", "rmsnorm", "sample_blocks", "swiglu"}
+    ops |= {"token_logprobs"}
     assert {name.split(".")[0] for name in counts} == ops  # linear_logprob counts its own
     assert sum(name.startswith("paged_attention.") for name in counts) == 4
     assert counts.pop("paged_attention._decode_kernel") == 2  # with a shared prefix, and without

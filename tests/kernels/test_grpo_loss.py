@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from thyme.kernels import policy_loss as stage
+from thyme.kernels import policy_tokens
 from thyme.kernels.grpo_loss import (
     GrpoLossConfig,
     GrpoMetrics,
@@ -244,19 +248,25 @@ def test_a_zero_coefficient_is_no_term(run: Run) -> None:
         assert torch.equal(without[1], ignored[1])
 
 
+class Watch(TorchDispatchMode):
+    """Lists the operators that torch was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
 def test_gspo_adds_in_a_fixed_order() -> None:
     """On a GPU adding to an index goes by atomics: loss and gradient would change from run to run."""
-    seen = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.add(func.overloadpacket.__name__)
-            return func(*args, **kwargs or {})
-
-    with Watch():
-        call(grpo_loss_triton, problem(dtype=torch.float32), config=GrpoLossConfig(loss="gspo"))
-    assert "segment_reduce" in seen
-    assert not {name for name in seen if name.startswith(("index_add", "scatter_add"))}
+    with Watch() as watch:
+        stage_of("ref", tokens(), GrpoLossConfig(loss="gspo"))
+    assert "segment_reduce" in watch.seen
+    assert not {name for name in watch.seen if name.startswith(("index_add", "scatter_add"))}
+    assert "atomic" not in Path(policy_tokens.__file__).read_text().replace("atomics", "")
 
 
 @ALL
@@ -360,6 +370,104 @@ def test_far_off_ratios_are_clamped_and_counted() -> None:
     assert logprob.grad.isfinite().all()
     assert metrics.as_dict()["clamp_frac"] == pytest.approx(2 / 3)
     assert metrics.as_dict()["ratio_max"] == pytest.approx(math.exp(20), rel=1e-6)
+
+
+def tokens(size: int = 300) -> dict[str, Any]:
+    """Per-token arguments of `policy_loss` that use everything: ratios and differences on both sides of every bound."""
+    random = partial(torch.randn, dtype=torch.float64)
+    logprob, weights = -random(size).abs(), torch.rand(size, dtype=torch.float64) + 0.1
+    weights[3::4] = 0.0
+    more = {name: logprob + 0.4 * random(size) for name in ("old_logprobs", "ref_logprobs", "rollout_logprobs")}
+    more["old_logprobs"][5], more["ref_logprobs"][6], more["rollout_logprobs"][8] = -40.0, 30.0, -50.0
+    return more | {
+        "logprob": logprob,
+        "entropy": random(size).abs(),
+        "advantages": random(size),
+        "weights": weights,
+        "temperature": (torch.arange(size) % 5 != 0).double(),
+        "cu_seqlens": torch.tensor([0, 100, 100, 101, size], dtype=torch.int32),
+        "segments": (torch.arange(size) % 3 == 0).to(torch.uint8),
+    }
+
+
+def stage_of(backend: Any, args: dict[str, Any], config: GrpoLossConfig) -> tuple[Tensor, list[Tensor], dict]:
+    """Loss, gradients by logprob and entropy of 3 times the loss, metrics."""
+    dtype = torch.float64 if backend == "ref" else torch.float32
+    args = {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in args.items()}
+    leaves = [args.pop(name).requires_grad_() for name in ("logprob", "entropy")]
+    loss, metrics = policy_loss(
+        *leaves, args.pop("advantages"), args.pop("weights"), **args, config=config, backend=backend
+    )
+    grads = torch.autograd.grad(3 * loss, leaves, allow_unused=True)
+    return loss.detach(), [torch.zeros_like(leaves[0]) if g is None else g for g in grads], metrics.as_dict()
+
+
+ABSENT = ((), ("segments",), ("old_logprobs",), ("ref_logprobs", "rollout_logprobs", "segments", "temperature"))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_one_pass_is_the_definition(backend: str, config: GrpoLossConfig, tolerances: dict) -> None:
+    """Every variant over several blocks of tokens, with and without each input; far off, masked and greedy tokens."""
+    atol, rtol = tolerances["loss", torch.float32]
+    for absent in ABSENT:
+        needs_temperature = config.greedy_tokens != "raw" and "temperature" in absent
+        if needs_temperature or (config.rollout_ratio_cap is not None and "rollout_logprobs" in absent):
+            continue
+        args = {name: None if name in absent else value for name, value in tokens().items()}
+        exact_loss, exact_grads, exact_metrics = stage_of("ref", args, config)
+        loss, grads, metrics = stage_of(backend, args, config)
+        torch.testing.assert_close(loss.double(), exact_loss, atol=atol, rtol=rtol)
+        for got, exact in zip(grads, exact_grads, strict=True):
+            torch.testing.assert_close(got.double(), exact, atol=2e-6, rtol=1e-5)
+            assert (got[args["weights"] == 0] == 0).all()
+        assert list(metrics) == list(exact_metrics)
+        assert metrics == pytest.approx(exact_metrics, abs=2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_a_token_does_not_know_its_place(backend: str) -> None:
+    """Bitwise, in another order and among fewer."""
+    args = {name: value for name, value in tokens().items() if name != "cu_seqlens"}
+    config = GrpoLossConfig(entropy_coef=0.1, kl_coef=0.2, rollout_ratio_cap=1.1)
+    _, whole, _ = stage_of(backend, args, config)
+    for at in (torch.randperm(300), torch.arange(299, 37, -3)):
+        _, part, _ = stage_of(backend, {name: value[at] for name, value in args.items()}, config)
+        assert all(torch.equal(got, all_of[at]) for got, all_of in zip(part, whole, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["ppo", "gspo"])
+def test_the_one_pass_is_two_launches_and_a_product(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in torch it is some ninety small kernels each time."""
+    launched = []
+
+    class Launches:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *_, **__: launched.append(self.name)
+
+    for name in ("_sequences_kernel", "_tokens_kernel", "_finish_kernel"):
+        monkeypatch.setattr(policy_tokens, name, Launches(name))
+    args = {name: x.float() if x.is_floating_point() else x for name, x in tokens().items()}
+    leaf = args["logprob"].clone().requires_grad_()
+    order = ("entropy", "advantages", "weights", "old_logprobs", "ref_logprobs", "rollout_logprobs", "temperature")
+    inputs = stage.TokenInputs(leaf, *(args[name] for name in (*order, "cu_seqlens", "segments")))
+    with Watch() as watch:
+        stage._one_pass(inputs, GrpoLossConfig(loss=loss), in_triton=True)[0].backward()
+    assert launched == ["_sequences_kernel"] * (loss == "gspo") + ["_tokens_kernel", "_finish_kernel"]
+    harmless = {"alias", "detach", "empty", "new_empty", "ones_like", "select", "slice", "unbind", "view"}
+    assert [name for name in watch.seen if name not in harmless] == ["mul"]
+
+
+def test_no_tokens(tolerances: dict) -> None:
+    none = {name: value[:0] for name, value in tokens().items()} | {"cu_seqlens": torch.tensor([0], dtype=torch.int32)}
+    for backend in ("ref", "native", "triton"):
+        for loss in ("ppo", "gspo"):
+            value, _, metrics = stage_of(backend, none, GrpoLossConfig(loss=loss))
+            assert value == 0
+            assert set(metrics.values()) == {0.0}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

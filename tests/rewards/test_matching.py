@@ -1,19 +1,14 @@
-"""Options against VLMEvalKit's matching (PyPI ms-vlmeval): wherever both decide, both name the same option.
-
-The package imports some sixty others, so the one file with the rules is loaded alone; it needs no more than a logger.
-"""
+"""Options against VLMEvalKit's matching (PyPI ms-vlmeval): wherever both decide, both name the same option."""
 
 import csv
-import importlib.util
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests import theirs
 from thyme.rewards.answers import matches
 
 Infer = Callable[[str, dict[str, str]], str | bool]
@@ -68,26 +63,9 @@ THEIRS_ALONE = {
 """Phrasings that VLMEvalKit takes for an option and we do not, with the reason. None names two different options."""
 
 
-def _their_rules(monkeypatch: pytest.MonkeyPatch) -> Infer:
-    found = importlib.util.find_spec("vlmeval")
-    if found is None or found.origin is None:
-        pytest.skip("VLMEvalKit's rules are not installed: pip install --no-deps ms-vlmeval==0.0.20")
-    log = ModuleType("vlmeval.smp.log")
-    log.get_logger = lambda name: None  # type: ignore[attr-defined]
-    for name, module in (("vlmeval", ModuleType("vlmeval")), ("vlmeval.smp", ModuleType("smp")), (log.__name__, log)):
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location(
-        "their_rules", Path(found.origin).parent / "utils" / "matching_util.py"
-    )
-    assert spec is not None and spec.loader is not None
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
-    return rules.can_infer
-
-
 @pytest.fixture
 def infer(monkeypatch: pytest.MonkeyPatch) -> Infer:
-    return _their_rules(monkeypatch)
+    return theirs.module("utils/matching_util.py", monkeypatch).can_infer
 
 
 def _compare(infer: Infer, options: dict[str, str], question: str) -> Counter[str]:

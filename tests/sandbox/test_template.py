@@ -42,43 +42,96 @@ def own(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def test_it_forks_and_waits_for_its_children() -> None:
-    """Message and descriptors reach the child; its status and CPU time come back, also of one that was killed."""
-    code = """
-import os, signal
-from thyme.sandbox.slots import Place
-from thyme.sandbox.template import Birth, Template
+_TEMPLATE = """
+import contextlib, os, signal, socket, struct
+from thyme import _fork
+from thyme.sandbox.call_list import CallList, Given, Parameter
+from thyme.sandbox.template import Template
 server = os.getpid()
-def live(birth, descriptors):
-    os.write(descriptors[0], f"{birth.place.slot} {birth.early} {os.getppid() == server}".encode())
-    if birth.early:
+def live(note, order):
+    os.write(1, b"%s %s %s\\n" % (note, order, str(os.getppid() == server).encode()))
+    if order == b"work":
         sum(range(3_000_000))
         os._exit(7)
     signal.pause()
+def request(before, after, note=b"", num_descriptors=1):
+    lists = before.encode(), after.encode()
+    return struct.pack("=qiiiIII", 6, 3, num_descriptors, 0, *map(len, lists), 0) + b"".join(lists) + note
+def moved():  # the channel to where it is looked for
+    calls = CallList()
+    calls.add("dup3", _fork.SYS_dup3, Given(0), 3, 0)
+    calls.add("close", _fork.CLOSE_FROM, 4)
+    return calls
+def printing():  # to what came with the order; the parameter is 6
+    calls = CallList()
+    calls.add("dup3", _fork.SYS_dup3, Given(0), Parameter(), 0)
+    calls.add("dup3", _fork.SYS_dup3, Parameter(), 1, 0)
+    return calls
 template = Template(live, leave=[], proc=os.open("/proc", os.O_PATH), memory_bytes=None)
 read_end, write_end = os.pipe()
-for slot, early in ((3, True), (4, False)):
-    birth = Birth(place=Place(slot=slot, scratch=None), image=None, early=early)
-    pid, pidfd = template.fork(birth, [write_end])
-    print(os.read(read_end, 100).decode())
-    if not early:
+def forked(request):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        return ours, *template.fork(request, [theirs.fileno()])
+"""
+
+
+def test_it_forks_and_waits_for_its_children() -> None:
+    """Note, order and descriptors reach the child; its status and CPU time come back, also of one that was killed."""
+    code = (
+        _TEMPLATE
+        + """
+for order in (b"work", b"wait"):
+    channel, pid, pidfd = forked(request(moved(), printing(), b"a note"))
+    socket.send_fds(channel, [order], [write_end])
+    print(os.read(read_end, 100).decode().strip())
+    if order == b"wait":
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     status, cpu_s = template.reap(pid)
-    print(os.waitstatus_to_exitcode(status), 0.005 < cpu_s < 30 if early else cpu_s < 1)
+    print(os.waitstatus_to_exitcode(status), 0.005 < cpu_s < 30 if order == b"work" else cpu_s < 1)
 os.kill(template._pid, signal.SIGKILL)
 try:
-    template.fork(birth, [write_end])
+    template.fork(request(moved(), printing()), [write_end])
 except RuntimeError as error:
     print(error)
 template.stop()
 """
+    )
     assert run_alone(code).splitlines() == [
-        "3 True False",
+        "a note work False",
         "7 True",
-        "4 False False",
+        "a note wait False",
         "-9 True",
         "the template process has ended",
     ]
+
+
+def test_what_cannot_be_born_ends_before_any_python() -> None:
+    """Without an order, with one that lacks descriptors, with a call that fails before it or after it."""
+    code = (
+        _TEMPLATE
+        + """
+def failing(calls):
+    calls.add("chdir", _fork.SYS_chdir, b"/no/such/folder")
+    return calls
+def status(request, order=None):
+    channel, pid, _ = forked(request)
+    if order is not None:
+        with contextlib.suppress(BrokenPipeError):  # it may have ended by now
+            socket.send_fds(channel, [b"work"], order)
+    channel.close()
+    return os.waitstatus_to_exitcode(template.reap(pid)[0])
+print(status(request(moved(), printing())), end=" ")
+print(status(request(moved(), printing(), num_descriptors=2), [write_end]))
+print(status(request(failing(moved()), printing()), [write_end]))
+print(status(request(moved(), failing(CallList())), [write_end]))
+print(status(b"short", [write_end]), status(request(moved(), printing())[:200], [write_end]))
+os.close(write_end)
+print(os.read(read_end, 100))
+template.stop()
+"""
+    )
+    assert run_alone(code).splitlines() == ["0 0", "3", "3", "3 3", "b''"]
 
 
 def test_shared_pages_keep_their_content_and_stay_private() -> None:

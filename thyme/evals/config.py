@@ -1,6 +1,9 @@
 """How a model is evaluated. Standard library only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from thyme.config import RARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +22,28 @@ class EvalConfig:
     """Seed of the sampler."""
     every_steps: int = 0
     """While training, held-out questions are asked after every so many steps; 0: not at all."""
+    benchmark: str = ""
+    """`thyme eval`: published benchmarks by name, separated by commas, in place of held-out questions; "mcq", "yes_no"
+    and "vqa" stand for any file in VLMEvalKit's layout."""
+    data: str = ""
+    """The file of the benchmark (TSV, CSV, parquet, JSON), or the folder that holds those of several."""
+    limit: int = field(default=0, metadata=RARE)
+    """Rows asked of each benchmark, the first ones; 0: all."""
+    at_once: int = field(default=64, metadata=RARE)
+    """Questions whose pictures are in memory at one time; the engine's batch is drawn from them."""
+    resume: bool = field(default=False, metadata=RARE)
+    """Go on with the run of that name: what it has answered is not asked again."""
+    against: str = field(default="", metadata=RARE)
+    """Another run's folder: the difference to it, question by question."""
 
     def __post_init__(self) -> None:
-        for name in ("num_questions", "samples"):
+        if self.data and not self.benchmark:
+            raise ValueError("data: a file of which benchmark? eval.benchmark names it")
+        if self.benchmark and not self.data:
+            raise ValueError(f"benchmark: {self.benchmark}: eval.data must say where its file is")
+        if self.limit < 0:
+            raise ValueError(f"limit: {self.limit} must be at least 0")
+        for name in ("num_questions", "samples", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.every_steps < 0:
@@ -29,3 +51,12 @@ class EvalConfig:
         for name in ("temperature", "code_temperature"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")
+
+    def drawn(self) -> dict[str, Any]:
+        """How answers are drawn, as `RolloutConfig.sampling` takes it."""
+        return {
+            "n": self.samples,
+            "temperature": self.temperature,
+            "code_temperature": self.code_temperature,
+            "seed": self.seed,
+        }

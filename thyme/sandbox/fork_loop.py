@@ -13,20 +13,22 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from thyme.sandbox.birth import Requests
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
 from thyme.sandbox.root import BaseRoot, Image, put_image
 from thyme.sandbox.slots import Place, Slots
-from thyme.sandbox.template import Birth, Template
+from thyme.sandbox.template import Template
 
 _POLL_S = 0.02
 """How often scratch folders without a quota are looked at."""
 _LAST_CLEANING_S = 2.0
-_READY_S = 2.0
-"""How long a child that was forked ahead may take to make its root."""
+_READY_S = 4.0
+"""How long a child may take to make its root."""
 
 
 class _Child(NamedTuple):
@@ -59,6 +61,7 @@ class ForkLoop:
     def __init__(self, control: socket.socket, setup: Setup, plan: JailPlan, slots: Slots, template: Template) -> None:
         self.slots = slots
         self._control, self._config, self._plan, self._template = control, setup.config, plan, template
+        self._requests = Requests(plan, setup.config)
         self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
@@ -118,11 +121,9 @@ class ForkLoop:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
         images = self._images(order)
-        image, further = (images[0] if images else None), tuple(images[1:])
         child: _Child | None = None
         try:
-            parked = None if further else self._unpark(image)
-            child = parked or self._spawn(image, further, early=False)
+            child = self._unpark(images) or self._furnished(self._spawn(images, early=False), images)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
             for stored in images if self._plan.root is None else ():
@@ -149,8 +150,8 @@ class ForkLoop:
         folder_of = self._plan.folder_of_image
         return [Image(file=file, path=place_of(path), folder=folder_of(path)) for path, file in told]
 
-    def _spawn(self, image: Image | None, more: tuple[Image, ...] = (), *, early: bool) -> _Child:
-        """Forks a child that puts half of its jail on and waits for its order."""
+    def _spawn(self, images: Sequence[Image] = (), *, early: bool) -> _Child:
+        """Forks a child that puts half of its jail on, in a root with room for `images`, and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
         ruleset = -1
@@ -161,7 +162,7 @@ class ForkLoop:
                 if place.scratch is not None:
                     self._plan.allow(ruleset, place.scratch, writable=True)
                 given = [theirs.fileno()] if ruleset < 0 else [theirs.fileno(), ruleset]
-                pid, pidfd = self._template.fork(Birth(place=place, image=image, more=more, early=early), given)
+                pid, pidfd = self._template.fork(self._requests.encode(place, images, early=early), given)
         except OSError:
             ours.close()
             if ruleset >= 0:
@@ -180,51 +181,60 @@ class ForkLoop:
         before the next order."""
         self._may_park = False
         with contextlib.suppress(OSError):
-            self._parked = self._spawn(None, early=True)
+            self._parked = self._spawn(early=True)
 
-    def _unpark(self, image: Image | None) -> _Child | None:
-        """The child that was forked ahead, if there is one, it lives, and the image has room in its root."""
+    def _unpark(self, images: Sequence[Image]) -> _Child | None:
+        """The child that was forked ahead, if there is one, it lives, and the images have room in its root."""
         root, parked = self._plan.root, self._parked
-        if parked is None or (root is not None and image is not None and not root.has_room_for(image)):
+        if parked is None or (root is not None and not all(map(root.has_room_for, images))):
             return None
         self._parked = None
         try:
             if select.select([parked.pidfd], [], [], 0)[0]:
-                raise ChildProcessError("it has ended")
-            if root is not None:
-                self._furnish(root, parked, image)
+                self._bury(parked)
+                return None
+            return self._furnished(parked, images)
         except OSError:
-            _kill(parked.pidfd)
-            self._bury(parked)
             return None
-        return parked
 
-    def _furnish(self, root: BaseRoot, parked: _Child, image: Image | None) -> None:
-        """Puts the image into the root of the child that is parked, which has seen nothing of a snippet yet."""
-        parked.channel.settimeout(_READY_S)
-        _, descriptors, _, _ = socket.recv_fds(parked.channel, MESSAGE_BYTES, 1)
+    def _furnished(self, child: _Child, images: Sequence[Image]) -> _Child:
+        """The child, which has seen nothing of a snippet yet, with the images in its root.
+
+        Raises:
+            OSError: that cannot be; the child is gone.
+        """
+        if images and self._plan.root is not None:
+            try:
+                self._furnish(self._plan.root, child, images)
+            except OSError:
+                _kill(child.pidfd)
+                self._bury(child)
+                raise
+        return child
+
+    def _furnish(self, root: BaseRoot, child: _Child, images: Sequence[Image]) -> None:
+        child.channel.settimeout(_READY_S)
+        _, descriptors, _, _ = socket.recv_fds(child.channel, MESSAGE_BYTES, 1)
         if not descriptors:
             raise ChildProcessError("it has ended")
+        uid, mounts = self._plan.uid_of(child.place.slot), []
         try:
-            if image is not None:
-                uid = self._plan.uid_of(parked.place.slot)
-                mount_fd = root.detached(image)
-                try:
-                    with root.inside(descriptors[0]):
-                        put_image(mount_fd, image, self._config, uid)
-                        self._plan.allow_image(parked.ruleset, image)
-                finally:
-                    os.close(mount_fd)
+            mounts += [root.detached(image) for image in images]
+            with root.inside(descriptors[0]):
+                for image, mount_fd in zip(images, mounts, strict=True):
+                    put_image(mount_fd, image, self._config, uid, is_first=image is images[0])
+                    self._plan.allow_image(child.ruleset, image)
         finally:
-            os.close(descriptors[0])
+            for fd in (*mounts, descriptors[0]):
+                os.close(fd)
 
-    def _bury(self, parked: _Child) -> None:
-        """A parked child that ended before it got an order."""
-        self._poll.unregister(parked.pidfd)
-        parked.close()
-        os.close(parked.pidfd)
-        self._template.reap(parked.pid)
-        self.slots.release(parked.place)
+    def _bury(self, child: _Child) -> None:
+        """A child that ended before it got an order."""
+        self._poll.unregister(child.pidfd)
+        child.close()
+        os.close(child.pidfd)
+        self._template.reap(child.pid)
+        self.slots.release(child.place)
 
     def _reap(self, pidfd: int) -> None:
         """A child that ended after its order."""

@@ -1,9 +1,10 @@
 """The layers around a snippet, each a thin wrapper of what the kernel offers: Landlock, seccomp, limits, capabilities,
 identity, namespaces. Every failure is an OSError with its errno.
 
-System calls go by `_fork.system_call`: every child makes some eighty, and ctypes would touch sixty more pages in it.
+What a child puts on is made by C before it runs any Python: such a function takes `make`, which makes a call at once
+or is the `add` of a list (call_list.py).
 
-Not here: which layers are used (plan.py) and when they are put on (child.py).
+Not here: which layers are used (plan.py) and when they are put on (birth.py).
 """
 
 # Paths here are the snippet's strings, or descriptors.
@@ -17,9 +18,11 @@ import resource
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from thyme import _fork
 from thyme.sandbox import syscalls
+from thyme.sandbox.call_list import Argument, CallList, Data, Parameter
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
     raise ImportError("the sandbox needs a 64-bit system")
@@ -59,6 +62,9 @@ _MNT_DETACH = 2
 _OPEN_TREE, _MOVE_MOUNT = 428, 429
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 
+AT_FDCWD = -100
+_ALL_BITS = (1 << 64) - 1
+
 DEVICES = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom"))
 """The devices that a snippet has."""
 
@@ -66,16 +72,17 @@ Limit = tuple[int, tuple[int, int]]
 """A resource and its (soft, hard) limit."""
 
 
-def _syscall(what: str, number: int, *arguments: int | bytes | None) -> int:
-    """A system call with at most five arguments; those not given are 0."""
-    result = _fork.system_call(number, *arguments)
-    if result < 0:
+class Make(Protocol):
+    """Makes a system call with at most five arguments; those not given are 0."""
+
+    def __call__(self, what: str, number: int, *arguments: Argument, may_fail: bool = False) -> object: ...
+
+
+def _syscall(what: str, number: int, *arguments: Argument, may_fail: bool = False) -> int:
+    result = _fork.system_call(number, *arguments)  # type: ignore[arg-type]
+    if result < 0 and not may_fail:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
     return result
-
-
-def _prctl(what: str, option: int, value: int | bytes = 0, more: int = 0) -> None:
-    _syscall(what, _fork.SYS_prctl, option, value, more)
 
 
 _quick_fork = ctypes.PyDLL(None).fork
@@ -104,10 +111,23 @@ def landlock_rule(path: str | Path, abi: int, *, writable: bool = False) -> byte
     stays open as long as rulesets are made of it."""
     rights = _READ
     if writable:
-        rights = _SCRATCH | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
+        rights = _writable_rights(abi)
     if not writable and not os.path.isdir(path):
         rights &= _READ_FILE
     return struct.pack("=Qi", rights, os.open(path, os.O_PATH))
+
+
+def landlock_allow_own(calls: CallList, ruleset: Argument, path: str, abi: int) -> None:
+    """Has the list let its process write to a folder that is not there before."""
+    rights = _writable_rights(abi)
+    folder = calls.add(f"open {path}", _fork.SYS_openat, AT_FDCWD, os.fsencode(path), os.O_PATH | os.O_CLOEXEC)
+    rule = Data(struct.pack("=Qi", rights, 0), folder, 8)
+    calls.add("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+    calls.add("close", _fork.SYS_close, folder)
+
+
+def _writable_rights(abi: int) -> int:
+    return _SCRATCH | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
 
 
 def landlock_close(rule: bytes) -> None:
@@ -133,9 +153,9 @@ def landlock_add(ruleset: int, rule: bytes) -> None:
     _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
 
 
-def landlock_restrict(ruleset: int) -> None:
-    """Binds the calling process for good. Needs no_new_privs."""
-    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
+def landlock_restrict(ruleset: Argument, make: Make = _syscall) -> None:
+    """Binds the process for good. Needs no_new_privs."""
+    make("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
 
 
 # --- seccomp: which system calls -------------------------------------------------------------------------------------
@@ -152,9 +172,9 @@ class SeccompFilter:
             struct.pack("@HP", self.num_instructions, ctypes.addressof(self._code)), struct.calcsize("@HP")
         )
 
-    def install(self) -> None:
-        """Binds the calling process for good. Needs no_new_privs."""
-        _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(self._program))
+    def install(self, make: Make = _syscall) -> None:
+        """Binds the process, this one or one forked from it, for good. Needs no_new_privs."""
+        make("seccomp", _fork.SYS_prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(self._program))
 
 
 # --- privileges ------------------------------------------------------------------------------------------------------
@@ -169,30 +189,31 @@ def map_executable_memory() -> None:
         raise OSError(code, f"mmap: {os.strerror(code)}")
 
 
-def no_new_privs() -> None:
+def no_new_privs(make: Make = _syscall) -> None:
     """Nothing the process executes can gain rights any more."""
-    _prctl("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
+    make("no_new_privs", _fork.SYS_prctl, _PR_SET_NO_NEW_PRIVS, 1)
 
 
-def die_with_parent() -> None:
+def die_with_parent(make: Make = _syscall) -> None:
     """SIGKILL when the parent ends. Only sound where the parent has one thread, and after the last setuid."""
-    _prctl("pdeathsig", _PR_SET_PDEATHSIG, 9)
+    make("pdeathsig", _fork.SYS_prctl, _PR_SET_PDEATHSIG, 9)
 
 
-def set_name(name: str) -> None:
-    """What `ps` and `top` show of the calling process: at most 15 characters."""
-    _prctl("name", _PR_SET_NAME, name.encode())
+def set_name(name: str, make: Make = _syscall) -> None:
+    """What `ps` and `top` show of the process: at most 15 characters."""
+    make("name", _fork.SYS_prctl, _PR_SET_NAME, name.encode())
 
 
-def not_dumpable() -> None:
+def not_dumpable(make: Make = _syscall) -> None:
     """Other processes of the same user cannot look into it."""
-    _prctl("dumpable", _PR_SET_DUMPABLE, 0)
+    make("dumpable", _fork.SYS_prctl, _PR_SET_DUMPABLE, 0)
 
 
-def drop_capabilities() -> None:
+def drop_capabilities(make: Make = _syscall) -> None:
     """Empties every set, also those a user namespace hands out."""
-    _fork.system_call(_fork.SYS_prctl, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)  # a kernel may have none
-    _syscall("capset", _fork.SYS_capset, _OWN_CAPS, bytes(24))
+    # a kernel may have no ambient set
+    make("ambient", _fork.SYS_prctl, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, may_fail=True)
+    make("capset", _fork.SYS_capset, _OWN_CAPS, bytes(24))
 
 
 def capabilities() -> int:
@@ -203,11 +224,11 @@ def capabilities() -> int:
     return low | high << 32
 
 
-def become(uid: int) -> None:
+def become(uid: int | Parameter, make: Make = _syscall) -> None:
     """Gives up root for a user id nobody has."""
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    make("setgroups", _fork.SYS_setgroups, 0, None)
+    make("setresgid", _fork.SYS_setresgid, uid, uid, uid)
+    make("setresuid", _fork.SYS_setresuid, uid, uid, uid)
 
 
 def limits(*, cpu_s: int, file_bytes: int, open_files: int) -> tuple[Limit, ...]:
@@ -241,18 +262,19 @@ def _at_most(which: int, soft: int, hard: int) -> Limit:
     return which, (soft, hard)
 
 
-def limit(limits: Iterable[Limit]) -> None:
-    """Puts `limits` on the calling process."""
+def limit(limits: Iterable[Limit], make: Make = _syscall) -> None:
+    """Puts `limits` on the process."""
     for which, pair in limits:
-        resource.setrlimit(which, pair)
+        values = struct.pack("=QQ", *(value & _ALL_BITS for value in pair))  # RLIM_INFINITY is -1
+        make("limit", _fork.SYS_prlimit64, 0, which, values, None)
 
 
 # --- namespaces ------------------------------------------------------------------------------------------------------
 
 
-def unshare(flags: int) -> None:
+def unshare(flags: int, make: Make = _syscall) -> None:
     """unshare(2), with CLONE_* of this module."""
-    _syscall("unshare", _fork.SYS_unshare, flags)
+    make("unshare", _fork.SYS_unshare, flags)
 
 
 def enter_user_namespace() -> None:
@@ -264,7 +286,9 @@ def enter_user_namespace() -> None:
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
-def mount(source: str, target: str | Path, kind: str | None, flags: int, data: str | None = None) -> None:
+def mount(
+    source: str, target: str | Path, kind: str | None, flags: int, data: str | None = None, make: Make = _syscall
+) -> None:
     """mount(2).
 
     Args:
@@ -273,9 +297,10 @@ def mount(source: str, target: str | Path, kind: str | None, flags: int, data: s
         kind: the file system; None where the flags need none.
         flags: MS_* of this module.
         data: options of the file system.
+        make: see above.
     """
     kind_, data_ = kind.encode() if kind else None, data.encode() if data else None
-    _syscall(f"mount {target}", _fork.SYS_mount, source.encode(), os.fsencode(target), kind_, flags, data_)
+    make(f"mount {target}", _fork.SYS_mount, source.encode(), os.fsencode(target), kind_, flags, data_)
 
 
 def unmount(target: str | Path) -> None:
@@ -361,7 +386,7 @@ def change_root(
         mount("none", place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
 
 
-def mount_memory(target: str, *, mib: int, inodes: int, mode: int, again: bool = False) -> None:
+def mount_memory(target: str, *, mib: int, inodes: int, mode: int, again: bool = False, make: Make = _syscall) -> None:
     """Mounts a file system in memory.
 
     Args:
@@ -370,6 +395,7 @@ def mount_memory(target: str, *, mib: int, inodes: int, mode: int, again: bool =
         inodes: how many files and folders it holds, its root included.
         mode: who may do what with its root.
         again: it is there already and only gets these limits.
+        make: see above.
     """
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_REMOUNT if again else 0)
-    mount("tmpfs", target, "tmpfs", flags, f"size={mib}m,nr_inodes={inodes},mode={mode:o}")
+    mount("tmpfs", target, "tmpfs", flags, f"size={mib}m,nr_inodes={inodes},mode={mode:o}", make)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from thyme.sandbox import child, jail
+from thyme.sandbox import jail
+from thyme.sandbox.birth import CHANNEL, confine, prepare
+from thyme.sandbox.call_list import CallList
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.result import Layer
@@ -41,16 +43,20 @@ def probe(slots: Slots, plan: JailPlan, config: SandboxConfig, canary: Path) -> 
     read_end, write_end = os.pipe()
     pid = jail.fork()
     if pid == 0:
-        kept = [write_end] if ruleset < 0 else [write_end, ruleset]
+        given = [write_end] if ruleset < 0 else [write_end, ruleset]
         report: Any = ""
         try:
-            child.prepare(place, plan, config, kept=kept, ruleset=ruleset)
-            child.confine(plan, -1 if ruleset < 0 else child.CHANNEL + 1)
+            prepare(plan, config, place.scratch, num_kept=len(given), reports=False).make(
+                given, plan.uid_of(place.slot)
+            )
+            last = CallList()
+            confine(last, plan, CHANNEL + 1)
+            last.make()
             report = _attempt_escapes(canary)
         except OSError as error:
             report = f"{error}"
         finally:
-            for fd in (write_end, child.CHANNEL):  # where it was and where `prepare` puts it
+            for fd in (write_end, CHANNEL):  # where it was and where `prepare` puts it
                 with contextlib.suppress(OSError):
                     os.write(fd, json.dumps(report).encode())
                     break

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from thyme import _fork
 from thyme.sandbox import jail, paths
+from thyme.sandbox.call_list import Argument, CallList, Parameter
 from thyme.sandbox.config import SandboxConfig
 
 IMAGES = "/images"
@@ -28,6 +30,7 @@ INPUT = "/mnt/input"
 _NEW = "/new"
 _DEEPEST = 64
 """Folders that are made for one image."""
+_NEW_FILE, _FILE_MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444
 _SCRATCH = (paths.DATA, paths.HOME.rstrip("/"), paths.TMP)
 
 
@@ -43,7 +46,7 @@ class Image:
     """The folder of it that the child may write to, where that is one more than the scratch has anyway."""
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """What a child's root is made of."""
 
     folders: tuple[str, ...]
@@ -68,58 +71,57 @@ class BaseRoot:
         self._namespace, self._proc = namespace, proc
         self._usual = self.layout()
 
-    def layout(self, *images: Image) -> _Layout:
+    def layout(self, *images: Image) -> Layout:
         """What to make a root of: whole tops are moved, except where an image needs folders of its own in one."""
         tops = [top for top in self._tops if top not in {_top(image.path) for image in images}]
         single = [(path, is_folder) for path, is_folder in self._readable if _top(path) not in tops]
         folders = {"/mnt", *_SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
         folders |= {parent for path, _ in single for parent in _parents(path)}
         files = (INPUT, *(path for path, is_folder in single if not is_folder))
-        return _Layout(tuple(sorted(folders)), files, (*tops, *(path for path, _ in single)))
+        return Layout(tuple(sorted(folders)), files, (*tops, *(path for path, _ in single)))
 
     def has_room_for(self, image: Image) -> bool:
         """Whether it can be put into a root that was made without knowing of it."""
         return _top(image.path) not in self._tops
 
-    def build(self, config: SandboxConfig, uid: int, image: Image | None = None, more: Sequence[Image] = ()) -> None:
-        """Makes a root and moves the calling process there, into a mount namespace of its own.
+    def build(self, calls: CallList, config: SandboxConfig, layout: Layout | None = None, *, owned: bool) -> None:
+        """Has a list of calls make a root and move its process there, into a mount namespace of its own.
 
         Args:
+            calls: the list; its parameter is the user id of who may write to the scratch, where `owned`.
             config: how much it may hold.
-            uid: who may write to the scratch; 0 for the caller.
-            image: the input image, if it is known by now.
-            more: further images.
+            layout: what it is made of; the usual, where None.
+            owned: whether the scratch gets an owner of its own.
         """
-        images = [*filter(None, [image]), *more]
-        mounts = [self.detached(one) for one in images]
-        layout = self._usual if all(map(self.has_room_for, images)) else self.layout(*images)
-        umask = os.umask(0)
-        try:
-            jail.unshare(jail.CLONE_NEWNS)
-            inodes = 1 + len(layout.folders) + len(layout.files) + config.max_files
-            jail.mount_memory(_NEW, mib=config.scratch_mib, inodes=inodes, mode=_mode(uid))
-            for folder in layout.folders:
-                _make_folder(_NEW + folder, uid, writable=folder in _SCRATCH)
-            for file in layout.files:
-                _make_file(_NEW + file)
-            for path in layout.moves:
-                jail.mount(path, _NEW + path, None, jail.MS_MOVE)
-            os.chdir(_NEW)
-            jail.mount(".", "/", None, jail.MS_MOVE)  # on top of the old root, which nothing can reach any more
-            os.chroot(".")
-            os.chdir("/")
-        finally:
-            os.umask(umask)
-        for one, mount_fd in zip(images, mounts, strict=True):
-            put_image(mount_fd, one, config, uid, is_first=one is image)
+        layout = self._usual if layout is None else layout
+        mode = _mode(owned)
+        umask = calls.add("umask", _fork.SYS_umask, 0)
+        jail.unshare(jail.CLONE_NEWNS, calls.add)
+        inodes = 1 + len(layout.folders) + len(layout.files) + config.max_files
+        jail.mount_memory(_NEW, mib=config.scratch_mib, inodes=inodes, mode=mode, make=calls.add)
+        for folder in layout.folders:
+            path, writable = os.fsencode(_NEW + folder), folder in _SCRATCH
+            calls.add(f"mkdir {folder}", _fork.SYS_mkdirat, jail.AT_FDCWD, path, 0o700 if writable else mode)
+            if writable and owned:
+                calls.add(f"chown {folder}", _fork.SYS_fchownat, jail.AT_FDCWD, path, Parameter(), Parameter(), 0)
+        for file in layout.files:
+            path = os.fsencode(_NEW + file)
+            made = calls.add(f"open {file}", _fork.SYS_openat, jail.AT_FDCWD, path, _NEW_FILE, _FILE_MODE)
+            calls.add("close", _fork.SYS_close, made)
+        for place in layout.moves:
+            jail.mount(place, _NEW + place, None, jail.MS_MOVE, make=calls.add)
+        calls.add("chdir", _fork.SYS_chdir, _NEW.encode())
+        jail.mount(".", "/", None, jail.MS_MOVE, make=calls.add)  # on top of the old root, which nothing can reach
+        calls.add("chroot", _fork.SYS_chroot, b".")
+        calls.add("chdir", _fork.SYS_chdir, b"/")
+        calls.add("umask", _fork.SYS_umask, umask)
 
-    def rehearse(self, config: SandboxConfig, uid: int) -> None:
-        """Builds a root and leaves it again, which goes with it: the interpreter specialises the code that builds."""
-        try:
-            self.build(config, uid)
-            os.close(self.own_namespace())
-        finally:
-            jail.enter_mount_namespace(self._namespace)
+    def report(self, calls: CallList, channel: Argument) -> None:
+        """Has a list of calls send the mount namespace of its process over a socket, if anybody listens."""
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        namespace = calls.add("open self/ns/mnt", _fork.SYS_openat, self._proc, b"self/ns/mnt", flags)
+        calls.add("send", _fork.SEND_DESCRIPTOR, channel, namespace, may_fail=True)
+        calls.add("close", _fork.SYS_close, namespace)
 
     def detached(self, image: Image) -> int:
         """A mount of the image that is nowhere yet (a descriptor). Only in the fork-server's root."""
@@ -140,10 +142,6 @@ class BaseRoot:
                 jail.enter_mount_namespace(self._namespace)
             except OSError as error:
                 raise RuntimeError(f"the fork-server cannot get back into its own root: {error}") from error
-
-    def own_namespace(self) -> int:
-        """Descriptor of the calling process's mount namespace."""
-        return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
 
 
 def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
@@ -174,7 +172,9 @@ def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
     def rehearse() -> None:
         jail.unshare(jail.CLONE_NEWNS)
         change()
-        base.build(SandboxConfig(workers=1), 0)
+        calls = CallList()
+        base.build(calls, SandboxConfig(workers=1), owned=False)
+        calls.make()
         for folder in _SCRATCH:
             with open(f"{folder}/written", "x"):
                 pass
@@ -191,7 +191,7 @@ def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int, *, i
         mount_fd: what jail.detached gave for the image.
         image: where it belongs.
         config: how much the root may hold beside the image.
-        uid: as for `BaseRoot.build`.
+        uid: whose the folders are that it may write to; 0 for the caller.
         is_first: whether there is a place for it where its path cannot be had; a further image is not there then.
     """
     umask = os.umask(0)
@@ -203,7 +203,7 @@ def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int, *, i
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), image.path)
         if missing or not is_there:  # the snippet may make as many files as without them
             inodes = os.statvfs("/").f_files + len(missing) + (not is_there)
-            jail.mount_memory("/", mib=config.scratch_mib, inodes=inodes, mode=_mode(uid), again=True)
+            jail.mount_memory("/", mib=config.scratch_mib, inodes=inodes, mode=_mode(uid != 0), again=True)
         for path in missing:
             _make_folder(path, uid, writable=in_scratch or path == image.folder)
         if not is_there:
@@ -217,18 +217,18 @@ def put_image(mount_fd: int, image: Image, config: SandboxConfig, uid: int, *, i
 
 
 def _make_folder(path: str, uid: int, *, writable: bool) -> None:
-    os.mkdir(path, 0o700 if writable else _mode(uid))
+    os.mkdir(path, 0o700 if writable else _mode(uid != 0))
     if writable and uid:
         os.chown(path, uid, uid)
 
 
 def _make_file(path: str) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444))
+    os.close(os.open(path, _NEW_FILE, _FILE_MODE))
 
 
-def _mode(uid: int) -> int:
+def _mode(owned: bool) -> int:
     """Of what is not the child's to change: it may be the owner, but has no capabilities."""
-    return 0o755 if uid else 0o555
+    return 0o755 if owned else 0o555
 
 
 def _top(path: str) -> str:

@@ -9,75 +9,49 @@ has forked.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from thyme import _fork
 from thyme.sandbox import jail
-from thyme.sandbox.root import Image
-from thyme.sandbox.slots import Place
 from thyme.sandbox.template_memory import mapped_bytes, settle
 
 _ANSWER = struct.Struct("=ii")
 _READY = b"ready"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
-    """What a child is told when it is forked."""
-
-    place: Place
-    image: Image | None
-    """The input image, where it is known by then."""
-    more: tuple[Image, ...] = ()
-    """Further input images."""
-    early: bool
-    """Forked ahead of its order, so that there is time to rehearse."""
-
-    def encode(self) -> bytes:
-        """The message."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def decode(cls, message: bytes) -> Birth:
-        """What `encode` made a message of."""
-        fields = json.loads(message)
-        image, more = fields["image"], tuple(Image(**image) for image in fields["more"])
-        place = Place(**fields["place"])
-        return cls(place=place, image=image and Image(**image), more=more, early=fields["early"])
-
-
-Live = Callable[[Birth, Sequence[int]], NoReturn]
+Live = Callable[[bytes, bytes], NoReturn]
 
 
 class Template:
     """The process that forks, as the fork-server holds it.
 
     Args:
-        live: called in every child with what it was told and the descriptors that came with it.
+        live: called in every child, once it is jailed, with the note that it was told and its order.
         leave: descriptors that only the fork-server is to have.
         proc: descriptor of /proc.
         memory_bytes: address space that a child may add to what it is born with; None for no limit.
+        pages: what a child will write to, as `template_memory.pages_written` found it.
 
     Raises:
         OSError: there can be no further process.
         RuntimeError: the process ended before it could serve.
     """
 
-    def __init__(self, live: Live, *, leave: Sequence[int], proc: int, memory_bytes: int | None) -> None:
+    def __init__(
+        self, live: Live, *, leave: Sequence[int], proc: int, memory_bytes: int | None, pages: bytes = b""
+    ) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._pid = jail.fork()
             if self._pid == 0:
                 for fd in (*leave, self._socket.fileno()):
                     os.close(fd)
-                _become(live, theirs, proc, memory_bytes)
+                _become(live, theirs, proc, memory_bytes, pages)
             self.pidfd = os.pidfd_open(self._pid)
         self._receive(len(_READY))
 
@@ -85,15 +59,20 @@ class Template:
         """A descriptor that becomes readable when the process has ended."""
         return self._socket.fileno()
 
-    def fork(self, birth: Birth, descriptors: Sequence[int]) -> tuple[int, int]:
+    def fork(self, request: bytes, descriptors: Sequence[int]) -> tuple[int, int]:
         """Forks a child. Returns its id and a pidfd of it.
+
+        Args:
+            request: what birth.Requests encoded.
+            descriptors: the socket that the order comes by and, with Landlock, the ruleset. The order brings stdout,
+                session socket, pixels, code and the ruleset again.
 
         Raises:
             OSError: no process, memory or descriptor is left.
             RuntimeError: the template has ended.
         """
         with self._heard():
-            socket.send_fds(self._socket, [b"f" + birth.encode()], descriptors)
+            socket.send_fds(self._socket, [b"f" + request], descriptors)
         answer, found = self._receive(_ANSWER.size)
         number = _ANSWER.unpack(answer)[0]
         if number < 0:
@@ -134,7 +113,7 @@ class Template:
             raise RuntimeError("the template process has ended") from error
 
 
-def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | None) -> NoReturn:
+def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | None, pages: bytes) -> NoReturn:
     """The forked side: the template, and later on each of its children."""
     exit_, code = os._exit, 0
     try:
@@ -144,10 +123,10 @@ def _become(live: Live, server: socket.socket, proc: int, memory_bytes: int | No
         if memory_bytes is not None:  # its children have the limit from it
             jail.limit([jail.address_space(mapped_bytes(proc) + memory_bytes)])
         server.send(_READY)
-        told = _fork.serve(server.fileno())
+        told = _fork.serve(server.fileno(), pages)
         if told is not None:
             code = 3
-            live(Birth.decode(told[0]), told[1])
+            live(*told)
     except BaseException as error:
         with contextlib.suppress(BaseException):
             os.write(2, f"{error}\n".encode())

@@ -28,7 +28,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-class _Mapping(NamedTuple):
+class Mapping(NamedTuple):
+    """Addresses that are mapped in one piece."""
+
     start: int
     end: int
     rights: str
@@ -60,27 +62,27 @@ def settle(proc: int) -> None:
         proc: descriptor of /proc.
     """
     huge: set[int] = set()
-    for mapping in _private(proc):
+    for mapping in private_mappings(proc):
         if mapping.rights == "rw-p" and mapping.name in ("", "[heap]"):
             huge |= _collapse(mapping)
     ranges = [
         (start, end - start, _protection(mapping.rights))
-        for mapping in _private(proc)
+        for mapping in private_mappings(proc)
         if mapping.end - mapping.start - mapping.anonymous <= _MOST_UNTOUCHED
         for start, end in _without(huge, mapping)
     ]
     _fork.share_pages(b"".join(struct.pack("=QQQ", *numbers) for numbers in ranges))
 
 
-def _private(proc: int) -> list[_Mapping]:
+def private_mappings(proc: int) -> list[Mapping]:
     """The mappings that hold pages of the process's own, without its stack and what the kernel maps."""
     with os.fdopen(os.open("self/smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
         lines = file.read().splitlines()
-    found: list[_Mapping] = []
+    found: list[Mapping] = []
     for line in lines:
         if header := _HEADER.fullmatch(line):
             start, end = (int(header[n], 16) for n in (1, 2))
-            found.append(_Mapping(start, end, header[3].decode(), os.fsdecode(header[4]), 0))
+            found.append(Mapping(start, end, header[3].decode(), os.fsdecode(header[4]), 0))
         elif line.startswith(b"Anonymous:"):
             found[-1] = found[-1]._replace(anonymous=int(line.split()[1]) << 10)
     return [
@@ -92,7 +94,7 @@ def _private(proc: int) -> list[_Mapping]:
     ]
 
 
-def _collapse(mapping: _Mapping) -> set[int]:
+def _collapse(mapping: Mapping) -> set[int]:
     """Backs what fills huge pages by huge pages, and returns their addresses: none where the kernel does not offer it
     (before Linux 6.1)."""
     start, end = -(-mapping.start // _HUGE) * _HUGE, mapping.end // _HUGE * _HUGE
@@ -102,7 +104,7 @@ def _collapse(mapping: _Mapping) -> set[int]:
     return {at for at in range(start, end, _HUGE) if _libc.madvise(at, _HUGE, _MADV_COLLAPSE) == 0}
 
 
-def _without(huge: set[int], mapping: _Mapping) -> Iterator[tuple[int, int]]:
+def _without(huge: set[int], mapping: Mapping) -> Iterator[tuple[int, int]]:
     """What is left of a mapping between its huge pages."""
     start = mapping.start
     for address in sorted(huge):

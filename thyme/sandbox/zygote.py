@@ -30,6 +30,7 @@ from thyme.sandbox.run_folder import remove_run_folder
 from thyme.sandbox.slots import Slots
 from thyme.sandbox.template import Template
 from thyme.sandbox.template_memory import end_gathering
+from thyme.sandbox.written_pages import pages_written
 
 _ORPHANED = 3
 """Exit status of a fork-server whose client ended without a goodbye."""
@@ -120,10 +121,11 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
         paths.install()
     shims.install()
     warm = slots.take()
-    child.warm_up(warm, plan, setup.config)
-    slots.release(warm)
+    child.warm_up(warm.scratch, plan, setup.config)
     gc.collect()
     gc.freeze()  # collected objects would be written to, and so copied, in every child
+    pages = pages_written(proc, lambda: child.rehearse(warm.scratch, plan, setup.config))
+    slots.release(warm)
     if setup.config.isolation == "auto":
         layers += probe(slots, plan, setup.config, setup.run_dir / "canary")
     template = Template(
@@ -131,6 +133,7 @@ def _warm_up(control: socket.socket, setup: Setup, layers: list[Layer]) -> tuple
         leave=[control.fileno()],
         proc=proc,
         memory_bytes=None if "limits" in setup.off else setup.config.memory_mib << 20,
+        pages=pages,
     )
     own = os.pidfd_open(os.getpid())
     hello = json.dumps({"hello": os.getpid(), "layers": layers, "missing": missing}).encode()

@@ -95,10 +95,16 @@ class ScoredConfig(LoopConfig, RowsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(ScoredConfig):
+class EvaluatedConfig(ScoredConfig):
+    """Rollouts that a model is measured by."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(EvaluatedConfig):
     """A training run: what it reads, and what it is measured and watched by on its way."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)

@@ -1,34 +1,47 @@
-"""Measure held-out accuracy with 95 % intervals, overall and by scenario or source."""
+"""Measure held-out accuracy, or a published benchmark's figures, with 95 % intervals."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thyme.evals.config import EvalConfig
-from thyme.verbs.config import ScoredConfig
+from thyme.verbs import benchmarks
+from thyme.verbs.config import EvaluatedConfig, ScoredConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thyme.evals import EvalResult
     from thyme.rollout.rollout import RolloutLoop
-    from thyme.rollout.sampling import Sampling
     from thyme.rollout.types import Question
     from thyme.verbs.opening import Opened
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ScoredConfig):
-    """An evaluation on held-out questions."""
+class Config(EvaluatedConfig):
+    """An evaluation on held-out questions, or on benchmarks."""
 
     name: str = "eval"
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    score: str = ""
+    """Predictions that somebody made for `eval.benchmark`, to be scored: JSON lines of {"index", "prediction"}, or
+    VLMEvalKit's tsv or xlsx."""
 
 
 def run(config: Config) -> None:
-    """Evaluates, prints the figures and writes eval.json."""
+    """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
+    if config.score:
+        benchmarks.score_file(config, Path(config.score))
+    elif config.eval.benchmark:
+        benchmarks.evaluate_benchmarks(config)
+    else:
+        evaluate_heldout(config)
+
+
+def evaluate_heldout(config: Config) -> None:
+    """Evaluates on held-out questions."""
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_model
     from thyme.verbs.rows import require_rows
@@ -63,18 +76,8 @@ def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequ
     from thyme.rewards.config import RewardConfig
     from thyme.rewards.opening import open_scorer
 
-    sampling = evaluation_sampling(how, loop)
+    sampling = loop.config.sampling(**how.drawn())
     if config.judge.url is None:
         return evaluate(loop, asked, sampling)
     with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
         return evaluate(loop, asked, sampling, scorer=scorer)
-
-
-def evaluation_sampling(config: EvalConfig, loop: RolloutLoop) -> Sampling:
-    """How the answers of an evaluation are drawn."""
-    return loop.config.sampling(
-        n=config.samples,
-        temperature=config.temperature,
-        code_temperature=config.code_temperature,
-        seed=config.seed,
-    )

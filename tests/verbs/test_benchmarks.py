@@ -1,0 +1,131 @@
+"""`thyme eval` on benchmarks, as a user runs it: asked, saved as it goes, gone on with, scored."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.evals.benchmarks.published import ROWS, choice, picture, write_tsv
+from tests.evals.benchmarks.test_source import REAL
+from thyme.cli import main
+
+BRIEF = ["--rollout.max-tokens", "24", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> int:
+    """The exit code."""
+    try:
+        main(["eval", *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def lines(path: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_a_benchmark_is_asked_saved_and_scored(demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("VStarBench", "HallusionBench"):
+        write_tsv(Path(f"{name}.tsv"), ROWS[name])
+    model = ["--model", str(demo_checkpoint), "--eval.samples", "2", "--eval.temperature", "1", "--eval.at-once", "3"]
+    assert run(*model, "--eval.benchmark", "v*, HallusionBench", "--eval.data", ".", "--name", "both", *BRIEF) == 0
+    out = capsys.readouterr().out
+    assert "| VStarBench | Overall | 2 |" in out and "| 55.6 | 48.3 |" in out and "scored by rules" not in out
+    star, hallusion = json.loads(Path("runs/both/score.json").read_text())
+    assert star["n"] == 2 and hallusion["n"] == 8 and set(hallusion["splits"]) == {"aAcc", "fAcc", "qAcc"}
+    assert 0.0 <= star["tools"]["pass_at_2"] <= 100.0 and star["tools"]["tokens"] <= 24
+    settings, *answers = lines("runs/both/predictions/HallusionBench.jsonl")
+    assert {answer["index"] for answer in answers} == {row["index"] for row in ROWS["HallusionBench"]}
+    assert settings["settings"]["benchmark"] == "HallusionBench"  # type: ignore[index]
+    traces = lines("runs/both/rollouts/HallusionBench.jsonl")
+    assert len(traces) == 16 and all(trace["question"]["image"] is None for trace in traces)  # type: ignore[index]
+    assert Path("runs/both/table.md").read_text() in out
+
+
+def test_a_run_that_was_killed_asks_what_is_left(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tsv(Path("a.tsv"), [choice(i, "AB"[i % 2], image=picture("blue")) for i in range(6)])
+    arguments = ["--model", str(demo_checkpoint), "--eval.benchmark", "mcq", "--eval.data", "a.tsv", *BRIEF]
+    assert run(*arguments, "--name", "whole") == 0
+    assert run(*arguments, "--name", "killed") == 0
+    whole = lines("runs/whole/predictions/mcq.jsonl")
+    path = Path("runs/killed/predictions/mcq.jsonl")
+    kept = path.read_text().splitlines(keepends=True)[:4]
+    path.write_text("".join(kept) + '{"index": "5", "predic')
+    assert run(*arguments, "--name", "killed") == 2
+    assert "--eval.resume true goes on with it" in capsys.readouterr().err
+    assert run(*arguments, "--name", "killed", "--eval.resume", "true", "--eval.against", "runs/whole") == 0
+    again = lines(str(path))
+    assert again[:4] == whole[:4]
+    assert sorted(again[1:], key=str) == sorted(whole[1:], key=str) and len(again) == 7
+    assert "against runs/whole: +0.0 points (0 gained, 0 lost of 6, p 1.000)" in capsys.readouterr().out
+    assert run(*arguments, "--name", "killed", "--eval.resume", "true", "--eval.seed", "7") == 2
+    assert "was made with sampling" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_named(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tsv(Path("a.tsv"), [choice(0), choice(1, image="bm9waWN0dXJl"), choice(2)])
+    arguments = ["--model", str(demo_checkpoint), "--eval.benchmark", "mcq", "--eval.data", "a.tsv", *BRIEF]
+    assert run(*arguments) == 0
+    said = capsys.readouterr()
+    assert json.loads(Path("runs/eval/score.json").read_text())["n"] == 2
+    assert "left out: 1 picture (a.tsv, index 1: image 0" in said.err
+
+
+def test_predictions_of_others_are_scored_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    write_tsv(Path("MMVP.tsv"), [choice(i, "AB"[i % 2], question=f"{i // 2}?") for i in range(6)])
+    predictions = [{"index": i, "prediction": p} for i, p in enumerate(["A", "The answer is B.", "(A)", "A", "red"])]
+    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in predictions))
+    assert run("--score", "p.jsonl", "--eval.benchmark", "mmvp", "--eval.data", "MMVP.tsv", "--name", "scored") == 0
+    score = json.loads(Path("runs/scored/score.json").read_text())
+    assert (score["benchmark"], score["n"], score["unparsed"], score["missing"]) == ("MMVP", 6, 0, 1)
+    assert score["overall"] == pytest.approx(100 / 3) and score["splits"] == {"Average": pytest.approx(400 / 6)}
+    assert "1 of 6 missing, counted as wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--eval.benchmark", "HRBench16K", "--eval.data", "a.tsv"], "did you mean 'HRBench8K'"),
+        (["--eval.benchmark", "mcq", "--eval.data", "none.tsv"], "none.tsv: no such file or folder"),
+        (["--eval.benchmark", "mcq"], "eval.data must say where its file is"),
+        (["--eval.data", "a.tsv"], "eval.benchmark names it"),
+        (["--score", "p.jsonl"], "which benchmark are they predictions for"),
+        (["--eval.benchmark", "mcq,vqa", "--eval.data", "a.tsv"], "give their folder"),
+        (["--eval.benchmark", "mcq", "--eval.data", "a.tsv", "--score", "none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_a_model_is_opened(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tsv(Path("a.tsv"), [choice(0)])
+    assert run(*arguments, "--model", "no-model") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not REAL, reason="no benchmark rows: set THYME_DATA to the folder that holds benchmarks/")
+def test_real_rows_run_through_a_checkpoint_and_a_hugging_face_folder(demo_checkpoint: Path, hub_folder: Path) -> None:
+    data = str(REAL[0].parent)
+    for name, model in (("toy", demo_checkpoint), ("hub", hub_folder)):
+        arguments = [
+            "--model",
+            str(model),
+            "--eval.benchmark",
+            "BLINK,MMVP",
+            "--eval.data",
+            data,
+            "--name",
+            name,
+            *BRIEF,
+        ]
+        assert run(*arguments, "--eval.limit", "2", "--max-pixels", "50176") == 0
+        assert [score["n"] for score in json.loads(Path(f"runs/{name}/score.json").read_text())] == [2, 2]
