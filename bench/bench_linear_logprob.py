@@ -241,7 +241,7 @@ def test_linear_logprob_backward(compare: Callable[..., None], shape: Shape, con
 
 
 @pytest.mark.parametrize("contender", contenders(*OURS, **LIGER))
-@pytest.mark.parametrize("shape", SHAPES[-2:-1] or SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:1], ids=str)
 def test_linear_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
     names = contenders(*OURS, **LIGER)
     compare(contender, lambda: training_group("linear_grpo_loss", LOSSES, names, shape), absent(**LIGER))

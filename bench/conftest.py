@@ -3,6 +3,8 @@ warnings as warnings, the table at the end.
 """
 
 import dataclasses
+import json
+import os
 import platform
 import signal
 import subprocess
@@ -16,7 +18,9 @@ import goals
 import harness
 import predicted
 import pytest
+import pytest_benchmark.utils
 import selection
+import survive
 import table
 import torch
 
@@ -39,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("kernel benchmarks").addoption
     add("--shapes", default="", help="like 8192x152064,64x49152: of the benchmarks whose shapes have so many numbers")
     add("--dtype", choices=sorted(selection.DTYPES), help="of every shape, in place of its own")
+    add("--contenders", default="", help="only those whose names begin so, like ours,torch.compile")
+    add("--without", default="", help="not those, like torch.compile")
     add("--device", choices=["cpu", "cuda"], help="cuda where there is a GPU")
     add("--as-trained", action="store_true", help="ops as engine and trainer call them, the default")
     add("--bare", action="store_true", help="ops without temperatures, with all ids")
@@ -66,7 +72,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     harness.use(option.device or ("cuda" if harness.GPU else "cpu"))
     chosen = selection.chosen
+    chosen.contenders, chosen.without = (tuple(filter(None, x.split(","))) for x in (option.contenders, option.without))
     chosen.shapes, chosen.dtype, chosen.bare = shapes, selection.DTYPES.get(option.dtype), option.bare
+    if "SURVIVE_NOTES" in os.environ:
+        commit_info = pytest_benchmark.utils.get_commit_info()
+        machine = {"machine_info": described() | {"cpu": {}}, "commit_info": commit_info}
+        survive.note("machine", json.dumps(machine, default=str))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,8 +86,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings(ignored))
         if "compare" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=replay_clock))
+    out = [item for item in items if not selection.takes_part(_parameters(item).get("contender", ""))]
+    config.hook.pytest_deselected(items=out)
+    kept = [item for item in items if item not in out]
+    # Of each file the first shape of all its tests first, then the second one.
+    ranks: dict[tuple[Path, str], int] = {}
+    for item in kept:
+        ranks.setdefault((item.path, str(_parameters(item).get("shape"))), len(ranks))
+    files = {path: at for at, path in enumerate(dict.fromkeys(item.path for item in kept))}
+    items[:] = sorted(kept, key=lambda item: (files[item.path], ranks[item.path, str(_parameters(item).get("shape"))]))
     if config.option.shapes and not any(getattr(item, "callspec", None) and _runs(item) for item in items):
         raise pytest.UsageError(f"--shapes {config.option.shapes}: no benchmark among these has so many numbers")
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def _runs(item: Any) -> bool:
@@ -84,11 +108,17 @@ def _runs(item: Any) -> bool:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["device"] = device_name()
+    machine_info |= described()
+
+
+def described() -> dict[str, Any]:
+    """The machine, as far as figures need it to be read."""
+    machine_info: dict[str, Any] = {"device": device_name()}
     machine_info["versions"] = {name: version(name) for name in ("torch", "triton", "numpy")}
     machine_info["versions"] |= {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     if state := gpu_state():
         machine_info["gpu"] = state
+    return machine_info
 
 
 def gpu_state() -> dict[str, str]:
@@ -131,7 +161,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, _last_group: dict[st
         key = f"{request.node.nodeid.partition('[')[0]} {parameters}"
         if _last_group.get("key") != key:
             _last_group.clear()
-            _last_group.update(key=key, measured=harness.measure(_titled(build())), gpu=gpu_state())
+            _last_group.update(key=key, measured=harness.measure(_chosen(build())), gpu=gpu_state())
         measured: harness.Measured = _last_group["measured"]
         failed = {other: timing.failed for other, timing in measured.timings.items() if timing.failed}
         if name in failed:
@@ -153,12 +183,15 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, _last_group: dict[st
             _replayed[0] += next(seconds, 0.0)
 
         benchmark.pedantic(advance, rounds=len(measured.timings[name].seconds), iterations=1)
+        result = benchmark.stats.as_dict(include_data=False)
+        survive.note("result", json.dumps(result, default=str))
 
     return compare
 
 
-def _titled(group: harness.Group) -> harness.Group:
-    return dataclasses.replace(group, title=f"{group.title}, bare") if selection.chosen.bare else group
+def _chosen(group: harness.Group) -> harness.Group:
+    names = [name for name in group.names if selection.takes_part(name)]
+    return dataclasses.replace(group, title=group.title + ", bare" * selection.chosen.bare, names=names)
 
 
 def device_name() -> str:

@@ -15,6 +15,7 @@ perfect kernel would take, of what this one takes; `binding` names the larger te
 
 import gc
 import importlib.util
+import json
 import os
 import statistics
 import time
@@ -25,6 +26,7 @@ from functools import cache
 from typing import Any
 
 import selection
+import survive
 import torch
 
 # torch.compile's worker processes would start up beside what is timed first.
@@ -45,6 +47,7 @@ NUM_BANNED = 21
 
 # Seconds of timing for a group's contenders together, and the rounds that are made whatever they take.
 BUDGET_S, MIN_ROUNDS, MAX_ROUNDS = (1.5, 7, 201) if GPU else (1.0, 5, 201)
+BUDGET_S = float(os.environ.get("BENCH_BUDGET_S", BUDGET_S))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,10 @@ def measure(group: Group) -> Measured:
     timings = {name: Timing() for name in group.names}
     runs = {}
     for name in group.names:
+        if survive.left_out(group.title, name):
+            timings[name].failed = "hung before"
+            continue
+        survive.note("contender", json.dumps([group.title, name]))
         try:
             run = group.build(name)
             timings[name].peak_bytes = _warmed_up(run)
@@ -184,10 +191,14 @@ def measure(group: Group) -> Measured:
                 torch.cuda.empty_cache()
     if GPU and not group.training:
         for name, run in runs.items():
+            survive.note("contender", json.dumps([group.title, name]))
             runs[name] = _replayed(run)
             timings[name].replayed = runs[name] is not run
     with _no_garbage_collection():
-        (_time_on_gpu if GPU else _time_on_cpu)(runs, timings)
+        if GPU:
+            _time_on_gpu(group.title, runs, timings)
+        else:
+            _time_on_cpu(runs, timings)
     return Measured(group, timings)
 
 
@@ -231,10 +242,11 @@ def _time_on_cpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
             timings[name].cpu.append(time.process_time() - cpu)
 
 
-def _time_on_gpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
+def _time_on_gpu(title: str, runs: dict[str, Run], timings: dict[str, Timing]) -> None:
     ahead = {name: _host_seconds(run) for name, run in runs.items()}
     started = time.perf_counter()
-    for run in runs.values():
+    for name, run in runs.items():
+        survive.note("contender", json.dumps([title, name]))
         _event_seconds(run)
     for _ in range(_rounds(2 * (time.perf_counter() - started))):
         for name, run in runs.items():

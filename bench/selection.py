@@ -4,6 +4,7 @@ conftest.py sets `chosen` before the files with benchmarks are imported, which a
 """
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +21,21 @@ class Selection:
     """Of `--shapes`; none: those that a file has for the device."""
     dtype: torch.dtype | None = None
     """None: the one of each shape."""
+    contenders: tuple[str, ...] = ()
+    """Beginnings of the names of those that take part; none: all."""
+    without: tuple[str, ...] = ()
+    """And of those that do not."""
     bare: bool = False
     """Call ops without temperatures and with all ids, and not as engine and trainer do."""
 
 
 chosen = Selection()
+
+
+def takes_part(contender: str) -> bool:
+    return (not chosen.contenders or contender.startswith(chosen.contenders)) and not (
+        chosen.without and contender.startswith(chosen.without)
+    )
 
 
 def parsed(text: str) -> tuple[tuple[int, ...], ...]:
@@ -48,6 +59,8 @@ def shapes(defaults: Sequence[Any], make: Callable[..., Any] | None = None) -> l
     A default is a tuple: numbers, of which --shapes gives all or the first alone, then what goes with them, a dtype
     among it. Each given shape is run with whatever goes with the defaults.
 
+    The largest come first.
+
     Args:
         make: of a given shape's numbers, for defaults that are no tuples; None where they are not of its kind.
     """
@@ -58,7 +71,7 @@ def shapes(defaults: Sequence[Any], make: Callable[..., Any] | None = None) -> l
     found = [tuple(chosen.dtype or part if isinstance(part, torch.dtype) else part for part in one) for one in defaults]
     if chosen.shapes:
         found = [new for numbers in chosen.shapes for one in found for new in _with(one, numbers)]
-    return list(dict.fromkeys(found))
+    return sorted(dict.fromkeys(found), key=lambda one: -math.prod(part for part in one if isinstance(part, int)))
 
 
 def _with(default: tuple[Any, ...], numbers: tuple[int, ...]) -> list[tuple[Any, ...]]:
