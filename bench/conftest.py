@@ -61,6 +61,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 def pytest_configure(config: pytest.Config) -> None:
     # `timeout` sends it: an interrupted run still writes what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A comparison with another machine is said, and made.
+    config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
     option = config.option
     if option.bare and option.as_trained:
         raise pytest.UsageError("--bare and --as-trained exclude each other")
@@ -108,7 +110,9 @@ def _runs(item: Any) -> bool:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info |= described()
+    kept = table.machine(machine_info | described())
+    machine_info.clear()
+    machine_info |= kept
 
 
 def described() -> dict[str, Any]:

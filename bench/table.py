@@ -119,15 +119,19 @@ def _kept(place: str, found: dict[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in KEPT[place] if key in found}
 
 
+def machine(found: dict[str, Any]) -> dict[str, Any]:
+    """What figures are read with of a machine, without what only tells two of a kind apart."""
+    return _kept("machine_info", found) | {"cpu": _kept("cpu", found.get("cpu", {}))}
+
+
 def baseline(found: list[dict[str, Any]], command: str) -> dict[str, Any]:
     """What is worth keeping in the repository of runs on one machine, in the form of pytest-benchmark, whose
     --benchmark-compare reads it: without single times, flags of the CPU and paths."""
     first = found[0]
-    machine = _kept("machine_info", first["machine_info"]) | {"cpu": _kept("cpu", first["machine_info"]["cpu"])}
     rows = [row for one in found for row in one["benchmarks"]]
     return {
         "command": command,
-        "machine_info": machine,
+        "machine_info": machine(first["machine_info"]),
         "commit_info": _kept("commit_info", first["commit_info"]),
         "benchmarks": [_rounded(_kept("benchmarks", row) | {"stats": _kept("stats", row["stats"])}) for row in rows],
     } | {key: first[key] for key in ("datetime", "version") if key in first}
