@@ -4,6 +4,8 @@
 
 Bytes counted: the logits of active rows read twice, all gradients written once. Temperature per token throughout;
 Liger-Kernel, which knows one for all, takes 1, and writes the gradient over the logits as is its default.
+The stage between the two passes over the logits is timed alone too, as the recipes train: what it reads and writes is
+little, and the time is that of its launches.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_
 from selection import shapes
 from torch import Tensor
 
-from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref
+from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref, policy_loss
+from thyme.kernels.logit_rows import Backend
 
 NUM_SEQS = 8
 # rows, vocabulary, dtype, fraction of rows that are trained
@@ -139,3 +142,39 @@ def group(shape: Shape) -> Group:
 @pytest.mark.parametrize("shape", shapes(GPU_SHAPES if GPU else CPU_SHAPES), ids=str)
 def test_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
     compare(contender, lambda: group(shape), absent(**PEERS))
+
+
+def stage_title(tokens: int) -> str:
+    return f"policy_loss forward + backward: {tokens} tokens"
+
+
+def stage_group(tokens: int) -> Group:
+    """PPO with all metrics: KL to a reference, rollout log-probs, text and code apart, a fifth of the tokens masked."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    normal = partial(torch.randn, tokens, generator=generator, device=DEVICE)
+    logprob = (-normal().abs()).requires_grad_()
+    index = torch.arange(tokens, device=DEVICE)
+    near = [logprob.detach() + 0.1 * normal() for _ in range(3)]
+    more = dict(zip(("old_logprobs", "ref_logprobs", "rollout_logprobs"), near, strict=True))
+    more |= {"temperature": greedy_or_one(tokens), "segments": (index % 3 == 0).to(torch.uint8)}
+    arguments = (logprob, normal().abs(), normal(), (index % 5 != 0).float() / tokens)
+    config = GrpoLossConfig(rollout_ratio_cap=2.0)
+
+    def step(backend: Backend | None) -> None:
+        logprob.grad = None
+        policy_loss(*arguments, **more, config=config, backend=backend)[0].backward()
+
+    return Group(
+        title=stage_title(tokens),
+        num_bytes=tokens * (8 * 4 + 1 + 3 * 4),
+        dtype=torch.float32,
+        names=["reference", "ours"],
+        build=lambda name: partial(step, "ref" if name == "reference" else None),
+        training=True,
+    )
+
+
+@pytest.mark.parametrize("contender", ["reference", "ours"])
+@pytest.mark.parametrize("tokens", [2_048, 8_192])
+def test_policy_loss(compare: Callable[..., None], tokens: int, contender: str) -> None:
+    compare(contender, lambda: stage_group(tokens), {})

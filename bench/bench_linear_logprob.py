@@ -4,8 +4,8 @@ torch.compile of it, Liger-Kernel, cut-cross-entropy, ours.
     pytest bench/bench_linear_logprob.py
 
 Flops counted: 2 N H V forward and 6 N H V with the backward, N rows that are trained: the matmul and its two gradients,
-whatever a contender computes twice or in vain. Ours are called as the trainer calls them: a temperature per token, of 0
-and 1, which are the same here and what the others compute at, ids that do not count, the default workspace.
+whatever a contender computes twice or in vain. Ours are called as the trainer calls them: told that temperatures are 0
+and 1, which is what the others compute at, with ids that do not count, how many rows do, and the default workspace.
 Liger-Kernel has two heads: the cross entropy in chunks, and the scaled one, which gives entropies too and runs on
 Hopper.
 """
@@ -21,7 +21,8 @@ from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_
 from selection import shapes
 from torch import Tensor
 
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 
 NUM_SEQS = 8
 # rows, features, vocabulary, dtype, fraction of rows that are trained
@@ -114,12 +115,15 @@ def ours(backward: str, case: Problem) -> dict[str, Any]:
 
 
 def our_logprobs(backward: str, case: Problem) -> Callable[[], Tensor]:
-    more = ours(backward, case) | {"mask": case.mask}
+    more = ours(backward, case) | {"temperature": None}
+    if case.mask is not None:
+        more |= {"mask": case.mask, "num_counted": int(case.mask.sum())}
     return lambda: linear_logprob(case.hidden, case.weight, case.targets, **more)[0]
 
 
 def our_loss(backward: str, case: Problem) -> Callable[[], Tensor]:
     more = ours(backward, case) | {"old_logprobs": case.old, "ref_logprobs": case.ref}
+    more |= {"num_counted": int((case.weights != 0).sum()), "tempered": False}
     positional = (case.hidden, case.weight, case.targets, case.advantages, case.weights)
     return lambda: linear_grpo_loss(*positional, **more)[0]
 
@@ -168,7 +172,7 @@ LOGPROBS: dict[str, Make] = {
     "torch": partial(torch_logprobs, plain),
     "torch.compile": lambda case: torch_logprobs(compiled(plain), case),
     "ours, recompute": partial(our_logprobs, "recompute"),
-    "ours, exp tiles": partial(our_logprobs, "exp_tiles"),
+    "ours, kept tiles": partial(our_logprobs, "kept_tiles"),
     "liger": liger_logprobs,
     "liger, scaled": liger_scaled_logprobs,
     "cut-cross-entropy": cut_logprobs,
@@ -176,13 +180,14 @@ LOGPROBS: dict[str, Make] = {
 LOSSES: dict[str, Make] = {
     "torch": partial(torch_loss, plain_loss),
     "torch.compile": lambda case: torch_loss(compiled(plain_loss), case),
+    "ours": partial(our_loss, "in_forward"),
     "ours, recompute": partial(our_loss, "recompute"),
-    "ours, exp tiles": partial(our_loss, "exp_tiles"),
     "liger": liger_loss,
 }
 LIGER = {"liger": "liger_kernel"}
 PEERS = LIGER | {"liger, scaled": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
-OURS = ("torch", "torch.compile", "ours, recompute", "ours, exp tiles")
+OURS = ("torch", "torch.compile", "ours, recompute", "ours, kept tiles")
+OUR_LOSSES = ("torch", "torch.compile", "ours", "ours, recompute")
 
 
 def title(what: str, shape: Shape) -> str:
@@ -240,8 +245,8 @@ def test_linear_logprob_backward(compare: Callable[..., None], shape: Shape, con
     compare(contender, lambda: training_group("linear_logprob", LOGPROBS, names, shape), absent(**PEERS))
 
 
-@pytest.mark.parametrize("contender", contenders(*OURS, **LIGER))
+@pytest.mark.parametrize("contender", contenders(*OUR_LOSSES, **LIGER))
 @pytest.mark.parametrize("shape", SHAPES[:1], ids=str)
 def test_linear_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
-    names = contenders(*OURS, **LIGER)
+    names = contenders(*OUR_LOSSES, **LIGER)
     compare(contender, lambda: training_group("linear_grpo_loss", LOSSES, names, shape), absent(**LIGER))

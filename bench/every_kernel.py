@@ -16,7 +16,8 @@ from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.kv_cache import mrope_write_kv_triton
-from thyme.kernels.linear_logprob import linear_grpo_loss_triton, linear_logprob_triton
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss_triton
+from thyme.kernels.linear_logprob import linear_logprob_triton
 from thyme.kernels.mrope import mrope_tables, mrope_triton
 from thyme.kernels.paged_attention import SharedPrefix, paged_attention_triton
 from thyme.kernels.rmsnorm import add_rmsnorm_triton, rmsnorm_triton
@@ -33,7 +34,8 @@ OPS = (
     "grpo_loss, sequences",
     "token_logprobs",
     "linear_logprob",
-    "linear_logprob, exp tiles",
+    "linear_logprob, kept tiles",
+    "linear_grpo_loss",
     "linear_grpo_loss, entropy",
     "paged_attention, decode",
     "paged_attention, mixed",
@@ -113,11 +115,14 @@ def _linear(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
     rows, features, vocab = 19, 64, 2_300
     hidden, weight = random(rows, features).to(dtype), (random(vocab, features) / 8).to(dtype)
     index = torch.arange(rows, device=hidden.device)
-    more = {"temperature": 0.5 + index / rows, "backward": "exp_tiles" if form == "exp tiles" else "recompute"}
+    more = {"temperature": 0.5 + index / rows, "backward": "kept_tiles" if form == "kept tiles" else "recompute"}
     if name == "linear_logprob":
         return _differentiated(lambda h, w: linear_logprob_triton(h, w, index * 50, **more)[0], hidden, weight)
     advantages, ones = random(rows), torch.full((rows,), 1 / rows, device=hidden.device)
-    more["config"] = GrpoLossConfig(entropy_coef=0.1)
+    if form == "entropy":
+        more["config"] = GrpoLossConfig(entropy_coef=0.1)
+    else:
+        more["backward"] = "in_forward"
     return _differentiated(
         lambda h, w: linear_grpo_loss_triton(h, w, index * 50, advantages, ones, **more)[0], hidden, weight
     )

@@ -103,14 +103,16 @@ def _zeroed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def call_apart(dtype: torch.dtype) -> None:
-    """What ops offer and neither engine nor trainer asks for: tiles that are kept, log-probs with nothing banned."""
+    """What ops offer and neither engine nor trainer asks for: the head with an entropy and without, nothing banned."""
     vocab, features = 152_064, 3_584
     with torch.device("meta"):
         index, hidden = torch.zeros(2, dtype=torch.int64), torch.zeros(2, features, dtype=dtype, requires_grad=True)
         head = torch.empty(vocab, features, dtype=dtype)
         more = {"temperature": torch.ones(2), "vocab_size": 151_665}
-        out, _ = linear_logprob.linear_logprob(hidden, head, index, **more, backward="exp_tiles")
-        out.sum().backward()
+        for tau in (torch.ones(2), None):
+            for bonus in (0.0, 0.1):
+                logprob, entropy = linear_logprob.linear_logprob(hidden, head, index, **more | {"temperature": tau})
+                (logprob.sum() + (bonus * entropy.sum() if bonus else 0.0)).backward()
         logits = torch.zeros(2, vocab, dtype=dtype, requires_grad=True)
         token_logprobs.token_logprobs(logits, index, **more)[0].sum().backward()
 

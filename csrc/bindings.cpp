@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "paged_attention.hpp"
+#include "pointwise.hpp"
 #include "policy_tokens.hpp"
 #include "repetition.hpp"
 #include "softmax_rows.hpp"
@@ -137,14 +138,17 @@ void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t voca
                                         ", there are " + std::to_string(vocab_size) + " ids");
 }
 
-void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const FloatArray& v_cache,
-                         const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
-                         double scale, FloatArray& out, int num_threads,
-                         const std::string& level) {
+// numpy has no bfloat16: arrays of it come as the 16-bit integers that hold them.
+template <typename T, typename Stored>
+void paged_attention(const py::array_t<Stored, 0>& q, const py::array_t<Stored, 0>& k_cache, const py::array_t<Stored, 0>& v_cache,
+                     const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q,
+                     double scale, py::array_t<Stored, 0>& out, int num_threads, const std::string& level) {
+    static_assert(sizeof(T) == sizeof(Stored));
+    const auto data = [](const py::array_t<Stored, 0>& array) { return reinterpret_cast<const T*>(array.data()); };
     if (q.ndim() != 3 || k_cache.ndim() != 4 || block_tables.ndim() != 2)
         throw std::invalid_argument(
             "q must be [tokens, heads, dim], k_cache [blocks, block_size, kv_heads, dim], block_tables [sequences, max_blocks]");
-    thyme::PagedAttention args{};
+    thyme::PagedAttention<T> args{};
     args.tokens = q.shape(0), args.q_heads = q.shape(1), args.dim = q.shape(2);
     args.blocks = k_cache.shape(0), args.block_size = k_cache.shape(1), args.kv_heads = k_cache.shape(2);
     args.sequences = block_tables.shape(0), args.table_width = block_tables.shape(1);
@@ -158,16 +162,23 @@ void paged_attention_f32(const FloatArray& q, const FloatArray& k_cache, const F
     check_shape("out", out, {args.tokens, args.q_heads, args.dim});
     const auto q_steps = strides("q", q), k_steps = strides("k_cache", k_cache), v_steps = strides("v_cache", v_cache),
                out_steps = strides("out", out);
-    args.q = q.data(), args.q_token = q_steps[0], args.q_head = q_steps[1];
-    args.k = k_cache.data(), args.k_block = k_steps[0], args.k_slot = k_steps[1], args.k_head = k_steps[2];
-    args.v = v_cache.data(), args.v_block = v_steps[0], args.v_slot = v_steps[1], args.v_head = v_steps[2];
+    args.q = data(q), args.q_token = q_steps[0], args.q_head = q_steps[1];
+    args.k = data(k_cache), args.k_block = k_steps[0], args.k_slot = k_steps[1], args.k_head = k_steps[2];
+    args.v = data(v_cache), args.v_block = v_steps[0], args.v_slot = v_steps[1], args.v_head = v_steps[2];
     args.block_tables = block_tables.data(), args.table_row = args.table_width;
     args.context_lens = context_lens.data(), args.cu_seqlens_q = cu_seqlens_q.data();
-    args.out = out.mutable_data(), args.out_token = out_steps[0], args.out_head = out_steps[1];
+    args.out = reinterpret_cast<T*>(out.mutable_data()), args.out_token = out_steps[0], args.out_head = out_steps[1];
     args.scale = static_cast<float>(scale);
     const py::gil_scoped_release released;
     thyme::check_paged_attention(args);
     thyme::paged_attention(args, num_threads, level);
+}
+
+template <typename T, typename Stored>
+void bind_attention(py::module_& m, const char* name) {
+    m.def(name, &paged_attention<T, Stored>, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
+          py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
+          py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
 }
 
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
@@ -260,6 +271,102 @@ py::array_t<float> policy_loss_f32(const DenseFloats& logprob, const DenseFloats
     return out;
 }
 
+// [rows, width], or heads [tokens, heads, width] as they lie in a projection.
+template <typename Float, typename Array>
+thyme::Rows<Float> rows_of(const char* name, Array& array, Float* data) {
+    if (array.ndim() != 2 && array.ndim() != 3)
+        throw std::invalid_argument(std::string(name) + " must be [rows, width] or [tokens, heads, width]");
+    const std::vector<int64_t> steps = strides(name, array);
+    if (array.ndim() == 2) return {data, 1, steps[0], 0};
+    return {data, std::max<int64_t>(array.shape(1), 1), steps[0], steps[1]};
+}
+
+int64_t num_rows(const py::array& array) { return array.ndim() == 2 ? array.shape(0) : array.shape(0) * array.shape(1); }
+
+const float* data_of(const char* name, const std::optional<DenseFloats>& array, const std::vector<py::ssize_t>& shape) {
+    if (!array) return nullptr;
+    check_shape(name, *array, shape);
+    return array->data();
+}
+
+float* data_of(const char* name, std::optional<DenseFloats>& array, const std::vector<py::ssize_t>& shape) {
+    if (!array) return nullptr;
+    check_shape(name, *array, shape);
+    return array->mutable_data();
+}
+
+void rmsnorm_f32(const FloatArray& x, const std::optional<DenseFloats>& residual, const DenseFloats& weight, float eps, DenseFloats& out,
+                 std::optional<DenseFloats>& total, std::optional<DenseFloats>& rstd, int num_threads) {
+    const auto rows = rows_of("x", x, x.data());
+    const int64_t count = num_rows(x), width = x.shape(x.ndim() - 1);
+    check_shape("weight", weight, {width});
+    check_shape("out", out, {count, width});
+    if (residual.has_value() != total.has_value()) throw std::invalid_argument("residual and total go together");
+    const float* const added = data_of("residual", residual, {count, width});
+    float *const sum = data_of("total", total, {count, width}), *const scale = data_of("rstd", rstd, {count});
+    const float* const by = weight.data();
+    float* const to = out.mutable_data();
+    const py::gil_scoped_release released;
+    thyme::rmsnorm(rows, added, by, count, width, eps, to, sum, scale, num_threads);
+}
+
+void rmsnorm_gradient_f32(const FloatArray& x, const DenseFloats& rstd, const DenseFloats& weight, const DenseFloats& grad,
+                          const std::optional<DenseFloats>& grad_total, DenseFloats& grad_x, std::optional<DenseFloats>& grad_weight,
+                          int num_threads) {
+    const auto rows = rows_of("x", x, x.data());
+    const int64_t count = num_rows(x), width = x.shape(x.ndim() - 1);
+    check_shape("rstd", rstd, {count});
+    check_shape("weight", weight, {width});
+    check_shape("grad", grad, {count, width});
+    check_shape("grad_x", grad_x, {count, width});
+    const float* const more = data_of("grad_total", grad_total, {count, width});
+    float *const of_weight = data_of("grad_weight", grad_weight, {width}), *const to = grad_x.mutable_data();
+    const float *const scale = rstd.data(), *const by = weight.data(), *const from = grad.data();
+    const py::gil_scoped_release released;
+    thyme::rmsnorm_gradient(rows, scale, by, from, more, count, width, to, of_weight, num_threads);
+}
+
+void swiglu_f32(const FloatArray& gate, const FloatArray& up, DenseFloats& out, int num_threads) {
+    if (gate.ndim() != 2) throw std::invalid_argument("gate must be [rows, width]");
+    const int64_t count = gate.shape(0), width = gate.shape(1);
+    check_shape("up", up, {count, width});
+    check_shape("out", out, {count, width});
+    const auto gates = rows_of("gate", gate, gate.data()), ups = rows_of("up", up, up.data());
+    float* const to = out.mutable_data();
+    const py::gil_scoped_release released;
+    thyme::swiglu(gates, ups, count, width, to, num_threads);
+}
+
+void swiglu_gradient_f32(const FloatArray& gate, const FloatArray& up, const DenseFloats& grad, FloatArray& grad_gate,
+                         FloatArray& grad_up, int num_threads) {
+    if (gate.ndim() != 2) throw std::invalid_argument("gate must be [rows, width]");
+    const int64_t count = gate.shape(0), width = gate.shape(1);
+    check_shape("up", up, {count, width});
+    check_shape("grad", grad, {count, width});
+    check_shape("grad_gate", grad_gate, {count, width});
+    check_shape("grad_up", grad_up, {count, width});
+    const auto gates = rows_of("gate", gate, gate.data()), ups = rows_of("up", up, up.data());
+    const auto to_gate = rows_of("grad_gate", grad_gate, grad_gate.mutable_data());
+    const auto to_up = rows_of("grad_up", grad_up, grad_up.mutable_data());
+    const float* const from = grad.data();
+    const py::gil_scoped_release released;
+    thyme::swiglu_gradient(gates, ups, from, count, width, to_gate, to_up, num_threads);
+}
+
+void turn_heads_f32(const FloatArray& heads, const DenseFloats& cos, const DenseFloats& sin, float sign, DenseFloats& out,
+                    int num_threads) {
+    if (heads.ndim() != 3 || heads.shape(2) % 2 != 0) throw std::invalid_argument("heads must be [tokens, heads, dim], dim even");
+    const int64_t tokens = heads.shape(0), count = heads.shape(1), half = heads.shape(2) / 2;
+    check_shape("cos", cos, {tokens, 1, half});
+    check_shape("sin", sin, {tokens, 1, half});
+    check_shape("out", out, {tokens, count, 2 * half});
+    const auto rows = rows_of("heads", heads, heads.data());
+    const float *const by_cos = cos.data(), *const by_sin = sin.data();
+    float* const to = out.mutable_data();
+    const py::gil_scoped_release released;
+    thyme::turn_heads(rows, by_cos, by_sin, tokens, count, half, sign, to, num_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -267,9 +374,8 @@ PYBIND11_MODULE(_native, m) {
     bind_detector<61>(m, "RepetitionDetector");
     // Hashes modulo 7: nearly every lookup collides, which proves in tests that the comparison of tokens keeps it exact.
     bind_detector<3>(m, "_CollidingRepetitionDetector");
-    m.def("paged_attention_f32", &paged_attention_f32, py::arg("q").noconvert(), py::arg("k_cache").noconvert(),
-          py::arg("v_cache").noconvert(), py::arg("block_tables").noconvert(), py::arg("context_lens").noconvert(),
-          py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
+    bind_attention<float, float>(m, "paged_attention_f32");
+    bind_attention<thyme::Bfloat16, int16_t>(m, "paged_attention_bf16");
     m.def("softmax_rows_f32", &softmax_rows_f32, py::arg("z").noconvert(), py::arg("tau").noconvert(),
           py::arg("banned").noconvert(), py::arg("counted").noconvert(), py::arg("stats").noconvert(), py::arg("p").noconvert(),
           py::arg("num_threads"));
@@ -282,5 +388,16 @@ PYBIND11_MODULE(_native, m) {
           py::kw_only(), py::arg("loss"), py::arg("kl"), py::arg("greedy"), py::arg("kl_times_ratio"), py::arg("clip_low"),
           py::arg("clip_high"), py::arg("ratio_cap"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("rollout_cap"),
           py::arg("grads").noconvert());
+    m.def("rmsnorm_f32", &rmsnorm_f32, py::arg("x").noconvert(), py::arg("residual").noconvert(), py::arg("weight").noconvert(),
+          py::arg("eps"), py::arg("out").noconvert(), py::arg("total").noconvert(), py::arg("rstd").noconvert(), py::arg("num_threads"));
+    m.def("rmsnorm_gradient_f32", &rmsnorm_gradient_f32, py::arg("x").noconvert(), py::arg("rstd").noconvert(),
+          py::arg("weight").noconvert(), py::arg("grad").noconvert(), py::arg("grad_total").noconvert(), py::arg("grad_x").noconvert(),
+          py::arg("grad_weight").noconvert(), py::arg("num_threads"));
+    m.def("swiglu_f32", &swiglu_f32, py::arg("gate").noconvert(), py::arg("up").noconvert(), py::arg("out").noconvert(),
+          py::arg("num_threads"));
+    m.def("swiglu_gradient_f32", &swiglu_gradient_f32, py::arg("gate").noconvert(), py::arg("up").noconvert(),
+          py::arg("grad").noconvert(), py::arg("grad_gate").noconvert(), py::arg("grad_up").noconvert(), py::arg("num_threads"));
+    m.def("turn_heads_f32", &turn_heads_f32, py::arg("heads").noconvert(), py::arg("cos").noconvert(), py::arg("sin").noconvert(),
+          py::arg("sign"), py::arg("out").noconvert(), py::arg("num_threads"));
     m.attr("PAGED_ATTENTION_LEVELS") = py::tuple(py::cast(thyme::paged_attention_levels()));
 }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kChunk = 64;      // keys per step of the softmax
 constexpr int kTileRows = 16;   // rows done together, unless the query heads of one key head are more
-constexpr int kLargestLane = 8;
+constexpr int kLargestStep = 32;
 
 // `count` queries of one sequence from token `first` on, at `position` in it, for `heads` key heads from `first_head` on. A row
 // is one of these queries with one query head.
@@ -19,21 +19,39 @@ struct Tile {
     int64_t sequence, first, count, position, first_head, heads;
 };
 
+// Keys, or values, gathered at once: 16 KiB of them stay in a processor's first cache beside the queries; a multiple of four.
+int64_t keys_at_once(int64_t heads, int64_t padded) {
+    return std::clamp<int64_t>(4096 / (heads * padded) / 4 * 4, 4, kChunk);
+}
+
 struct Scratch {
-    Scratch(int64_t rows, int64_t dim)
-        : memory(new float[static_cast<size_t>(rows * (kChunk + 2 * (dim + kLargestLane) + 2))]) {
-        scores = memory.get();
+    Scratch(int64_t rows, int64_t heads, int64_t dim) {
+        const int64_t padded = (dim + kLargestStep - 1) / kLargestStep * kLargestStep, most = std::max<int64_t>(4096, heads * padded * 4);
+        floats.reset(new float[static_cast<size_t>(rows * (kChunk + 2 * padded + 2) + most)]);
+        scores = floats.get();
         q = scores + rows * kChunk;
-        sums = q + rows * (dim + kLargestLane);
-        largest = sums + rows * (dim + kLargestLane);
+        sums = q + rows * padded;
+        largest = sums + rows * padded;
         total = largest + rows;
+        gathered = total + rows;
+        positions.reset(new int64_t[static_cast<size_t>(2 * rows)]);
+        sees = positions.get();
+        visible = sees + rows;
     }
-    std::unique_ptr<float[]> memory;
-    float *scores, *q, *sums, *largest, *total;
+    std::unique_ptr<float[]> floats;
+    std::unique_ptr<int64_t[]> positions;
+    float *scores, *q, *sums, *largest, *total, *gathered;
+    int64_t *sees, *visible;  // keys that a row sees, in all and in this chunk
+};
+
+template <int count>
+struct Rows {
+    static constexpr int value = count;
 };
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors cross only inlined calls
 
+#define THYME_LEVEL 0
 namespace baseline {
 #include "attention_tile.inc"
 }
@@ -43,12 +61,16 @@ namespace baseline {
 #define THYME_HAS_X86_LEVELS
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
+#undef THYME_LEVEL
+#define THYME_LEVEL 3
 namespace v3 {
 #include "attention_tile.inc"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
+#undef THYME_LEVEL
+#define THYME_LEVEL 4
 namespace v4 {
 #include "attention_tile.inc"
 }
@@ -56,18 +78,23 @@ namespace v4 {
 #endif
 
 
-using Attend = void (*)(const PagedAttention&, const Tile&, Scratch&);
+template <typename T>
+using Attend = void (*)(const PagedAttention<T>&, const Tile&, Scratch&);
 
 struct Level {
     const char* name;
-    Attend attend;
+    Attend<float> float32;
+    Attend<Bfloat16> bfloat16;
+
+    Attend<float> attend(const PagedAttention<float>&) const { return float32; }
+    Attend<Bfloat16> attend(const PagedAttention<Bfloat16>&) const { return bfloat16; }
 };
 
 std::vector<Level> find_levels() {
-    std::vector<Level> levels{{"baseline", baseline::attend}};
+    std::vector<Level> levels{{"baseline", baseline::attend_float32, baseline::attend_bfloat16}};
 #ifdef THYME_HAS_X86_LEVELS
-    if (__builtin_cpu_supports("x86-64-v3")) levels.push_back({"x86-64-v3", v3::attend});
-    if (__builtin_cpu_supports("x86-64-v4")) levels.push_back({"x86-64-v4", v4::attend});
+    if (__builtin_cpu_supports("x86-64-v3")) levels.push_back({"x86-64-v3", v3::attend_float32, v3::attend_bfloat16});
+    if (__builtin_cpu_supports("x86-64-v4")) levels.push_back({"x86-64-v4", v4::attend_float32, v4::attend_bfloat16});
 #endif
     return levels;
 }
@@ -85,7 +112,8 @@ std::vector<std::string> paged_attention_levels() {
     return names;
 }
 
-void check_paged_attention(const PagedAttention& args) {
+template <typename T>
+void check_paged_attention(const PagedAttention<T>& args) {
     const auto fail = [](const std::string& what) { throw std::invalid_argument(what); };
     const auto of = [](const char* name, int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; };
     if (args.cu_seqlens_q[0] != 0 || args.cu_seqlens_q[args.sequences] != args.tokens)
@@ -110,13 +138,14 @@ void check_paged_attention(const PagedAttention& args) {
     }
 }
 
-void paged_attention(const PagedAttention& args, int threads, const std::string& level) {
-    Attend attend = levels().back().attend;
+template <typename T>
+void paged_attention(const PagedAttention<T>& args, int threads, const std::string& level) {
+    Attend<T> attend = levels().back().attend(args);
     if (level != "best") {
         const auto named = [&](const Level& known) { return known.name == level; };
         const auto found = std::find_if(levels().begin(), levels().end(), named);
         if (found == levels().end()) throw std::invalid_argument("this processor does not run the level " + level);
-        attend = found->attend;
+        attend = found->attend(args);
     }
     const int64_t group = args.q_heads / args.kv_heads;
     std::vector<Tile> tiles;
@@ -139,10 +168,15 @@ void paged_attention(const PagedAttention& args, int threads, const std::string&
     const auto useful = static_cast<int>(std::clamp<int64_t>(work / kWorthAThread, 1, std::max(threads, 1)));
 #pragma omp parallel num_threads(useful) if (useful > 1)
     {
-        Scratch scratch(rows, args.dim);
+        Scratch scratch(rows, std::min<int64_t>(args.kv_heads, kTileRows), args.dim);
 #pragma omp for schedule(dynamic)
         for (size_t i = 0; i < tiles.size(); ++i) attend(args, tiles[i], scratch);
     }
 }
+
+template void check_paged_attention(const PagedAttention<float>&);
+template void check_paged_attention(const PagedAttention<Bfloat16>&);
+template void paged_attention(const PagedAttention<float>&, int, const std::string&);
+template void paged_attention(const PagedAttention<Bfloat16>&, int, const std::string&);
 
 }  // namespace thyme

@@ -5,7 +5,8 @@
             g = dL / dlogprob          h = dL / dentropy
   (iii) back through the row pass, from the logits, g, h and a few numbers a row
 
-A row of weight 0 is never read, and a row whose g and h are 0 (clipped, excluded) is not read again by the backward.
+Rollouts that were truncated take truncated_logprobs.py in the place of (i) and (iii). A row of weight 0 is never read,
+and a row whose g and h are 0 (clipped, excluded) is not read again by the backward.
 """
 
 from collections.abc import Callable
@@ -21,11 +22,17 @@ from thyme.kernels.policy_loss import GrpoMetrics as GrpoMetrics
 from thyme.kernels.policy_loss import policy_loss as policy_loss
 from thyme.kernels.policy_loss import weighted_policy_loss
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_ref, token_logprobs_triton
+from thyme.kernels.truncated_logprobs import truncated_logprobs, truncated_logprobs_ref, truncated_logprobs_triton
 
 _ROW_PASSES: dict[Backend | None, Callable[..., tuple[Tensor, Tensor]]] = {
     "ref": token_logprobs_ref,
     "triton": token_logprobs_triton,
     None: token_logprobs,
+}
+_TRUNCATED: dict[Backend | None, Callable[..., tuple[Tensor, Tensor]]] = {
+    "ref": truncated_logprobs_ref,
+    "triton": truncated_logprobs_triton,
+    None: truncated_logprobs,
 }
 
 
@@ -38,17 +45,21 @@ def _grpo_loss(
     *,
     vocab_size: int | None,
     banned_ids: BannedIds,
+    cuts: dict[str, Any],
     **tokens: Any,
 ) -> tuple[Tensor, GrpoMetrics]:
     check_tensor("logits", logits, (None, None))
     check_tensor("weights", weights, (len(logits),), FLOATS_AND_DOUBLE, logits.device)
+    cuts = {name: cut for name, cut in cuts.items() if cut is not None}
+    run = (_TRUNCATED if cuts else _ROW_PASSES)[backend]
     rows = partial(
-        _ROW_PASSES[backend],
+        run,
         logits,
         targets,
         temperature=tokens["temperature"],
         vocab_size=vocab_size,
         banned_ids=banned_ids,
+        **cuts,
     )
     return weighted_policy_loss(lambda mask: rows(mask=mask), weights, advantages, backend=backend, **tokens)
 
@@ -67,6 +78,9 @@ def grpo_loss_ref(
     segments: Tensor | None = None,
     vocab_size: int | None = None,
     banned_ids: BannedIds = None,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
     config: GrpoLossConfig | None = None,
 ) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` in torch: the definition."""
@@ -84,6 +98,7 @@ def grpo_loss_ref(
         segments=segments,
         vocab_size=vocab_size,
         banned_ids=banned_ids,
+        cuts={"top_k": top_k, "top_p": top_p, "min_p": min_p},
         config=config,
     )
 
@@ -103,6 +118,9 @@ def grpo_loss_triton(
     segments: Tensor | None = None,
     vocab_size: int | None = None,
     banned_ids: BannedIds = None,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
     config: GrpoLossConfig | None = None,
 ) -> tuple[Tensor, GrpoMetrics]:
     """`grpo_loss` with the row pass and its backward in Triton; logits of float32, bfloat16 or float16."""
@@ -120,6 +138,7 @@ def grpo_loss_triton(
         segments=segments,
         vocab_size=vocab_size,
         banned_ids=banned_ids,
+        cuts={"top_k": top_k, "top_p": top_p, "min_p": min_p},
         config=config,
     )
 
@@ -139,6 +158,9 @@ def grpo_loss(
     segments: Tensor | None = None,
     vocab_size: int | None = None,
     banned_ids: BannedIds = None,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
     config: GrpoLossConfig | None = None,
 ) -> tuple[Tensor, GrpoMetrics]:
     """The GRPO loss of packed tokens, differentiable in the logits; Triton on a GPU, C++ or torch on a CPU.
@@ -157,6 +179,8 @@ def grpo_loss(
         cu_seqlens: [S + 1] int32, the first token of each sequence and N; for the sequence losses.
         segments: [N] uint8, 0 text and 1 code, splits the metrics.
         vocab_size, banned_ids: as in `sample`; a banned target in a row of weight != 0 is an error.
+        top_k, top_p, min_p: as in `sample`, one for all tokens or [N], where rollouts were truncated: log-probs are
+            over the ids that it keeps (truncated_logprobs.py), and so are the three above. None: not truncated.
         config: which loss; None: GrpoLossConfig().
 
     Returns:
@@ -180,5 +204,6 @@ def grpo_loss(
         segments=segments,
         vocab_size=vocab_size,
         banned_ids=banned_ids,
+        cuts={"top_k": top_k, "top_p": top_p, "min_p": min_p},
         config=config,
     )

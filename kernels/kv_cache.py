@@ -13,13 +13,15 @@ as much again: what it saves on few tokens is launches.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
-from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turned
+from thyme.kernels.mrope import check_heads, launch_config, mrope, mrope_ref, turned
 
 
 def mrope_write_kv_ref(
@@ -32,12 +34,25 @@ def mrope_write_kv_ref(
     *,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """`mrope_write_kv` in torch: the definition, and the CPU path."""
+    """`mrope_write_kv` in torch: the definition."""
+    return _write(mrope_ref, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+
+
+def _write(
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor],
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, FLOATS_AND_DOUBLE)
     if bias is not None:
         qkv = qkv + bias.view(qkv.shape[1:])
     turning, v = qkv.split((queries + keys, keys), 1)
-    q, k = mrope_ref(turning, cos, sin).split((queries, keys), 1)
+    q, k = turn(turning, cos, sin).split((queries, keys), 1)
     if len(slot_mapping) > 0 and bool((slot_mapping < 0).any()):
         used = (slot_mapping >= 0).nonzero().flatten()
         k, v, slot_mapping = k[used], v[used], slot_mapping[used]
@@ -178,7 +193,7 @@ def mrope_write_kv(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Turns the queries and keys of T tokens and writes keys and values into their slots, in place; Triton on a GPU,
-    torch on a CPU.
+    torch on a CPU, its turn in C++.
 
     Args:
         qkv: [T, Nq + 2 Nkv, D] of the caches' dtype, D even: query heads, key heads, value heads.
@@ -195,5 +210,6 @@ def mrope_write_kv(
         ValueError: a wrong shape, dtype, device or layout, or a gradient asked for; on a CPU, or under
             THYME_VALIDATE=1, also a slot out of range.
     """
-    run = mrope_write_kv_triton if qkv.is_cuda else mrope_write_kv_ref
-    return run(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias)
+    if qkv.is_cuda:
+        return mrope_write_kv_triton(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias)
+    return _write(mrope, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)

@@ -14,6 +14,7 @@ Traffic: 2 T N D elements and T D float32 of tables.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +24,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.logit_rows import Backend
 
 
 def mrope_tables(
@@ -142,31 +145,52 @@ def _turn_triton(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return out
 
 
+def _turn_native(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """The same in C++, for float32 on a CPU; each product is rounded, where torch may fuse it with the sum."""
+    out = torch.empty(heads.shape)
+    if out.numel() > 0:
+        heads = heads.detach() if heads.stride(2) == 1 else heads.detach().contiguous()
+        tables = cos.contiguous().numpy(), sin.contiguous().numpy()
+        _native.turn_heads_f32(heads.numpy(), *tables, sign, out.numpy(), torch.get_num_threads())
+    return out
+
+
+_TURN: dict[Backend, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "ref": _turn_ref,
+    "native": _turn_native,
+    "triton": _turn_triton,
+}
+
+
 class _MRope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, in_triton: bool) -> Tensor:
-        ctx.in_triton = in_triton
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, backend: Backend) -> Tensor:
+        ctx.backend = backend
         ctx.save_for_backward(cos, sin)
-        return (_turn_triton if in_triton else _turn_ref)(heads, cos, sin, 1)
+        return _TURN[backend](heads, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return (_turn_triton if ctx.in_triton else _turn_ref)(grads[0], cos, sin, -1), None, None, None
+        return _TURN[ctx.backend](grads[0], cos, sin, -1), None, None, None
+
+
+def _mrope(backend: Backend, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _MRope.apply(heads, cos, sin, backend) if torch.is_grad_enabled() else _TURN[backend](heads, cos, sin, 1)
 
 
 def mrope_ref(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`mrope` in torch: the definition, and the CPU path."""
+    """`mrope` in torch: the definition, and the CPU path of any dtype but float32."""
     check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
-    return _MRope.apply(heads, cos, sin, False) if torch.is_grad_enabled() else _turn_ref(heads, cos, sin, 1)
+    return _mrope("ref", heads, cos, sin)
 
 
 @on_its_device
 def mrope_triton(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`mrope` in Triton; heads of float32, bfloat16 or float16, tables of float32."""
     check_heads(heads, cos, sin, FLOATS)
-    return _MRope.apply(heads, cos, sin, True) if torch.is_grad_enabled() else _turn_triton(heads, cos, sin, 1)
+    return _mrope("triton", heads, cos, sin)
 
 
 def check_heads(heads: Tensor, cos: Tensor, sin: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -198,9 +222,13 @@ def mrope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos, sin: [T, 1, D / 2] float32 (or float64 on a CPU), of `mrope_tables`.
 
     Returns:
-        [T, N, D], contiguous, in the heads' dtype; Triton computes it on a GPU, torch on a CPU.
+        [T, N, D], contiguous, in the heads' dtype; Triton computes it on a GPU, C++ or torch on a CPU.
 
     Raises:
         ValueError: a wrong shape, dtype or device.
     """
-    return (mrope_triton if heads.is_cuda else mrope_ref)(heads, cos, sin)
+    if heads.is_cuda:
+        return mrope_triton(heads, cos, sin)
+    check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
+    backend: Backend = "native" if heads.dtype == cos.dtype == torch.float32 else "ref"
+    return _mrope(backend, heads, cos, sin)

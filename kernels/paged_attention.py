@@ -26,6 +26,7 @@ sums are rounded in other orders.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,9 @@ from thyme.kernels.checks import (
 SPLIT = 512
 """Keys that one program of decode reads. Were it the number of splits that is fixed, or planned for the batch, a
 sequence's sums would change with its neighbours. A partial result costs 1/64 of the traffic of 512 keys (7 heads)."""
+
+NATIVE = (torch.float32, torch.bfloat16)
+"""The dtypes of the C++."""
 
 _GRID_AXIS = 65_535  # programs along any but the first axis of a grid, which is where the sequences are
 
@@ -180,20 +184,24 @@ def paged_attention_native(
     max_query_len: int | None = None,
     shared: SharedPrefix | None = None,
 ) -> Tensor:
-    """`paged_attention` in C++ (csrc/paged_attention.hpp): float32 on a CPU, nothing gathered, on torch's threads."""
-    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, (torch.float32,), scale, max_query_len)
+    """`paged_attention` in C++ (csrc/paged_attention.hpp): float32 or bfloat16 on a CPU, nothing gathered, on torch's
+    threads."""
+    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, NATIVE, scale, max_query_len)
     _check_shared(k_cache, block_tables, context_lens, cu_seqlens_q, shared)
-    out = torch.empty(q.shape)
+    out = torch.empty(q.shape, dtype=q.dtype)
     if len(q) > 0:
-        _native.paged_attention_f32(
-            q.detach().numpy(),
-            k_cache.detach().numpy(),
-            v_cache.detach().numpy(),
+        narrow = q.dtype == torch.bfloat16
+        run: Callable[..., None] = _native.paged_attention_bf16 if narrow else _native.paged_attention_f32
+        stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
+        run(
+            q.detach().view(stored).numpy(),
+            k_cache.detach().view(stored).numpy(),
+            v_cache.detach().view(stored).numpy(),
             block_tables.contiguous().numpy(),
             context_lens.contiguous().numpy(),
             cu_seqlens_q.contiguous().numpy(),
             scale,
-            out.numpy(),
+            out.view(stored).numpy(),
             torch.get_num_threads(),
         )
     return out
@@ -816,7 +824,7 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of the new tokens of B sequences over their paged contexts; their k and v are in there already.
 
-    Triton on a GPU; on a CPU the C++ kernel for float32 and torch for the rest.
+    Triton on a GPU; on a CPU the C++ kernel for float32 and bfloat16, torch for the rest.
 
     Args:
         q: [T, Nq, D], the new tokens of all sequences, packed; rotated already.
@@ -840,7 +848,7 @@ def paged_attention(
     """
     if q.is_cuda:
         run = paged_attention_triton
-    elif q.dtype == torch.float32 and q.stride(-1) == 1:
+    elif q.dtype in NATIVE and q.stride(-1) == 1:
         run = paged_attention_native
     else:
         run = paged_attention_ref

@@ -14,6 +14,7 @@ Traffic, elements: rmsnorm 2 H a row, add_rmsnorm 4 H; backward 3 H and 4 H, plu
 
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.logit_rows import Backend, fastest
 
 _MAX_WIDTH = 8192
 """A row stays in registers from its one read to its one write; wider rows would spill in the backward kernel."""
@@ -211,18 +214,61 @@ def _backward_triton(
     return grad_x, None if partial is None else partial.sum(0).to(weight.dtype)
 
 
+def _forward_native(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same in C++, for float32 on a CPU."""
+    width = x.shape[-1]
+    out = torch.empty(x.shape)
+    total = None if residual is None else torch.empty(x.shape)
+    rows = x.numel() // width if width else 0
+    rstd = torch.empty(rows) if keep else None
+    if rows > 0:
+        _native.rmsnorm_f32(
+            _rows(x)[0].detach().numpy(),
+            None if residual is None else residual.detach().reshape(rows, width).contiguous().numpy(),
+            weight.detach().contiguous().numpy(),
+            eps,
+            out.view(rows, width).numpy(),
+            None if total is None else total.view(rows, width).numpy(),
+            None if rstd is None else rstd.numpy(),
+            torch.get_num_threads(),
+        )
+    return out, total, rstd
+
+
+def _backward_native(
+    x: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, grad_total: Tensor | None, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    width, rows = x.shape[-1], len(rstd)
+    grad_x = torch.empty(x.shape)
+    grad_weight = torch.zeros(width) if needs_weight else None
+    if rows > 0:
+        _native.rmsnorm_gradient_f32(
+            _rows(x)[0].detach().numpy(),
+            rstd.numpy(),
+            weight.detach().contiguous().numpy(),
+            grad.reshape(rows, width).contiguous().numpy(),
+            None if grad_total is None else grad_total.reshape(rows, width).contiguous().numpy(),
+            grad_x.view(rows, width).numpy(),
+            None if grad_weight is None else grad_weight.numpy(),
+            torch.get_num_threads(),
+        )
+    return grad_x, grad_weight
+
+
 class _RMSNorm(torch.autograd.Function):
-    """The reference keeps u, which it has written anyway; Triton keeps x, which lives already, and computes u again."""
+    """The reference keeps u, which it has written anyway; the others keep x, which lives already, and make u again."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, in_triton: bool
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: Backend
     ) -> Tensor | tuple[Tensor, Tensor]:
-        ctx.in_triton, ctx.has_residual = in_triton, residual is not None
+        ctx.backend, ctx.has_residual = backend, residual is not None
         ctx.set_materialize_grads(False)  # nobody goes on with the stream after the last norm
         total: Tensor | None
-        if in_triton:
-            out, total, rstd = _forward_triton(x, residual, weight, eps, keep=True)
+        if backend != "ref":
+            out, total, rstd = _FORWARD[backend](x, residual, weight, eps, keep=True)
             ctx.save_for_backward(x if total is None else total, rstd, weight)
         else:
             total = None if residual is None else x + residual
@@ -238,17 +284,47 @@ class _RMSNorm(torch.autograd.Function):
         if grad is None:  # only the stream is used, or nothing
             return grad_total, grad_total, None, None, None
         saved, rstd, weight = ctx.saved_tensors
-        run = _backward_triton if ctx.in_triton else _backward_ref
+        run = _BACKWARD[ctx.backend]
         grad_x, grad_weight = run(saved, rstd, weight, grad, grad_total, ctx.needs_input_grad[2])
         return grad_x, grad_x if ctx.has_residual else None, grad_weight, None, None
 
 
-def rmsnorm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rmsnorm` in torch: the definition, and the CPU path."""
-    _check("x", x, None, weight, FLOATS_AND_DOUBLE)
+_FORWARD: dict[Backend, Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]] = {
+    "native": _forward_native,
+    "triton": _forward_triton,
+}
+_BACKWARD: dict[Backend, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "ref": _backward_ref,
+    "native": _backward_native,
+    "triton": _backward_triton,
+}
+
+
+def _rmsnorm(backend: Backend, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, None, weight, eps, False)
-    return _normalize(x, eps)[0] * weight
+        return _RMSNorm.apply(x, None, weight, eps, backend)
+    if backend == "ref":
+        return _normalize(x, eps)[0] * weight
+    return _FORWARD[backend](x, None, weight, eps, keep=False)[0]
+
+
+def _add_rmsnorm(
+    backend: Backend, delta: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(delta, residual, weight, eps, backend)
+    if backend == "ref":
+        total = delta + residual
+        return _normalize(total, eps)[0] * weight, total
+    out, summed, _ = _FORWARD[backend](delta, residual, weight, eps, keep=False)
+    assert summed is not None
+    return out, summed
+
+
+def rmsnorm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rmsnorm` in torch: the definition, and the CPU path of any dtype but float32."""
+    _check("x", x, None, weight, FLOATS_AND_DOUBLE)
+    return _rmsnorm("ref", x, weight, eps)
 
 
 @on_its_device
@@ -256,18 +332,13 @@ def rmsnorm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rmsnorm` in Triton; float32, bfloat16 or float16."""
     _check("x", x, None, weight, FLOATS)
     _check_width(x)
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, None, weight, eps, True)
-    return _forward_triton(x, None, weight, eps, keep=False)[0]
+    return _rmsnorm("triton", x, weight, eps)
 
 
 def add_rmsnorm_ref(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`add_rmsnorm` in torch: the definition, and the CPU path."""
+    """`add_rmsnorm` in torch: the definition, and the CPU path of any dtype but float32."""
     _check("delta", delta, residual, weight, FLOATS_AND_DOUBLE)
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(delta, residual, weight, eps, False)
-    total = delta + residual
-    return _normalize(total, eps)[0] * weight, total
+    return _add_rmsnorm("ref", delta, residual, weight, eps)
 
 
 @on_its_device
@@ -275,11 +346,7 @@ def add_rmsnorm_triton(delta: Tensor, residual: Tensor, weight: Tensor, eps: flo
     """`add_rmsnorm` in Triton; float32, bfloat16 or float16."""
     _check("delta", delta, residual, weight, FLOATS)
     _check_width(delta)
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(delta, residual, weight, eps, True)
-    out, total, _ = _forward_triton(delta, residual, weight, eps, keep=False)
-    assert total is not None
-    return out, total
+    return _add_rmsnorm("triton", delta, residual, weight, eps)
 
 
 def _check(name: str, x: Tensor, residual: Tensor | None, weight: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -306,7 +373,8 @@ def _check_width(x: Tensor) -> None:
 
 @on_its_device
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, differentiable; Triton on a GPU, torch on a CPU.
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, differentiable; Triton on a GPU, C++ or
+    torch on a CPU.
 
     Args:
         x: [..., H] float32, bfloat16 or float16 (float64 on a CPU); heads [T, N, H] may be a slice of a projection.
@@ -319,7 +387,10 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: a wrong shape, dtype or device; on a GPU also more than 8192 columns.
     """
-    return (rmsnorm_triton if x.is_cuda else rmsnorm_ref)(x, weight, eps)
+    if x.is_cuda:
+        return rmsnorm_triton(x, weight, eps)
+    _check("x", x, None, weight, FLOATS_AND_DOUBLE)
+    return _rmsnorm(fastest(x), x, weight, eps)
 
 
 @on_its_device
@@ -333,4 +404,7 @@ def add_rmsnorm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float) -> 
     Returns:
         (the normalized sum [..., H], the sum [..., H]), both in delta's dtype.
     """
-    return (add_rmsnorm_triton if delta.is_cuda else add_rmsnorm_ref)(delta, residual, weight, eps)
+    if delta.is_cuda:
+        return add_rmsnorm_triton(delta, residual, weight, eps)
+    _check("delta", delta, residual, weight, FLOATS_AND_DOUBLE)
+    return _add_rmsnorm(fastest(delta), delta, residual, weight, eps)

@@ -10,6 +10,7 @@ Traffic, elements: 3 I a row; backward 5 I.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
+from thyme.kernels.logit_rows import Backend, fastest
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -34,7 +37,9 @@ def _forward_ref(gate: Tensor, up: Tensor | None) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def _backward_ref(gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
+def _backward_ref(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: Tensor, grad_up: Tensor | None) -> None:
+    gate, up = _halves(gate, up)
+    grad_gate, grad_up = _halves(grad_gate, grad_up)
     torch.mul(grad, F.silu(gate), out=grad_up)
     torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
 
@@ -131,14 +136,46 @@ def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: T
     )
 
 
+def _forward_native(gate: Tensor, up: Tensor | None) -> Tensor:
+    """The same in C++, for float32 on a CPU."""
+    out = torch.empty((*gate.shape[:-1], gate.shape[-1] // 2) if up is None else gate.shape)
+    if out.numel() > 0:
+        gate, up = _rows(gate.detach(), None if up is None else up.detach())
+        _native.swiglu_f32(gate.numpy(), up.numpy(), out.view(gate.shape).numpy(), torch.get_num_threads())
+    return out
+
+
+def _backward_native(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: Tensor, grad_up: Tensor | None) -> None:
+    if grad.numel() == 0:
+        return
+    gate, up = _rows(gate.detach(), None if up is None else up.detach())
+    grad_gate, grad_up = _rows(grad_gate, grad_up)  # just allocated, so these are views
+    rows = grad.reshape(gate.shape).contiguous()
+    _native.swiglu_gradient_f32(
+        gate.numpy(), up.numpy(), rows.numpy(), grad_gate.numpy(), grad_up.numpy(), torch.get_num_threads()
+    )
+
+
+_FORWARD: dict[Backend, Callable[..., Tensor]] = {
+    "ref": _forward_ref,
+    "native": _forward_native,
+    "triton": _forward_triton,
+}
+_BACKWARD: dict[Backend, Callable[..., None]] = {
+    "ref": _backward_ref,
+    "native": _backward_native,
+    "triton": _backward_triton,
+}
+
+
 class _SwiGLU(torch.autograd.Function):
     """Keeps its inputs alone; the gradient of a fused input is written once, in place, not joined from two."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor | None, in_triton: bool) -> Tensor:
-        ctx.in_triton = in_triton
+    def forward(ctx: Any, gate: Tensor, up: Tensor | None, backend: Backend) -> Tensor:
+        ctx.backend = backend
         ctx.save_for_backward(gate, up)
-        return (_forward_triton if in_triton else _forward_ref)(gate, up)
+        return _FORWARD[backend](gate, up)
 
     @staticmethod
     @once_differentiable
@@ -146,24 +183,25 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         grad_up = None if up is None else torch.empty_like(grad_gate)
-        if ctx.in_triton:
-            _backward_triton(gate, up, grads[0], grad_gate, grad_up)
-        else:
-            _backward_ref(*_halves(gate, up), grads[0], *_halves(grad_gate, grad_up))
+        _BACKWARD[ctx.backend](gate, up, grads[0], grad_gate, grad_up)
         return grad_gate, grad_up, None
 
 
+def _swiglu(backend: Backend, gate: Tensor, up: Tensor | None) -> Tensor:
+    return _SwiGLU.apply(gate, up, backend) if torch.is_grad_enabled() else _FORWARD[backend](gate, up)
+
+
 def swiglu_ref(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """`swiglu` in torch: the definition, and the CPU path."""
+    """`swiglu` in torch: the definition, and the CPU path of any dtype but float32."""
     _check(gate, up, FLOATS_AND_DOUBLE)
-    return _SwiGLU.apply(gate, up, False) if torch.is_grad_enabled() else _forward_ref(gate, up)
+    return _swiglu("ref", gate, up)
 
 
 @on_its_device
 def swiglu_triton(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """`swiglu` in Triton; float32, bfloat16 or float16."""
     _check(gate, up, FLOATS)
-    return _SwiGLU.apply(gate, up, True) if torch.is_grad_enabled() else _forward_triton(gate, up)
+    return _swiglu("triton", gate, up)
 
 
 def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -179,7 +217,7 @@ def _check(gate: Tensor, up: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> 
 
 @on_its_device
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """silu(gate) * up, differentiable; Triton on a GPU, torch on a CPU.
+    """silu(gate) * up, differentiable; Triton on a GPU, C++ or torch on a CPU.
 
     Args:
         gate: [..., I] float32, bfloat16 or float16 (float64 on a CPU); or [..., 2 I], gate and up side by side, which
@@ -192,4 +230,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: a wrong shape, dtype or device.
     """
-    return (swiglu_triton if gate.is_cuda else swiglu_ref)(gate, up)
+    if gate.is_cuda:
+        return swiglu_triton(gate, up)
+    _check(gate, up, FLOATS_AND_DOUBLE)
+    return _swiglu(fastest(gate), gate, up)

@@ -276,7 +276,7 @@ def test_ligers_fused_loss_and_its_gradients() -> None:
     case = bench_linear_logprob.problem(16, 24, 50, torch.float32, 0.6)
     case = dataclasses.replace(case, tau=torch.ones(16), old=case.old + 8, ref=case.ref + 8)
     results: list[list[Tensor]] = []
-    for name in ("torch", "ours, exp tiles", "liger"):
+    for name in ("torch", "ours", "liger"):
         loss = bench_linear_logprob.LOSSES[name](case)()
         results.append([loss.detach(), *torch.autograd.grad(loss, (case.hidden, case.weight))])
     close(results[1], results[0])

@@ -26,8 +26,12 @@ BITS = {
         "test_the_bits_are_those_of_the_separate_steps",
         "test_a_token_does_not_know_its_batch_in_triton",
     ],
-    "tests/kernels/test_linear_logprob.py": [
+    "tests/kernels/test_linear_grpo_loss.py": [
         "test_on_policy_the_ratio_is_one",
+        "test_no_temperature_other_than_one",
+        "test_the_host_says_how_many_rows_count",
+    ],
+    "tests/kernels/test_linear_logprob.py": [
         "test_masked_rows_may_hold_anything",
         "test_a_row_does_not_know_its_batch",
         "test_adding_a_constant_to_the_logits_of_a_row_changes_nothing",

@@ -1,9 +1,10 @@
 """The C++ paged attention against a float64 oracle, and the bits it promises to keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from thyme import _native
@@ -23,8 +24,10 @@ class Problem:
     scale: float
 
     def run(self, threads: int = 1, level: str = "best") -> NDArray:
-        out = np.full_like(self.q, np.nan)
-        _native.paged_attention_f32(
+        """bfloat16 is held as int16, out too."""
+        out = np.full_like(self.q, -1 if self.q.dtype == np.int16 else np.nan)  # -1 is a NaN in bfloat16
+        run = _native.paged_attention_bf16 if self.q.dtype == np.int16 else _native.paged_attention_f32
+        run(
             self.q,
             self.k_cache,
             self.v_cache,
@@ -60,6 +63,17 @@ class Problem:
                     weights = np.exp(scores - scores.max())
                     out[t, head] = weights @ v[:seen, head // group].astype(np.float64) / weights.sum()
         return out
+
+
+def in_bfloat16(given: Problem) -> tuple[Problem, Problem]:
+    """The problem with its numbers rounded, as bfloat16 and as the float32 that mean the same."""
+    rounded = {name: torch.from_numpy(getattr(given, name)).bfloat16() for name in ("q", "k_cache", "v_cache")}
+    narrow = {name: x.view(torch.int16).numpy() for name, x in rounded.items()}
+    return replace(given, **narrow), replace(given, **{name: x.float().numpy() for name, x in rounded.items()})
+
+
+def widened(bits: NDArray) -> NDArray:
+    return torch.from_numpy(bits).view(torch.bfloat16).float().numpy()
 
 
 def problem(
@@ -106,6 +120,31 @@ def test_equals_oracle(block_size: int, heads: tuple[int, int], dim: int) -> Non
     expected = given.oracle()
     for level in LEVELS:
         np.testing.assert_allclose(given.run(level=level), expected, rtol=RTOL, atol=ATOL, err_msg=level)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (14, 2), (20, 20)])
+@pytest.mark.parametrize("dim", [16, 20, 64, 127, 128])
+def test_equals_oracle_in_bfloat16(heads: tuple[int, int], dim: int) -> None:
+    queries, contexts = [1, 1, 5, 3, 0, 1, 1, 37], [1, 64, 5, 130, 9, 65, 63, 70]
+    narrow, wide = in_bfloat16(problem(queries, contexts, q_heads=heads[0], kv_heads=heads[1], dim=dim))
+    expected = wide.oracle()
+    for level in LEVELS:
+        out = widened(narrow.run(level=level))
+        np.testing.assert_allclose(out, expected, rtol=2**-8 * 1.01, atol=ATOL, err_msg=level)  # half an ulp
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_tie_is_rounded_to_even(level: str) -> None:
+    """The mean of two neighbours in bfloat16 lies between them: the even one is taken. NaN stays NaN."""
+    narrow, _ = in_bfloat16(problem([1], [2], q_heads=2, kv_heads=1, dim=32))
+    narrow.q[:] = 0
+    low = np.arange(0x3F80, 0x3F80 + 31, dtype=np.int16)
+    for slot, bits in ((0, low), (1, low + 1)):
+        narrow.v_cache[narrow.block_tables[0, 0], slot, 0, :31] = bits
+        narrow.v_cache[narrow.block_tables[0, 0], slot, 0, 31] = 0x7FC0
+    out = narrow.run(level=level)
+    assert (out[..., :31] == low + (low & 1)).all()
+    assert np.isnan(widened(out[..., 31])).all()
 
 
 @pytest.mark.parametrize("spread", [0.0, 30.0, 3000.0])
@@ -171,8 +210,10 @@ def test_threads_do_not_change_bits(heads: tuple[int, int], dim: int) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("heads", [(4, 2), (7, 1), (3, 3)])
 @pytest.mark.parametrize("dim", [20, 64])
-def test_every_query_alone_gives_the_same_bits(level: str, heads: tuple[int, int], dim: int) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_query_alone_gives_the_same_bits(level: str, heads: tuple[int, int], dim: int, dtype: str) -> None:
     given = problem(*RAGGED, q_heads=heads[0], kv_heads=heads[1], dim=dim)
+    given = in_bfloat16(given)[0] if dtype == "bfloat16" else given
     batch = given.run(level=level)
     for b, context in enumerate(given.context_lens):
         first, end = given.cu_seqlens_q[b : b + 2]
@@ -189,9 +230,11 @@ def test_every_query_alone_gives_the_same_bits(level: str, heads: tuple[int, int
             assert alone.run(level=level).tobytes() == batch[t : t + 1].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("chunk", [1, 3, 16, 50])
-def test_chunked_prefill_gives_the_same_bits(chunk: int) -> None:
+def test_chunked_prefill_gives_the_same_bits(chunk: int, dtype: str) -> None:
     whole = problem([150], [150])
+    whole = in_bfloat16(whole)[0] if dtype == "bfloat16" else whole
     expected = whole.run()
     for start in range(0, 150, chunk):
         end = min(start + chunk, 150)

@@ -60,6 +60,20 @@ def paged_attention_f32(
     query and its context.
     """
 
+def paged_attention_bf16(
+    q: NDArray[np.int16],
+    k_cache: NDArray[np.int16],
+    v_cache: NDArray[np.int16],
+    block_tables: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    cu_seqlens_q: NDArray[np.int32],
+    scale: float,
+    out: NDArray[np.int16],
+    num_threads: int,
+    level: str = "best",
+) -> None:
+    """The same in bfloat16, whose bits numpy holds as int16; scores, softmax and sums are float32."""
+
 def softmax_rows_f32(
     z: NDArray[np.float32],
     tau: NDArray[np.float32] | None,
@@ -120,3 +134,51 @@ def policy_loss_f32(
     loss, kl and greedy number GrpoLossConfig's kinds in their order; rollout_cap 0: none. Returns the metrics in their
     order, then the loss. ValueError for shapes that do not fit and cu_seqlens that do not rise from 0 to N.
     """
+
+def rmsnorm_f32(
+    x: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    weight: NDArray[np.float32],
+    eps: float,
+    out: NDArray[np.float32],
+    total: NDArray[np.float32] | None,
+    rstd: NDArray[np.float32] | None,
+    num_threads: int,
+) -> None:
+    """Fills out [rows, H]; total [rows, H] with x + residual; rstd [rows]. x is [rows, H], or [T, N, H] in any layout
+    whose last dimension is dense. ValueError for shapes that do not fit, as below."""
+
+def rmsnorm_gradient_f32(
+    x: NDArray[np.float32],
+    rstd: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    grad_total: NDArray[np.float32] | None,
+    grad_x: NDArray[np.float32],
+    grad_weight: NDArray[np.float32] | None,
+    num_threads: int,
+) -> None:
+    """Fills grad_x [rows, H] and grad_weight [H]; x is what was normalized, grad_total is added to grad_x."""
+
+def swiglu_f32(gate: NDArray[np.float32], up: NDArray[np.float32], out: NDArray[np.float32], num_threads: int) -> None:
+    """Fills out [rows, I]; gate and up [rows, I] may be strided but for the last dimension."""
+
+def swiglu_gradient_f32(
+    gate: NDArray[np.float32],
+    up: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    grad_gate: NDArray[np.float32],
+    grad_up: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """Fills grad_gate and grad_up [rows, I], which may be strided but for the last dimension."""
+
+def turn_heads_f32(
+    heads: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    sign: float,
+    out: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """Fills out [T, N, D] with heads [T, N, D] turned by cos, sin [T, 1, D / 2]; sign -1 turns back."""

@@ -31,6 +31,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             | {"LOSS": loss, "KL": 2, "KL_TIMES_RATIO": False, "GREEDY": 0, "HAS_ROLLOUT_CAP": cap}
             | {"PLANES": policy_tokens._PLANES},
             "options": TILE,
+            "elements": policy_tokens._BLOCK // 32,
             "spot": loss == 0 and not old,
         }
         if what.startswith("later"):

@@ -84,7 +84,7 @@ def test_a_run_its_json_and_a_comparison_with_it(tmp_path: Path) -> None:
     text = (tmp_path / "before.json").read_text()
     assert "UNSERIALIZABLE" not in text
     rows = {row["extra_info"]["contender"]: row for row in json.loads(text)["benchmarks"]}
-    assert set(rows) == {"torch", "ours"}
+    assert {"torch", "ours"} <= set(rows)
     assert rows["ours"]["params"] == {"shape": [8, 64, "bfloat16"], "contender": "ours"}
     assert rows["ours"]["group"] == "swiglu: 8 x 64 bfloat16"
     info = rows["torch"]["extra_info"]

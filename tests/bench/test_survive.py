@@ -69,7 +69,8 @@ def test_a_hanging_test_and_a_hanging_contender_cost_themselves_alone(tmp_path: 
     assert "hung, stopped after 8 s: torch of swiglu: 8 x 64 float32" in done.stdout, done.stdout
     results = json.loads((tmp_path / "out" / "bench-swiglu.json").read_text())
     measured = {(row["group"], row["extra_info"]["contender"]) for row in results["benchmarks"]}
-    assert measured == {("swiglu: 8 x 64 float32", "ours")}
+    assert ("swiglu: 8 x 64 float32", "ours") in measured
+    assert "torch" not in {contender for _, contender in measured}
     assert results["machine_info"]["device"].startswith("CPU")
     assert "torch: hung before" in (tmp_path / "out" / "table.txt").read_text()
 

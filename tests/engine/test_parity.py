@@ -1,6 +1,7 @@
 """What the engine computes: greedy tokens of transformers, log-probs of the training path, whatever the schedule."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 
 from tests import tiny
 from thyme.engine import Engine, Prompt, SamplingParams
+from thyme.kernels.token_logprobs import token_logprobs
+from thyme.kernels.truncated_logprobs import truncated_logprobs
 from thyme.model import ImageInputs, Model, ModelConfig, build
 
 NEW = 24
@@ -272,13 +275,15 @@ def test_truncation_keeps_to_what_it_keeps(text_model: Model, make_engine: Any, 
     params = [SamplingParams(**{**_fields(RANDOM), **limit}) for limit in limits]
     completions = make_engine(text_model).generate([[7, 8, 9]] * 4, params)
     ranks = []
-    for completion in completions:
+    for completion, limit in zip(completions, limits, strict=True):
         logits = score(text_model, completion.sequence.token_ids)[2:-1]
         drawn = torch.tensor(completion.token_ids)[:, None]
         ranks.append((logits > logits.gather(1, drawn)).sum(-1))
-        np.testing.assert_allclose(
-            completion.logprobs, logits.log_softmax(-1).gather(1, drawn)[:, 0].numpy(), atol=2e-5
-        )  # before truncation
+        of_kept = token_logprobs if not limit else partial(truncated_logprobs, **limit)
+        expected = of_kept(logits.float(), drawn[:, 0])[0]
+        np.testing.assert_allclose(completion.logprobs, expected.numpy(), atol=2e-5)
+        whole = logits.log_softmax(-1).gather(1, drawn)[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprobs_raw, whole, atol=2e-5)
     assert ranks[0].max() == 1
     probs = score(text_model, completions[2].sequence.token_ids)[2:-1].softmax(-1)
     chosen = probs.gather(1, torch.tensor(completions[2].token_ids)[:, None])[:, 0]

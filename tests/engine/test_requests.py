@@ -61,9 +61,9 @@ def test_engine_config_is_checked(fields: dict[str, Any], match: str) -> None:
 
 
 def test_biased_logprobs_are_known() -> None:
-    assert not SamplingParams(top_k=0, top_p=1.0, min_p=0.0).biases_logprobs
-    for option in (dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1), dict(repetition_penalty=1.1)):
-        assert SamplingParams(**option).biases_logprobs
+    for option in (dict(top_k=0, top_p=1.0, min_p=0.0), dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)):
+        assert not SamplingParams(**option).biases_logprobs
+    assert SamplingParams(repetition_penalty=1.1).biases_logprobs
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_failing_model_leaves_nothing_behind(text_model: Model, make_engine: A
         return Model.logits(text_model, hidden, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_model, "logits", break_down)
+        patch.setattr(engine.runner.model, "logits", break_down)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([[3, 4, 5], [6]], PARAMS)
     assert not engine.has_unfinished()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from thyme.kernels import linear_tiles, sample_blocks, token_logprobs
+from thyme.kernels import linear_gradient, linear_tiles, policy_tokens, sample_blocks, token_logprobs
 from thyme.kernels.checks import check_range, on_its_device, values_visible
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.linear_logprob import linear_logprob_triton
@@ -31,7 +31,7 @@ class Unlaunched:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: list[ModuleType] = [linear_tiles, sample_blocks, token_logprobs]
+    modules: list[ModuleType] = [linear_gradient, linear_tiles, policy_tokens, sample_blocks, token_logprobs]
     for module in modules:
         for name in vars(module).copy():
             if name.endswith("_kernel"):
@@ -89,7 +89,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "cispo": lambda: loss(GrpoLossConfig(loss="cispo", kl="k1", greedy_tokens="exclude")),
     "soft": lambda: loss(GrpoLossConfig(greedy_tokens="soft", kl_times_ratio=True)),
     "linear": head,
-    "linear, exp tiles": lambda: head(backward="exp_tiles"),
+    "linear, kept tiles": lambda: head(backward="kept_tiles"),
 }
 
 
@@ -159,7 +159,7 @@ def test_the_device_of_the_first_tensor_is_the_current_one(monkeypatch: pytest.M
     ],
 )  # each with its Triton form
 def test_every_op_launches_on_the_device_of_its_tensors(op: str) -> None:
-    homes = {"linear_grpo_loss": "linear_logprob", "mrope_write_kv": "kv_cache", "add_rmsnorm": "rmsnorm"}
+    homes = {"mrope_write_kv": "kv_cache", "add_rmsnorm": "rmsnorm"}
     module = importlib.import_module(f"thyme.kernels.{homes.get(op, op)}")
     for name in (op, f"{op}_triton"):
         code = {cell.cell_contents for cell in getattr(module, name).__closure__ or () if callable(cell.cell_contents)}

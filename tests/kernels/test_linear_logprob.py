@@ -7,62 +7,23 @@ import pytest
 import torch
 import triton
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime._allocation import NullAllocator, _allocator
 from triton.runtime.jit import create_function_from_signature
 
-from thyme.kernels import linear_tiles
-from thyme.kernels.grpo_loss import grpo_loss_ref
+from tests.kernels.head_problem import IDS, Run, Watch, call, close, problem
+from thyme.kernels import linear_gradient, linear_tiles
 from thyme.kernels.linear_logprob import (
     Backward,
-    linear_grpo_loss,
-    linear_grpo_loss_ref,
-    linear_grpo_loss_triton,
     linear_logprob,
     linear_logprob_ref,
     linear_logprob_triton,
 )
-from thyme.kernels.policy_loss import GrpoLossConfig
 from thyme.kernels.token_logprobs import token_logprobs, token_logprobs_triton
 
-Run = Callable[..., tuple[Tensor, Any]]
-# On a CPU the public op's row pass is the C++ for float32, and the reference for the other dtypes.
-IDS = ["ref", "native", "triton"]
 ALL = pytest.mark.parametrize("run", [linear_logprob_ref, linear_logprob, linear_logprob_triton], ids=IDS)
-LOSSES = pytest.mark.parametrize("run", [linear_grpo_loss_ref, linear_grpo_loss, linear_grpo_loss_triton], ids=IDS)
-BACKWARDS = pytest.mark.parametrize("backward", ["recompute", "exp_tiles"])
-
-
-def problem(num_rows: int = 12, vocab: int = 300, features: int = 24, dtype: Any = torch.float64) -> dict[str, Any]:
-    """Masked rows, four temperatures, padding past vocab_size, banned ids."""
-    excluded = {"vocab_size": vocab - 40, "banned_ids": (2, vocab - 45)} if vocab > 60 else {}
-    return {
-        "hidden": torch.randn(num_rows, features, dtype=torch.float64).to(dtype),
-        "weight": (torch.randn(vocab, features, dtype=torch.float64) / 3).to(dtype),
-        "targets": torch.randint(3, vocab - 45, (num_rows,)) if excluded else torch.randint(0, vocab, (num_rows,)),
-        "temperature": torch.tensor([1.0, 0.0, 1.6, 1.0, 0.7])[torch.arange(num_rows) % 5],
-        "mask": torch.arange(num_rows) % 4 != 3,
-        **excluded,
-    }
-
-
-def call(run: Run, args: dict[str, Any], entropy: float = 0.3, **more: Any) -> list[Tensor]:
-    """logprob, entropy, and the gradients of a sum that tells the rows apart."""
-    args = args | more
-    hidden, weight = (args.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight"))
-    logprob, entropies = run(hidden, weight, args.pop("targets"), **args)
-    total = (logprob * torch.linspace(0.5, 1.5, len(logprob), dtype=logprob.dtype)).sum()
-    (total + entropy * entropies.sum() if entropy else total).backward()
-    return [logprob.detach(), entropies.detach(), hidden.grad, weight.grad]
-
-
-def close(got: list[Tensor], exact: list[Tensor], tolerances: dict, scale: float = 1.0) -> None:
-    """`scale` allows the gradients, sums over words or rows, that many times the rounding of one logit's."""
-    for name, a, b in zip(("logprob", "entropy", "grad", "grad"), got, exact, strict=True):
-        atol, rtol = tolerances[name, a.dtype]
-        torch.testing.assert_close(a.double(), b, atol=atol * (scale if name == "grad" else 1), rtol=rtol)
+BACKWARDS = pytest.mark.parametrize("backward", ["recompute", "kept_tiles"])
 
 
 @pytest.fixture
@@ -94,7 +55,7 @@ def test_reference_is_the_token_loop() -> None:
 
 # One of each; odd sizes; more than one tile of rows and whole tiles of words; two splits, the second with one word.
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 131, 37), (70, 168, 40), (3, 2089, 16)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
+@pytest.mark.parametrize("options", [{}, {"backward": "kept_tiles", "entropy": 0.0}], ids=["recompute", "kept_tiles"])
 @ALL
 def test_against_float64(run: Run, shape: tuple[int, int, int], options: dict[str, Any], tolerances: dict) -> None:
     args = problem(*shape, dtype=torch.float32)
@@ -102,7 +63,7 @@ def test_against_float64(run: Run, shape: tuple[int, int, int], options: dict[st
     close(call(run, args, **options), call(linear_logprob_ref, exact, **options), tolerances, scale=10)
 
 
-@pytest.mark.parametrize("options", [{}, {"backward": "exp_tiles", "entropy": 0.0}], ids=["recompute", "exp_tiles"])
+@pytest.mark.parametrize("options", [{}, {"backward": "kept_tiles", "entropy": 0.0}], ids=["recompute", "kept_tiles"])
 def test_the_tiles_of_hopper(options: dict[str, Any], bulk_copies: None, tolerances: dict) -> None:
     args = problem(5, 2300, 72, torch.float32)
     exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
@@ -152,7 +113,7 @@ def test_a_launch_leaves_the_callers_allocator_alone(monkeypatch: pytest.MonkeyP
     found: list[Any] = []
     triton.set_allocator(mine)
     try:
-        linear_tiles._launch(True, check)
+        linear_tiles.launch_tiles(True, check)
         check()
     finally:
         triton.set_allocator(NullAllocator())
@@ -180,7 +141,7 @@ def test_bfloat16_in_triton(backward: Backward, tma: bool, monkeypatch: pytest.M
     """dz is rounded to bfloat16 before its products, and they are again: four times the tolerance of one rounding."""
     monkeypatch.setattr(linear_tiles, "_has_tma", lambda hidden, weight: tma)
     args = problem(9, 300, 72, torch.bfloat16)
-    entropy = 0.0 if backward == "exp_tiles" else 0.3
+    entropy = 0.0 if backward == "kept_tiles" else 0.3
     exact = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
     got = call(linear_logprob_triton, args, entropy=entropy, backward=backward)
     expected = call(linear_logprob_ref, exact, entropy=entropy)
@@ -200,77 +161,6 @@ def test_gradcheck(backward: Backward) -> None:
     hidden, weight = args["hidden"].requires_grad_(), args["weight"].requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: linear_logprob_ref(x, w, targets, **more), (hidden, weight))
     assert torch.autograd.gradcheck(lambda x, w: linear_logprob_ref(x, w, targets, **more)[0], (hidden, weight))
-
-
-CONFIGS = {
-    "default": GrpoLossConfig(),
-    "gspo, k1": GrpoLossConfig(loss="gspo", clip_eps_low=0.05, clip_eps_high=0.05, kl="k1", kl_coef=0.3),
-    "entropy, greedy excluded": GrpoLossConfig(entropy_coef=0.2, greedy_tokens="exclude"),
-    "cispo, is_pi, truncated": GrpoLossConfig(loss="cispo", greedy_tokens="is_pi", rollout_ratio_cap=1.1),
-}
-
-
-def loss_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    num_rows = len(args["hidden"])
-    tokens = {name: torch.randn(num_rows, dtype=torch.float64) - 5 for name in ("old", "ref", "rollout")}
-    return {name: value for name, value in args.items() if name not in ("mask",)} | {
-        "advantages": torch.randn(num_rows, dtype=torch.float64),
-        "weights": torch.rand(num_rows, dtype=torch.float64) * args["mask"],
-        "cu_seqlens": torch.tensor([0, num_rows // 2, num_rows], dtype=torch.int32),
-        "segments": (torch.arange(num_rows) % 2).to(torch.uint8),
-        **{f"{name}_logprobs": value for name, value in tokens.items()},
-    }
-
-
-def call_loss(run: Run, args: dict[str, Any], **more: Any) -> tuple[list[Tensor], dict[str, float]]:
-    args = args | more
-    hidden, weight = (args.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight"))
-    loss, metrics = run(hidden, weight, args.pop("targets"), args.pop("advantages"), args.pop("weights"), **args)
-    loss.backward()
-    return [loss.detach(), hidden.grad, weight.grad], metrics.as_dict()
-
-
-def stored(hidden: Tensor, weight: Tensor, *args: Tensor, backward: str, **more: Any) -> tuple[Tensor, Any]:
-    return grpo_loss_ref(hidden @ weight.T, *args, **more)
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@BACKWARDS
-def test_the_loss_is_grpo_loss_of_stored_logits(config: GrpoLossConfig, backward: Backward) -> None:
-    args = loss_arguments(problem()) | {"config": config, "backward": backward}
-    (got, metrics), (exact, exact_metrics) = (call_loss(run, args) for run in (linear_grpo_loss_ref, stored))
-    for a, b in zip(got, exact, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
-    assert metrics == pytest.approx(exact_metrics, abs=1e-6, rel=1e-6)
-
-
-@BACKWARDS
-def test_the_loss_in_triton(backward: Backward, tolerances: dict) -> None:
-    args = loss_arguments(problem(9, 150, 20, torch.float32)) | {"backward": backward}
-    exact_args = args | {"hidden": args["hidden"].double(), "weight": args["weight"].double()}
-    (got, _), (exact, _) = call_loss(linear_grpo_loss_triton, args), call_loss(stored, exact_args)
-    for name, a, b in zip(("loss", "grad", "grad"), got, exact, strict=True):
-        atol, rtol = tolerances[name, torch.float32]
-        torch.testing.assert_close(a.double(), b, atol=10 * atol, rtol=rtol)
-
-
-@LOSSES
-def test_on_policy_the_ratio_is_one(run: Run) -> None:
-    args = loss_arguments(problem(9, 150, 20, torch.float32))
-    passes: dict[Run, Run] = {
-        linear_grpo_loss_ref: linear_logprob_ref,
-        linear_grpo_loss: linear_logprob,
-        linear_grpo_loss_triton: linear_logprob_triton,
-    }
-    names = ("temperature", "vocab_size", "banned_ids")
-    more = {name: args[name] for name in names} | {"mask": args["weights"] != 0}
-    old = passes[run](args["hidden"], args["weight"], args["targets"], **more)[0]
-    results = [call_loss(run, args, old_logprobs=same, rollout_logprobs=None) for same in (None, old)]
-    for _, metrics in results:
-        assert metrics["ratio"] == metrics["ratio_max"] == metrics["ess"] == 1.0
-        assert metrics["clip_frac_low"] == metrics["clip_frac_high"] == metrics["kl_old"] == 0.0
-    for a, b in zip(results[0][0], results[1][0], strict=True):
-        assert torch.equal(a, b)
 
 
 @ALL
@@ -349,25 +239,6 @@ def test_temperature_divides_the_hidden_state(run: Run) -> None:
     torch.testing.assert_close(call(run, args, temperature=temperature)[0], divided, atol=2e-6, rtol=0)
 
 
-class Watch(TorchDispatchMode):
-    """Every torch op with the shape of what it returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[int, ...], int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage().nbytes()
-                self.seen.append((func.overloadpacket.__name__, tuple(tensor.shape), storage))
-        return out
-
-    def matmuls(self, shape: Callable[[tuple[int, ...]], bool]) -> int:
-        return sum(name in ("mm", "addmm", "addmm_") and shape(size) for name, size, _ in self.seen)
-
-
 @BACKWARDS
 def test_the_workspace_is_kept_to(backward: Backward) -> None:
     """Many chunks give what one gives, and nothing as wide as the vocabulary is larger than the workspace."""
@@ -384,11 +255,11 @@ def test_the_workspace_is_kept_to(backward: Backward) -> None:
 
 
 def test_chunks_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two chunks, the first of exp tiles, the second recomputed; dweight adds up in slices of the vocabulary."""
-    monkeypatch.setattr(linear_tiles._WeightGradient, "WORDS", 100)
+    """Two chunks, the first of kept tiles, the second recomputed; dweight adds up in slices of the vocabulary."""
+    monkeypatch.setattr(linear_gradient._WeightGradient, "WORDS", 100)
     args = problem(100, 150, 12, torch.float32) | {"mask": None}
     tile_row = 128 * 4 + 2 * 4
-    for options in ({"entropy": 0.3}, {"entropy": 0.0, "backward": "exp_tiles"}):
+    for options in ({"entropy": 0.3}, {"entropy": 0.0, "backward": "kept_tiles"}):
         one = call(linear_logprob_ref, args, **options)
         two = call(linear_logprob_triton, args, workspace_bytes=70 * tile_row, **options)
         for a, b in zip(two, one, strict=True):
@@ -428,21 +299,22 @@ def test_the_matmuls_of_the_backward_sum_in_float32(dtype: torch.dtype, monkeypa
     before = [getattr(flags, name) for name in names]
     monkeypatch.setattr(torch, "mm", mm)
     args = problem(9, 150, 20, dtype) | {"mask": None}
+    monkeypatch.setattr(linear_gradient, "adds_in_float32", lambda device, dtype: False)
     call(linear_logprob_triton, args)
     assert len(seen) == 4 and not any(seen)
     assert [getattr(flags, name) for name in names] == before and all(before)
 
 
-def test_exp_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_tiles_spare_the_second_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     args = problem(40, 150, 12, torch.float32)
     counts = {}
-    for backward in ("recompute", "exp_tiles"):
+    for backward in ("recompute", "kept_tiles"):
         with Watch() as watch:
             call(linear_logprob_ref, args, entropy=0.0, backward=backward)
         counts[backward] = watch.matmuls(lambda size: size[-1] == 110)
-    assert counts == {"recompute": 2, "exp_tiles": 1}
-    monkeypatch.setattr(linear_tiles, "_dlogits_kernel", None)
-    call(linear_logprob_triton, args, entropy=0.0, backward="exp_tiles")
+    assert counts == {"recompute": 2, "kept_tiles": 1}
+    monkeypatch.setattr(linear_gradient, "_dlogits_kernel", None)
+    call(linear_logprob_triton, args, entropy=0.0, backward="kept_tiles")
     with pytest.raises(TypeError):
         call(linear_logprob_triton, args, entropy=0.0)
 
@@ -474,19 +346,6 @@ def test_a_second_backward_gives_the_same(run: Run, backward: Backward) -> None:
     first = first.clone()
     (second,) = torch.autograd.grad(total, hidden)
     torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
-
-
-def test_tokens_in_parts_add_up() -> None:
-    args = loss_arguments(problem()) | {"cu_seqlens": None}
-    tokens = [name for name, value in args.items() if isinstance(value, Tensor) and name != "weight"]
-    whole, _ = call_loss(linear_grpo_loss_ref, args)
-    parts = [
-        call_loss(linear_grpo_loss_ref, args | {name: args[name][at] for name in tokens})[0]
-        for at in torch.arange(12).split(5)
-    ]
-    torch.testing.assert_close(sum(part[0] for part in parts), whole[0], atol=1e-12, rtol=0)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), whole[1], atol=1e-12, rtol=0)
-    torch.testing.assert_close(sum(part[2] for part in parts), whole[2], atol=1e-12, rtol=0)
 
 
 def test_the_bits_are_those_over_stored_logits() -> None:
@@ -522,10 +381,11 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Recorder]]:
-    names = ("_forward_kernel", "_merge_kernel", "_dlogits_kernel", "_scale_kernel")
-    found = {name: Recorder(getattr(linear_tiles, name)) for name in names}
+    homes = dict.fromkeys(("_forward_kernel", "_target_kernel", "_merge_kernel"), linear_tiles)
+    homes |= dict.fromkeys(("_dlogits_kernel", "_kept_kernel"), linear_gradient)
+    found = {name: Recorder(getattr(home, name)) for name, home in homes.items()}
     for name, recorder in found.items():
-        monkeypatch.setattr(linear_tiles, name, recorder)
+        monkeypatch.setattr(homes[name], name, recorder)
     yield found
 
 
@@ -546,9 +406,10 @@ def test_nothing_recompiles_for_another_length(recorders: dict[str, Recorder], b
             logprob.sum().backward()
     assert {name: len(recorder.keys) for name, recorder in recorders.items()} == {
         "_forward_kernel": 1,
+        "_target_kernel": 1,
         "_merge_kernel": 1,
         "_dlogits_kernel": int(backward == "recompute"),
-        "_scale_kernel": int(backward == "exp_tiles"),
+        "_kept_kernel": int(backward == "kept_tiles"),
     }
 
 
@@ -564,7 +425,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": torch.full((12,), torch.nan)}, r"temperature must be in \[0.0, .* got nan"),
     "mask": ({"mask": torch.ones(12)}, "mask must be torch.bool, got torch.float32"),
     "vocab_size": ({"vocab_size": 301}, r"vocab_size must be in \[1, 300\]"),
-    "backward": ({"backward": "store"}, "backward must be one of recompute, exp_tiles, got 'store'"),
+    "backward": ({"backward": "store"}, "backward must be one of recompute, kept_tiles, got 'store'"),
     "workspace": ({"workspace_bytes": 1000}, r"workspace_bytes must be >= \d+ \(\d+ rows of logits.*got 1000"),
 }
 
@@ -574,14 +435,3 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(run, problem(dtype=torch.float32) | change)
-
-
-def test_bad_arguments_of_the_loss() -> None:
-    args = loss_arguments(problem(dtype=torch.float32))
-    with pytest.raises(ValueError, match=r"weights must have shape \[12\], got \[11\]"):
-        call_loss(linear_grpo_loss_ref, args, weights=torch.ones(11))
-    with pytest.raises(ValueError, match="weights must be finite"):
-        call_loss(linear_grpo_loss_ref, args, weights=torch.full((12,), torch.inf))
-    transposed = torch.randn(24, 300).T
-    with pytest.raises(ValueError, match=r"weight must be contiguous, got strides \(1, 300\)"):
-        call_loss(linear_grpo_loss_triton, args, weight=transposed)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from thyme.kernels.mrope import mrope, mrope_ref, mrope_tables, mrope_triton
 
-BOTH = pytest.mark.parametrize("run", [mrope_ref, mrope_triton], ids=["ref", "triton"])
+# On a CPU the public op is C++ for float32, and the reference for other dtypes.
+ALL = pytest.mark.parametrize("run", [mrope_ref, mrope, mrope_triton], ids=["ref", "native", "triton"])
+FAST = pytest.mark.parametrize("run", [mrope, mrope_triton], ids=["native", "triton"])
 Run = Callable[..., Tensor]
 
 # tokens, heads, D: one pair; a half that is no power of two; more heads than a program takes; many tokens; none.
@@ -72,18 +74,19 @@ def test_gradient_of_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_triton_against_float64(shape: tuple[int, int, int], dtype: torch.dtype, tolerances: dict) -> None:
+@FAST
+def test_against_float64(run: Run, shape: tuple[int, int, int], dtype: torch.dtype, tolerances: dict) -> None:
     heads, positions, sections = problem(*shape, dtype=dtype)
     tables = mrope_tables(positions, frequencies(shape[2]), sections)
     exact = with_grad(mrope_ref, heads.double(), *(table.double() for table in tables))
-    got = with_grad(mrope_triton, heads, *tables)
+    got = with_grad(run, heads, *tables)
     atol, rtol = tolerances["grad", dtype]
     atol = max(atol, 2e-3) if dtype == torch.float16 else atol  # half a unit in the last place of numbers up to 4
     for one, wanted in zip(got, exact, strict=True):
         assert one.dtype == dtype and one.is_contiguous()
         torch.testing.assert_close(one.double(), wanted, atol=atol, rtol=rtol)
     with torch.no_grad():
-        assert torch.equal(mrope_triton(heads, *tables), got[0])
+        assert torch.equal(run(heads, *tables), got[0])
 
 
 def test_the_bits_of_the_reference_are_those_of_the_plain_expression() -> None:
@@ -95,7 +98,7 @@ def test_the_bits_of_the_reference_are_those_of_the_plain_expression() -> None:
     assert torch.equal(mrope_ref(heads, cos, sin), plain)
 
 
-@BOTH
+@ALL
 def test_half_precision_is_rounded_once(run: Run) -> None:
     """Turned in float32 and then rounded; the interpreter cannot round to bfloat16."""
     dtype = torch.float16 if run is mrope_triton else torch.bfloat16
@@ -112,7 +115,7 @@ def test_float64_heads_are_not_narrowed_by_float32_tables() -> None:
     assert torch.equal(mrope_ref(heads, cos, sin), mrope_ref(heads, cos.double(), sin.double()))
 
 
-@BOTH
+@ALL
 def test_heads_are_read_where_they_lie(run: Run) -> None:
     """Queries and keys in front of the values, every other token, heads last: no layout changes a bit."""
     fused, positions, sections = problem(8, 6, 12)
@@ -127,7 +130,7 @@ def test_heads_are_read_where_they_lie(run: Run) -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-@BOTH
+@ALL
 def test_it_is_a_rotation(run: Run) -> None:
     """Turning back gives the heads again; q k^T depends on the difference of positions alone."""
     heads, positions, sections = problem(6, 4, 32, torch.float32)
@@ -149,29 +152,38 @@ def test_one_section_and_equal_positions_are_plain_rope() -> None:
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, one, text, strict=True))
 
 
-def test_a_token_does_not_know_its_batch_in_triton() -> None:
+@FAST
+def test_a_token_does_not_know_its_batch(run: Run) -> None:
     """Bitwise, result and gradient; and NaN stays in its token."""
     heads, positions, sections = problem(7, 5, 24)
     cos, sin = mrope_tables(positions, frequencies(24), sections)
     upstream = torch.randn(7, 5, 24)
 
-    def run(at: slice) -> tuple[Tensor, Tensor]:
+    def both(at: slice) -> tuple[Tensor, Tensor]:
         x = heads[at].clone().requires_grad_()
-        out = mrope_triton(x, cos[at], sin[at])
+        out = run(x, cos[at], sin[at])
         out.backward(upstream[at])
         assert x.grad is not None
         return out.detach(), x.grad
 
-    whole = run(slice(None))
+    whole = both(slice(None))
     for token in (0, 3, 6):
-        alone = run(slice(token, token + 1))
+        alone = both(slice(token, token + 1))
         assert all(torch.equal(a[0], b[token]) for a, b in zip(alone, whole, strict=True))
     heads[2] = torch.nan
     others = torch.arange(7) != 2
-    assert torch.equal(run(slice(None))[0][others], whole[0][others])
+    assert torch.equal(both(slice(None))[0][others], whole[0][others])
 
 
-def test_the_public_op_is_the_reference_on_a_cpu() -> None:
+def test_in_cpp_threads_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, positions, sections = problem(900, 3, 64)
+    tables = mrope_tables(positions, frequencies(64), sections)
+    one = with_grad(mrope, heads, *tables)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(torch.equal(a, b) for a, b in zip(one, with_grad(mrope, heads, *tables), strict=True))
+
+
+def test_the_public_op_is_the_reference_in_bfloat16_on_a_cpu() -> None:
     heads, positions, sections = problem(3, 2, 8, torch.bfloat16)
     tables = mrope_tables(positions, frequencies(8), sections)
     assert torch.equal(mrope(heads, *tables), mrope_ref(heads, *tables))
@@ -191,7 +203,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
-@BOTH
+@ALL
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**(GOOD | change))

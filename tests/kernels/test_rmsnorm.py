@@ -1,4 +1,4 @@
-"""rmsnorm and add_rmsnorm: the reference against a loop and finite differences, Triton against the reference."""
+"""rmsnorm and add_rmsnorm: the reference against a loop and finite differences, C++ and Triton against it."""
 
 import math
 from collections.abc import Callable
@@ -19,8 +19,11 @@ from thyme.kernels.rmsnorm import (
 )
 
 EPS = 1e-6
-ALONE = pytest.mark.parametrize("run", [rmsnorm_ref, rmsnorm_triton], ids=["ref", "triton"])
-ADDED = pytest.mark.parametrize("run", [add_rmsnorm_ref, add_rmsnorm_triton], ids=["ref", "triton"])
+# On a CPU the public ops are C++ for float32, and the reference for other dtypes.
+IDS = ["ref", "native", "triton"]
+ALONE = pytest.mark.parametrize("run", [rmsnorm_ref, rmsnorm, rmsnorm_triton], ids=IDS)
+ADDED = pytest.mark.parametrize("run", [add_rmsnorm_ref, add_rmsnorm, add_rmsnorm_triton], ids=IDS)
+FAST = pytest.mark.parametrize("run", [rmsnorm, rmsnorm_triton], ids=IDS[1:])
 Run = Callable[..., Any]
 
 
@@ -68,13 +71,14 @@ def test_gradients_of_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_triton_against_float64(shape: tuple[int, ...], dtype: torch.dtype, tolerances: dict) -> None:
+@pytest.mark.parametrize("ops", [(rmsnorm, add_rmsnorm), (rmsnorm_triton, add_rmsnorm_triton)], ids=IDS[1:])
+def test_against_float64(ops: tuple[Run, Run], shape: tuple[int, ...], dtype: torch.dtype, tolerances: dict) -> None:
     delta, residual = torch.randn(2, *shape).to(dtype)
     weight = torch.randn(shape[-1]).to(dtype)
     atol, rtol = tolerances["grad", dtype]
     for run, ref, tensors in (
-        (rmsnorm_triton, rmsnorm_ref, (delta, weight)),
-        (add_rmsnorm_triton, add_rmsnorm_ref, (delta, residual, weight)),
+        (ops[0], rmsnorm_ref, (delta, weight)),
+        (ops[1], add_rmsnorm_ref, (delta, residual, weight)),
     ):
         exact = with_grads(ref, *(tensor.double() for tensor in tensors))
         got = with_grads(run, *tensors)
@@ -88,12 +92,13 @@ def test_triton_against_float64(shape: tuple[int, ...], dtype: torch.dtype, tole
         assert all(torch.equal(a, b) for a, b in zip(outs, got, strict=False))
 
 
-def test_heads_are_read_where_they_lie() -> None:
+@FAST
+def test_heads_are_read_where_they_lie(run: Run) -> None:
     """Query heads of a fused projection, columns of a wider matrix, a transposed matrix: no layout changes a bit."""
     weight = torch.randn(24)
     fused = torch.randn(4, 7, 24)
     for x in (fused[:, 1:4], fused.view(28, 24)[::3], fused.view(4, 168)[:, 5:29], torch.randn(24, 6).t()):
-        got, wanted = with_grads(rmsnorm_triton, x, weight), with_grads(rmsnorm_triton, x.contiguous(), weight)
+        got, wanted = with_grads(run, x, weight), with_grads(run, x.contiguous(), weight)
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
         close = with_grads(rmsnorm_ref, x, weight)
         assert all(torch.allclose(a, b, atol=5e-6, rtol=1e-5) for a, b in zip(got, close, strict=True))
@@ -116,7 +121,7 @@ def test_the_order_of_rounding_is_that_of_transformers(run: Run) -> None:
 def test_what_is_normalized_is_the_rounded_sum(run: Run) -> None:
     delta, residual = torch.randn(2, 40, 64).half()
     weight = torch.randn(64).half()
-    alone = rmsnorm_ref if run is add_rmsnorm_ref else rmsnorm_triton
+    alone = {add_rmsnorm_ref: rmsnorm_ref, add_rmsnorm: rmsnorm, add_rmsnorm_triton: rmsnorm_triton}[run]
     with torch.no_grad():
         out, total = run(delta, residual, weight, EPS)
         assert torch.equal(total, delta + residual)
@@ -139,24 +144,25 @@ def test_the_bits_of_the_reference_are_those_of_the_plain_expressions() -> None:
 
 
 @pytest.mark.parametrize("width", [24, 1500])
-def test_a_row_does_not_know_its_batch_in_triton(width: int) -> None:
+@FAST
+def test_a_row_does_not_know_its_batch(run: Run, width: int) -> None:
     """Bitwise, result and gradient, alone or in any place; and a row of NaN stays a row of NaN."""
     x, upstream = torch.randn(2, 20 if width < 1000 else 6, width)
     weight = torch.randn(width)
 
-    def run(x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def both(x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
         x = x.clone().requires_grad_()
-        out = rmsnorm_triton(x, weight, EPS)
+        out = run(x, weight, EPS)
         out.backward(upstream)
         assert x.grad is not None
         return out.detach(), x.grad
 
-    whole = run(x, upstream)
+    whole = both(x, upstream)
     for row in (0, len(x) // 2, len(x) - 1):
-        alone = run(x[row : row + 1], upstream[row : row + 1])
+        alone = both(x[row : row + 1], upstream[row : row + 1])
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, whole, strict=True))
     x[3] = torch.nan
-    poisoned = run(x, upstream)
+    poisoned = both(x, upstream)
     others = torch.arange(len(x)) != 3
     assert all(torch.equal(a[others], b[others]) and a[3].isnan().all() for a, b in zip(poisoned, whole, strict=True))
 
@@ -220,7 +226,20 @@ def test_a_second_derivative_is_refused(run: Run) -> None:
         grad.sum().backward()
 
 
-def test_the_public_ops_are_the_reference_on_a_cpu() -> None:
+def test_in_cpp_threads_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the weight's gradient, which is added strip by strip."""
+    tensors = (*torch.randn(2, 700, 130), torch.randn(130))
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        results.append(with_grads(add_rmsnorm, *tensors))
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+    exact = with_grads(add_rmsnorm_ref, *(x.double() for x in tensors))
+    torch.testing.assert_close(results[0][4].double(), exact[4], atol=2e-5, rtol=1e-5)
+
+
+def test_the_public_ops_are_the_reference_in_bfloat16_on_a_cpu() -> None:
     x, weight = torch.randn(3, 9).bfloat16(), torch.randn(9).bfloat16()
     assert torch.equal(rmsnorm(x, weight, EPS), rmsnorm_ref(x, weight, EPS))
     pairs = zip(add_rmsnorm(x, x, weight, EPS), add_rmsnorm_ref(x, x, weight, EPS), strict=True)

@@ -1,4 +1,4 @@
-"""swiglu: the reference against a loop and finite differences, Triton against the reference, fused and apart."""
+"""swiglu: the reference against a loop and finite differences, C++ and Triton against it, fused and apart."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from thyme.kernels.swiglu import swiglu, swiglu_ref, swiglu_triton
 
-BOTH = pytest.mark.parametrize("run", [swiglu_ref, swiglu_triton], ids=["ref", "triton"])
+# On a CPU the public op is C++ for float32, and the reference for other dtypes.
+ALL = pytest.mark.parametrize("run", [swiglu_ref, swiglu, swiglu_triton], ids=["ref", "native", "triton"])
+FAST = pytest.mark.parametrize("run", [swiglu, swiglu_triton], ids=["native", "triton"])
 Run = Callable[..., Tensor]
 
 # Rows of gate and up together: one number each, odd widths, more than one block, none.
@@ -46,20 +48,21 @@ def test_gradients_of_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_triton_against_float64(shape: tuple[int, ...], dtype: torch.dtype, tolerances: dict) -> None:
+@FAST
+def test_against_float64(run: Run, shape: tuple[int, ...], dtype: torch.dtype, tolerances: dict) -> None:
     x = (torch.randn(*shape) * 3).to(dtype)
     atol, rtol = tolerances["grad", dtype]
     exact = with_grads(swiglu_ref, x.double())
-    got = with_grads(swiglu_triton, x)
+    got = with_grads(run, x)
     for one, wanted in zip(got, exact, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.double(), wanted, atol=max(atol, 2e-6), rtol=rtol)
     with torch.no_grad():
-        assert torch.equal(swiglu_triton(x), got[0])
+        assert torch.equal(run(x), got[0])
 
 
-def test_fused_or_apart_in_any_layout_the_bits_are_the_same() -> None:
-    run = swiglu_triton
+@FAST
+def test_fused_or_apart_in_any_layout_the_bits_are_the_same(run: Run) -> None:
     x = torch.randn(2, 3, 20)
     out, grad = with_grads(run, x)
     wide = torch.zeros(2, 3, 50)
@@ -94,28 +97,29 @@ def test_triton_rounds_silu_before_it_multiplies() -> None:
     assert (once != wanted).float().mean() > 0.1
 
 
-def test_a_row_does_not_know_its_batch_in_triton() -> None:
+@FAST
+def test_a_row_does_not_know_its_batch(run: Run) -> None:
     """Bitwise, result and gradient; and NaN stays in its row."""
     x, upstream = torch.randn(9, 60), torch.randn(9, 30)
 
-    def run(x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def both(x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
         x = x.clone().requires_grad_()
-        out = swiglu_triton(x)
+        out = run(x)
         out.backward(upstream)
         assert x.grad is not None
         return out.detach(), x.grad
 
-    whole = run(x, upstream)
+    whole = both(x, upstream)
     for row in (0, 4, 8):
-        alone = run(x[row : row + 1], upstream[row : row + 1])
+        alone = both(x[row : row + 1], upstream[row : row + 1])
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, whole, strict=True))
     x[3] = torch.nan
-    poisoned = run(x, upstream)
+    poisoned = both(x, upstream)
     others = torch.arange(9) != 3
     assert all(torch.equal(a[others], b[others]) and a[3].isnan().all() for a, b in zip(poisoned, whole, strict=True))
 
 
-@BOTH
+@ALL
 def test_extremes(run: Run) -> None:
     """Gates of +-80: silu is the gate or 0, its slope 1 or 0."""
     gate, up = torch.tensor([[80.0, -80.0, 0.0]]), torch.tensor([[2.0, 3.0, 5.0]])
@@ -126,13 +130,20 @@ def test_extremes(run: Run) -> None:
     torch.testing.assert_close(grad_up, upstream * torch.tensor([[80.0, 0.0, 0.0]]))
 
 
-def test_the_public_op_is_the_reference_on_a_cpu() -> None:
+def test_in_cpp_threads_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(900, 260)
+    one = with_grads(swiglu, x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(torch.equal(a, b) for a, b in zip(one, with_grads(swiglu, x), strict=True))
+
+
+def test_the_public_op_is_the_reference_in_bfloat16_on_a_cpu() -> None:
     x = torch.randn(3, 18).bfloat16()
     assert torch.equal(swiglu(x), swiglu_ref(x))
     assert torch.equal(swiglu(*x.chunk(2, -1)), swiglu_ref(x))
 
 
-@BOTH
+@ALL
 def test_bad_arguments(run: Run) -> None:
     gate = torch.ones(2, 8)
     for args, message in (

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
-from thyme.kernels import linear_logprob
+from thyme.kernels import linear_rows
 from thyme.kernels.mrope import mrope
 from thyme.kernels.swiglu import swiglu
 from thyme.model.config import ModelConfig
@@ -85,4 +85,4 @@ def test_logits_of_few_rows_are_made_among_zero_rows() -> None:
         logits = model.logits(hidden[:count], min_rows=MIN_ROWS)
         assert torch.equal(logits, model.logits(padded)[:count])
         torch.testing.assert_close(logits, whole[:count])
-    assert linear_logprob._MIN_ROWS == MIN_ROWS
+    assert linear_rows.MIN_ROWS == MIN_ROWS

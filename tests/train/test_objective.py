@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from thyme.kernels.grpo_loss import GrpoLossConfig
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
 from thyme.model import ImageInputs, Model, Processor
+from thyme.rollout import RolloutConfig
+from thyme.train import objective
 from thyme.train.objective import (
     AllowedIds,
     normalize,
@@ -16,6 +21,7 @@ from thyme.train.objective import (
     rollout_loss,
     supervised_loss,
     trained_logits,
+    trained_logprobs,
 )
 from thyme.train.packing import Sample, pack
 from thyme.train.tokenization import supervised_sample
@@ -121,6 +127,17 @@ def test_what_the_model_did_not_write_has_exactly_zero_gradient(
     assert (gradient[predicts_trained] != 0).any(dim=1).all()
 
 
+def test_the_fused_head_refuses_truncated_rollouts(model: Model, processor: Processor, picture: Picture) -> None:
+    allowed = AllowedIds.of(processor, RolloutConfig(top_k=5))
+    assert allowed.cuts == {"top_k": 5}
+    assert AllowedIds.of(processor, RolloutConfig(top_k=0, top_p=1.0)) == AllowedIds.of(processor)
+    (batch,) = pack([demonstration(processor, picture, 1)], image_token_id=processor.image_token_id)
+    with pytest.raises(ValueError, match="no logits to truncate by"):
+        trained_logprobs(model, batch, allowed, fused_head=True)
+    whole = trained_logprobs(model, batch, AllowedIds.of(processor), fused_head=False)
+    assert (trained_logprobs(model, batch, allowed, fused_head=False) >= whole - 1e-6).all()
+
+
 def test_never_sampled_ids_have_probability_zero(model: Model, processor: Processor, picture: Picture) -> None:
     allowed = AllowedIds.of(processor)
     assert processor.image_token_id in allowed.banned_ids
@@ -197,6 +214,32 @@ def test_the_fused_head_gives_the_same_losses_and_gradients(
     torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-5)
     for fused_grad, expected_grad in zip(fused_grads, expected_grads, strict=True):
         torch.testing.assert_close(fused_grad, expected_grad, atol=1e-5, rtol=1e-3)
+
+
+def test_the_fused_loss_is_told_what_the_host_knows(
+    model: Model, processor: Processor, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many rows count, so that it asks nobody, and whether there is a temperature to compute; and its gradients
+    cost three products with the head, not four."""
+    told: list[tuple[int | None, bool]] = []
+
+    def loss_of(*args: Any, num_counted: int | None, tempered: bool, **more: Any) -> Any:
+        told.append((num_counted, tempered))
+        return linear_grpo_loss(*args, num_counted=num_counted, tempered=tempered, **more)
+
+    monkeypatch.setattr(objective, "linear_grpo_loss", loss_of)
+    vocab, products = AllowedIds.of(processor).size, []
+    for temperature in (0.0, 0.7):
+        samples = [rollout_like(demonstration(processor, picture, 1), 2.0)]
+        samples[0].temperatures[::3] = temperature
+        (batch,) = pack(normalize([samples], "sequence_mean"), image_token_id=processor.image_token_id)
+        with FlopCounterMode(display=False) as counter:
+            hidden = torch.zeros(len(batch.rows), model.config.text.hidden_size, requires_grad=True)
+            monkeypatch.setattr(objective, "trained_hidden", lambda model, batch, hidden=hidden: hidden)
+            rollout_loss(model, batch, AllowedIds.of(processor), GrpoLossConfig(), fused_head=True)[0].backward()
+        products.append(counter.get_total_flops() / (2 * hidden.numel() * vocab))
+        assert told[-1] == (len(batch.rows), temperature == 0.7)
+    assert products == pytest.approx([3, 3], abs=0.1)  # and the metrics', which are few
 
 
 def test_kl_to_itself_is_zero_and_to_another_is_not(model: Model, processor: Processor, picture: Picture) -> None:

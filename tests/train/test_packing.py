@@ -80,6 +80,7 @@ def test_micro_batches_keep_order_and_budget(processor: Processor) -> None:
     # 9 tokens exceed the budget and stand alone; the others fill up in order.
     assert [batch.lengths for batch in batches] == [(4, 4), (9,), (3, 4)]
     assert sum(float(batch.weights.sum()) for batch in batches) == 5
+    assert [batch.num_weighted for batch in batches] == [2, 1, 2]
 
 
 def test_a_sample_without_training_is_left_out(processor: Processor) -> None:

@@ -182,13 +182,40 @@ def test_rollout_metrics_by_hand() -> None:
     assert not any(name.startswith("sandbox/") for name in without_code)
 
 
-@pytest.mark.parametrize("bias", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.05}])
+@pytest.mark.parametrize("cut", [{"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.2, "top_k": 20}], ids=str)
+def test_truncated_rollouts_are_trained_as_they_were_drawn(
+    cut: dict[str, float],
+    taught: Model,
+    processor: Processor,
+    sandbox: Sandbox,
+    asked: list[Question],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine records log-probs over the ids it kept, and the trainer computes the same bits; not over all ids."""
+    model = copy.deepcopy(taught)
+    loop = make_loop(model, sandbox)
+    loop.config = replace(ROLLOUT, **cut)  # type: ignore[arg-type]
+    history = train_rl(model, processor, loop, endless(asked), RL, scorer=RuleScorer(by_index))
+    for metrics in history:
+        assert metrics["actor/ratio_max"] == metrics["mismatch/ess"] == 1.0
+        assert metrics["mismatch/kl"] == 0.0
+    assert history[0]["actor/kl_ref"] == 0.0
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), taught.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"has no logits to truncate: say rl\.fused_head false"):
+        train_rl(model, processor, loop, endless(asked), replace(RL, fused_head=True), scorer=RuleScorer(by_index))
+    monkeypatch.setattr(AllowedIds, "cuts", {})
+    loop = make_loop(model, sandbox)
+    loop.config = replace(ROLLOUT, temperature=1.5, **cut)  # type: ignore[arg-type]
+    (whole,) = train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), scorer=RuleScorer(by_index))
+    assert whole["mismatch/kl"] > 1e-4
+
+
 def test_sampling_that_biases_log_probs_warns(
-    bias: dict[str, float], taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
 ) -> None:
     assert not ROLLOUT.biases_logprobs
     model = copy.deepcopy(taught)
     loop = make_loop(model, sandbox)
-    loop.config = replace(ROLLOUT, **bias)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match="turn them off for RL"):
+    loop.config = replace(ROLLOUT, repetition_penalty=1.05)
+    with pytest.warns(UserWarning, match="turn it off for RL"):
         train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), scorer=RuleScorer(by_index))

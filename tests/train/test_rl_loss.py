@@ -47,8 +47,15 @@ def test_every_key_can_be_said_on_the_command_line(capsys: pytest.CaptureFixture
         (["--rl.loss.loss", "reinforce"], "'reinforce' is not one of"),
         (["--rl.loss.ratio-cap", "1"], "ratio_cap: 1.0 must be at least"),
         (["--rl.loss.entropy", "1"], "did you mean --rl.loss.entropy-coef"),
-        (["--rl.loss.rollout-ratio-cap", "2", "--rollout.top-p", "0.9"], "rl.loss.rollout_ratio_cap compares with"),
-        (["--rl.mismatch.mask", "token", "--rollout.top-k", "50"], "rl.mismatch.mask compares with"),
+        (
+            ["--rl.loss.rollout-ratio-cap", "2", "--rollout.repetition-penalty", "1.1"],
+            "rl.loss.rollout_ratio_cap compares with",
+        ),
+        (
+            ["--rl.mismatch.mask", "token", "--rollout.repetition-penalty", "1.1"],
+            "rl.mismatch.mask compares with",
+        ),
+        (["--rl.fused-head", "true", "--rollout.top-p", "0.9"], "rl.fused_head: the fused LM head has no logits to"),
     ],
 )
 def test_what_no_loss_can_be_is_refused_before_anything_is_loaded(

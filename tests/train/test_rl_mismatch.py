@@ -61,7 +61,8 @@ def test_a_rollout_is_masked_by_the_geometric_mean_of_its_tokens(processor: Proc
 def test_what_is_no_number_is_left_out(processor: Processor) -> None:
     batch = by_hand(processor, [float("nan"), 0.0], [float("inf"), -float("inf")])
     assert kept(masked(batch, MismatchConfig(mask="token", low=0.0, high=2.0))[0]) == [0, 1, 0, 1]
-    assert kept(masked(batch, MismatchConfig(mask="token", low=0.5, high=2.0))[0]) == [0, 1, 0, 0]
+    few = masked(batch, MismatchConfig(mask="token", low=0.5, high=2.0))[0]
+    assert kept(few) == [0, 1, 0, 0] and few.num_weighted == 1
 
 
 def test_metrics_are_over_all_micro_batches(processor: Processor) -> None:

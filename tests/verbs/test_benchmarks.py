@@ -112,6 +112,25 @@ def test_what_cannot_be_done_is_said_before_a_model_is_opened(
     assert said in capsys.readouterr().err
 
 
+def test_controls_are_the_same_questions_without_what_is_said_to_help(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(demo_checkpoint), "--control", "all", "--eval.base", str(demo_checkpoint)]
+    arguments += [*BRIEF, "--rollout.max-tokens-per-round", "24"]
+    assert run("demo", *arguments, "--eval.num-questions", "4", "--name", "held") == 0
+    out = capsys.readouterr().out
+    score = json.loads(Path("runs/held/score.json").read_text())
+    names = ["tools", "tool_free", "format_only", "result_only", "blind", "ats_off", "base"]
+    assert [one["control"] for one in score["controls"]["runs"]] == names
+    assert all(f"| {name} | 4 |" in out for name in names) and "Solved only with tools: " in out
+    base = score["controls"]["runs"][-1]
+    assert (base["difference"], base["gained"], base["lost"], base["p"]) == (0.0, 0, 0, 1.0)
+    for name in names[1:]:
+        assert len(lines(f"runs/held/predictions/heldout.{name}.jsonl")) == 5
+    assert run("demo", *arguments, "--control", "blindfold") == 2
+    assert "'blindfold' is none: tool_free, format_only" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not REAL, reason="no benchmark rows: set THYME_DATA to the folder that holds benchmarks/")
 def test_real_rows_run_through_a_checkpoint_and_a_hugging_face_folder(demo_checkpoint: Path, hub_folder: Path) -> None:
     data = str(REAL[0].parent)

@@ -17,7 +17,7 @@ import numpy as np
 
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
-from thyme.engine.model_runner import ModelRunner, num_kv_blocks
+from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
@@ -26,6 +26,7 @@ from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
+from thyme.model.packed import packed_nbytes
 from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
 
@@ -73,7 +74,8 @@ class Engine:
         self.is_asleep = False
         text = model.config.text
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
-        num_blocks = num_kv_blocks(model, config)
+        packs = packs_weights(model, config)
+        num_blocks = num_kv_blocks(model, config, packed_nbytes(model) if packs else 0)
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
@@ -88,6 +90,7 @@ class Engine:
             config.block_size,
             deterministic=config.deterministic,
             attention=config.attention,
+            packs_weights=packs,
         )
         self.stopping = StopChecker(
             self.table,
@@ -296,9 +299,11 @@ class Engine:
         self.weight_version += 1
         self.blocks.forget_prefixes()
         self.runner.forget_features()
+        if self.runner.packed is not None:
+            self.runner.packed.free()
 
     def sleep(self) -> None:
-        """Gives the memory of the KV cache back until `wake`, with every prefix in it.
+        """Gives the memory of the KV cache back until `wake`, with every prefix in it, and that of packed weights.
 
         Raises:
             ValueError: a sequence waits, runs or is held.
@@ -338,6 +343,7 @@ class Engine:
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_cache.nbytes,
+            "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,
             "idle": len(self.scheduler.idle),

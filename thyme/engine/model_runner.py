@@ -24,6 +24,7 @@ from thyme.kernels.paged_attention import SharedPrefix
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.model.image_processor import ImageInputs
 from thyme.model.model import MIN_ROWS, Model
+from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class ModelRunner:
         num_blocks, block_size: of the KV cache; block_size in tokens.
         deterministic: promise the above.
         attention: see EngineConfig.attention.
+        packs_weights: run a PackedView of the model instead.
     """
 
     def __init__(
@@ -76,9 +78,12 @@ class ModelRunner:
         *,
         deterministic: bool,
         attention: AttentionName = "auto",
+        packs_weights: bool = False,
     ) -> None:
         text = model.config.text
         self.model = model
+        self.packed = PackedView(model) if packs_weights else None
+        """What is run instead of `model`; its copies are made with the next batch."""
         self.device = model.device
         self.deterministic = deterministic
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
@@ -108,7 +113,10 @@ class ModelRunner:
         self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
 
     def free(self) -> None:
-        """Gives the memory of the KV cache and of encoded images back; no batch is run until `allocate`."""
+        """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
+        `allocate`."""
+        if self.packed is not None:
+            self.packed.free()
         self._layers = []
         self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
         self.forget_features()
@@ -137,6 +145,9 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
+        if self.packed is not None:
+            self.packed.refresh()
+            self.model = self.packed.model
         if batch.copies.size:
             source, target = self._to_device(batch.copies)
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
@@ -154,7 +165,8 @@ class ModelRunner:
         drawn = self._sample(logits, temperature, batch, bans)
         found = self._transitions[states * self._vocab_size + drawn.token]
         self._states[rows] = (found & 0xFF).long()
-        floats = (drawn.logprob, drawn.logprob_raw, drawn.entropy, temperature)
+        logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
+        floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature)
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return _unpack(packed.cpu().numpy())
 
@@ -273,8 +285,9 @@ def _unpack(packed: NDArray[np.int32]) -> Sampled:
     )
 
 
-def num_kv_blocks(model: Model, config: EngineConfig) -> int:
-    """Blocks of the KV cache: as configured, else what free memory has room for and the sequences can use."""
+def num_kv_blocks(model: Model, config: EngineConfig, reserved: int) -> int:
+    """Blocks of the KV cache: as configured, else what free memory, less `reserved` bytes, has room for and the
+    sequences can use."""
     text = model.config.text
     if config.num_blocks is not None:
         return config.num_blocks
@@ -284,7 +297,7 @@ def num_kv_blocks(model: Model, config: EngineConfig) -> int:
     else:
         context = config.max_context or text.max_position_embeddings
         useful = config.max_sequences * -(-context // config.block_size) * config.block_size * per_token
-        limit = min(useful, int(_free_memory(model.device) * config.memory_fraction))
+        limit = min(useful, int((_free_memory(model.device) - reserved) * config.memory_fraction))
     num_blocks = limit // (per_token * config.block_size)
     if num_blocks < 1:
         raise ValueError(
@@ -294,6 +307,24 @@ def num_kv_blocks(model: Model, config: EngineConfig) -> int:
     if config.kv_bytes is not None and config.max_context is not None:
         check_context(config.max_context, num_blocks, config.block_size)
     return num_blocks
+
+
+def packs_weights(model: Model, config: EngineConfig) -> bool:
+    """Whether the engine runs packed copies of the weights: as configured, else where they serve and fit.
+
+    Raises:
+        ValueError: they are asked for by name and the model is not in float32 or bfloat16 on a CPU.
+    """
+    if config.pack_weights is None:
+        if config.deterministic or not can_pack(model):
+            return False
+        return packed_nbytes(model) <= _free_memory(model.device) // 4
+    if config.pack_weights and not can_pack(model):
+        raise ValueError(
+            f"EngineConfig.pack_weights: weights are packed in float32 and bfloat16 on a CPU, the model is in "
+            f"{model.dtype} on {model.device}: leave it out"
+        )
+    return config.pack_weights
 
 
 def _free_memory(device: torch.device) -> int:

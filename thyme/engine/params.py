@@ -90,5 +90,5 @@ class SamplingParams:
 
     @property
     def biases_logprobs(self) -> bool:
-        """What is drawn does not follow the log-probs that are reported, or they are not the model's."""
-        return self.truncates or self.repetition_penalty != 1.0
+        """The log-probs that are reported are not the model's."""
+        return self.repetition_penalty != 1.0

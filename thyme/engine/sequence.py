@@ -135,7 +135,7 @@ class Completion:
     """The sequence's place among the n of its prompt."""
     token_ids: list[int]
     logprobs: NDArray[np.float32]
-    """[T] at the temperature used, before truncation; 0 where greedy. Nats."""
+    """[T] at the temperature used, over the ids that truncation kept; 0 where greedy. Nats."""
     logprobs_raw: NDArray[np.float32]
     """[T] at temperature 1. Nats."""
     entropies: NDArray[np.float32]

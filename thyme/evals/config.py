@@ -33,6 +33,8 @@ class EvalConfig:
     """Questions whose pictures are in memory at one time; the engine's batch is drawn from them."""
     resume: bool = field(default=False, metadata=RARE)
     """Go on with the run of that name: what it has answered is not asked again."""
+    base: str = field(default="", metadata=RARE)
+    """The model of the control "base": a folder, such as that of Qwen2.5-VL."""
     against: str = field(default="", metadata=RARE)
     """Another run's folder: the difference to it, question by question."""
 

@@ -57,7 +57,10 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        out = F.linear(x, self.weight, self.bias)
+        return self.adapt(x, F.linear(x, self.weight, self.bias))
+
+    def adapt(self, x: Tensor, out: Tensor) -> Tensor:
+        """[T, out]: what the projection made of x [T, in], with the adapters' part."""
         if not self.is_on:
             return out
         low = iter(F.linear(x, self.lora_a).split(self.lora_b.shape[1], -1))

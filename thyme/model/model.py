@@ -115,8 +115,14 @@ class Model(nn.Module):
         """[N, H] -> [N, V]; with fewer rows than `min_rows` the product is made with zero rows added (see MIN_ROWS)."""
         missing = min_rows - len(hidden)
         if missing <= 0:
-            return F.linear(hidden, self.lm_head_weight)
-        return F.linear(F.pad(hidden, (0, 0, 0, missing)), self.lm_head_weight)[: len(hidden)]
+            return self._head(hidden)
+        return self._head(F.pad(hidden, (0, 0, 0, missing)))[: len(hidden)]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        if self.lm_head is None:
+            return F.linear(hidden, self.decoder.embed_tokens.weight)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
 
 @torch.no_grad()

@@ -41,11 +41,11 @@ class RolloutConfig:
     adaptive: bool = True
     """Switch to `code_temperature` inside code; off, every token is drawn at `temperature`."""
     top_k: int | None = None
-    """Draw among this many most likely tokens; None: all. Biases log-probs in RL."""
+    """Draw among this many most likely tokens; None: all. RL then trains what is drawn from, without `fused_head`."""
     top_p: float | None = None
-    """Draw among the most likely tokens that hold this mass; None: all. Biases log-probs in RL."""
+    """Draw among the most likely tokens that hold this mass; None: all. In RL as `top_k`."""
     min_p: float | None = None
-    """Draw among tokens at least this likely relative to the most likely one; None: all. Biases log-probs in RL."""
+    """Draw among tokens at least this likely relative to the most likely one; None: all. In RL as `top_k`."""
     repetition_penalty: float = 1.0
     """Divides the logits of tokens already seen; 1 is off. Biases log-probs in RL."""
     max_in_flight: int | None = None
@@ -90,6 +90,11 @@ class RolloutConfig:
         return Sampling(**drawn | changes)
 
     @property
+    def truncates(self) -> bool:
+        """Whether top_k, top_p or min_p is on."""
+        return bool(self.top_k) or (self.top_p or 1.0) < 1.0 or bool(self.min_p)
+
+    @property
     def biases_logprobs(self) -> bool:
         """Whether tokens are drawn from something else than the policy whose log-probs are recorded."""
-        return not (self.top_k is self.top_p is self.min_p is None and self.repetition_penalty == 1.0)
+        return self.repetition_penalty != 1.0

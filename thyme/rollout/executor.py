@@ -18,14 +18,22 @@ from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output, render
 from thyme.rollout.types import Question
-from thyme.sandbox import Sandbox, SandboxResult, SandboxSession
+from thyme.sandbox import Sandbox, SandboxResult, SandboxSession, Status
 
 
 class Executor:
-    """Runs the code of one run's rollouts, each in a session of its own. Use as a context manager, once."""
+    """Runs the code of one run's rollouts, each in a session of its own. Use as a context manager, once.
 
-    def __init__(self, sandbox: Sandbox, processor: Processor, config: RolloutConfig) -> None:
+    Args:
+        sandbox, processor, config: of the run.
+        show_results: False withholds from the model what its code returned.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, processor: Processor, config: RolloutConfig, *, show_results: bool = True
+    ) -> None:
         self._sandbox, self._processor, self._config = sandbox, processor, config
+        self._show_results = show_results
         self._sessions: dict[int, SandboxSession] = {}
         # Daemonic: a program may end with a run suspended for ever, its iterator neither exhausted nor closed.
         self._thread = threading.Thread(target=self._serve, name="thyme-rollout", daemon=True)
@@ -67,7 +75,7 @@ class Executor:
             await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
         result = await self._sessions[rollout].arun(code)
         output = render(
-            result,
+            result if self._show_results else SandboxResult(status=Status.OK),
             self._processor,
             image_path=question.image_path,
             compat=self._config.compat,

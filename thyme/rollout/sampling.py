@@ -37,6 +37,8 @@ class Sampling:
     allow_code: bool = True
     """False is the no-code control: no token that completes `<code>` can be drawn, and where the tokenizer spells the
     tag in several tokens the rollout ends with MAX_ROUNDS at the tag, unanswered."""
+    show_results: bool = True
+    """False is the format-only control: code runs, but the model is shown that it had no output, whatever it had."""
 
     def __post_init__(self) -> None:
         if self.n < 1:

@@ -114,7 +114,7 @@ class RolloutScheduler:
         self.kept, self.waiting = _pieces(questions, sampling, largest, kept, begun)
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
-        self.executor = Executor(sandbox, processor, config)
+        self.executor = Executor(sandbox, processor, config, show_results=sampling.show_results)
         self.closing: list[Future[None]] = []
         self.counts: Counter[str] = Counter()
         self.sandbox_s = self.idle_s = 0.0

@@ -131,7 +131,7 @@ class Rollout:
     temperatures: NDArray[np.float32] = field(repr=False)
     """[T] temperature used, 0 = greedy; 0 where not sampled."""
     logprobs: NDArray[np.float32] = field(repr=False)
-    """[T] log-probability at the temperature used; 0 where greedy or not sampled."""
+    """[T] log-probability at the temperature used, over the ids that truncation kept; 0 where greedy or not sampled."""
     logprobs_raw: NDArray[np.float32] = field(repr=False)
     """[T] log-probability at temperature 1; 0 where not sampled."""
     entropies: NDArray[np.float32] = field(repr=False)

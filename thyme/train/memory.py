@@ -252,12 +252,15 @@ def _head_workspace(job: Job, rows: int) -> int:
 
 
 def _head_gradient(job: Job, rows: int) -> int:
-    """A fused head's tiles, and the gradient of its weight in float32 until it is whole."""
+    """A fused head's tiles, and the gradient of its weight, which more than one chunk of rows sums in float32 before it
+    is rounded, when the tiles are gone."""
     if not job.fuses_head:
         return 0
-    trains = job.lora.rank == 0 and job.itemsize < 4
-    text = job.model.text
-    return _head_workspace(job, rows) + 4 * text.vocab_size * text.hidden_size * trains
+    text, tiles = job.model.text, _head_workspace(job, rows)
+    gradient = job.itemsize * text.vocab_size * text.hidden_size if job.lora.rank == 0 else 0
+    if job.itemsize == 4 or rows * text.vocab_size * job.itemsize <= _HEAD_WORKSPACE:
+        return tiles + gradient
+    return 4 * gradient // job.itemsize + max(tiles, gradient)
 
 
 def _step_workspace(job: Job, counts: Counts) -> int:

@@ -58,7 +58,8 @@ def masked(batch: TrainBatch, config: MismatchConfig) -> tuple[TrainBatch, Maske
         log_ratio = torch.cat(means) if means else log_ratio
     ratio = log_ratio.exp()
     kept = (ratio >= config.low) & (ratio <= config.high)
-    return replace(batch, weights=batch.weights * kept), Masked.of(batch, kept)
+    weights = batch.weights * kept
+    return replace(batch, weights=weights, num_weighted=int(weights.count_nonzero())), Masked.of(batch, kept)
 
 
 def mask_metrics(parts: Sequence[Masked]) -> Metrics:

@@ -6,7 +6,7 @@ the LM head's product is part of the loss. Ids that may not be sampled have prob
 sampler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, get_args
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, GrpoMetrics, grpo_loss
-from thyme.kernels.linear_logprob import linear_grpo_loss, linear_logprob
+from thyme.kernels.linear_grpo_loss import linear_grpo_loss
+from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
+from thyme.kernels.truncated_logprobs import truncated_logprobs
 from thyme.model.attention import PackedAttention
 from thyme.model.lora import adapters_off
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
+from thyme.rollout.config import RolloutConfig
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
 from thyme.train.distributed import World
@@ -31,14 +34,27 @@ from thyme.train.sharding import TrainedModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowedIds:
-    """The ids that have a probability: below `size` and not banned. The same in the sampler."""
+    """The ids that have a probability: below `size`, not banned, and kept where rollouts are truncated. The same in the
+    sampler."""
 
     size: int
     banned_ids: tuple[int, ...]
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
     @classmethod
-    def of(cls, processor: Processor) -> Self:
-        return cls(size=processor.vocab_size, banned_ids=tuple(processor.never_sampled_ids))
+    def of(cls, processor: Processor, rollout: RolloutConfig | None = None) -> Self:
+        cuts: dict[str, Any] = {}
+        if rollout is not None and rollout.truncates:
+            cuts = {"top_k": rollout.top_k, "top_p": rollout.top_p, "min_p": rollout.min_p}
+        return cls(size=processor.vocab_size, banned_ids=tuple(processor.never_sampled_ids), **cuts)
+
+    @property
+    def cuts(self) -> dict[str, Any]:
+        """How rows are truncated, as the ops take it; empty where they are not."""
+        cuts = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {name: cut for name, cut in cuts.items() if cut is not None}
 
 
 def normalize(
@@ -118,12 +134,22 @@ def _logits(model: Model, hidden: Tensor) -> Tensor:
 def trained_logprobs(
     model: Model, batch: TrainBatch, allowed: AllowedIds, temperature: Tensor | None = None, *, fused_head: bool
 ) -> Tensor:
-    """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N]."""
-    among: Any = {"temperature": temperature, "vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
+    """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N], those of the batch, over the ids
+    that are kept."""
+    among: Any = {"vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
+    among["temperature"] = temperature if batch.tempered or allowed.cuts else None  # a greedy token keeps all ids
     hidden = trained_hidden(model, batch)
     if fused_head:
+        _refuse_cuts(allowed)
         return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
+    if allowed.cuts:
+        return truncated_logprobs(_logits(model, hidden), batch.targets, **among, **allowed.cuts)[0]
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
+
+
+def _refuse_cuts(allowed: AllowedIds) -> None:
+    if allowed.cuts:
+        raise ValueError(f"the fused LM head has no logits to truncate by {allowed.cuts}: train without fused_head")
 
 
 def supervised_losses(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
@@ -151,11 +177,13 @@ def rollout_loss(
         ref_logprobs = reference_logprobs(reference, batch, allowed, fused_head=fused_head)
     assert batch.advantages is not None
     hidden = trained_hidden(model, batch)
-    loss_of = (
-        partial(linear_grpo_loss, hidden, model.lm_head_weight)
-        if fused_head
-        else partial(grpo_loss, _logits(model, hidden))
-    )
+    loss_of: Callable[..., tuple[Tensor, GrpoMetrics]]
+    if fused_head:
+        _refuse_cuts(allowed)
+        known: Any = {"num_counted": batch.num_weighted, "tempered": batch.tempered}
+        loss_of = partial(linear_grpo_loss, hidden, model.lm_head_weight, **known)
+    else:
+        loss_of = partial(grpo_loss, _logits(model, hidden), **allowed.cuts)
     return loss_of(
         batch.targets,
         batch.advantages,

@@ -100,6 +100,10 @@ class TrainBatch:
     """Of the samples in it, where they have one."""
     sources: tuple[str, ...] = ()
     """[S] of each sequence."""
+    num_weighted: int | None = None
+    """How many weights are not 0, where the host knows: then no loss has to ask the device for it."""
+    tempered: bool = True
+    """Whether a temperature may be other than 0 and 1, which makes a second exponential of each logit."""
     same_bits: bool = False
     """Attend as the engine does (thyme.train.attention), where log-probs must have the bits that it recorded."""
 
@@ -174,8 +178,14 @@ def _pack_one(samples: list[Sample], image_token_id: int | None) -> TrainBatch:
         cu_seqlens=torch.from_numpy(np.cumsum([0, *map(len, trained)], dtype=np.int32)),
         names=tuple(sample.name for sample in samples if sample.name),
         sources=tuple(sample.source for sample in samples),
+        num_weighted=sum(map(len, trained)),
+        tempered=_tempered(per_token["temperatures"]),
         **per_token,
     )
+
+
+def _tempered(temperatures: Tensor | None) -> bool:
+    return temperatures is not None and bool(((temperatures != 0) & (temperatures != 1)).any())
 
 
 def _rows_of(name: str, samples: list[Sample], trained: list[NDArray[np.int64]]) -> Tensor | None:

@@ -7,6 +7,7 @@ batch that policy is the one being trained: the ratio is 1 by definition, and no
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
+from thyme.rollout.config import RolloutConfig
 from thyme.train.balance import aligned
 from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
@@ -48,6 +50,7 @@ def packed_batches(
     *,
     reference: Model | TrainedModel | None,
     same_bits: bool,
+    rollout: RolloutConfig | None = None,
 ) -> tuple[list[list[TrainBatch]], Metrics]:
     """The micro-batches of every mini-batch, with what is computed once, and without what the mismatch mask leaves out.
 
@@ -58,11 +61,12 @@ def packed_batches(
         batches: the samples of each mini-batch, on whichever rank.
         reference: of the KL term.
         same_bits: see `TrainBatch`.
+        rollout: how the samples were drawn, where they may be truncated.
 
     Returns:
         This rank's micro-batches in which something is trained, and how much was masked on all ranks.
     """
-    allowed, image_id = AllowedIds.of(processor), processor.image_token_id
+    allowed, image_id = AllowedIds.of(processor, rollout), processor.image_token_id
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
     for samples in batches:
@@ -91,6 +95,7 @@ def update_policy(
     *,
     reference: Model | TrainedModel | None,
     rate: float,
+    rollout: RolloutConfig | None = None,
 ) -> list[Update]:
     """Takes `epochs_per_batch` times a step on every mini-batch, in order; none on one without micro-batches.
 
@@ -100,6 +105,7 @@ def update_policy(
         batches: this rank's micro-batches of each mini-batch.
         reference: of the KL term.
         rate: share of the peak learning rates.
+        rollout: how they were drawn, where they may be truncated.
 
     Returns:
         The updates, at least one.
@@ -107,7 +113,8 @@ def update_policy(
     updates: list[Update] = []
     for _ in range(config.epochs_per_batch):
         for part in batches:
-            updates.append(policy_step(trained, processor, optimizer, part, config, reference=reference, rate=rate))
+            shared: Any = {"reference": reference, "rate": rate, "rollout": rollout}
+            updates.append(policy_step(trained, processor, optimizer, part, config, **shared))
             if updates[-1].optim["optim/skipped"]:
                 return updates
     return updates
@@ -156,10 +163,11 @@ def policy_step(
     *,
     reference: Model | TrainedModel | None,
     rate: float,
+    rollout: RolloutConfig | None = None,
 ) -> Update:
     """One optimizer step on the GRPO loss of micro-batches; none where there are none on any rank."""
     world, device, fused_head = trained.world, trained.full.device, fuses_head(trained.full, config)
-    allowed, loss_config, collected = AllowedIds.of(processor), loss_of(config), LossMetrics()
+    allowed, loss_config, collected = AllowedIds.of(processor, rollout), loss_of(config), LossMetrics()
     losses: list[Tensor] = []
     everyones = aligned(batches, trained)
     if reference is not None and config.epochs_per_batch > 1:  # `packed_batches` asked it; the empty ones need nothing

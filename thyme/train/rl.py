@@ -35,7 +35,7 @@ from thyme.train.reward_metrics import name_sources, reward_metrics, source_metr
 from thyme.train.rl_metrics import Laps, rollout_metrics
 from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
-from thyme.train.trainable import trainable
+from thyme.train.trainable import fuses_head, trainable
 
 
 def train_rl(
@@ -67,7 +67,7 @@ def train_rl(
         ValueError: the loop's engine runs another module; no group could be scored in `config.max_unscored_steps`
             steps in a row.
     """
-    _check(loop, model)
+    _check(loop, model, config)
     reference = reference_policy(model, config, options.get("world"))
     trained = trained_model(model, options.get("world"))
     with trainable(trained.module, config, are_masters=trained.are_masters) as optimizer:
@@ -148,7 +148,7 @@ class _Run:
         stage, engine = self.stage, self.loop.engine
         samples = mini_batches(self.processor, drawn.kept, self.config)
         rate = rate_share(self.config, stage.step, self.config.steps)
-        shared: Any = {"config": self.config, "reference": self.reference}
+        shared: Any = {"config": self.config, "reference": self.reference, "rollout": self.loop.config}
         with self.world.phase("update"), engine.asleep():  # what it has cached, the update makes stale
             batches, left_out = packed_batches(
                 self.trained, self.processor, samples, same_bits=self.same_bits, **shared
@@ -175,14 +175,19 @@ class _Run:
         return dict(held)
 
 
-def _check(loop: RolloutLoop, model: Model) -> None:
+def _check(loop: RolloutLoop, model: Model, config: RlConfig) -> None:
     """Raises where the loop cannot train the model; warns where what it samples is biased."""
     if loop.engine.model is not model:
         raise ValueError("the rollout loop's engine holds another model: train the one it runs")
+    if loop.config.truncates and fuses_head(model, config):
+        raise ValueError(
+            f"rollout.top_k, top_p or min_p is on, and at {model.config.text.vocab_size} words the LM head is fused "
+            "with the loss, which has no logits to truncate: say rl.fused_head false, or turn these off"
+        )
     if loop.config.biases_logprobs:
         warnings.warn(
-            "rollout.top_k, top_p, min_p or repetition_penalty is on: rollouts are not drawn from the policy whose "
-            "log-probs the loss uses, so its gradient is biased; turn them off for RL",
+            "rollout.repetition_penalty is on: rollouts are not drawn from the policy whose log-probs the loss uses, "
+            "so its gradient is biased; turn it off for RL",
             stacklevel=3,
         )
 

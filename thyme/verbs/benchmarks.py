@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thyme.evals.benchmarks.report import Score
+    from thyme.evals.benchmarks.rows import Rows
     from thyme.evals.benchmarks.run import Answered
     from thyme.evals.benchmarks.source import BenchmarkFile
     from thyme.rewards import Scorer
@@ -33,7 +35,7 @@ def score_file(config: EvaluatedConfig, path: Path) -> None:
     predictions = read_predictions(path)
     if config.judge.url is not None:
         note("--score goes by rules alone: a judge is asked where the model answers itself")
-    score, _ = score_predictions(rows.benchmark, _asked(rows, config), predictions)
+    score, _ = score_predictions(rows.benchmark, rows.items[: config.eval.limit or None], predictions)
     folder = run_dir(config)
     (folder / "score.json").write_text(json.dumps(score.to_json(), indent=2) + "\n")
     print(table([score]), end="")
@@ -41,22 +43,46 @@ def score_file(config: EvaluatedConfig, path: Path) -> None:
     print(f"figures: {folder}/score.json")
 
 
-def evaluate_benchmarks(config: EvaluatedConfig) -> None:
-    """Asks the model every row, and writes predictions, traces, score.json and table.md."""
+def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
+    """Asks the model every row of the benchmarks, or held-out questions, with tools and under each control; writes
+    predictions, traces, score.json and table.md.
+
+    Args:
+        config: of the run.
+        control: names of controls by commas, or "all".
+    """
+    from thyme.evals.benchmarks.controls import named
     from thyme.evals.benchmarks.report import table
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_loop, open_model
 
-    files = _open(config)
+    controls = named(control)
+    files: Sequence[Rows] = _open(config) if config.eval.benchmark else _held_out(config)
+    if "base" in controls and not config.eval.base:
+        note("control base: eval.base names no model to compare with: left out")
+        controls.remove("base")
     folder = run_dir(config)
-    opened = open_model(config)
-    scores, sections = [], []
-    with open_loop(config, opened) as loop, _judge(config) as scorer:
-        for rows in files:
-            score, tools = _one(config, folder, rows, loop, scorer)
-            scores.append(score)
-            sections.append(score.to_json() | {"tools": tools})
-    text = table(scores)
+    scores, sections, tables = [], [], []
+    with _judge(config) as scorer:
+        runs: dict[str, list[dict[str, Answered]]] = {}
+        for model, names in (
+            (config.model, ["tools", *(n for n in controls if n != "base")]),
+            (config.eval.base, ["base"]),
+        ):
+            if names == ["base"] and "base" not in controls:
+                continue
+            opened = open_model(replace(config, model=model))
+            with open_loop(config, opened) as loop:
+                for name in names:
+                    runs[name] = [_Run(config, folder, loop, scorer, name).ask(rows) for rows in files]
+    for number, rows in enumerate(files):
+        score, section = _figures(config, rows, runs["tools"][number])
+        if controls:
+            text, section["controls"] = _controls(rows, {name: answers[number] for name, answers in runs.items()})
+            tables.append(text)
+        scores.append(score)
+        sections.append(score.to_json() | section)
+    text = table(scores) + "".join(f"\n{one}" for one in tables)
     (folder / "score.json").write_text(json.dumps(sections[0] if len(sections) == 1 else sections, indent=2) + "\n")
     (folder / "table.md").write_text(text)
     print(text, end="")
@@ -65,55 +91,100 @@ def evaluate_benchmarks(config: EvaluatedConfig) -> None:
     print(f"figures: {folder}/score.json, {folder}/table.md; predictions: {folder}/predictions/")
 
 
-def _one(
-    config: EvaluatedConfig, folder: Path, rows: BenchmarkFile, loop: RolloutLoop, scorer: Scorer | None
-) -> tuple[Score, dict[str, Any]]:
-    from thyme.evals.benchmarks.report import summarize
-    from thyme.evals.benchmarks.run import Answers, Asking
-    from thyme.evals.benchmarks.scorers import Scored
-    from thyme.train.metrics import progress
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A model on all rows, under one control or none ("tools")."""
 
-    sampling = loop.config.sampling(**config.eval.drawn())
-    items = _asked(rows, config)
-    answers = Answers(
-        folder / "predictions" / f"{rows.benchmark.name}.jsonl",
-        _settings(config, rows, loop, sampling),
-        resume=config.eval.resume,
-    )
-    try:
-        with progress(len(items), rows.benchmark.name, {"right": "right"}) as show:
-            total = sum(one.value for one in answers.done.values())
+    config: EvaluatedConfig
+    folder: Path
+    loop: RolloutLoop
+    scorer: Scorer | None
+    control: str
+
+    def ask(self, rows: Rows) -> dict[str, Answered]:
+        """The answers to the rows that the config asks for, by index."""
+        from thyme.evals.benchmarks import controls
+        from thyme.evals.benchmarks.run import Answers, Asking
+        from thyme.train.metrics import progress
+
+        config, name = self.config, rows.benchmark.name
+        traces = self.folder / "rollouts" / f"{name}.jsonl"
+        if self.control != controls.TOOLS:
+            rows, name = controls.rows_of(self.control, rows, traces), f"{name}.{self.control}"
+        sampling = controls.sampling_of(self.control, self.loop.config.sampling(**config.eval.drawn()))
+        items = rows.items[: config.eval.limit or None]
+        answers = Answers(
+            self.folder / "predictions" / f"{name}.jsonl", self._settings(rows, sampling), resume=config.eval.resume
+        )
+        right = sum(one.value for one in answers.done.values())
+        with closing(answers), progress(len(items), name, {"right": "right"}) as show:
 
             def told(answered: Answered) -> None:
-                nonlocal total
-                total += answered.value
+                nonlocal right
+                right += answered.value
                 if show is not None:
-                    show({"step": len(answers.done) - 1, "right": total / len(answers.done)})
+                    show({"step": len(answers.done) - 1, "right": right / len(answers.done)})
 
             asking = Asking(
                 rows=rows,
-                loop=loop,
+                loop=self.loop,
                 sampling=sampling,
                 answers=answers,
-                folder=folder,
-                scorer=scorer,
+                traces=self.folder / "rollouts" / f"{name}.jsonl",
+                scorer=self.scorer,
                 at_once=config.eval.at_once,
                 on_answer=told,
             )
             asking.run(range(len(items)))
-    finally:
-        answers.close()
+        if not answers.done:
+            raise ValueError(f"{name}: no row could be asked: {rows.summary()}")
+        return answers.done
+
+    def _settings(self, rows: Rows, sampling: Sampling) -> dict[str, Any]:
+        """What answers depend on."""
+        from thyme.model.fingerprint import fingerprint
+
+        judge = self.config.judge
+        return {
+            **rows.identity,
+            "weights": fingerprint(self.loop.engine.model),
+            "sampling": asdict(sampling),
+            "rollout": asdict(self.loop.config),
+            "judge": judge.model if judge.url else None,
+        }
+
+
+def _figures(config: EvaluatedConfig, rows: Rows, answers: dict[str, Answered]) -> tuple[Score, dict[str, Any]]:
+    """The figures of the run with tools, and how tools were used."""
+    from thyme.evals.benchmarks.report import summarize
+    from thyme.evals.benchmarks.scorers import Scored
+
     if rows.left_out:
         note(rows.summary())
-    answered = [(item, answers.done[item.index]) for item in items if item.index in answers.done]
-    if not answered:
-        raise ValueError(f"{rows.benchmark.name}: no row could be asked: {rows.summary()}")
+    answered = [(item, answers[item.index]) for item in rows.items if item.index in answers]
     scored = [Scored(one.value, one.extracted, one.by_judge) for _, one in answered]
-    score = summarize(rows.benchmark, [item for item, _ in answered], scored)
-    tools = tool_figures([one for _, one in answered], sampling.n)
+    tools = tool_figures([one for _, one in answered], config.eval.samples)
     if config.eval.against:
-        tools["against"] = _difference(rows, answers.done, Path(config.eval.against))
-    return score, tools
+        tools["against"] = _difference(rows, answers, Path(config.eval.against))
+    return summarize(rows.benchmark, [item for item, _ in answered], scored), {"tools": tools}
+
+
+def _controls(rows: Rows, answers: dict[str, dict[str, Answered]]) -> tuple[str, dict[str, Any]]:
+    """The table of the controls, and the same as JSON."""
+    from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS, compare, control_table, solved
+
+    compared = [compare(name, mine, answers[TOOLS]) for name, mine in answers.items()]
+    shares = solved(answers[TOOL_FREE], answers[TOOLS]) if TOOL_FREE in answers else None
+    text = f"{rows.benchmark.name} under controls:\n\n" + control_table(compared, shares)
+    return text, {"runs": [asdict(one) for one in compared], "shares": shares}
+
+
+def _held_out(config: EvaluatedConfig) -> list[Rows]:
+    from thyme.evals.benchmarks.rows import HeldOut
+    from thyme.verbs.rows import heldout_questions, require_rows
+
+    require_rows(config, "heldout")
+    return [HeldOut(heldout_questions(config, config.eval.num_questions))]
 
 
 def tool_figures(answered: Sequence[Answered], samples: int) -> dict[str, Any]:
@@ -135,7 +206,7 @@ def tool_figures(answered: Sequence[Answered], samples: int) -> dict[str, Any]:
     return figures
 
 
-def _difference(rows: BenchmarkFile, mine: dict[str, Answered], other: Path) -> dict[str, Any]:
+def _difference(rows: Rows, mine: dict[str, Answered], other: Path) -> dict[str, Any]:
     from thyme.evals.benchmarks.report import mcnemar
     from thyme.evals.benchmarks.run import read_answers
 
@@ -167,27 +238,7 @@ def _open(config: EvaluatedConfig) -> list[BenchmarkFile]:
     return files
 
 
-def _asked(rows: BenchmarkFile, config: EvaluatedConfig) -> list[Any]:
-    return rows.items[: config.eval.limit or None]
-
-
-def _settings(config: EvaluatedConfig, rows: BenchmarkFile, loop: RolloutLoop, sampling: Sampling) -> dict[str, Any]:
-    from thyme.model.fingerprint import fingerprint
-
-    return {
-        "benchmark": rows.benchmark.name,
-        "bytes": [path.stat().st_size for path in rows.files],
-        "model": config.model,
-        "weights": fingerprint(loop.engine.model),
-        "sampling": asdict(sampling),
-        "rollout": asdict(loop.config),
-        "judge": config.judge.model if config.judge.url else None,
-    }
-
-
 def _judge(config: EvaluatedConfig) -> Any:
-    from contextlib import nullcontext
-
     from thyme.rewards.config import RewardConfig
     from thyme.rewards.opening import open_scorer
 

@@ -28,14 +28,17 @@ class Config(EvaluatedConfig):
     score: str = ""
     """Predictions that somebody made for `eval.benchmark`, to be scored: JSON lines of {"index", "prediction"}, or
     VLMEvalKit's tsv or xlsx."""
+    control: str = ""
+    """The same questions again under controls, by commas, or all: tool_free, format_only, result_only, blind, ats_off,
+    base."""
 
 
 def run(config: Config) -> None:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
         benchmarks.score_file(config, Path(config.score))
-    elif config.eval.benchmark:
-        benchmarks.evaluate_benchmarks(config)
+    elif config.eval.benchmark or config.control:
+        benchmarks.evaluate_rows(config, config.control)
     else:
         evaluate_heldout(config)
 

@@ -61,8 +61,13 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
     corrects = "rl.mismatch.mask" if rl.mismatch.mask != "none" else "rl.loss.rollout_ratio_cap"
     if rollout.biases_logprobs and (rl.mismatch.mask != "none" or rl.loss.rollout_ratio_cap is not None):
         raise ValueError(
-            f"{corrects} compares with the log-probs that the engine recorded, which are of the whole distribution, "
-            "but rollout.top_k, top_p, min_p or repetition_penalty draws from another: turn one of the two off"
+            f"{corrects} compares with the log-probs that the engine recorded, which are of penalized logits "
+            "under rollout.repetition_penalty: turn one of the two off"
+        )
+    if rollout.truncates and rl.fused_head:
+        raise ValueError(
+            "rl.fused_head: the fused LM head has no logits to truncate, but rollout.top_k, top_p or min_p is on: "
+            "say rl.fused_head false, or turn these off"
         )
 
 

@@ -11,12 +11,12 @@ from typing import IO, Any
 
 from thyme.data.refusal import BadRow
 from thyme.evals.benchmarks.item import Item
+from thyme.evals.benchmarks.rows import Rows
 from thyme.evals.benchmarks.scorers import Scored
-from thyme.evals.benchmarks.source import BenchmarkFile
 from thyme.evals.scoring import by_scorer
 from thyme.rewards import Scorer
 from thyme.rollout.image_folder import ImageFolder
-from thyme.rollout.records import to_row
+from thyme.rollout.records import images_beside, to_row
 from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question, Rollout
@@ -91,9 +91,7 @@ class Answers:
         self._file.close()
 
     def _read(self, settings: Mapping[str, Any]) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):
-            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        _without_half_a_line(self.path)
         before, self.done = _parsed(self.path)
         now = json.loads(json.dumps(settings))
         if changed := [name for name in now if now[name] != before.get(name)]:
@@ -115,6 +113,12 @@ def read_answers(path: Path) -> dict[str, Answered]:
     return _parsed(path)[1]
 
 
+def _without_half_a_line(path: Path) -> None:
+    """Cuts off what a killed run began to write and did not end."""
+    if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
 def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Answered]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
@@ -128,13 +132,13 @@ def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Answered]]:
 class Asking:
     """One benchmark on its way through the loop."""
 
-    rows: BenchmarkFile
+    rows: Rows
     loop: RolloutLoop
     sampling: Sampling
     answers: Answers
     """Where they go; what it has is not asked again."""
-    folder: Path
-    """Of the run: traces go to rollouts/<benchmark>.jsonl, what the sandbox returned to images/."""
+    traces: Path
+    """The file that rollouts are added to; what the sandbox returned goes to images/ beside its folder."""
     scorer: Scorer | None = None
     """Is asked about answers that the rules do not accept, where the published figures are a judge's."""
     at_once: int = 64
@@ -146,14 +150,14 @@ class Asking:
         """Asks those rows that are not answered yet, and keeps every answer as soon as all of its samples ended. A row
         whose picture cannot be read is left out (`rows.left_out`)."""
         asked = [number for number in numbers if self.rows.items[number].index not in self.answers.done]
-        path = self.folder / "rollouts" / f"{self.rows.benchmark.name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.traces.parent.mkdir(parents=True, exist_ok=True)
+        _without_half_a_line(self.traces)
         # Compressing pictures takes longer than the loop may be kept.
         with (
-            path.open("a", encoding="utf-8", errors="replace") as file,
+            self.traces.open("a", encoding="utf-8", errors="replace") as file,
             ThreadPoolExecutor(1, thread_name_prefix="traces") as writer,
         ):
-            traces = _Traces(file, ImageFolder(self.folder / "images"))
+            traces = _Traces(file, ImageFolder(images_beside(self.traces)))
             for items, questions in self._chunks(asked):
                 written = self._chunk(items, questions, lambda rollout: writer.submit(traces.add, rollout))
                 for future in written:
@@ -179,7 +183,7 @@ class Asking:
             try:
                 found.append((self.rows.items[number], self.rows.question(number)))
             except BadRow as error:
-                self.rows.refuse_picture(error)
+                self.rows.refuse(error)
         return found
 
     def _chunk(

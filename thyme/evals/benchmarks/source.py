@@ -47,6 +47,7 @@ class BenchmarkFile:
         self._tables = [_open(file) for file in self.files]
         self._places: list[tuple[int, int]] = []
         self._by_index: dict[tuple[int, str], int] = {}
+        self.identity = {"benchmark": benchmark.name, "bytes": [file.stat().st_size for file in self.files]}
         self._seen: set[str] = set()
         # Files of several parts (BLINK_depth.tsv, BLINK_jigsaw.tsv) count their rows each for itself.
         self._are_parts = len({_unnumbered(file.stem) for file in self.files}) > 1
@@ -95,8 +96,8 @@ class BenchmarkFile:
             more_images=tuple(zip(paths[1:], pictures[1:], strict=True)),
         )
 
-    def refuse_picture(self, error: BadRow) -> None:
-        """Counts a row whose picture could not be read when it was asked for."""
+    def refuse(self, error: BadRow) -> None:
+        """Counts a row that turned out to be unusable when it was asked for."""
         self.left_out[error.refusal.reason] += 1
         self._first_refusal = self._first_refusal or error.refusal.message
 
@@ -104,14 +105,14 @@ class BenchmarkFile:
         table = self._tables[which]
         for entry in table.scan(PICTURE_COLUMNS):
             if entry.refusal is not None:
-                self._refuse(table, entry.number, *entry.refusal)
+                self._leave_out(table, entry.number, *entry.refusal)
                 continue
             try:
                 if not isinstance(entry.value, Mapping):
                     raise ValueError("is no object by column")
                 item = item_of(entry.value)
             except ValueError as error:
-                self._refuse(table, entry.number, "incomplete", str(error))
+                self._leave_out(table, entry.number, "incomplete", str(error))
                 continue
             own = (which, item.index)
             if self._are_parts:
@@ -126,7 +127,7 @@ class BenchmarkFile:
             self.items.append(item)
             self._places.append((which, entry.position))
 
-    def _refuse(self, table: Table, number: int, reason: str, message: str) -> None:
+    def _leave_out(self, table: Table, number: int, reason: str, message: str) -> None:
         self.left_out[reason] += 1
         self._first_refusal = self._first_refusal or f"{table.path.name}, row {number}: {message}"
 

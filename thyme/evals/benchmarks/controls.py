@@ -1,0 +1,198 @@
+"""Controls: the same rows again, without the thing that is said to help.
+
+The study behind them (arXiv 2606.02357) found that 96 % of what Thyme solves with tools it also solves without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from thyme.evals.benchmarks.report import mcnemar
+from thyme.evals.benchmarks.rows import Rows
+from thyme.evals.benchmarks.run import Answered
+from thyme.rollout.image_folder import ImageFolder
+from thyme.rollout.sampling import Sampling
+from thyme.rollout.types import Question
+
+TOOLS, TOOL_FREE = "tools", "tool_free"
+CONTROLS = {
+    TOOL_FREE: "no code can be written",
+    "format_only": "code runs, but its results are withheld",
+    "result_only": "no code; what the tools returned is given with the question",
+    "blind": "the pictures are withheld, from the model and from its code",
+    "ats_off": "code is drawn at the temperature of text",
+    "base": "another model (eval.base) with the same sandbox",
+}
+"""Each by name, and what is different in it."""
+
+
+def named(text: str) -> list[str]:
+    """The controls of a list by commas; "all" is all of them.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if "all" in names:
+        return list(CONTROLS)
+    for name in names:
+        if name not in CONTROLS:
+            raise ValueError(f"control: {name!r} is none: {', '.join(CONTROLS)}, or all")
+    return names
+
+
+def sampling_of(control: str, sampling: Sampling) -> Sampling:
+    """How rollouts are drawn under a control."""
+    if control in (TOOL_FREE, "result_only"):
+        return replace(sampling, allow_code=False)
+    if control == "format_only":
+        return replace(sampling, show_results=False)
+    return replace(sampling, adaptive=False) if control == "ats_off" else sampling
+
+
+class Changed:
+    """Rows whose questions are changed on the way."""
+
+    def __init__(self, rows: Rows, change: Callable[[Question], Question]) -> None:
+        self.benchmark, self.items, self.left_out, self.identity = (
+            rows.benchmark,
+            rows.items,
+            rows.left_out,
+            rows.identity,
+        )
+        self.refuse, self.summary = rows.refuse, rows.summary
+        self._rows, self._change = rows, change
+
+    def question(self, number: int) -> Question:
+        """The row's question, changed."""
+        return self._change(self._rows.question(number))
+
+
+def rows_of(control: str, rows: Rows, traces: Path) -> Rows:
+    """The rows as a control asks them.
+
+    Args:
+        control: its name.
+        rows: as they are.
+        traces: of the run with tools; "result_only" takes what they returned from it.
+    """
+    if control == "blind":
+        return Changed(rows, lambda question: replace(question, image=None, image_path="", more_images=()))
+    if control == "result_only":
+        return Changed(rows, _Returned(traces).given)
+    return rows
+
+
+class _Returned:
+    """What the tools returned in another run, by question."""
+
+    def __init__(self, traces: Path) -> None:
+        self._traces = traces
+        self._store = ImageFolder(traces.parent.parent / "images")
+        self._places: dict[str, int] = {}
+        place = 0
+        with traces.open("rb") as file:
+            for line in file:
+                row = json.loads(line)
+                if row["index"] == 0:
+                    self._places[row["question"]["id"]] = place
+                place += len(line)
+
+    def given(self, question: Question) -> Question:
+        """The question with the first rollout's results: pictures behind its own, printed text below it."""
+        place = self._places.get(question.id)
+        if place is None:
+            return question
+        with self._traces.open("rb") as file:
+            file.seek(place)
+            turns = json.loads(file.readline())["turns"]
+        shown = [turn["result"] for turn in turns if turn["result"] is not None and turn["num_images"]]
+        pictures = [self._store.get(name) for result in shown for name in result["images"]]
+        printed = [turn["result"]["stdout"].strip() for turn in turns if turn["result"] and not turn["num_images"]]
+        text = "".join(f"\nA tool returned: {words}" for words in printed if words)
+        paths = [f"tool_{number + 1}.png" for number in range(len(pictures))]
+        if question.image is None and pictures:
+            (first, *rest), (path, *others) = pictures, paths
+            question = replace(question, image=first, image_path=path)
+            pictures, paths = rest, others
+        more = (*question.more_images, *zip(paths, pictures, strict=True))
+        return replace(question, question=question.question + text, more_images=more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A control beside the run with tools, on the rows that both answered. Shares are of these rows, in percent."""
+
+    control: str
+    n: int
+    accuracy: float
+    """Under the control."""
+    difference: float
+    """Points of the control over the run with tools."""
+    gained: int
+    """Rows right under the control alone."""
+    lost: int
+    """Rows right with tools alone."""
+    p: float
+    """McNemar's exact p."""
+    calls: float
+    """Code blocks a question."""
+
+
+def compare(control: str, answers: Mapping[str, Answered], tools: Mapping[str, Answered]) -> Comparison:
+    """A control against the run with tools.
+
+    Raises:
+        ValueError: no row was answered by both.
+    """
+    both = [index for index in tools if index in answers]
+    if not both:
+        raise ValueError(f"control {control}: it answered no row that the run with tools has")
+    mine, theirs = [answers[index].value for index in both], [tools[index].value for index in both]
+    gained, lost, p = mcnemar(mine, theirs)
+    return Comparison(
+        control=control,
+        n=len(both),
+        accuracy=100 * sum(mine) / len(both),
+        difference=100 * (sum(mine) - sum(theirs)) / len(both),
+        gained=gained,
+        lost=lost,
+        p=p,
+        calls=sum(answers[index].calls for index in both) / len(both),
+    )
+
+
+def solved(tool_free: Mapping[str, Answered], tools: Mapping[str, Answered]) -> dict[str, float]:
+    """Of the rows that both answered: the share right only with tools, only without, and with both, in percent; and of
+    those right with tools the share that is right without them too."""
+    both = [index for index in tools if index in tool_free]
+    with_tools = {index for index in both if tools[index].value >= 0.5}
+    without = {index for index in both if tool_free[index].value >= 0.5}
+    share = 100 / max(1, len(both))
+    return {
+        "only_with_tools": share * len(with_tools - without),
+        "lost_by_tools": share * len(without - with_tools),
+        "with_both": share * len(with_tools & without),
+        "also_without": 100 * len(with_tools & without) / len(with_tools) if with_tools else 0.0,
+    }
+
+
+def control_table(comparisons: Sequence[Comparison], shares: Mapping[str, Any] | None) -> str:
+    """A Markdown table: a line a control, the run with tools first; below it what only tools solve."""
+    lines = ["| | n | accuracy | against tools | gained | lost | p | calls |", "| --- " * 8 + "|"]
+    for one in comparisons:
+        is_tools = one.control == TOOLS
+        against = (
+            ["", "", "", ""] if is_tools else [f"{one.difference:+.1f}", f"{one.gained}", f"{one.lost}", f"{one.p:.3f}"]
+        )
+        cells = [one.control, str(one.n), f"{one.accuracy:.1f}", *against, f"{one.calls:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if shares is not None:
+        only, lost, also = (f"{shares[name]:.1f} %" for name in ("only_with_tools", "lost_by_tools", "also_without"))
+        lines += ["", f"Solved only with tools: {only}; lost by tools: {lost}. Of what is right with tools, {also} is"]
+        lines += ["right without them too."]
+    return "\n".join(lines) + "\n"

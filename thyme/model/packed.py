@@ -1,0 +1,147 @@
+"""A model as the engine runs it on a CPU: the same modules, with each projection's weight also held as oneDNN reads it.
+
+`F.linear` in float32 goes to a BLAS that rearranges the weight in every call and, on some processors, uses half of the
+vector unit; in bfloat16 the weight is rearranged in every call too. Rearranged once for each version of the weights, a
+product takes a half to a quarter of the time from a few rows on (bench/bench_engine.py). It is summed in another order
+than `F.linear`'s: equal up to rounding, not to the bit.
+
+A packed weight is a copy that follows its source. The view owns it, nobody else sees it, and `PackedView.refresh` makes
+it anew once the source was written or replaced. All else in the view (norms, embedding, adapters, biases) is the
+model's own.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thyme.model.lora import LoraLinear
+from thyme.model.model import Model
+
+_MIN_PRODUCTS = 1 << 19
+"""Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b, with a packed copy of W [out, in].
+
+    Args:
+        source: a projection; or an embedding, for the LM head that is tied to it.
+    """
+
+    def __init__(self, source: nn.Linear | nn.Embedding) -> None:
+        super().__init__()
+        self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
+        self._packed: Tensor | None = None
+        self._made_from: tuple[int, int] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The source's, [out, in]."""
+        weight = self._source["weight"]
+        assert weight is not None
+        return weight
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """Packs the weight where there is no copy, or where it was written or replaced since."""
+        weight = self.weight
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if state != self._made_from:
+            self._packed = None  # first, so that there are never two
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            self._made_from = state
+
+    def free(self) -> None:
+        """Gives the memory of the copy back, until `refresh`."""
+        self._packed = self._made_from = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]."""
+        weight, bias = self.weight, self._source.get("bias")
+        if self._packed is None or (x.dtype == torch.float32 and len(x) * weight.numel() < _MIN_PRODUCTS):
+            return F.linear(x, weight, bias)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+        return out
+
+
+class _PackedLora(nn.Module):
+    """A projection with adapters: the product packed, the adapters the source's own."""
+
+    def __init__(self, source: LoraLinear) -> None:
+        super().__init__()
+        self.base = PackedLinear(source)
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.source.adapt(x, self.base(x))
+
+
+class PackedView:
+    """A model and the packed copies of its weights.
+
+    Args:
+        model: in float32 or bfloat16, on a CPU.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._source = model
+        self._build()
+
+    def _build(self) -> None:
+        self._lora = self._source.lora
+        self._linears: list[PackedLinear] = []
+        view = self._view(self._source)
+        assert isinstance(view, Model)
+        if view.lm_head is None:
+            view.lm_head = self._packed(view.decoder.embed_tokens)  # type: ignore[assignment]
+        self.model = view
+
+    def refresh(self) -> None:
+        """Brings `model` up to date with what training did to the weights; cheap where that is nothing."""
+        if self._source.lora is not self._lora:
+            self._build()
+        for linear in self._linears:
+            linear.refresh()
+
+    def free(self) -> None:
+        """Gives the memory of the copies back, until `refresh`."""
+        for linear in self._linears:
+            linear.free()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the packed copies there are."""
+        return sum(linear.weight.nbytes for linear in self._linears if linear._packed is not None)
+
+    def _view(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, LoraLinear):
+            adapted = _PackedLora(module)
+            self._linears.append(adapted.base)
+            return adapted
+        if isinstance(module, nn.Linear):
+            return self._packed(module)
+        view = copy.copy(module)
+        view._modules = {name: child and self._view(child) for name, child in module._modules.items()}
+        return view
+
+    def _packed(self, source: nn.Linear | nn.Embedding) -> PackedLinear:
+        linear = PackedLinear(source)
+        self._linears.append(linear)
+        return linear
+
+
+def can_pack(model: Model) -> bool:
+    """Whether this model's products are faster with packed weights: in float32 or bfloat16 on a CPU with oneDNN."""
+    is_cpu = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return is_cpu and model.dtype in (torch.float32, torch.bfloat16)
+
+
+def packed_nbytes(model: Model) -> int:
+    """What a PackedView of this model will hold."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    head = [] if model.lm_head is not None else [model.lm_head_weight]
+    return sum(weight.nbytes for weight in matrices + head)
