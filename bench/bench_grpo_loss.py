@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count, num_sampled
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss, grpo_loss_ref, policy_loss
@@ -138,7 +139,7 @@ def group(shape: Shape) -> Group:
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", GPU_SHAPES if GPU else CPU_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", shapes(GPU_SHAPES if GPU else CPU_SHAPES), ids=str)
 def test_grpo_loss(compare: Callable[..., None], shape: Shape, contender: str) -> None:
     compare(contender, lambda: group(shape), absent(**PEERS))
 

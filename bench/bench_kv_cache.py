@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, compiled
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref
@@ -20,7 +21,7 @@ from thyme.kernels.mrope import mrope, mrope_tables
 # tokens, query heads, key heads, D, dtype
 GPU_SHAPES = [(tokens, 28, 4, 128, torch.bfloat16) for tokens in (64, 8_192)]
 CPU_SHAPES = [(2_000, 8, 4, 64, torch.float32)]
-SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+SHAPES = shapes(GPU_SHAPES if GPU else CPU_SHAPES)
 Shape = tuple[int, int, int, int, torch.dtype]
 BLOCK = 16
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.mrope import mrope, mrope_ref, mrope_tables
@@ -81,7 +82,7 @@ def group(shape: Shape, training: bool) -> Group:
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", GPU_SHAPES if GPU else CPU_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", shapes(GPU_SHAPES if GPU else CPU_SHAPES), ids=str)
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward + backward"])
 def test_mrope(compare: Callable[..., None], shape: Shape, training: bool, contender: str) -> None:
     compare(contender, lambda: group(shape, training), absent(**PEERS))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.rmsnorm import add_rmsnorm, add_rmsnorm_ref, rmsnorm, rmsnorm_ref
@@ -20,7 +21,7 @@ from thyme.kernels.rmsnorm import add_rmsnorm, add_rmsnorm_ref, rmsnorm, rmsnorm
 EPS = 1e-6
 GPU_SHAPES = [(rows, 3_584, torch.bfloat16) for rows in (64, 8_192)]
 CPU_SHAPES = [(2_000, 512, torch.float32)]
-SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+SHAPES = shapes(GPU_SHAPES if GPU else CPU_SHAPES)
 Shape = tuple[int, int, torch.dtype]
 Run = Callable[..., Any]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders, greedy_or_one, ids_that_count
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.sample import sample, sample_ref
@@ -91,7 +92,7 @@ def group(shape: Shape, kind: str, names: list[str]) -> Group:
 def cases() -> list[Any]:
     return [
         pytest.param(shape, kind, name, id=f"{shape}-{kind or 'all ids'}-{name}")
-        for shape in (GPU_SHAPES if GPU else CPU_SHAPES)
+        for shape in shapes(GPU_SHAPES if GPU else CPU_SHAPES)
         for kind in LIMITS
         if not kind or not GPU or shape[0] in (8, 256)
         for name in names_for(shape, kind)

@@ -12,13 +12,14 @@ from functools import partial
 import pytest
 import torch
 from harness import DEVICE, GPU, Group, absent, compiled, contenders
+from selection import shapes
 from torch import Tensor
 
 from thyme.kernels.swiglu import swiglu, swiglu_ref
 
 GPU_SHAPES = [(rows, 18_944, torch.bfloat16) for rows in (64, 8_192)]
 CPU_SHAPES = [(2_000, 1_536, torch.float32)]
-SHAPES = GPU_SHAPES if GPU else CPU_SHAPES
+SHAPES = shapes(GPU_SHAPES if GPU else CPU_SHAPES)
 Shape = tuple[int, int, torch.dtype]
 
 

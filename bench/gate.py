@@ -1,33 +1,34 @@
 """Compile every Triton configuration we ship for a GPU that is not there, and refuse what would be slow on it.
 
-    python bench/gate.py [--targets sm_90,sm_80,sm_100,sm_120] [--rare]
+    python bench/gate.py [--targets sm_90,sm_80,sm_100,sm_120] [--module sample_blocks] [--rare] [--update]
 
-bench/shipped/<module>.py lists what is shipped of each file of kernels/: at most six configurations an op that the
-7B model runs, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
+bench/shipped/<module>.py lists what is shipped of each file of kernels/: the configurations that the 7B model launches
+in bfloat16, and as rare what remains, such as float32 or other heads. For each configuration: no stack (a spilled
 register shows as stack), shared memory within the chip's limit, every bulk copy as large as what it fills, and the
-instructions that make it fast are in the PTX.
-Prints one line each: op, kernel, registers, shared memory, tile. Exits with 1 when something fails. Results are kept
-under .cache/gate by source, so that only what changed is compiled.
+instructions that make it fast are in the PTX. For sm_90 its machine code is counted (sass.py) and must keep to the
+configuration's budget of instructions an element, repair no denormals around exponentials, load no row in pieces of 16
+or 8 bits and have copies in flight where it has stages for them; and it may not be worse than the row that is kept of
+it in bench/gate/<Triton version>, which --update writes anew.
+Prints a table a module, with the times that the figures come to at a shape of the 7B model. Exits with 1 when something
+fails. Results are kept under .cache/gate by source, so that only what changed is compiled.
 """
 
 import argparse
-import ast
 import hashlib
-import importlib
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import counted
 import sass
+from configurations import ROOT, Configuration, built, configurations
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {
     80: 166_912,
     90: 232_448,
@@ -36,108 +37,13 @@ SHARED_LIMIT = {
 }  # bytes of dynamic shared memory one program may use
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """One compiled kernel: the types of its runtime arguments; every other argument is a constant."""
-
-    module: str
-    """The file of kernels/ without .py."""
-    op: str
-    kernel: str
-    """Name of the jit function in the module."""
-    what: str
-    types: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, int]
-    instructions: tuple[str, ...] = ()
-    """Regular expressions that the PTX for sm_90 must hold."""
-    elements: int = 0
-    """How many a thread handles on one way through the region that sass.py counts; 0: not said."""
-    spot: bool = False
-    """Also compiled for the other targets."""
-    rare: bool = False
-    """Compiled only where --rare asks for it."""
-    aligned: frozenset[str] = field(default_factory=frozenset)
-    """Integer arguments that are multiples of 16 at run time; pointers are, but for those of vectors."""
-
-
-def configurations() -> list[Configuration]:
-    """What bench/shipped/<module>.py lists for each module."""
-    found = []
-    for path in sorted((ROOT / "bench/shipped").glob("*.py")):
-        module = importlib.import_module(f"thyme.kernels.{path.stem}")
-        for entry in runpy.run_path(str(path))["configurations"]():
-            configuration = _configuration(path.stem, **entry)
-            assert hasattr(module, configuration.kernel), configuration
-            found.append(configuration)
-    return found
-
-
-def launched(module: str) -> set[str]:
-    """The jit functions that kernels/<module>.py launches itself, `kernel[grid]`; others are called by those."""
-    source = (ROOT / f"kernels/{module}.py").read_text()
-    indexed = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript)]
-    names = {value.id for value in indexed if isinstance(value, ast.Name)}
-    return names & set(re.findall(r"^@triton\.jit.*\n(?:#.*\n)*def (\w+)", source, re.MULTILINE))
-
-
-def _configuration(
-    module: str,
-    *,
-    kernel: str,
-    what: str,
-    types: str,
-    constants: dict[str, Any],
-    options: dict[str, int],
-    op: str | None = None,
-    aligned: str = "",
-    instructions: tuple[str, ...] = (),
-    elements: int = 0,
-    spot: bool = False,
-    rare: bool = False,
-) -> Configuration:
-    """`options` is what the op's launch configuration says: warps and stages, and tile sizes, which are constants."""
-    return Configuration(
-        module=module,
-        op=op or module,
-        kernel=kernel,
-        what=what,
-        types=dict(pair.split(":") for pair in types.split()),
-        constants=constants | {name: value for name, value in options.items() if not name.startswith("num_")},
-        options={name: value for name, value in options.items() if name.startswith("num_")},
-        instructions=instructions,
-        elements=elements,
-        spot=spot,
-        rare=rare,
-        aligned=frozenset(aligned.split()),
-    )
-
-
-def built(configuration: Configuration, capability: int) -> Any:
-    """What triton.compile returns for it, its `asm` by kind: ttgir, ptx, cubin."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    import thyme.kernels  # noqa: F401  the package must exist before its modules are asked for
-
-    kernel = getattr(sys.modules[f"thyme.kernels.{configuration.module}"], configuration.kernel)
-    types = configuration.types
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    unknown = (set(types) | set(configuration.constants)) ^ set(kernel.arg_names)
-    assert not unknown, f"{configuration.module}.{configuration.kernel}: arguments {sorted(unknown)}"
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if is_aligned(configuration, kernel, name)
-    }
-    source = ASTSource(kernel, signature, configuration.constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=configuration.options)
-
-
 def compiled(configuration: Configuration, capability: int) -> dict[str, Any]:
-    """`inspected` of what is built."""
-    return inspected(built(configuration, capability), configuration, capability)
+    """`inspected` of what is built, and for sm_90 the counts of its machine code."""
+    out = built(configuration, capability)
+    result = inspected(out, configuration, capability)
+    if capability == 90:
+        result["counts"] = asdict(sass.count(sass.disassembled(out.asm["cubin"])))
+    return result
 
 
 def inspected(out: Any, configuration: Configuration, capability: int) -> dict[str, Any]:
@@ -166,13 +72,6 @@ def inspected(out: Any, configuration: Configuration, capability: int) -> dict[s
         "missing": missing,
         "misfits": misfits(out.asm["ttgir"]),
     }
-
-
-def is_aligned(configuration: Configuration, kernel: Any, name: str) -> bool:
-    """Whether an argument is compiled as a multiple of 16: a pointer is, unless its kernel is told not to ask."""
-    (parameter,) = (one for one in kernel.params if one.name == name)
-    pointer = configuration.types.get(name, "").startswith("*") and not parameter.do_not_specialize_on_alignment
-    return pointer or name in configuration.aligned
 
 
 def misfits(ttgir: str) -> list[str]:
@@ -204,6 +103,7 @@ def misfits(ttgir: str) -> list[str]:
 
 
 def failures(result: dict[str, Any], capability: int) -> list[str]:
+    """What must hold on every target."""
     found = [f"{result['stack']} bytes of stack: registers spill"] if result["stack"] else []
     if result["shared"] > SHARED_LIMIT[capability]:
         found.append(f"{result['shared']} bytes of shared memory, {SHARED_LIMIT[capability]} there are")
@@ -211,56 +111,159 @@ def failures(result: dict[str, Any], capability: int) -> list[str]:
     return found + [f"no {wanted} in the PTX" for wanted in result["missing"]]
 
 
+def row_of(configuration: Configuration, result: dict[str, Any]) -> counted.Row:
+    counts, elements = result["counts"], configuration.elements or 1
+    return counted.Row(
+        op=configuration.op,
+        kernel=configuration.kernel,
+        what=configuration.what,
+        registers=result["registers"],
+        shared=result["shared"],
+        programs=sass.programs_an_sm(result["registers"], result["threads"], result["shared"]),
+        waits=",".join(map(str, result["waits"])) or "-",
+        least=round(counts["least"] / elements, 1),
+        most=round(counts["most"] / elements, 1),
+        exps=round(counts["exps"] / elements, 1),
+        **{name: counts[name] for name in ("denormal", "narrow", "votes", "shuffles", "barriers")},
+    )
+
+
+def over(configuration: Configuration, row: counted.Row) -> dict[str, str]:
+    """What a kernel may not do on sm_90, by rule: those with a budget are bound by what they issue, or would be."""
+    sixteen_bit = any(kind in ("*bf16", "*fp16") for kind in configuration.types.values())
+    stages, budget = configuration.options.get("num_stages", 0), configuration.budget
+    rules = {
+        "budget": (row.most > budget, f"{row.most:.1f} instructions an element, {budget:g} are its budget"),
+        "denormal": (row.denormal > 0, f"{row.denormal} exponentials repair denormals, exp2 needs not"),
+        "narrow": (sixteen_bit and row.narrow > 0, f"{row.narrow} loads of 16 or 8 bits where a row is read"),
+    }
+    rules = rules if budget else {}
+    rules["waits"] = (stages > 2 and counted.least_wait(row.waits) < 1, f"{row.waits} in flight, of {stages} stages")
+    return {rule: text for rule, (broken, text) in rules.items() if broken}
+
+
+def against_kept(version: str, module: str, rows: list[counted.Row]) -> list[str]:
+    """What is worse than the rows that are kept, and rows of one side alone; nothing for a version that has none."""
+    kept = counted.kept(version, module)
+    if not kept and not counted.path(version, module).parent.exists():
+        return []
+    found = [f"{', '.join(row.key)}: {text}" for row in rows for text in counted.worse(row, kept.get(row.key, row))]
+    for key in {row.key for row in rows} ^ set(kept):
+        state = "kept, but not shipped" if key in kept else "shipped, but not kept"
+        found.append(f"{', '.join(key)}: {state}; run gate.py --update")
+    return found
+
+
+def better(version: str, module: str, rows: list[counted.Row]) -> list[str]:
+    """A line for each row that is better than what is kept, so that it will be."""
+    kept = counted.kept(version, module)
+    ahead = [row for row in rows if row.key in kept and any(counted.worse(kept[row.key], row))]
+    return [f"  better than is kept: {', '.join(row.key)}; run gate.py --update\n" for row in ahead]
+
+
 def main() -> int:
+    options = _options()
+    capabilities = [int(target.removeprefix("sm_")) for target in options.targets.split(",")]
+    import triton
+
+    results = _Results(triton.__version__, options.no_cache)
+    failed = []
+    for capability in capabilities:
+        chosen = [
+            one
+            for one in configurations()
+            if (capability == 90 or one.spot) and (options.rare or not one.rare) and options.module in ("", one.module)
+        ]
+        for module in dict.fromkeys(one.module for one in chosen):
+            own = [one for one in chosen if one.module == module]
+            failed += _module(capability, module, own, results, options, triton.__version__)
+    results.save()
+    print(f"gate: {len(failed)} failures" if failed else "gate: all within limits, no spills")
+    return 1 if failed else 0
+
+
+def _module(
+    capability: int,
+    module: str,
+    configurations: list[Configuration],
+    results: "_Results",
+    options: argparse.Namespace,
+    version: str,
+) -> list[str]:
+    """Prints the table of a module and what is wrong with it; returns the latter."""
+    failed, lines, rows = [], [], []
+    print(f"\n{module}, sm_{capability}")
+    for configuration in configurations:
+        result = results.of(configuration, capability)
+        wrong = failures(result, capability)
+        if capability == 90:
+            row = row_of(configuration, result)
+            broken = over(configuration, row)
+            wrong += [text for rule, text in broken.items() if rule not in configuration.excused]
+            excused = [rule for rule in broken if rule in configuration.excused]
+            limits = f"budget {configuration.budget:g}" * (configuration.budget > 0), "excused: " + " ".join(excused)
+            lines.append(counted.line(row, configuration.work, "; ".join(limits[: 1 + bool(excused)]).strip("; ")))
+            rows.append(row)
+        else:
+            name = f"{configuration.op:17}{configuration.kernel:18}{configuration.what:53}"
+            lines.append(f"{name}{result['registers']:>5}{result['shared']:>7}")
+        failed += [f"{configuration.op}, {configuration.kernel}, {configuration.what}: {text}" for text in wrong]
+    print(counted.header(), *lines, sep="\n")
+    if capability == 90 and not options.rare:
+        if options.update:
+            counted.keep(version, module, lines)
+        failed += against_kept(version, module, rows)
+        print(*better(version, module, rows), sep="", end="")
+    print(*(f"  FAILED: {text}\n" for text in failed), sep="", end="")
+    return failed
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--targets", default="sm_90", help="comma-separated; all but sm_90 compile one configuration an op or two"
     )
+    parser.add_argument("--module", default="", help="only this file of kernels/")
     parser.add_argument("--rare", action="store_true", help="also what the 7B model does not run")
     parser.add_argument("--no-cache", action="store_true", help="compile everything")
+    parser.add_argument("--update", action="store_true", help="keep the rows of sm_90 in bench/gate, better or worse")
     options = parser.parse_args()
-    capabilities = [int(target.removeprefix("sm_")) for target in options.targets.split(",")]
-    if unknown := set(capabilities) - set(SHARED_LIMIT):
-        parser.error(f"--targets: sm_{min(unknown)} is not one of {', '.join(f'sm_{known}' for known in SHARED_LIMIT)}")
+    unknown = {target for target in options.targets.split(",")} - {f"sm_{known}" for known in SHARED_LIMIT}
+    if unknown:
+        known = ", ".join(f"sm_{one}" for one in SHARED_LIMIT)
+        parser.error(f"--targets: {min(unknown)} is not one of {known}")
+    if options.module and not (ROOT / f"bench/shipped/{options.module}.py").exists():
+        parser.error(f"--module: there is no bench/shipped/{options.module}.py")
+    if options.update and options.rare:
+        parser.error("--update keeps what the 7B model runs: leave out --rare")
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: kernels would be interpreted, not compiled")
-
-    import triton
-
-    read = [*sorted((ROOT / "kernels").glob("*.py")), *sorted((ROOT / "bench/shipped").glob("*.py"))]
-    read += [ROOT / "bench/gate.py", ROOT / "bench/sass.py"]
-    sources = b"".join(path.read_bytes() for path in read)
-    digest = hashlib.sha256(sources + triton.__version__.encode()).hexdigest()[:16]
-    cache = ROOT / ".cache/gate" / f"{digest}.json"
-    results = json.loads(cache.read_text()) if cache.exists() and not options.no_cache else {}
-
-    failed = 0
-    print(f"{'op':17}{'kernel':18}{'target':8}{'regs':>5}{'shared':>8}  configuration")
-    for capability in capabilities:
-        for configuration in configurations():
-            if (capability != 90 and not configuration.spot) or (configuration.rare and not options.rare):
-                continue
-            key = f"{configuration.module}.{configuration.kernel} ({configuration.what}) sm_{capability}"
-            result = results[key] = results.get(key) or compiled(configuration, capability)
-            print(
-                f"{configuration.op:17}{configuration.kernel:18}sm_{capability:<5}{result['registers']:>5}"
-                f"{result['shared']:>8}  {configuration.what}; {_tile(configuration)}"
-            )
-            for failure in failures(result, capability):
-                failed += 1
-                print(f"  FAILED: {failure}")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    for stale in cache.parent.glob("*.json"):
-        stale.unlink()
-    cache.write_text(json.dumps(results, indent=1))
-    print(f"gate: {failed} failures" if failed else "gate: all within limits, no spills")
-    return 1 if failed else 0
+    return options
 
 
-def _tile(configuration: Configuration) -> str:
-    shown = configuration.constants | configuration.options
-    names = ("ROWS", "BLOCK", "QUERIES", "KEYS", "num_warps", "num_stages")
-    return " ".join(f"{name.lower()} {shown[name]}" for name in names if name in shown)
+class _Results:
+    """What was compiled, kept by source: what did not change is not compiled again."""
+
+    def __init__(self, version: str, forget: bool) -> None:
+        read = [*sorted((ROOT / "kernels").glob("*.py")), *sorted((ROOT / "bench/shipped").glob("*.py"))]
+        read += [ROOT / f"bench/{name}.py" for name in ("configurations", "gate", "sass")]
+        sources = b"".join(path.read_bytes() for path in read)
+        digest = hashlib.sha256(sources + version.encode()).hexdigest()[:16]
+        self.path = ROOT / ".cache/gate" / f"{digest}.json"
+        self.found = json.loads(self.path.read_text()) if self.path.exists() and not forget else {}
+
+    def of(self, configuration: Configuration, capability: int) -> dict[str, Any]:
+        named = f"{configuration.op} {configuration.module}.{configuration.kernel}"
+        key = f"{named} ({configuration.what}) sm_{capability}"
+        if key not in self.found:
+            self.found[key] = compiled(configuration, capability)
+        return self.found[key]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.parent.glob("*.json"):
+            stale.unlink()
+        self.path.write_text(json.dumps(self.found, indent=1))
 
 
 if __name__ == "__main__":

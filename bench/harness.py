@@ -15,6 +15,7 @@ perfect kernel would take, of what this one takes; `binding` names the larger te
 
 import gc
 import importlib.util
+import json
 import os
 import statistics
 import time
@@ -24,6 +25,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import selection
+import survive
 import torch
 
 # torch.compile's worker processes would start up beside what is timed first.
@@ -31,11 +34,20 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 Run = Callable[[], object]
+
+
+def use(device: str) -> None:
+    """Times on "cpu" or "cuda"; before the files with benchmarks are imported, which read GPU and DEVICE."""
+    global GPU, DEVICE
+    GPU, DEVICE = device == "cuda", torch.device(device)
+
+
 NUM_BANNED = 21
 """Ids of Qwen2.5-VL that are never sampled: images, video, boxes, the start of a turn; its last ones."""
 
 # Seconds of timing for a group's contenders together, and the rounds that are made whatever they take.
 BUDGET_S, MIN_ROUNDS, MAX_ROUNDS = (1.5, 7, 201) if GPU else (1.0, 5, 201)
+BUDGET_S = float(os.environ.get("BENCH_BUDGET_S", BUDGET_S))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +96,8 @@ class Measured:
             "of_ceiling": terms[binding] / seconds,
             "binding": binding,
             "ms": seconds * 1e3,
+            "p20_ms": _quantile(timing.seconds, 0.2) * 1e3,
+            "p80_ms": _quantile(timing.seconds, 0.8) * 1e3,
             "gb_per_s": self.group.num_bytes / seconds / 1e9,
         }
         if timing.warm:
@@ -103,10 +117,15 @@ class Measured:
         return info
 
 
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
 def ids_that_count(vocab: int) -> dict[str, Any]:
     """`vocab_size` and `banned_ids` as engine and trainer pass them for Qwen2.5-VL, whose head has more rows than the
     tokenizer has ids; nothing for other vocabularies. Peers know no such ids and count all: they read the same."""
-    if vocab != 152_064:
+    if vocab != 152_064 or selection.chosen.bare:
         return {}
     size = 151_665
     return {"vocab_size": size, "banned_ids": torch.arange(size, device=DEVICE) >= size - NUM_BANNED}
@@ -120,11 +139,14 @@ def num_sampled(vocab: int) -> int:
 
 def greedy_or_one(rows: int) -> torch.Tensor:
     """[rows] temperatures as in a rollout with code in it: every fourth token greedy, the others at 1."""
+    if selection.chosen.bare:
+        return torch.ones(rows, device=DEVICE)
     return (torch.arange(rows, device=DEVICE) % 4 != 0).float()
 
 
 def contenders(*ours: str, **packages: str) -> list[str]:
     """The names that can take part here: `ours`, and of name=package those whose package is installed, on a GPU."""
+    selection.packages.update(packages)
     return [*ours, *(name for name, package in packages.items() if GPU and importlib.util.find_spec(package))]
 
 
@@ -152,6 +174,10 @@ def measure(group: Group) -> Measured:
     timings = {name: Timing() for name in group.names}
     runs = {}
     for name in group.names:
+        if survive.left_out(group.title, name):
+            timings[name].failed = "hung before"
+            continue
+        survive.note("contender", json.dumps([group.title, name]))
         try:
             run = group.build(name)
             timings[name].peak_bytes = _warmed_up(run)
@@ -165,10 +191,14 @@ def measure(group: Group) -> Measured:
                 torch.cuda.empty_cache()
     if GPU and not group.training:
         for name, run in runs.items():
+            survive.note("contender", json.dumps([group.title, name]))
             runs[name] = _replayed(run)
             timings[name].replayed = runs[name] is not run
     with _no_garbage_collection():
-        (_time_on_gpu if GPU else _time_on_cpu)(runs, timings)
+        if GPU:
+            _time_on_gpu(group.title, runs, timings)
+        else:
+            _time_on_cpu(runs, timings)
     return Measured(group, timings)
 
 
@@ -212,10 +242,11 @@ def _time_on_cpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
             timings[name].cpu.append(time.process_time() - cpu)
 
 
-def _time_on_gpu(runs: dict[str, Run], timings: dict[str, Timing]) -> None:
+def _time_on_gpu(title: str, runs: dict[str, Run], timings: dict[str, Timing]) -> None:
     ahead = {name: _host_seconds(run) for name, run in runs.items()}
     started = time.perf_counter()
-    for run in runs.values():
+    for name, run in runs.items():
+        survive.note("contender", json.dumps([title, name]))
         _event_seconds(run)
     for _ in range(_rounds(2 * (time.perf_counter() - started))):
         for name, run in runs.items():

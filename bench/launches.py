@@ -1,6 +1,7 @@
-"""What ops would launch on Hopper, recorded instead of launched, on tensors of a CPU: no GPU, and nothing is computed.
+"""What engine and trainer launch on Hopper with Qwen2.5-VL-7B, recorded instead of launched: no GPU, and nothing is
+computed.
 
-    python bench/launches.py       one launch a line, of the ops as Qwen2.5-VL-7B calls them, in bfloat16 and float32
+    python bench/launches.py       one launch a line, in bfloat16 and float32
 
 A launch is described by what Triton compiles for: each argument's type, whether it is a multiple of 16, constants,
 warps and stages. What bench/shipped lists is written by hand: this exits with 1 when a launch is not among it.
@@ -9,34 +10,25 @@ warps and stages. What bench/shipped lists is written by hand: this exits with 1
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
+import triton
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled functions, or there is nothing to ask
 
-import gate
+import configurations
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from thyme.kernels import (
-    grpo_loss,
-    kv_cache,
-    linear_grpo_loss,
-    linear_logprob,
-    linear_tiles,
-    mrope,
-    paged_attention,
-    rmsnorm,
-    sample,
-    sample_blocks,
-    shared_prefix,
-    swiglu,
-    token_logprobs,
-)
+from thyme.kernels import linear_logprob, linear_tiles, token_logprobs
 
 
 class Recorder:
@@ -66,7 +58,7 @@ def _described(arguments: dict[str, str], options: dict[str, Any]) -> str:
     return " ".join(part.replace(" ", "") for part in parts)
 
 
-def compiled(configuration: gate.Configuration) -> str:
+def compiled(configuration: configurations.Configuration) -> str:
     """The same description of what the gate compiles."""
     kernel = getattr(sys.modules[f"thyme.kernels.{configuration.module}"], configuration.kernel)
     kernel = kernel.kernel if isinstance(kernel, Recorder) else kernel
@@ -76,89 +68,79 @@ def compiled(configuration: gate.Configuration) -> str:
         if kind is None:
             arguments[name] = f"={configuration.constants[name]}"
         else:
-            arguments[name] = f":{kind}{'/16' * gate.is_aligned(configuration, kernel, name)}"
+            arguments[name] = f":{kind}{'/16' * configurations.is_aligned(configuration, kernel, name)}"
     return _described(arguments, configuration.options)
 
 
 def record() -> dict[str, Recorder]:
-    """Puts a recorder in place of every kernel that is launched, for the rest of the process; by module.kernel."""
+    """Puts a recorder in place of every kernel that is launched, for the rest of the process; by module.kernel.
+
+    Tensors say that they are on a GPU, so that ops choose what they choose there; those of the device "meta" have no
+    memory, and the others are filled with zeros where they would not be.
+    """
     recorders = {}
-    for path in sorted((gate.ROOT / "kernels").glob("*.py")):
+    for path in sorted((configurations.ROOT / "kernels").glob("*.py")):
         module = importlib.import_module(f"thyme.kernels.{path.stem}")
-        for kernel in gate.launched(path.stem):
+        for kernel in configurations.launched(path.stem):
             recorders[f"{path.stem}.{kernel}"] = recorder = Recorder(getattr(module, kernel))
             setattr(module, kernel, recorder)
-    sample._raise_not_finite, sample_blocks.logprobs = lambda *_: None, lambda *_: (None, None)  # nothing was computed
+    triton.knobs.runtime.interpret = True  # read only by who asks whether Triton runs without a GPU: kernels are made
+    torch.Tensor.is_cuda = property(lambda tensor: True)  # type: ignore[assignment]
+    torch.cuda.device = lambda device: nullcontext()  # type: ignore[assignment, misc]
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        setattr(owner, name, _zeroed(getattr(owner, name)))
+    torch.mm = _with_any_dtype(torch.mm)  # type: ignore[assignment]
+    torch.fx.experimental._config.meta_nonzero_assume_all_nonzero = True  # a mask of no values masks nothing
     linear_tiles._has_tma = lambda hidden, weight: hidden.dtype != torch.float32
-    torch.mm = lambda a, b, out=None, **_: out  # ours are all given where to write
-    torch.addmm = lambda total, a, b, out=None, **_: out
     return recorders
 
 
-def call_as_the_7b_model(dtype: torch.dtype) -> None:
-    """Two tokens of two sequences, forward and backward, as engine and trainer pass them: ids below the tokenizer's
-    size, some banned, a temperature of 1 and one of 0. The weights are never read, so they take no memory."""
-    vocab, ids, features, inner, queries, keys, dim = 152_064, 151_665, 3_584, 18_944, 28, 4, 128
-    index, ones, temperature = torch.arange(2), torch.ones(2), torch.tensor([1.0, 0.0])
-    banned = torch.arange(ids) > ids - 20
-    among: dict[str, Any] = {"vocab_size": ids, "banned_ids": banned}
-    logits = torch.zeros(2, vocab, dtype=dtype, requires_grad=True)
-    for limits in ({}, {"top_p": 0.9}):
-        sample.sample_triton(logits, temperature, seed=index, position=index, **among, **limits)
-    tokens: dict[str, Any] = {
-        "ref_logprobs": ones,
-        "rollout_logprobs": ones,
-        "segments": torch.zeros(2, dtype=torch.uint8),
-    }
-    tokens |= {"cu_seqlens": torch.tensor([0, 2], dtype=torch.int32), "temperature": temperature, **among}
-    first = grpo_loss.GrpoLossConfig(entropy_coef=0.1)
-    later = grpo_loss.GrpoLossConfig(loss="gspo", rollout_ratio_cap=2.0, entropy_coef=0.1)
-    for config, old in ((first, None), (later, ones)):
-        more = {"old_logprobs": old, "config": config, **tokens}
-        grpo_loss.grpo_loss_triton(logits, index, ones, ones, **more)[0].backward()
-    if dtype == torch.bfloat16:
-        token_logprobs.token_logprobs_triton(logits, index, vocab_size=ids)[0].sum().backward()
+def _zeroed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, **more: Any) -> Tensor:
+        tensor = make(*args, **more)
+        return tensor.zero_() if tensor.device.type == "cpu" else tensor
 
-    hidden = torch.zeros(2, features, dtype=dtype, requires_grad=True)
-    head = torch.empty(vocab, features, dtype=dtype)
-    for tau in (temperature, None):
-        for bonus in (0.0, 0.1):
-            logprob, entropy = linear_logprob.linear_logprob_triton(hidden, head, index, temperature=tau, **among)
-            (logprob.sum() + (bonus * entropy.sum() if bonus else 0.0)).backward()
-            config = grpo_loss.GrpoLossConfig(entropy_coef=bonus)
-            more = {"config": config, "tempered": tau is not None, **tokens}
-            linear_grpo_loss.linear_grpo_loss_triton(hidden, head, index, ones, ones, **more)[0].backward()
+    return made
 
-    weight = torch.ones(features, dtype=dtype, requires_grad=True)
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            normed, total = rmsnorm.add_rmsnorm_triton(hidden, hidden, weight, 1e-6)
-            plain = rmsnorm.rmsnorm_triton(hidden, weight, 1e-6)
-        if grad:
-            torch.autograd.backward((normed, total, plain), (hidden, hidden, hidden))
-    swiglu.swiglu_triton(torch.zeros(2, 2 * inner, dtype=dtype, requires_grad=True)).sum().backward()
 
-    qkv = torch.zeros(2, queries + 2 * keys, dim, dtype=dtype)
-    cos, sin = mrope.mrope_tables(index[None], torch.ones(dim // 2))
-    mrope.mrope_triton(qkv[:, : queries + keys].requires_grad_(), cos, sin).sum().backward()
-    k_cache, v_cache = torch.zeros(2, 160, 16, keys, dim, dtype=dtype)
-    with torch.no_grad():
-        q = kv_cache.mrope_write_kv_triton(
-            qkv, cos, sin, k_cache, v_cache, index, bias=torch.zeros(36 * dim, dtype=dtype)
-        )
-    caches = (k_cache, v_cache, torch.zeros(2, 80, dtype=torch.int32), torch.ones(2, dtype=torch.int32))
-    starts = torch.arange(3, dtype=torch.int32)
-    shared = shared_prefix.SharedPrefix(torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
-    for with_prefix, invariant in ((None, False), (shared, False), (None, True), (shared, True)):
-        options: dict[str, Any] = {"shared": with_prefix, "batch_invariant": invariant}
-        paged_attention.paged_attention_triton(q, *caches, starts, scale=dim**-0.5, **options)
+def _with_any_dtype(mm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A CPU has no product in a wider type than its operands'."""
+
+    def product(a: Tensor, b: Tensor, **more: Any) -> Tensor:
+        if "out_dtype" not in more or a.device.type != "cpu":
+            return mm(a, b, **more)
+        return more.get("out", a.new_zeros(len(a), b.shape[1], dtype=more["out_dtype"]))
+
+    return product
+
+
+def call_apart(dtype: torch.dtype) -> None:
+    """What ops offer and neither engine nor trainer asks for: the head with an entropy and without, nothing banned."""
+    vocab, features = 152_064, 3_584
+    with torch.device("meta"):
+        index, hidden = torch.zeros(2, dtype=torch.int64), torch.zeros(2, features, dtype=dtype, requires_grad=True)
+        head = torch.empty(vocab, features, dtype=dtype)
+        more = {"temperature": torch.ones(2), "vocab_size": 151_665}
+        for tau in (torch.ones(2), None):
+            for bonus in (0.0, 0.1):
+                logprob, entropy = linear_logprob.linear_logprob(hidden, head, index, **more | {"temperature": tau})
+                (logprob.sum() + (bonus * entropy.sum() if bonus else 0.0)).backward()
+        logits = torch.zeros(2, vocab, dtype=dtype, requires_grad=True)
+        token_logprobs.token_logprobs(logits, index, **more)[0].sum().backward()
 
 
 if __name__ == "__main__":
+    import product
+
+    of, dtypes = product.processor(), (torch.bfloat16, torch.float32)
+    models = [(product.model(of, dtype), product.policy(dtype)) for dtype in dtypes]
     recorders = record()
-    for dtype in (torch.bfloat16, torch.float32):
-        call_as_the_7b_model(dtype)
-    known = {(one.module, one.kernel, compiled(one)) for one in gate.configurations()}
+    for dtype, (model, policy) in zip(dtypes, models, strict=True):
+        product.run_engine(of, model)
+        product.run_engine(of, model, deterministic=True)
+        product.run_trainer(of, policy)
+        call_apart(dtype)
+    known = {(one.module, one.kernel, compiled(one)) for one in configurations.configurations()}
     missing = [name for name, recorder in recorders.items() if not recorder.launches]
     for name, recorder in recorders.items():
         for launch in sorted(recorder.launches):

@@ -1,7 +1,8 @@
 """`make bench`: runs every bench_*.py, writes build/bench.json and prints one table.
 
     python bench/table.py [pytest options]                            run and print
-    python bench/table.py --print RESULTS.json... [--baseline OUT]    print what runs have written, and keep the figures
+    python bench/table.py --print RESULTS.json...                     print what runs have written
+           [--against KEPT.json] [--baseline OUT.json]                beside what is kept; keep the figures
 
 Each row is one pytest-benchmark. Kernels come first, a group a shape, the fraction of the ceiling in the first
 column; other rows say in `extra_info` what they measured: `figure` and `goal` (strings), `met` (bool) and any counted
@@ -23,6 +24,8 @@ Row = dict[str, Any]
 COLUMNS = (
     ("ceiling", "of_ceiling", "{:.0%}"),
     ("ms", "ms", "{:.4g}"),
+    ("p20", "p20_ms", "{:.4g}"),
+    ("p80", "p80_ms", "{:.4g}"),
     ("warm ms", "warm_ms", "{:.4g}"),
     ("CPU ms", "cpu_ms", "{:.4g}"),
     ("GB/s", "gb_per_s", "{:.4g}"),
@@ -30,6 +33,7 @@ COLUMNS = (
     ("peak MiB", "peak_mib", "{:.0f}"),
     ("graph", "replayed", "{!s}"),
     ("n", "rounds", "{}"),
+    ("vs kept", "vs_kept", "{:.2f}x"),
 )
 
 
@@ -54,17 +58,34 @@ def table(results: list[Row]) -> list[str]:
     return lines
 
 
+def ceilings(results: list[Row]) -> list[str]:
+    """What the machine can do, measured in the same process: what all fractions are of."""
+    found: dict[str, float] = {}
+    for row in results:
+        found |= row["extra_info"].get("ceilings", {})
+    named = {"copy_gb_per_s": "copy {:.4g} GB/s", "matmul_tflop_per_s": "matmul {:.4g} TFLOP/s"}
+    shown = ", ".join(named[name].format(value) for name, value in found.items() if name in named)
+    return [f"ceilings: {shown}"] if shown else []
+
+
 def kernel_lines(rows: list[Row]) -> list[str]:
     infos = [row["extra_info"] for row in rows]
     columns = [column for column in COLUMNS if any(column[1] in info for info in infos)]
-    floors = ", ".join(f"{term} {ms:.4g} ms" for term, ms in infos[0]["floor_ms"].items())
-    lines = [f"  a perfect kernel: {floors}", "  " + "".join(f"{name:>10}" for name, _, _ in columns)]
+    lines = [f"  a perfect kernel: {terms(infos[0]['floor_ms'])}"]
+    if model := infos[0].get("model_ms"):
+        lines.append(f"  the models predict {max(model.values()):.4g} ms: {terms(model)}")
+    lines.append("  " + "".join(f"{name:>10}" for name, _, _ in columns))
     for info in infos:
         cells = (form.format(info[key]) if key in info else "" for _, key, form in columns)
         goal = f"; goal {info['goal']}: {'met' if info['met'] else 'missed'}" if "goal" in info else ""
-        lines.append("  " + "".join(f"{cell:>10}" for cell in cells) + f"  {info['contender']}{goal}")
+        named = f"{info['contender']} {info.get('version', '')}".strip()
+        lines.append("  " + "".join(f"{cell:>10}" for cell in cells) + f"  {named}{goal}")
     lines += [f"  {'-':>10}  {name}: {reason}" for name, reason in infos[0]["absent"].items()]
     return lines
+
+
+def terms(milliseconds: dict[str, float]) -> str:
+    return ", ".join(f"{term} {ms:.4g} ms" for term, ms in milliseconds.items())
 
 
 def other_lines(rows: list[Row]) -> list[str]:
@@ -81,45 +102,84 @@ def other_lines(rows: list[Row]) -> list[str]:
     return lines
 
 
-def baseline(results: list[Row], run: dict[str, Any]) -> dict[str, Any]:
-    """What is worth keeping in the repository: a figure per contender, and what it was measured on."""
-    kept: dict[str, Any] = {key: run["machine_info"][key] for key in ("device", "versions")} | {"commit": commit(run)}
-    kept |= {"command": "make gpu", "groups": {}}
-    keys = {key for _, key, _ in COLUMNS} | {"goal", "met"}
+# What is kept of a run, by its place in the JSON of pytest-benchmark.
+KEPT = {
+    "machine_info": ("device", "versions", "machine", "system", "gpu"),
+    "cpu": ("brand_raw", "count", "arch"),
+    "commit_info": ("id", "time", "dirty"),
+    "benchmarks": ("group", "name", "fullname", "params", "param", "extra_info", "options"),
+    "stats": (
+        *("min", "max", "mean", "stddev", "rounds", "median", "iqr", "q1", "q3", "iqr_outliers", "stddev_outliers"),
+        *("outliers", "ld15iqr", "hd15iqr", "ops", "total", "iterations"),
+    ),
+}
+
+
+def _kept(place: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in KEPT[place] if key in found}
+
+
+def machine(found: dict[str, Any]) -> dict[str, Any]:
+    """What figures are read with of a machine, without what only tells two of a kind apart."""
+    return _kept("machine_info", found) | {"cpu": _kept("cpu", found.get("cpu", {}))}
+
+
+def baseline(found: list[dict[str, Any]], command: str) -> dict[str, Any]:
+    """What is worth keeping in the repository of runs on one machine, in the form of pytest-benchmark, whose
+    --benchmark-compare reads it: without single times, flags of the CPU and paths."""
+    first = found[0]
+    rows = [row for one in found for row in one["benchmarks"]]
+    return {
+        "command": command,
+        "machine_info": machine(first["machine_info"]),
+        "commit_info": _kept("commit_info", first["commit_info"]),
+        "benchmarks": [_rounded(_kept("benchmarks", row) | {"stats": _kept("stats", row["stats"])}) for row in rows],
+    } | {key: first[key] for key in ("datetime", "version") if key in first}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def compared(results: list[Row], kept: dict[str, Any]) -> None:
+    """Puts beside each figure how it stands to the one that is kept of the same contender and group: on a CPU by the
+    time of its cores, which other processes disturb less, else by device time."""
+    before = {(row["group"], row["name"]): row["extra_info"] for row in kept["benchmarks"]}
     for row in results:
-        info = row["extra_info"]
-        if "of_ceiling" in info:
-            figures = {key: info[key] for key in info if key in keys}
-            kept["ceilings"] = kept.get("ceilings", {}) | info["ceilings"]
-            kept["groups"].setdefault(row["group"], {})[info["contender"]] = {
-                key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()
-            }
-    return kept
+        info, then = row["extra_info"], before.get((row["group"], row["name"]), {})
+        for figure in ("cpu_ms", "ms"):
+            if info.get(figure) and then.get(figure):
+                info["vs_kept"] = info[figure] / then[figure]
+                break
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--print", nargs="+", type=Path, metavar="RESULTS.json", help="print these, run nothing")
-    parser.add_argument(
-        "--baseline", type=Path, metavar="OUT", help="folder for <device>.json, the figures worth keeping"
-    )
+    parser.add_argument("--baseline", type=Path, metavar="OUT.json", help="keep the figures, for --benchmark-compare")
+    parser.add_argument("--against", type=Path, metavar="KEPT.json", help="a column with the ratio to these")
     options, pytest_options = parser.parse_known_args()
+    command = ["pytest", "bench", *pytest_options]
     if options.print is None:
         OUT.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pytest", "bench", "-o", "python_files=bench_*.py", "-q", "--benchmark-only"]
-        command += ["--benchmark-columns=median,rounds", f"--benchmark-json={OUT}", *pytest_options]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        run = [sys.executable, "-m", *command, "-q", "--benchmark-only"]
+        run += ["--benchmark-columns=median,rounds", f"--benchmark-json={OUT}"]
+        code = subprocess.run(run, cwd=ROOT, check=False).returncode
         if code:
             return code
     found = [json.loads(path.read_text()) for path in options.print or [OUT]]
     results = [row for one in found for row in one["benchmarks"]]
     results.sort(key=lambda row: "of_ceiling" not in row["extra_info"])
-    print(stamp(found[0]))
-    print("\n".join(table(results)))
+    if options.against is not None:
+        compared(results, json.loads(options.against.read_text()))
+    print(stamp(found[0]), *ceilings(results), *table(results), sep="\n")
     if options.baseline is not None:
-        options.baseline.mkdir(parents=True, exist_ok=True)
-        path = options.baseline / f"{found[0]['machine_info']['device'].replace(' ', '-')}.json"
-        path.write_text(json.dumps(baseline(results, found[0]), indent=1) + "\n")
+        options.baseline.parent.mkdir(parents=True, exist_ok=True)
+        options.baseline.write_text(json.dumps(baseline(found, " ".join(command)), indent=1) + "\n")
     return 0
 
 

@@ -235,8 +235,8 @@ def draw_blocks(
 
 
 def warps_of(tile: Tile, truncates: bool) -> int:
-    """Of a draw; without truncation the rows of a toy vocabulary spill with eight."""
-    return 8 if tile.rows == 1 or truncates else 4
+    """Of a draw: as many as leave each thread the registers that it asks for (bench/gate)."""
+    return 4 if truncates == (tile.rows == 1) else 8
 
 
 def step_of(tile: Tile) -> int:

@@ -38,7 +38,7 @@ def configurations() -> Iterator[dict[str, Any]]:
         yield {
             "op": "paged_invariant" if invariant else OP,
             "kernel": "_decode_kernel",
-            "what": f"{heads(dtype, group, dim, block_size)}{', after a shared prefix' * shared}"
+            "what": f"{heads(dtype, group, dim, block_size)}{', shared prefix' * shared}"
             f"{', for any batch' * invariant}",
             "types": f"{CACHES.format(dtype)} context_ptr:*i32 cu_ptr:*i32 out_ptr:*{dtype} partial_ptr:*fp32 "
             f"stats_ptr:*fp32 scale_log2e:fp32 at_least:i32 {STRIDES}{' shared_ptr:*i32' * shared}",
@@ -54,7 +54,7 @@ def configurations() -> Iterator[dict[str, Any]]:
 
 
 def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
-    return f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}"
+    return f"{dtype}, {group} heads of {dim}, blocks of {block_size}"
 
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
@@ -62,6 +62,18 @@ def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
 
 
 def tiled(kernel: str, group: int, dim: int, itemsize: int, invariant: bool) -> dict[str, Any]:
-    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    """The launch, the scores a thread has of a tile (the rows of queries times the keys of one step), and the work: 64
+    sequences of 4096 tokens, each with 4 kv heads, whose tiles have rows for more than the heads of a group."""
     tile = attention_tiles.launch_config(kernel, group, dim, itemsize, batch_invariant=invariant)
-    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}
+    tokens = 64 * 4_096
+    return {
+        "options": tile,
+        "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"]),
+        "excused": () if itemsize == 2 and dim <= 128 else ("waits",),
+        "work": {
+            "shape": "64 x 4096 decoding",
+            "elements": 4 * tile["ROWS"] * tokens,
+            "num_bytes": 2 * 4 * tokens * dim * itemsize,
+            "flops": 4 * tokens * 4 * group * dim if itemsize == 2 else 0,
+        },
+    }

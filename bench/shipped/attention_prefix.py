@@ -42,7 +42,7 @@ def configurations() -> Iterator[dict[str, Any]]:
 
 
 def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
-    return f"{dtype}, {group} heads of {dim} a group, blocks of {block_size}"
+    return f"{dtype}, {group} heads of {dim}, blocks of {block_size}"
 
 
 def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
@@ -50,6 +50,18 @@ def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
 
 
 def tiled(kernel: str, group: int, dim: int, itemsize: int, invariant: bool) -> dict[str, Any]:
-    """The launch, and the scores a thread has of a tile: the rows of queries times the keys of one step."""
+    """The launch, the scores a thread has of a tile (the rows of queries times the keys of one step), and the work: 8
+    groups of 8 after a prefix of 3584, each with 4 kv heads."""
     tile = attention_tiles.launch_config(kernel, group, dim, itemsize, batch_invariant=invariant)
-    return {"options": tile, "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"])}
+    tokens = 8 * 3_584
+    return {
+        "options": tile,
+        "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"]),
+        "excused": () if itemsize == 2 and dim <= 128 else ("waits",),
+        "work": {
+            "shape": "8 x 8 after 3584",
+            "elements": 4 * tile["ROWS"] * tokens,
+            "num_bytes": 2 * 4 * tokens * dim * itemsize,
+            "flops": 4 * 8 * tokens * 4 * group * dim if itemsize == 2 else 0,
+        },
+    }

@@ -9,6 +9,7 @@ from typing import Any
 
 from thyme.kernels import linear_gradient, linear_tiles
 
+ROWS, FEATURES, VOCAB = 8_192, 3_584, 152_064  # of a training step
 WGMMA, SPECIALIZED = r"wgmma\.mma_async", r"setmaxnreg"
 BULK_STORE = r"cp\.async\.bulk\.tensor\S*\.global\.shared"
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
@@ -18,6 +19,17 @@ def elements(tile: dict[str, Any]) -> int:
     """Logits a thread: of specialized warps a producer computes none, and two groups of four halve the tile."""
     warps = 8 if tile["SPECIALIZE"] else tile["num_warps"]
     return int(tile["ROWS"] * tile["WORDS"] // (32 * warps))
+
+
+def work(dtype: str, stored: bool) -> dict[str, Any]:
+    """One product of all rows; `stored`: and its tiles, written once."""
+    itemsize = 4 if dtype == "fp32" else 2
+    return {
+        "shape": f"{ROWS} x {FEATURES} x {VOCAB}",
+        "elements": ROWS * VOCAB,
+        "num_bytes": itemsize * ((ROWS + VOCAB) * FEATURES + stored * ROWS * VOCAB),
+        "flops": 2 * ROWS * FEATURES * VOCAB if itemsize == 2 else 0,  # float32 has no tensor cores here
+    }
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -40,6 +52,8 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "constants": {"HAS_TAU": tau, "HAS_H": entropy} | dict.fromkeys(absent),
                     "options": tile,
                     "elements": elements(tile),
+                    "budget": 12 * (tma and not entropy),
+                    "work": work(dtype, True),
                     "aligned": "num_features dz_width",
                     "instructions": (r"ex2\.approx\.ftz", *[WGMMA, SPECIALIZED, BULK_STORE] * tma),
                     "spot": spot,

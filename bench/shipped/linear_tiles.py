@@ -9,6 +9,7 @@ from typing import Any
 
 from thyme.kernels import linear_tiles
 
+ROWS, FEATURES, VOCAB = 8_192, 3_584, 152_064  # of a training step
 WGMMA, BULK_COPY, SPECIALIZED = r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor", r"setmaxnreg"
 BULK_STORE = r"cp\.async\.bulk\.tensor\S*\.global\.shared"
 
@@ -17,6 +18,17 @@ def elements(tile: dict[str, Any]) -> int:
     """Logits a thread: of specialized warps a producer computes none, and two groups of four halve the tile."""
     warps = 8 if tile["SPECIALIZE"] else tile["num_warps"]
     return int(tile["ROWS"] * tile["WORDS"] // (32 * warps))
+
+
+def work(dtype: str, stored: bool) -> dict[str, Any]:
+    """One product of all rows; `stored`: and its tiles, written once."""
+    itemsize = 4 if dtype == "fp32" else 2
+    return {
+        "shape": f"{ROWS} x {FEATURES} x {VOCAB}",
+        "elements": ROWS * VOCAB,
+        "num_bytes": itemsize * ((ROWS + VOCAB) * FEATURES + stored * ROWS * VOCAB),
+        "flops": 2 * ROWS * FEATURES * VOCAB if itemsize == 2 else 0,  # float32 has no tensor cores here
+    }
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -40,6 +52,8 @@ def configurations() -> Iterator[dict[str, Any]]:
                     "constants": {"HAS_TAU": tau, "KEEP": keep, "SPLIT": linear_tiles._SPLIT} | dict.fromkeys(absent),
                     "options": tile,
                     "elements": elements(tile),
+                    "budget": (13 if keep else 12) * tma,
+                    "work": work(dtype, keep),
                     "aligned": "num_features kept_width",
                     "instructions": (r"ex2\.approx\.ftz", *wanted),
                     "spot": dtype == "bf16" and not tma and not keep and tau,

@@ -5,6 +5,7 @@ from typing import Any
 
 from thyme.kernels import mrope
 
+TOKENS = 8_192
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
@@ -16,6 +17,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         ("16 + 16 heads of 80, backward", "bf16", 32, 40, -1),
         ("28 + 4 heads of 128", "fp32", 32, 64, 1),
         ("28 + 4 heads of 128, backward", "fp32", 32, 64, -1),
+        ("16 + 16 heads of 80", "fp32", 32, 40, 1),
+        ("16 + 16 heads of 80, backward", "fp32", 32, 40, -1),
     ):
         tile = mrope.launch_config(heads, half)
         yield {
@@ -25,6 +28,11 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"SIGN": sign, "NUM_HEADS": heads, "HALF": half},
             "options": tile,
             "elements": 2 * tile["HEADS"] * tile["BLOCK"] // (32 * tile["num_warps"]),
+            "work": {
+                "shape": f"{TOKENS} tokens",
+                "elements": TOKENS * heads * 2 * half,
+                "num_bytes": TOKENS * (2 * heads * 2 * half * (2 if dtype == "bf16" else 4) + 8 * half),
+            },
             "aligned": "stride head_stride",
             "instructions": (WIDE_LOAD, WIDE_STORE),
             "spot": dtype == "bf16" and half == 64 and sign == 1,

@@ -11,7 +11,11 @@ TILE = {"BLOCK": policy_tokens._BLOCK, "num_warps": 1}
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for what, loss, old, cap in (("first update, PPO", 0, False, False), ("GSPO, everything", 1, True, True)):
+    for what, loss, old, cap in (
+        ("first update, PPO", 0, False, False),
+        ("later update, PPO", 0, True, False),
+        ("GSPO, everything", 1, True, True),
+    ):
         names = [name for name in VECTORS.split() if old or name != "old_ptr"]
         absent: dict[str, Any] = {} if old else {"old_ptr": None}
         sequences = " shared_ptr:*fp32" if loss == 1 else ""
@@ -28,8 +32,10 @@ def configurations() -> Iterator[dict[str, Any]]:
             | {"PLANES": policy_tokens._PLANES},
             "options": TILE,
             "elements": policy_tokens._BLOCK // 32,
-            "spot": loss == 0,
+            "spot": loss == 0 and not old,
         }
+        if what.startswith("later"):
+            continue  # its sums are finished as those of the first
         yield {
             "op": "policy_loss",
             "kernel": "_finish_kernel",

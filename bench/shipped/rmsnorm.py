@@ -1,6 +1,6 @@
-"""What is compiled of kernels/rmsnorm.py: the rows of Qwen2.5-VL-7B, the heads of Qwen3, the widest row.
+"""What is compiled of kernels/rmsnorm.py: the rows of Qwen2.5-VL-7B and of its vision tower.
 
-Rare: float32 rows, and what of the widest and of the heads differs by a pointer that is there or not.
+Rare: the heads of Qwen3, the widest row, float32.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,15 @@ from typing import Any
 
 from thyme.kernels import rmsnorm
 
+ROWS = 8_192
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v[24]", r"st\.global\S*\.v[24]"
 
 
-SHAPES = (("bf16", 3584, 1), ("bf16", 128, 28), ("fp32", 3584, 1), ("fp32", rmsnorm._MAX_WIDTH, 1))
+SHAPES = (
+    *((dtype, width, 1) for dtype in ("bf16", "fp32") for width in (3_584, 1_280)),
+    ("bf16", 128, 28),
+    ("fp32", rmsnorm._MAX_WIDTH, 1),
+)
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -21,6 +26,9 @@ def configurations() -> Iterator[dict[str, Any]]:
         elements = tile["ROWS"] * tile["BLOCK"] // (32 * tile["num_warps"])
         common = {"options": tile, "elements": elements, "aligned": "stride head_stride"}
         constants = {"HEADS": heads, "WIDTH": width}
+        numbers = ROWS * heads * width
+        row_pass = {"shape": f"{ROWS * heads} x {width}", "elements": ROWS * heads * tile["BLOCK"]}
+        itemsize = 2 if dtype == "bf16" else 4
         what = f"{dtype}, {f'{heads} heads of ' * (heads > 1)}{width}"
         for adds, keeps in product((False, True), (False, True)):
             types = (
@@ -35,8 +43,9 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "types": types,
                 "constants": constants | dict.fromkeys(absent),
                 "instructions": (r"rsqrt\.approx", WIDE_LOAD, WIDE_STORE),
+                "work": row_pass | {"num_bytes": (2 + 2 * adds) * numbers * itemsize},
                 "spot": keeps and (dtype, width) == ("bf16", 3584),
-                "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and keeps and width > 3584)),
+                "rare": dtype == "fp32" or heads > 1,
                 **common,
             }
         for adds in (False, True):
@@ -48,6 +57,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 f"partial_ptr:*fp32 stride:i32 head_stride:i32 num_rows:i32" + f" grad_total_ptr:*{dtype}" * adds,
                 "constants": constants | ({} if adds else {"grad_total_ptr": None}),
                 "instructions": (WIDE_LOAD, WIDE_STORE),
-                "rare": (adds and heads > 1) or (dtype == "fp32" and not (adds and width > 3584)),
+                "work": row_pass | {"num_bytes": (3 + adds) * numbers * itemsize},
+                "rare": dtype == "fp32" or heads > 1,
                 **common,
             }

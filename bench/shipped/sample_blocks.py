@@ -9,6 +9,7 @@ from typing import Any
 from thyme.kernels import row_stats, sample_blocks
 
 VOCAB, SMALL_VOCAB = 151_665, 163  # the tokenizer's; the head has 152,064 rows, which only the stride shows
+ROWS = 256  # sequences that are decoded together
 SIZES = "stride:i32 num_rows:i32 vocab_size:i32 num_blocks:i32"
 ROW = "logits_ptr:*{0} temperature_ptr:*fp32 banned_ptr:*u8 ban_blocks_ptr:*u8 partial_ptr:*fp32"
 CUT = "limits_ptr:*fp64 candidates_ptr:*{0} num_candidates_ptr:*i32"
@@ -39,6 +40,7 @@ def configurations() -> Iterator[dict[str, Any]]:
                 "options": {"num_warps": sample_blocks.warps_of(tile, truncates)},
                 "elements": tile.rows * tile.block // (32 * sample_blocks.warps_of(tile, truncates)),
                 "instructions": (r"mul\.lo\.s64",),
+                "work": {} if truncates else {"shape": f"{ROWS} blocks", "elements": ROWS * tile.rows * tile.block},
                 "spot": truncates and not rare,
                 "rare": rare,
             }

@@ -12,6 +12,7 @@ import triton
 from thyme.kernels import row_stats, sample_cut
 
 VOCAB, SMALL_VOCAB = 151_665, 163  # the tokenizer's; the head has 152,064 rows, which only the stride shows
+ROWS = 256  # sequences that are decoded together
 SIZES = "num_rows:i32 vocab_size:i32 num_blocks:i32"
 
 
@@ -32,6 +33,13 @@ def configurations() -> Iterator[dict[str, Any]]:
             "constants": {"HAS_BANNED": True, "ROWS": tile.rows, "BLOCK": tile.block} | {"LANES": 32 * warps},
             "options": {"num_warps": warps},
             "elements": tile.rows * tile.block // (32 * warps),
+            "budget": 12,
+            "excused": ("narrow",),  # what is scattered has a layout of its own: see the kernel
+            "work": {
+                "shape": f"{ROWS} x {vocab}",
+                "elements": ROWS * vocab,
+                "num_bytes": ROWS * vocab * (2 if dtype == "bf16" else 4),
+            },
             "spot": not rare,
             **common,
         }

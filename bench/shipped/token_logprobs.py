@@ -1,4 +1,7 @@
-"""What is compiled of kernels/token_logprobs.py: all that may be asked for at once, and no banned ids or entropy."""
+"""What is compiled of kernels/token_logprobs.py: the backward with an entropy bonus and without, banned ids and none.
+
+Rare: float32.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,25 +9,43 @@ from typing import Any
 from thyme.kernels import token_logprobs
 
 VOCAB = 151_665  # the tokenizer's; the head has 152,064 rows, which only the stride shows
+ROWS = 8_192  # tokens of a training step
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4", r"st\.global\S*\.v[24]"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
     tile = token_logprobs._launch_config(VOCAB)
-    for dtype, full in (("bf16", True), ("bf16", False), ("fp32", True)):
+    elements = tile["BLOCK"] // (32 * tile["num_warps"])
+    for dtype, banned, entropy in (
+        ("bf16", True, True),
+        ("bf16", True, False),
+        ("bf16", False, False),
+        ("fp32", True, True),
+        ("fp32", True, False),
+        ("fp32", False, False),
+    ):
+        itemsize = 2 if dtype == "bf16" else 4
         # A thread's logits, 16 bytes a load: of the mask it is one for as many ids, so fewer bytes.
-        loads = tile["BLOCK"] // (32 * tile["num_warps"] * (8 if dtype == "bf16" else 4))
-        banned = "banned_ptr:*u8 ban_blocks_ptr:*u8"
+        loads = elements * itemsize // 16
+        absent = ([] if banned else ["banned_ptr", "ban_blocks_ptr"]) + ([] if entropy else ["h_ptr"])
         yield {
             "kernel": "_backward_kernel",
-            "what": f"{dtype}{', banned ids, entropy' * full}",
-            "types": f"logits_ptr:*{dtype} targets_ptr:*i64 temperature_ptr:*fp32 {banned * full} stats_ptr:*fp32 "
-            f"g_ptr:*fp32 {'h_ptr:*fp32' * full} dlogits_ptr:*{dtype} "
-            "stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
-            "constants": {"HAS_H": full, "HAS_BANNED": full}
-            | ({} if full else dict.fromkeys(("banned_ptr", "ban_blocks_ptr", "h_ptr"))),
+            "what": f"{dtype}{', banned ids' * banned}{', entropy' * entropy}",
+            "types": f"logits_ptr:*{dtype} targets_ptr:*i64 temperature_ptr:*fp32 "
+            f"{'banned_ptr:*u8 ban_blocks_ptr:*u8' * banned} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * entropy} "
+            f"dlogits_ptr:*{dtype} stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
+            "constants": {"HAS_H": entropy, "HAS_BANNED": banned} | dict.fromkeys(absent),
             "options": tile,
-            "elements": tile["BLOCK"] // (32 * tile["num_warps"]),
+            "elements": elements,
+            "budget": 29 if entropy else 18,
+            # The longest way is that of a block that holds the target, and bans where there are any: one or two in 75.
+            "excused": ("budget", "narrow") if banned else ("budget",),
+            "work": {
+                "shape": f"{ROWS} x {VOCAB}",
+                "elements": ROWS * VOCAB,
+                "num_bytes": 2 * itemsize * ROWS * VOCAB,
+            },
             "instructions": (r"ex2\.approx", rf"(?s)({WIDE_LOAD}.*){{{loads}}}", WIDE_STORE),
-            "spot": full and dtype == "bf16",
+            "spot": banned and entropy and dtype == "bf16",
+            "rare": dtype == "fp32",
         }
