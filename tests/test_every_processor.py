@@ -39,7 +39,7 @@ BITS = {
         "test_the_bits_are_those_over_stored_logits",
     ],
     "tests/kernels/test_mrope.py": [
-        "test_a_token_does_not_know_its_batch_in_triton",
+        "test_a_token_does_not_know_its_batch[triton]",
     ],
     "tests/kernels/test_paged_attention.py": [
         "test_a_sequence_does_not_know_its_batch_in_triton",

@@ -25,7 +25,11 @@ COMMANDS = [
 
 
 def child(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    inherited = (
+        "TRITON_INTERPRET",
+        "PYTEST_",
+    )  # benchmarks refuse to run inside of xdist, as which a child would count
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(inherited)}
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,

@@ -82,8 +82,8 @@ def test_a_kernel_without_exponentials_is_judged_by_its_products_or_loads() -> N
     assert sass.count(KERNEL.replace("MUFU.EX2", "HGMMA.64x256x16.F32.BF16")).where == "loop at 0x20"
     assert sass.count(KERNEL.replace("MUFU.EX2", "FADD")).where == "loop at 0x20"
     assert sass.count(KERNEL.replace("MUFU.EX2", "FADD").replace("LDG.E.128", "LDG.E")).where == "loop at 0x20"
-    with pytest.raises(ValueError, match="neither exponentials nor products, and loads nothing"):
-        sass.count(KERNEL.replace("MUFU.EX2", "FADD").replace("LDG", "LDS"))
+    with pytest.raises(ValueError, match="neither exponentials nor products nor wide loads"):
+        sass.count(KERNEL.replace("MUFU.EX2", "FADD").replace("LDG", "LDS").replace("STG", "STS"))
 
 
 @pytest.mark.parametrize(

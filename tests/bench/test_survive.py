@@ -9,6 +9,8 @@ from pathlib import Path
 import survive
 
 ROOT = Path(__file__).resolve().parents[2]
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+"""The environment of a process that is no worker of xdist."""
 HANGS = """
 import time
 
@@ -42,7 +44,7 @@ def test_what_began_and_did_not_end_hung() -> None:
 def test_a_hanging_test_and_a_hanging_contender_cost_themselves_alone(tmp_path: Path) -> None:
     (tmp_path / "test_planted.py").write_text(HANGS)
     (tmp_path / "planted.py").write_text(PLUGIN)
-    environment = os.environ | {
+    environment = ALONE | {
         "OUT": str(tmp_path / "out"),
         "PYTHON": sys.executable,
         "PACKAGES": str(tmp_path),
@@ -78,7 +80,7 @@ def test_a_hanging_test_and_a_hanging_contender_cost_themselves_alone(tmp_path: 
 def test_an_unknown_stage_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "bench/gpu.sh", "kernel"],
-        cwd=ROOT, env=os.environ | {"OUT": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=ALONE | {"OUT": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "kernel: there is no such stage" in done.stdout

@@ -108,7 +108,7 @@ def test_nothing_of_a_step_that_failed_is_read(
     engine.runner.kv_cache.fill_(1e3)
     sequences = [engine.add(prompt, GREEDY) for prompt in prompts[:2]]
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "_forward", lambda batch: (_ for _ in ()).throw(RuntimeError("planted")))
+        patch.setattr(engine.runner, "_forward", lambda *_: (_ for _ in ()).throw(RuntimeError("planted")))
         with pytest.raises(RuntimeError, match="planted"):
             engine.step()
     engine.scheduler.check_integrity()

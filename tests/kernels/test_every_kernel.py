@@ -3,8 +3,8 @@
 import importlib
 from typing import Any
 
+import configurations
 import every_kernel
-import gate
 import pytest
 import torch
 
@@ -23,9 +23,9 @@ class Launches:
 def test_every_kernel_that_there_is_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
     wanted = set()
-    for path in (gate.ROOT / "kernels").glob("*.py"):
+    for path in (configurations.ROOT / "kernels").glob("*.py"):
         module = importlib.import_module(f"thyme.kernels.{path.stem}")
-        for kernel in gate.launched(path.stem):
+        for kernel in configurations.launched(path.stem):
             wanted.add(f"{path.stem}.{kernel}")
             monkeypatch.setattr(module, kernel, Launches(getattr(module, kernel), f"{path.stem}.{kernel}", seen))
     for op in every_kernel.OPS:

@@ -119,6 +119,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, group: _Group, causal: bool, scale:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # what an engine's step leaves here, training finds
 def _plan(lengths: tuple[int, ...], causal: bool, device: torch.device) -> _Plan:
     if not lengths or min(lengths) < 1:
         raise ValueError(f"packed_attention: every length must be at least 1, got {lengths or 'none'}")
