@@ -14,20 +14,21 @@ import counted
 import harness
 import model
 
-# Of a group's title: the op, the module of its kernels and the configurations (op, kernel, what) that it launches; the
+_SUMS = ("row_stats", r"_partial_kernel bf16, 151665 ids, banned ids$")
+# Of a group's title: the kernels that it launches, by module and by op, kernel and what of their configuration; the
 # first number of the title is the rows, of the configuration's shape too.
 KERNELS = {
-    r"sample: ": ("sample_blocks", r"sample _(?!truncate)\w+ bf16, 151665 ids, banned ids$"),
-    r"sample with ": ("sample_blocks", r"(_truncate_kernel bf16, 151665 ids, banned ids|, truncation)$"),
-    r"grpo_loss forward \+ backward: ": ("token_logprobs", r"token_logprobs _.* bf16, banned ids$"),
-    r"rmsnorm: ": ("rmsnorm", r"^rmsnorm _forward_kernel bf16, 3584, for rollout$"),
-    r"add_rmsnorm: ": ("rmsnorm", r"add_rmsnorm _forward_kernel bf16, 3584, for rollout$"),
-    r"add_rmsnorm backward: ": ("rmsnorm", r"add_rmsnorm _backward_kernel bf16, 3584$"),
-    r"swiglu: ": ("swiglu", r"_forward_kernel bf16, 18944$"),
-    r"swiglu forward \+ backward: ": ("swiglu", r" bf16, 18944$"),
-    r"mrope: ": ("mrope", r" bf16, 28 \+ 4 heads of 128$"),
-    r"mrope forward \+ backward: ": ("mrope", r" bf16, 28 \+ 4 heads of 128(, backward)?$"),
-    r"mrope_write_kv with bias: ": ("kv_cache", r" bf16, 28/4 heads of 128, bias$"),
+    r"sample: ": (_SUMS, ("sample_blocks", r"_draw_kernel bf16, 151665 ids, banned ids$")),
+    r"sample with ": (_SUMS, ("sample_cut", r"_candidates_kernel bf16, 151665 ids, banned ids$")),
+    r"grpo_loss forward \+ backward: ": (_SUMS, ("token_logprobs", r"_backward_kernel bf16, banned ids$")),
+    r"rmsnorm: ": (("rmsnorm", r"^rmsnorm _forward_kernel bf16, 3584, for rollout$"),),
+    r"add_rmsnorm: ": (("rmsnorm", r"add_rmsnorm _forward_kernel bf16, 3584, for rollout$"),),
+    r"add_rmsnorm backward: ": (("rmsnorm", r"add_rmsnorm _backward_kernel bf16, 3584$"),),
+    r"swiglu: ": (("swiglu", r"_forward_kernel bf16, 18944$"),),
+    r"swiglu forward \+ backward: ": (("swiglu", r" bf16, 18944$"),),
+    r"mrope: ": (("mrope", r" bf16, 28 \+ 4 heads of 128$"),),
+    r"mrope forward \+ backward: ": (("mrope", r" bf16, 28 \+ 4 heads of 128(, backward)?$"),),
+    r"mrope_write_kv with bias: ": (("kv_cache", r" bf16, 28/4 heads of 128, bias$"),),
 }
 
 
@@ -55,10 +56,9 @@ def issue_seconds(title: str, card: model.Card, version: str) -> float:
 
 def launches(title: str, version: str) -> Iterator[tuple[counted.Row, model.Work]]:
     """The counted rows of a group's kernels, each with the work of its configuration."""
-    for pattern, (module, wanted) in KERNELS.items():
-        if re.match(pattern, title):
-            kept = counted.kept(version, module)
-            for key, row in kept.items():
+    for pattern, kernels in KERNELS.items():
+        for module, wanted in kernels if re.match(pattern, title) else ():
+            for key, row in counted.kept(version, module).items():
                 work = _works().get((module, *key), model.Work())
                 if re.search(wanted, " ".join(key)) and work.elements:
                     yield row, work

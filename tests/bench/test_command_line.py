@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import configurations
 import predicted
 import pytest
 import selection
@@ -155,3 +156,12 @@ def test_every_command_of_the_page_runs(command: str, tmp_path: Path) -> None:
 def short_run() -> str:
     """A run's JSON, as `--benchmark-json` writes it: the kept one is in its form."""
     return (ROOT / "bench/baselines/cpu.json").read_text()
+
+
+def test_every_kernel_that_is_predicted_is_counted() -> None:
+    """A configuration that was renamed would predict nothing, and nobody would see it."""
+    works = [(one.module, f"{one.op} {one.kernel} {one.what}", one.work) for one in configurations.configurations()]
+    for kernels in predicted.KERNELS.values():
+        for module, wanted in kernels:
+            found = [work for of, name, work in works if of == module and re.search(wanted, name)]
+            assert found and all(work.elements for work in found), wanted
