@@ -58,6 +58,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
     return None if parent.session.isinitpath(file_path) else pytest.Module.from_parent(parent, path=file_path)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads what it compares with
 def pytest_configure(config: pytest.Config) -> None:
     # `timeout` sends it: an interrupted run still writes what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

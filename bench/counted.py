@@ -55,7 +55,7 @@ class Column:
 COLUMNS = {
     "op": Column("op", 17),
     "kernel": Column("kernel", 20),
-    "what": Column("configuration", 53),
+    "what": Column("configuration", 68),
     "registers": Column("regs", 5),
     "shared": Column("shared", 7),
     "programs": Column("an SM", 6, -1),

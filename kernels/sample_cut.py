@@ -123,7 +123,10 @@ def _bounds_kernel(
     threshold = tl.full([1], LOWEST, tl.float32)
     if by_k | by_p:
         found = _highest(order_key(lane_largest, 16), weight, goal) + tl.zeros([1], tl.int32)
-        threshold = tl.where(found > -32641, _logit(found, 16), LOWEST)  # the key of -inf
+        # Below zero the lowest number of so many bits is the one whose others are all set.
+        bits = _logit(found, 16).to(tl.int32, bitcast=True)
+        least = tl.where(bits < 0, bits | 0xFFFF, bits).to(tl.float32, bitcast=True)
+        threshold = tl.where(found > -32641, least, LOWEST)  # the key of -inf
     # The other two as distances from the largest; the margins are far wider than any rounding. The one of top_p after
     # top_k is relative to what top_k left, all of it.
     rest = ((1.0 - top_p) * 0.999 - 1e-5).to(tl.float32) * total / vocab_size
@@ -134,7 +137,8 @@ def _bounds_kernel(
     gap = tl.maximum(gap_p, gap_min)
     margin = 1e-6 * (tl.abs(largest) + tl.abs(gap))
     threshold = tl.where(by_rest | by_least, tl.maximum(threshold, largest + gap - margin), threshold)
-    lower = _logit(order_key(threshold, 0) - 1, 0)  # the next number
+    lower = _logit(order_key(threshold, 0) - 1, 0)  # the next number; below zero that of both signs
+    lower = tl.where(threshold == 0.0, -1.2e-38, lower)
     threshold = tl.where(threshold > LOWEST, lower, LOWEST)
     tl.store(threshold_ptr + row, tl.where(total == total, threshold, float("inf")))  # nothing of a row of NaN
 

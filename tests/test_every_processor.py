@@ -46,7 +46,7 @@ BITS = {
         "test_a_shared_prefix_changes_no_step_of_the_sum",
     ],
     "tests/kernels/test_rmsnorm.py": [
-        "test_a_row_does_not_know_its_batch_in_triton",
+        "test_a_row_does_not_know_its_batch",
         "test_the_weight_gradient_is_summed_in_a_fixed_order",
     ],
     "tests/kernels/test_sample.py": [
@@ -55,7 +55,7 @@ BITS = {
         "test_the_first_update_is_on_policy_bit_for_bit",
     ],
     "tests/kernels/test_swiglu.py": [
-        "test_a_row_does_not_know_its_batch_in_triton",
+        "test_a_row_does_not_know_its_batch",
     ],
     "tests/kernels/test_token_logprobs.py": [
         "test_a_row_does_not_know_its_batch",

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
-from pip._vendor.packaging.requirements import Requirement
+from packaging.requirements import Requirement
 
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 

@@ -38,7 +38,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             "options": {"num_warps": 1},
             "elements": tile.rows * tile.block // 32,
             # The longest way is that of a block that holds bans, one in 75: others take 14 (10.5 at temperature 1).
-            "budget": 18 if banned else 14,
+            "budget": 0 if rare else 18 if banned else 14,
             "excused": ("narrow",) if banned else ("budget",),
             "work": {
                 "shape": f"{ROWS} x {vocab}",
