@@ -8,7 +8,9 @@ import os
 import platform
 import signal
 import subprocess
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +66,10 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A comparison with another machine is said, and made.
     config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
+    with suppress(ImportError):
+        from pytest_benchmark.logger import PytestBenchmarkWarning
+
+        warnings.filterwarnings("default", category=PytestBenchmarkWarning)  # while plugins are configured, too
     option = config.option
     if option.bare and option.as_trained:
         raise pytest.UsageError("--bare and --as-trained exclude each other")
