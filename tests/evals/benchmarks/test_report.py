@@ -69,7 +69,9 @@ def test_figures_by_hand() -> None:
     # Set 0: figure 0 right on both questions, figure 1 on one; set 1: all right.
     hallusion = figures.hallusion(items("HallusionBench"), [1, 1, 1, 0, 1, 1, 1, 1])
     assert hallusion == {"aAcc": 87.5, "fAcc": 75.0, "qAcc": 75.0, "Overall": pytest.approx(237.5 / 3)}
-    assert figures.pairs([], [1, 1, 1, 0, 0, 0])["Overall"] == pytest.approx(100 / 3)
+    asked = [item_of({"index": i, "question": f"{i // 2}?", "answer": "A"}) for i in range(6)]
+    assert figures.pairs(asked, [1, 1, 1, 0, 0, 0])["Overall"] == pytest.approx(100 / 3)
+    assert figures.pairs(asked[1:], [0, 1, 1, 0, 0])["Overall"] == 50.0  # what is left does not pair anew
     ocr = figures.ocr(items("OCRBench"), [1, 0, 1])
     assert ocr["Text Recognition"] == 100.0 and ocr["Overall"] == pytest.approx(200 / 3)
     assert figures.logic(items("LogicVista"), [1]) == {"inductive": 100.0, "spatial": 100.0, "Overall": 100.0}

@@ -80,8 +80,16 @@ def hallusion(items: Sequence[Item], values: Values) -> dict[str, float]:
 
 
 def pairs(items: Sequence[Item], values: Values) -> dict[str, float]:
-    """MMVP: rows come in pairs, one question on two pictures; a pair counts if both are right."""
-    both = [first * second for first, second in zip(values[::2], values[1::2], strict=False)]
+    """MMVP: rows come in pairs, one question on two pictures; a pair counts if both are right. A row whose partner is
+    not there, since its picture could not be read, is in no pair."""
+    both = []
+    waiting: tuple[Item, float] | None = None
+    for item, value in zip(items, values, strict=True):
+        if waiting is not None and waiting[0].question == item.question:
+            both.append(waiting[1] * value)
+            waiting = None
+        else:
+            waiting = (item, value)
     return {"Average": _percent(values), OVERALL: _percent(both)}
 
 
