@@ -7,16 +7,9 @@ batch.
 from collections.abc import Iterator
 from typing import Any
 
-from thyme.kernels import attention_tiles
+from attention_forms import ALIGNED, CACHES, OP, STRIDES, WGMMA, heads, shape, tiled
 
-OP = "paged_attention"
-CACHES = "q_ptr:*{0} k_ptr:*{0} v_ptr:*{0} tables_ptr:*i32"
-STRIDES = "q_stride:i32 q_head_stride:i32 block_stride:i32 slot_stride:i32 kv_head_stride:i32 table_stride:i32"
-ALIGNED = "q_stride q_head_stride block_stride slot_stride kv_head_stride"
-# Keys and values come through a ring of asynchronous 16-byte copies, of which one tile at least is on its way while
-# another is multiplied: a wait for all of them would undo that.
-RING = (r"cp\.async\.cg\.shared\.global [^;]*, 0x10", r"cp\.async\.wait_group\s+(0x)?[1-9]")
-WGMMA = (r"wgmma\.mma_async\S*\.bf16", *RING)
+from thyme.kernels import attention_tiles
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -39,29 +32,3 @@ def configurations() -> Iterator[dict[str, Any]]:
             "instructions": WGMMA if itemsize == 2 and dim == 128 else (r"cp\.async\.cg",),
             "rare": dim == 256 or dtype == "fp32" or invariant,
         }
-
-
-def heads(dtype: str, group: int, dim: int, block_size: int) -> str:
-    return f"{dtype}, {group} heads of {dim}, blocks of {block_size}"
-
-
-def shape(group: int, dim: int, block_size: int) -> dict[str, int]:
-    return {"BLOCK_SIZE": block_size, "GROUP": group, "DIM": dim}
-
-
-def tiled(kernel: str, group: int, dim: int, itemsize: int, invariant: bool) -> dict[str, Any]:
-    """The launch, the scores a thread has of a tile (the rows of queries times the keys of one step), and the work: 8
-    groups of 8 after a prefix of 3584, each with 4 kv heads."""
-    tile = attention_tiles.launch_config(kernel, group, dim, itemsize, batch_invariant=invariant)
-    tokens = 8 * 3_584
-    return {
-        "options": tile,
-        "elements": tile["ROWS"] * tile["KEYS"] // (32 * tile["num_warps"]),
-        "excused": () if itemsize == 2 and dim <= 128 else ("waits",),
-        "work": {
-            "shape": "8 x 8 after 3584",
-            "elements": 4 * tile["ROWS"] * tokens,
-            "num_bytes": 2 * 4 * tokens * dim * itemsize,
-            "flops": 4 * 8 * tokens * 4 * group * dim if itemsize == 2 else 0,
-        },
-    }
