@@ -247,12 +247,14 @@ def _judge(config: EvaluatedConfig) -> Any:
 
 def _say(score: Score, tools: dict[str, Any] | None = None) -> None:
     """What a table does not say: what was not understood, who judged, and how tools were used."""
+    from thyme.evals.benchmarks.report import shown_p
+
     parts = [f"{score.unparsed} of {score.n} not understood"] if score.unparsed else []
     if score.missing:
         parts.append(f"{score.missing} of {score.n} missing, counted as wrong")
     if score.published_by == "judge":
         said = f"{score.by_judge} right on the judge's word" if score.by_judge else "scored by rules"
-        parts.append(f"{said}; the paper's figures are a judge's")
+        parts.append(said + ("; the paper's figures are a judge's" if score.paper else ""))
     if tools is not None:
         ran = f", {tools['calls_ok']:.0%} of them ran, {tools['calls_repaired']:.0%} repaired" if tools["calls"] else ""
         parts.append(f"{tools['calls']:.2f} calls a question{ran}")
@@ -261,7 +263,7 @@ def _say(score: Score, tools: dict[str, Any] | None = None) -> None:
             gained, lost = other["gained"], other["lost"]
             parts.append(
                 f"against {other['run']}: {other['difference']:+.1f} points ({gained} gained, {lost} lost of "
-                f"{other['n']}, p {other['p']:.3f})"
+                f"{other['n']}, p {shown_p(other['p'])})"
             )
     if parts:
         print(f"{score.benchmark}: {'; '.join(parts)}")

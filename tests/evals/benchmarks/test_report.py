@@ -12,7 +12,7 @@ from thyme.evals.benchmarks import figures, scorers
 from thyme.evals.benchmarks.item import Item, item_of
 from thyme.evals.benchmarks.known import benchmark
 from thyme.evals.benchmarks.predictions import read_predictions
-from thyme.evals.benchmarks.report import mcnemar, score_predictions, table
+from thyme.evals.benchmarks.report import mcnemar, score_predictions, shown_p, table
 
 
 def items(name: str) -> list[Item]:
@@ -133,6 +133,13 @@ def test_a_table_has_the_papers_figures_beside_ours() -> None:
     lines = table([score]).splitlines()
     assert lines[2].startswith("| VStarBench | Overall | 2 | 50.0 |") and lines[2].endswith("| 82.2 | 76.4 |")
     assert lines[3] == "|  | Attribute |  | 100.0 |  | 83.5 | 78.2 |"
+
+
+def test_a_table_without_published_figures_has_no_columns_for_them() -> None:
+    rows = items("VStarBench")
+    score, _ = score_predictions(benchmark("mcq"), rows, {item.index: "A" for item in rows})
+    assert table([score]).splitlines()[0] == "| Benchmark |  | n | score | 95 % |"
+    assert (shown_p(0.0004), shown_p(0.0321)) == ("< 0.001", "0.032")
 
 
 def test_the_rules_of_rewards_see_the_options() -> None:

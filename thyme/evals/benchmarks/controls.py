@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from thyme.evals.benchmarks.report import mcnemar
+from thyme.evals.benchmarks.report import mcnemar, shown_p
 from thyme.evals.benchmarks.rows import Rows
 from thyme.evals.benchmarks.run import Answered
 from thyme.rollout.image_folder import ImageFolder
@@ -187,7 +187,7 @@ def control_table(comparisons: Sequence[Comparison], shares: Mapping[str, Any] |
     for one in comparisons:
         is_tools = one.control == TOOLS
         against = (
-            ["", "", "", ""] if is_tools else [f"{one.difference:+.1f}", f"{one.gained}", f"{one.lost}", f"{one.p:.3f}"]
+            ["", "", "", ""] if is_tools else [f"{one.difference:+.1f}", f"{one.gained}", f"{one.lost}", shown_p(one.p)]
         )
         cells = [one.control, str(one.n), f"{one.accuracy:.1f}", *against, f"{one.calls:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -126,9 +126,17 @@ def mcnemar(mine: Sequence[float], theirs: Sequence[float]) -> tuple[int, int, f
     return gained, lost, min(1.0, 2 * tail)
 
 
+def shown_p(p: float) -> str:
+    """A p-value as tables show it."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def table(scores: Sequence[Score]) -> str:
-    """A Markdown table: a line a figure, the paper's beside ours."""
-    lines = ["| Benchmark | | n | score | 95 % | Thyme-7B | Qwen2.5-VL-7B |", "| --- " * 7 + "|"]
+    """A Markdown table: a line a figure, the paper's beside ours where it has any."""
+    columns = ["Benchmark", "", "n", "score", "95 %"]
+    published = any(score.paper for score in scores)
+    columns += ["Thyme-7B", "Qwen2.5-VL-7B"] * published
+    lines = [_line(columns), "| --- " * len(columns) + "|"]
     for score in scores:
         for label, figure in [(OVERALL, score.overall), *score.splits.items()]:
             first = label == OVERALL
@@ -139,7 +147,11 @@ def table(scores: Sequence[Score]) -> str:
                 str(score.n) if first else "",
                 f"{figure:.1f}",
                 f"{score.low:.1f} to {score.high:.1f}" if first else "",
-                *paper,
+                *paper * published,
             ]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
