@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evals": {"config", "pictures", "rollout", "rewards", "data"},
     "train": {"config", "rollout", "rewards", "data", "model", "kernels"},
     "report": {"rollout"},
+    "serve": {"rollout", "engine", "sandbox", "model", "pictures"},
     "toy": {"train", "data", "rollout", "model"},
     "verbs": {
         "config",
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "evals",
         "train",
+        "serve",
         "toy",
     },
     "demo": {"verbs", "toy", "train", "evals", "rollout"},
