@@ -65,6 +65,10 @@ class Server:
         app = Starlette(routes=routes, exception_handlers=handlers)
         self.app: ASGIApp = Guard(app, api_key, self.metrics, [route.path for route in routes])
 
+    def close(self) -> None:
+        """Ends its threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     # Routes.
 
     async def _chat(self, request: Request) -> Response:

@@ -20,6 +20,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(body, parse_constant=_no_constant)
+        if b"\\ud" in body or b"\\uD" in body:  # half a surrogate pair is no text that a tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ApiError(400, "the body is JSON nested too deeply", code="invalid_json") from None
     except ValueError as error:

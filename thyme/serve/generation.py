@@ -109,8 +109,8 @@ class Generation:
             completion.token_ids[new], completion.logprobs[new].tolist(), completion.logprobs_raw[new].tolist()
         )
         raw = b"".join(map(engine.reader.token_bytes, drawn.token_ids))
-        stop = completion.stop_reason
-        rest = choice.cut.end(choice.decoder.decode(raw, final=True), stop if isinstance(stop, str) else None)
+        stop = None if self.asked.keep_stop or not isinstance(completion.stop_reason, str) else completion.stop_reason
+        rest = choice.cut.end(choice.decoder.decode(raw, final=True), stop)
         end = End(FINISH_REASONS[completion.finish_reason], _reason(completion), completion=completion)
         self.tell(Delta(choice.index, content=rest, drawn=drawn, end=end))
 

@@ -1,6 +1,5 @@
 """The server as a process runs it: a socket, uvicorn, and an orderly end."""
 
-import asyncio
 import socket
 from collections.abc import Callable
 
@@ -34,25 +33,26 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def run_server(server: Server, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serves until Ctrl-C or SIGTERM; requests under way have `drain_timeout_s` to end, a second signal none."""
-    config = uvicorn.Config(
-        server.app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="off",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(server.limits.drain_timeout_s)),
-    )
-    _Uvicorn(config, server, on_ready).run(sockets=[listener])
+class HttpServer(uvicorn.Server):
+    """Serves an application until Ctrl-C or SIGTERM, or until `should_exit` is set; requests under way then have
+    `drain_timeout_s` to end, after a second signal none.
 
+    Args:
+        server: the application.
+        on_ready: is called when it listens.
+    """
 
-class _Uvicorn(uvicorn.Server):
-    """Says when it is ready, and tells the application when it is about to end."""
-
-    def __init__(self, config: uvicorn.Config, server: Server, on_ready: Callable[[], None]) -> None:
+    def __init__(self, server: Server, on_ready: Callable[[], object]) -> None:
+        config = uvicorn.Config(
+            server.app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="off",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=max(1, round(server.limits.drain_timeout_s)),
+        )
         super().__init__(config)
         self._server, self._on_ready = server, on_ready
 
@@ -65,4 +65,4 @@ class _Uvicorn(uvicorn.Server):
         """Refuses what is new, and waits for what is under way."""
         self._server.is_leaving = True
         await super().shutdown(sockets)
-        await asyncio.sleep(0)
+        self._server.close()

@@ -65,7 +65,7 @@ def _serve(config: Config, folder: Path, listener: object, key: str | None) -> N
     from thyme.serve.app import Server
     from thyme.serve.engine_thread import EngineThread
     from thyme.serve.requests import BodyReader
-    from thyme.serve.server import is_loopback, run_server
+    from thyme.serve.server import HttpServer, is_loopback
     from thyme.verbs.notes import note
     from thyme.verbs.opening import open_loop, open_model
 
@@ -98,6 +98,5 @@ def _serve(config: Config, folder: Path, listener: object, key: str | None) -> N
         server = Server(thread, reader, config.serve, api_key=key, control=key is not None or not reachable)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        run_server(
-            server, listener, lambda: print(f"serving {reader.model_name}: http://{shown}:{port}/v1", flush=True)
-        )
+        ready = f"serving {reader.model_name}: http://{shown}:{port}/v1"
+        HttpServer(server, lambda: print(ready, flush=True)).run(sockets=[listener])
