@@ -30,6 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "serve": {"rollout", "engine", "sandbox", "model", "pictures"},
     "toy": {"train", "data", "rollout", "model"},
     "verbs": {
+        "_native",
+        "kernels",
+        "repetition",
         "config",
         "options",
         "pictures",

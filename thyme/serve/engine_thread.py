@@ -158,6 +158,7 @@ class EngineThread:
     def _step(self) -> None:
         try:
             completions = self.engine.step()
+            self.failure = None
             for completion in completions:
                 job = self._jobs.pop(completion.sequence.id)
                 job.round_ended(self.engine, completion)
@@ -168,7 +169,6 @@ class EngineThread:
                     self._forget(job)
                 else:
                     job.after_step(self.engine)
-            self.failure = None
         except Exception as error:
             _log.exception("a step of the engine failed; every open request is answered 500")
             self.failure = f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from thyme.serve.deltas import Begun, Delta, Event, Failed
-from thyme.serve.engine_thread import EngineThread
+from thyme.serve.engine_thread import EngineThread, Job
 from thyme.serve.requests import Asked
 
 
@@ -16,7 +16,7 @@ class Ticket:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()  # never more than the tokens of its choices
         self._left = len(asked.prompts) * asked.params.n
-        self._job = engine.submit(asked, self._tell)
+        self._job: Job | None = engine.submit(asked, self._tell)
 
     def _tell(self, event: Event) -> None:
         try:
@@ -32,7 +32,7 @@ class Ticket:
         """
         event = await self._events.get()
         if isinstance(event, Failed):
-            self._left = 0
+            self._end()
             raise event.error
         assert isinstance(event, Begun)
         return event
@@ -50,11 +50,13 @@ class Ticket:
             deltas: list[Delta] = []
             for event in events:
                 if isinstance(event, Failed):
-                    self._left = 0
+                    self._end()
                     raise event.error
                 assert isinstance(event, Delta)
                 deltas.append(event)
                 self._left -= event.end is not None
+            if not self._left:
+                self._end()
             yield deltas
 
     @property
@@ -64,6 +66,10 @@ class Ticket:
 
     def close(self) -> None:
         """Takes the request out of the engine where it is not over."""
-        if self._left:
-            self._left = 0
+        if self._job is not None:
             self._engine.cancel(self._job)
+            self._end()
+
+    def _end(self) -> None:
+        # Job and ticket know each other: a circle would keep the request's pictures until Python looks for circles.
+        self._left, self._job = 0, None
