@@ -109,6 +109,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     (COMPLETE, {"prompt": [1, "a"]}, 422, "prompt[0]: token ids are integers"),
     (COMPLETE, {"prompt": [1, 10**6]}, 422, "token ids are integers in 0.."),
     (COMPLETE, {"prompt": ["a"] * 257}, 422, "257 prompts"),
+    (COMPLETE, {"prompt": ["a"] * 200, "n": 6}, 422, "n: 6 choices for each of 200 prompts"),
     (COMPLETE, {"prompt": "\ud800"}, 400, "surrogates not allowed"),
     (COMPLETE, {"prompt": "<|image_pad|>"}, 400, "image ids"),
     (COMPLETE, {"prompt": "a", "images": ["x"]}, 400, "images[0]"),

@@ -21,7 +21,6 @@ from thyme.verbs.doctor_kernels import kernel_checks, kernels_in_child
 from thyme.verbs.doctor_machine import machine_checks, package_checks
 from thyme.verbs.doctor_parity import parity_checks
 
-
 # Triton's interpreter, as in the tests of kernels.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 
@@ -31,9 +30,15 @@ def failing(checks: list[Check]) -> list[str]:
     return [check.name for check in checks if not check.ok]
 
 
-def test_a_sound_machine_is_sound() -> None:
-    assert not failing(kernel_checks()) and not failing(parity_checks())
-    assert not [check for check in machine_checks() if check.needed and not check.ok]
+def test_a_sound_machine_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a user runs it: kernels in a process of their own. What this machine's sandbox lacks is not of interest."""
+    code = doctor.run(doctor.Config(json=True))
+    rows = [Check(**row) for row in json.loads(capsys.readouterr().out)]
+    assert code in (0, 2) and not failing([row for row in rows if row.part in ("kernels", "parity")])
+    assert not failing([row for row in rows if row.part == "machine" and row.needed])
+    names = {row.name for row in rows if row.part == "kernels"}
+    assert names == set(doctor_kernels._pairs("cpu")) and len(names) == 12
+    assert len([row for row in rows if row.part == "parity"]) == 2
 
 
 def off_by_a_little(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,8 @@ TraceDetail = Literal["off", "text", "full"]
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "dataset", "priority")
 """Fields that change nothing here: OpenAI's book-keeping, and what evaluation kits send along (`dataset`)."""
 _MOST_PROMPTS = 256
+_MOST_CHOICES = 1024
+"""Of all prompts of a request together."""
 _MOST_STOPS = 16
 _COMPLETION_TOKENS = 16
 """What OpenAI's completions draw where nobody says how many."""
@@ -146,6 +148,8 @@ class BodyReader:
             fields.fail("images", f"{len(prompts)} prompts: pictures go with one prompt")
         limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 1)
         params, shape = self._plain_params(fields, limit, self.max_context), self._shape(fields)
+        if len(prompts) * params.n > _MOST_CHOICES:
+            fields.fail("n", f"{params.n} choices for each of {len(prompts)} prompts, at most {_MOST_CHOICES} in all")
         fields.neutral("echo", False)
         fields.neutral("best_of", 1, params.n)
         fields.neutral("suffix", "")

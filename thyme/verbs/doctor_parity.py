@@ -4,6 +4,8 @@ The engine's paged cache, chunks and sampler on one side, one full forward pass 
 log-probs.
 """
 
+from typing import Any
+
 from thyme.verbs.doctor_check import Check
 
 _TOKENS = 24
@@ -46,7 +48,13 @@ def _checks() -> list[Check]:
     ]
     # Small blocks and chunks: a prompt of this size takes several of both.
     engine = Engine(model, EngineConfig(num_blocks=64, block_size=4, prefill_chunk=5, max_sequences=4, quiet=True))
-    fixed = {"max_tokens": _TOKENS, "banned_ids": (), "ignore_eos": True, "repetition": None, "stop_at_tags": False}
+    fixed: dict[str, Any] = {
+        "max_tokens": _TOKENS,
+        "banned_ids": (),
+        "ignore_eos": True,
+        "repetition": None,
+        "stop_at_tags": False,
+    }
     gap = worst = 0.0
     for temperature in (0.0, 1.0):
         params = SamplingParams(temperature=temperature, adaptive=False, seed=1, **fixed)
@@ -59,7 +67,7 @@ def _checks() -> list[Check]:
                 spatial_merge_size=model.config.vision.spatial_merge_size,
             )
             tokens = torch.tensor(ids, device=device)
-            shown = (tokens == model.config.image_token_id).nonzero().flatten()
+            shown = torch.isin(tokens, torch.tensor([model.config.image_token_id], device=device)).nonzero().flatten()
             features = None
             if prompt.images:
                 features = model.encode_images(torch.as_tensor(image.pixel_values).to(device), [image.grid])
