@@ -19,7 +19,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(params=["demo_checkpoint", "hub_folder"])
+@pytest.fixture(params=["demo_checkpoint", pytest.param("hub_folder", marks=pytest.mark.soak)])
 def model(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
