@@ -1,10 +1,21 @@
 """The bodies that VLMEvalKit's and lmms-eval's API clients send, field for field, and what they read of the answer."""
 
+import ast
+import base64
+import importlib
+import io
+import logging
+import mimetypes
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests import theirs
 from tests.serve.served import NAME, Served, data_uri
 from thyme.data.rows import Demonstration
 
@@ -80,3 +91,43 @@ def test_other_shapes_of_their_bodies_are_taken(tooled: Served, row: Demonstrati
 
 def test_the_model_is_found_as_they_find_it(tooled: Served) -> None:
     assert tooled.ask("GET", "/v1/models")[1]["data"][0]["id"] == NAME
+
+
+@pytest.mark.soak
+def test_vlmevalkits_own_client_gets_the_answer(
+    tooled: Served, row: Demonstration, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its class as it is, of an installed ms-vlmeval; of the rest of its package only what that class calls."""
+    root = theirs._folder()
+    if root is None:
+        pytest.skip(theirs.UNINSTALLED)
+    for name in ("vlmeval", "vlmeval.api", "vlmeval.smp", "vlmeval.smp.log"):
+        package = ModuleType(name)
+        package.__path__ = [str(root.parent / name.replace(".", "/"))]
+        monkeypatch.setitem(sys.modules, name, package)
+    smp: Any = sys.modules["vlmeval.smp"]
+    smp.get_logger = sys.modules["vlmeval.smp.log"].get_logger = logging.getLogger  # type: ignore[attr-defined]
+    smp.concat_images_vlmeval = None
+    space = vars(smp) | {"__package__": "vlmeval.smp", "os": os, "io": io, "base64": base64, "Image": Image}
+    space |= {"osp": os.path, "mimetypes": mimetypes, "validators": SimpleNamespace(url=lambda text: False)}
+    for file, names in (("vlm.py", {"encode_image_to_base64", "resize_image_by_factor"}), ("file.py", {"parse_file"})):
+        tree = ast.parse((root / "smp" / file).read_text())
+        tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+        exec(compile(tree, file, "exec"), space)
+    smp.encode_image_to_base64, smp.parse_file = space["encode_image_to_base64"], space["parse_file"]
+    client = importlib.import_module("vlmeval.api.gpt").GPT4V(
+        model=NAME,
+        api_base=f"http://127.0.0.1:{tooled.port}/v1/chat/completions",
+        key="sk-none",
+        img_size=-1,
+        img_detail="high",
+        retry=1,
+        wait=0,
+    )
+    path = tmp_path / "sign.png"
+    picture.save(path)
+    before = tooled.server.metrics.answers["/v1/chat/completions", 200]
+    answer = client.generate([{"type": "image", "value": str(path)}, {"type": "text", "value": row.question.question}])
+    assert tooled.server.metrics.answers["/v1/chat/completions", 200] == before + 1
+    # It sends JPEG, which the toy has not seen: it need not find the digit, but what it says is an answer.
+    assert isinstance(answer, str) and answer and "Failed" not in answer
