@@ -20,9 +20,10 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
+  serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   sandbox run FILE            run one snippet in the sandbox and show what came back
-  doctor                      what isolates the sandbox on this machine, tried and not guessed
+  doctor                      what this machine lacks, tried and not guessed: packages, GPU, kernels, parity, sandbox
 """
 
 VERBS = {
@@ -37,6 +38,7 @@ VERBS = {
     "eval": "thyme.verbs.eval",
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
+    "serve": "thyme.verbs.serve",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",
