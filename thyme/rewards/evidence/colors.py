@@ -1,16 +1,22 @@
-"""Colours by rule: which names a text consists of, and which share of a picture has a colour that is called so."""
+"""Colours by rule: which names a text consists of, and how much of a picture has a colour that is called so."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-HELD_SHARE, ABSENT_SHARE = 0.03, 0.003
-"""Of a picture's pixels: from the first on a colour is in it, below the second it is not, between them nobody knows."""
+MIDDLE = 0.6
+"""Of width and height: what a picture was cut out for lies there, what is around it is ground."""
+HELD_SHARE, ABSENT_SHARE = 0.15, 0.003
+"""Of the middle's pixels, and of all: from the first on, and if no other colour has more, a colour is what the picture
+shows; below the second it is not in it; between them rules cannot tell."""
+OVER_RIM = 1.25
+"""A colour that has not this many times the share of the rim in the middle is ground: nobody knows whose it is."""
 
 _LONGEST_SIDE = 256
 _MODIFIERS = """
@@ -53,17 +59,35 @@ def color_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) if names and all(name in _RULES for name in names) else ()
 
 
-def color_share(picture: Image.Image, name: str) -> float:
-    """The share of a picture's pixels that may be called by a colour's name, 0 to 1.
+@dataclass(frozen=True, slots=True)
+class ColorShares:
+    """How much of a picture may be called by a colour's name, as shares from 0 to 1."""
+
+    everywhere: float
+    middle: float
+    leads: bool
+    """Whether no other colour has more of the middle, and it has more there than around it."""
+
+
+def color_shares(picture: Image.Image, name: str, others: Sequence[str] = ()) -> ColorShares:
+    """The shares of a colour.
 
     Args:
         picture: RGB.
         name: as `color_names` gives it.
+        others: colours that it might be instead; none: all.
     """
     picture = picture.convert("RGB")
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     rgb: Channel = np.asarray(picture, dtype=np.float32) / np.float32(255)
-    return float(_RULES[name](*_hsv(rgb)).mean())
+    channels = _hsv(rgb)
+    mine = _RULES[name](*channels)
+    rows, columns = (slice(int(n * (1 - MIDDLE) / 2), n - int(n * (1 - MIDDLE) / 2)) for n in mine.shape)
+    middle, all_of_it = float(mine[rows, columns].mean()), float(mine.mean())
+    inner = mine[rows, columns].size
+    rim = (float(mine.sum()) - middle * inner) / max(1, mine.size - inner)
+    rest = [float((_RULES[one](*channels) & ~mine)[rows, columns].mean()) for one in others or _RULES if one != name]
+    return ColorShares(all_of_it, middle, middle >= OVER_RIM * rim and all(middle >= share for share in rest))
 
 
 def _hsv(rgb: NDArray[np.float32]) -> tuple[Channel, Channel, Channel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ ZOOMS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 _SIDE = 48
 _SEARCHED = 512
 _SMALLEST = 10
+_CANDIDATE, _CONFIRMED = 0.5, 3
 _WHOLE = 0.98
 _TURNS = tuple(Image.Transpose)
 _SIDEWAYS = tuple(Image.Transpose[name] for name in ("ROTATE_90", "ROTATE_270", "TRANSPOSE", "TRANSVERSE"))
@@ -77,15 +79,13 @@ def covered(target: Box, cut: Box) -> float:
 
 def _is_whole(picture: Image.Image, source: Image.Image) -> bool:
     """Whether all of the source is shown: as it is, mirrored or by quarter turns, brighter, larger or smaller."""
-    thumb = _gray(picture)
+    thumb, small = _gray(picture), Image.fromarray(_gray(source))
     for turn in (None, *_TURNS):
         turned = source.size[::-1] if turn in _SIDEWAYS else source.size
         if abs(picture.width * turned[1] - picture.height * turned[0]) > 0.03 * picture.width * turned[1]:
             continue
-        shown = _gray(source)
-        if turn is not None:
-            shown = np.asarray(Image.fromarray(shown).transpose(turn))
-        if _correlation(thumb, shown) >= _WHOLE:
+        shown = small if turn is None else small.transpose(turn)
+        if _correlation(thumb, np.asarray(shown)) >= _WHOLE:
             return True
     return False
 
@@ -125,40 +125,66 @@ def _correlation(a: Gray, b: Gray) -> float:
 
 
 def _searched(picture: Image.Image, source: Image.Image) -> Box | None:
-    """The place of the source that correlates most with the picture at any of `ZOOMS`, if it is the same."""
+    """The place of the source that shows the same as the picture at one of `ZOOMS`: looked for in a small copy, then
+    confirmed and moved by single pixels in the large one."""
     scale = min(1.0, _SEARCHED / max(source.size))
-    field = _gray(source, size=(round(source.width * scale) or 1, round(source.height * scale) or 1))
-    best: tuple[float, Box] | None = None
+    field = _Field(_gray(source, size=(round(source.width * scale) or 1, round(source.height * scale) or 1)))
+    candidates: list[tuple[float, Box]] = []
     for zoom in ZOOMS:
         width, height = (round(side / zoom * scale) for side in picture.size)
-        if min(width, height) < _SMALLEST or width > field.shape[1] or height > field.shape[0]:
+        if min(width, height) < _SMALLEST or width > field.gray.shape[1] or height > field.gray.shape[0]:
             continue
         template = _gray(picture, size=(width, height))
         if template.std() < FLAT:
             continue
-        scores = _correlations(field, template)
+        scores = field.correlations(template)
         row, column = np.unravel_index(int(scores.argmax()), scores.shape)
-        score = float(scores[row, column])
-        if best is None or score > best[0]:
-            left, top = float(column) / scale, float(row) / scale
-            best = (score, (left, top, left + picture.width / zoom, top + picture.height / zoom))
-    return best[1] if best is not None and best[0] >= SAME else None
+        left, top = float(column) / scale, float(row) / scale
+        box = (left, top, left + picture.width / zoom, top + picture.height / zoom)
+        candidates.append((float(scores[row, column]), box))
+    thumb, reach = _gray(picture), math.ceil(1 / scale) + 1
+    for score, box in sorted(candidates, reverse=True)[:_CONFIRMED]:
+        if score >= _CANDIDATE and (found := _moved(thumb, source, box, reach)) is not None:
+            return found
+    return None
 
 
-def _correlations(field: Gray, template: Gray) -> Gray:
-    """[H - h + 1, W - w + 1]: the correlation of an [h, w] template with every place of an [H, W] field."""
-    rows, columns = field.shape[0] - template.shape[0] + 1, field.shape[1] - template.shape[1] + 1
-    centered = template - template.mean()
-    spectrum = np.fft.rfft2(field) * np.conj(np.fft.rfft2(centered, field.shape))
-    products = np.fft.irfft2(spectrum, field.shape)[:rows, :columns]
-    sums, squares = _window_sums(field, template.shape), _window_sums(field.astype(np.float64) ** 2, template.shape)
-    variance = squares - sums**2 / template.size
-    norm = np.sqrt(np.maximum(variance, template.size * 1.0) * float((centered**2).sum()))
-    return (products / norm).astype(np.float32)
+def _moved(thumb: Gray, source: Image.Image, box: Box, reach: int) -> Box | None:
+    """The place within `reach` pixels of a box that is most like the picture, if it is the same."""
+    best, most = None, SAME
+    for dx in range(-reach, reach + 1):
+        for dy in range(-reach, reach + 1):
+            moved = _inside((box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy), source.size)
+            if moved is not None and (like := _correlation(thumb, _gray(source, moved))) >= most:
+                best, most = moved, like
+    return best
 
 
-def _window_sums(field: NDArray, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    total = np.pad(field.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+class _Field:
+    """A picture to search in, [H, W] grey values."""
+
+    def __init__(self, gray: Gray) -> None:
+        self.gray = gray
+        self._spectrum = np.fft.rfft2(gray)
+        wide = gray.astype(np.float64)
+        self._sums, self._squares = _totals(wide), _totals(wide**2)
+
+    def correlations(self, template: Gray) -> Gray:
+        """[H - h + 1, W - w + 1]: the correlation of an [h, w] template with every place."""
+        rows, columns = (n - m + 1 for n, m in zip(self.gray.shape, template.shape, strict=True))
+        centered = template - template.mean()
+        products = np.fft.irfft2(self._spectrum * np.conj(np.fft.rfft2(centered, self.gray.shape)), self.gray.shape)
+        sums, squares = _in_windows(self._sums, template.shape), _in_windows(self._squares, template.shape)
+        variance = np.maximum(squares - sums**2 / template.size, template.size)
+        found: Gray = products[:rows, :columns] / np.sqrt(variance * float((centered**2).sum()))
+        return found
+
+
+def _totals(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+
+def _in_windows(totals: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
     h, w = shape
-    found: NDArray[np.float64] = total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
+    found: NDArray[np.float64] = totals[h:, w:] - totals[:-h, w:] - totals[h:, :-w] + totals[:-h, :-w]
     return found

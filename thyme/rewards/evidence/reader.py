@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 LONGEST_SIDE = 1_280
 """Of a picture as it is read, in pixels; a larger one is made smaller first."""
-SMALL_SIDE = 640
+SMALL_SIDE = 400
 """A picture whose longer side is less is read at twice its size too."""
 LINE_RATIO = 3
 """A picture this many times as wide as high is read as one line too."""
@@ -35,7 +36,7 @@ class Reader(Protocol):
 
     def passes(self, picture: Image.Image) -> Iterator[Sequence[Line]]:
         """What is read, from the top down, again and again for as long as somebody asks, each time in another way: with
-        a margin, larger, turned.
+        a margin, larger, as one line.
 
         Args:
             picture: RGB.
@@ -53,11 +54,7 @@ class TextReader:
     """
 
     def __init__(self, threads: int = 1) -> None:
-        if not is_available():
-            raise ValueError(
-                "evidence: reading text off pictures needs rapidocr-onnxruntime (Python up to 3.12): "
-                "pip install 'thyme[evidence]'"
-            )
+        require_reader()
         from rapidocr_onnxruntime import RapidOCR
 
         self._lock = threading.Lock()
@@ -85,8 +82,6 @@ class TextReader:
             yield self._read(framed.resize((2 * framed.width, 2 * framed.height), Image.Resampling.BICUBIC))
         if picture.width >= LINE_RATIO * picture.height:
             yield self._read(picture, find=False)
-        for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270):
-            yield self._read(framed.transpose(turn))
 
     def _read(self, picture: Image.Image, *, find: bool = True) -> list[Line]:
         bgr = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
@@ -101,10 +96,23 @@ def is_available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
 
 
+def require_reader() -> None:
+    """Refuses to go on without them.
+
+    Raises:
+        ValueError: one is missing; says how it is installed.
+    """
+    if not is_available():
+        raise ValueError(
+            "evidence: reading text off pictures needs rapidocr-onnxruntime, which is for Python up to 3.12: "
+            "pip install 'thyme[evidence]'"
+        )
+
+
 @cache
 def default_reader() -> Reader | None:
-    """The one reader of this process; None where its package is not installed."""
-    return TextReader() if is_available() else None
+    """The one reader of this process, on half of the cores, four at most; None where its package is not installed."""
+    return TextReader(threads=max(1, min(4, (os.cpu_count() or 1) // 2))) if is_available() else None
 
 
 def _framed(picture: Image.Image) -> Image.Image:

@@ -13,11 +13,12 @@ from PIL import Image
 
 from thyme.rewards.evidence.claims import Claim, claim_of
 from thyme.rewards.evidence.code_boxes import Box, boxes_in
-from thyme.rewards.evidence.colors import ABSENT_SHARE, HELD_SHARE, color_share
+from thyme.rewards.evidence.colors import ABSENT_SHARE, HELD_SHARE, color_names, color_shares
 from thyme.rewards.evidence.places import covered, place_of
 from thyme.rewards.evidence.reader import Line, Reader, default_reader
 from thyme.rewards.evidence.spelled import is_legible, slips, slips_allowed, squeezed
 from thyme.rewards.evidence.values import holding_number, holds_words
+from thyme.rewards.spelling import folded
 from thyme.rollout.types import Question, Rollout
 
 HELD_COVER = 0.75
@@ -260,7 +261,7 @@ class _Judge:
                     ):
                         held[i] = part
                 best_other = min(best_other, self._other(lines))
-                if len(held) == len(claim.parts):
+                if len(held) == len(claim.parts) or best_other[0] == 0.0:
                     break
         except Exception as error:  # a picture that the reader's libraries cannot take
             _log.warning("evidence: reading a picture of %s raised %s: %s", image.size, type(error).__name__, error)
@@ -301,12 +302,15 @@ class _Judge:
 
 
 def _by_color(claim: Claim, image: Image.Image) -> CallEvidence:
-    shares = {name: color_share(image, name) for name in claim.parts}
-    least = min(shares, key=lambda name: shares[name])
-    said = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
-    if shares[least] >= HELD_SHARE:
+    listed = [name for other in claim.others for name in color_names(folded(other)) if name not in claim.parts]
+    found = {name: color_shares(image, name, listed) for name in claim.parts}
+    said = ", ".join(f"{shares.everywhere:.1%} {name}" for name, shares in found.items())
+    if any(shares.everywhere < ABSENT_SHARE for shares in found.values()):
+        return _absent("color", said)
+    several = len(claim.parts) > 1
+    if all(shares.middle >= HELD_SHARE / len(found) and (shares.leads or several) for shares in found.values()):
         return _held("color", said, frozenset(range(len(claim.parts))))
-    return _absent("color", said) if shares[least] < ABSENT_SHARE else _unreadable(f"only {said}")
+    return _unreadable(f"{said}, which may be its ground")
 
 
 def _of(held: Sequence[int], claim: Claim, reason: str) -> str:
