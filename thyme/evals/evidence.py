@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from thyme.rewards.evidence import Verdict, rollout_evidence
 from thyme.rollout.types import Rollout
@@ -104,11 +104,10 @@ class EvidenceFile:
         self.done: dict[tuple[str, int], Found] = {}
         if path.is_file():
             data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                path.write_bytes(whole)
-            for line in whole.decode().splitlines():
-                self._keep(_read(json.loads(line)))
+            if not data.endswith(b"\n"):
+                path.write_bytes(data[: data.rfind(b"\n") + 1])
+            for found in read_evidence(path):
+                self._keep(found)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", encoding="utf-8", errors="replace")
 
@@ -129,5 +128,14 @@ class EvidenceFile:
         self.done[found.index, found.sample] = found
 
 
-def _read(row: Mapping[str, Any]) -> Found:
-    return Found(**{**row, "calls": tuple(row["calls"])})
+def read_evidence(path: Path) -> list[Found]:
+    """What `EvidenceFile` wrote.
+
+    Raises:
+        ValueError: a line is none of its own; names the file.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [Found(**{**row, "calls": tuple(row["calls"])}) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no evidence of an evaluation ({error!r}): take another --name") from None

@@ -10,6 +10,7 @@ from thyme.evals.benchmarks.item import Item
 from thyme.evals.benchmarks.report import mcnemar, shown_p
 from thyme.evals.benchmarks.rows import Rows
 from thyme.evals.benchmarks.run import Answered
+from thyme.evals.benchmarks.tool_use import mending
 from thyme.evals.disturbances import disturbed
 from thyme.rollout.types import Question
 
@@ -117,12 +118,6 @@ def robustness(
         failed=failed,
         mended=mended,
     )
-
-
-def mending(answered: Sequence[Answered]) -> tuple[int, float | None]:
-    """How many calls failed, and of which share of them, in percent, the next one ran; None where none failed."""
-    failed = sum(one.calls - one.calls_ok for one in answered)
-    return failed, 100 * sum(one.mended for one in answered) / failed if failed else None
 
 
 def robustness_table(found: Sequence[Robustness]) -> str:
