@@ -66,7 +66,7 @@ class ColorShares:
     everywhere: float
     middle: float
     leads: bool
-    """Whether no other colour has more of the middle, and it has more there than around it."""
+    """Whether it has more of the middle than of the rim, and no other colour of which that is true has more there."""
 
 
 def color_shares(picture: Image.Image, name: str, others: Sequence[str] = ()) -> ColorShares:
@@ -82,12 +82,19 @@ def color_shares(picture: Image.Image, name: str, others: Sequence[str] = ()) ->
     rgb: Channel = np.asarray(picture, dtype=np.float32) / np.float32(255)
     channels = _hsv(rgb)
     mine = _RULES[name](*channels)
-    rows, columns = (slice(int(n * (1 - MIDDLE) / 2), n - int(n * (1 - MIDDLE) / 2)) for n in mine.shape)
-    middle, all_of_it = float(mine[rows, columns].mean()), float(mine.mean())
-    inner = mine[rows, columns].size
-    rim = (float(mine.sum()) - middle * inner) / max(1, mine.size - inner)
-    rest = [float((_RULES[one](*channels) & ~mine)[rows, columns].mean()) for one in others or _RULES if one != name]
-    return ColorShares(all_of_it, middle, middle >= OVER_RIM * rim and all(middle >= share for share in rest))
+    middle, rim = _middle_and_rim(mine)
+    rest = [_middle_and_rim(_RULES[one](*channels) & ~mine) for one in others or _RULES if one != name]
+    figures = [inside for inside, around in rest if inside >= OVER_RIM * around]  # what is ground is not asked about
+    leads = middle >= OVER_RIM * rim and all(middle >= share for share in figures)
+    return ColorShares(float(mine.mean()), middle, leads)
+
+
+def _middle_and_rim(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """The shares of a mask's middle and of what is around it."""
+    edges = [int(n * (1 - MIDDLE) / 2) for n in mask.shape]
+    inner = mask[edges[0] : mask.shape[0] - edges[0], edges[1] : mask.shape[1] - edges[1]]
+    rim = (int(mask.sum()) - int(inner.sum())) / max(1, mask.size - inner.size)
+    return float(inner.mean()), rim
 
 
 def _hsv(rgb: NDArray[np.float32]) -> tuple[Channel, Channel, Channel]:

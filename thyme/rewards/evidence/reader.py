@@ -20,7 +20,7 @@ LINE_RATIO = 3
 """A picture this many times as wide as high is read as one line too."""
 FEWEST_PIXELS = 6
 """Of a side; what is smaller holds no text."""
-_NEEDED = ("rapidocr_onnxruntime", "onnxruntime")
+_NEEDED = ("rapidocr_onnxruntime", "onnxruntime", "pyclipper", "shapely", "cv2", "yaml", "six", "tqdm")
 
 
 class Line(NamedTuple):

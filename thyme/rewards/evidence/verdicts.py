@@ -97,7 +97,7 @@ def evidence(
     if not calls:
         return Evidence(verdict=None, reason="no call", calls=())
     claim = claim_of(answer, question)
-    judge = _Judge(claim, picture, tuple(boxes), reader or default_reader())
+    judge = _Judge(claim, picture, tuple(boxes), reader)
     verdicts = tuple(judge.call(calls[: i + 1]) for i in range(len(calls)))
     return _together(verdicts, max(1, len(boxes) or len(claim.parts)))
 
@@ -243,14 +243,15 @@ class _Judge:
         return self._by_text(image)
 
     def _by_text(self, image: Image.Image) -> CallEvidence:
-        if self._reader is None:
+        reader = self._reader or default_reader()
+        if reader is None:
             return _unreadable("text is not read: pip install 'thyme[evidence]'")
         claim = self._claim
         held: dict[int, str] = {}
         least = [len(squeezed(part)) for part in claim.parts]
         best_other, read = (1.0, ""), []
         try:
-            for lines in self._reader.passes(image):
+            for lines in reader.passes(image):
                 read.append(lines)
                 for i, part in enumerate(claim.parts):
                     least[i] = min(least[i], slips(part, lines))
