@@ -55,7 +55,7 @@ def _darkened(picture: Image.Image, rng: np.random.Generator) -> Disturbed:
 
 
 def _blurred(picture: Image.Image, rng: np.random.Generator) -> Disturbed:
-    radius = max(1.0, float(rng.uniform(0.003, 0.006)) * min(picture.size))
+    radius = max(float(rng.uniform(0.8, 1.2)), float(rng.uniform(0.003, 0.006)) * min(picture.size))
     return _in_place(picture.filter(ImageFilter.GaussianBlur(radius)))
 
 
@@ -83,7 +83,8 @@ DISTURBANCES: dict[str, Callable[[Image.Image, np.random.Generator], Disturbed]]
     "jpeg": _jpeg,
 }
 """By name. rotated: by 20 to 340 degrees on black, nothing cut off. flipped: left to right. darkened: to a fifth to two
-fifths. blurred: over 0.3 to 0.6 % of the shorter side. noised: by 20 to 40 grey levels. jpeg: quality 6 to 12."""
+fifths. blurred: over 0.3 to 0.6 % of the shorter
+side, a pixel at least. noised: by 20 to 40 grey levels. jpeg: quality 6 to 12."""
 
 
 def named(text: str) -> list[str]:
