@@ -1,5 +1,6 @@
 """Whether what tools returned holds what an answer says: each rule, and the text reader on real lines."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ from thyme.rewards.evidence.code_boxes import boxes_in
 from thyme.rewards.evidence.places import covered, place_of
 from thyme.rewards.evidence.spelled import slips
 from thyme.rewards.evidence.values import holding_number, printed_numbers
+from thyme.rewards.judge_scorer import score_by
 from thyme.rollout.types import Rollout, Turn
 from thyme.sandbox import SandboxResult, SnippetError, Status
 
@@ -391,3 +393,18 @@ def test_signs_in_photographs_are_read() -> None:
             if found.verdict is not made.truth and (made.truth is HELD or found.verdict is HELD):
                 wrong.append((made.answer, made.cut, found))
     assert not wrong
+
+
+def test_evidence_pays_an_answer_that_a_judge_found_right_too() -> None:
+    class Accepts:
+        async def correct(self, asked: str, answer: str, solution: str) -> bool:
+            return True
+
+        async def consistent(self, thinking: str, answer: str) -> bool:
+            return False
+
+    def paid(printed: str) -> Any:
+        done, config = answered_with(ran(printed=printed), answer="43"), RewardConfig(evidence=0.5)
+        return asyncio.run(score_by(Accepts(), done, None, None, config))  # type: ignore[arg-type]
+
+    assert paid("43").parts == {"evidence": 0.5} and paid("42").parts == {"evidence": 0.0}

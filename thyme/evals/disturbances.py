@@ -83,8 +83,8 @@ DISTURBANCES: dict[str, Callable[[Image.Image, np.random.Generator], Disturbed]]
     "jpeg": _jpeg,
 }
 """By name. rotated: by 20 to 340 degrees on black, nothing cut off. flipped: left to right. darkened: to a fifth to two
-fifths. blurred: over 0.3 to 0.6 % of the shorter
-side, a pixel at least. noised: by 20 to 40 grey levels. jpeg: quality 6 to 12."""
+fifths. blurred: over 0.3 to 0.6 % of the shorter side, about a pixel at least. noised: by 20 to 40 grey levels. jpeg:
+quality 6 to 12."""
 
 
 def named(text: str) -> list[str]:
