@@ -312,7 +312,17 @@ def test_a_second_cut_is_placed_in_the_first() -> None:
     found = evidence("7", "Which digit?", calls, picture=source, boxes=[outside])
     assert [one.verdict for one in found.calls] == [HELD, ABSENT] and found.verdict is HELD
     both = evidence("7", "Which digit?", calls[1:], picture=source, boxes=[inside, outside])
-    assert both.verdict is not HELD
+    assert both.verdict is ABSENT and both.reason == "1 of 2 parts are held; 100% of the target's box lies in it"
+    turned = Call(images=(source.transpose(Image.Transpose.ROTATE_90),))
+    whole = evidence("7", "Which digit?", [turned], picture=source, boxes=[outside])
+    assert (whole.verdict, whole.reason) == (HELD, "it shows the whole picture")
+
+
+def test_a_value_holds_an_answer_where_there_are_boxes_too() -> None:
+    found = evidence("3, 4", "a and b?", [Call(printed="3 4")], picture=BLANK, boxes=[(0, 0, 9, 9)])
+    assert found.verdict is HELD
+    found = evidence("3, 4", "a and b?", [Call(printed="3 5")], picture=BLANK, boxes=[(0, 0, 9, 9)])
+    assert found.verdict is ABSENT
 
 
 # Colours.

@@ -99,7 +99,7 @@ def evidence(
     claim = claim_of(answer, question)
     judge = _Judge(claim, picture, tuple(boxes), reader)
     verdicts = tuple(judge.call(calls[: i + 1]) for i in range(len(calls)))
-    return _together(verdicts, max(1, len(boxes) or len(claim.parts)))
+    return _together(verdicts, boxes=len(boxes), parts=max(1, len(claim.parts)))
 
 
 def rollout_evidence(rollout: Rollout, reader: Reader | None = None) -> Evidence:
@@ -161,15 +161,17 @@ def _box(value: Any) -> Box | None:
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _together(calls: tuple[CallEvidence, ...], parts: int) -> Evidence:
-    found = frozenset[int]().union(*(call.parts for call in calls))
-    if found >= frozenset(range(parts)):
+def _together(calls: tuple[CallEvidence, ...], *, boxes: int, parts: int) -> Evidence:
+    shown = frozenset[int]().union(*(call.parts for call in calls if call.by == "box"))
+    said = frozenset[int]().union(*(call.parts for call in calls if call.by != "box"))
+    if said >= frozenset(range(parts)) or (boxes and shown >= frozenset(range(boxes))):
         reason = "; ".join(call.reason for call in calls if call.parts)
         return Evidence(verdict=Verdict.HELD, reason=reason, calls=calls)
     rest = [call for call in calls if not call.parts] or list(calls)
     unread = [call for call in rest if call.verdict is Verdict.UNREADABLE]
     verdict = Verdict.UNREADABLE if unread else Verdict.ABSENT
-    missing = f"{len(found)} of {parts} parts are held; " if found else ""
+    found, wanted = (shown, boxes) if shown else (said, parts)
+    missing = f"{len(found)} of {wanted} parts are held; " if found else ""
     return Evidence(verdict=verdict, reason=missing + (unread or rest)[-1].reason, calls=calls)
 
 
@@ -197,7 +199,7 @@ class _Judge:
     def _by_box(self, call: Call, codes: list[str]) -> CallEvidence:
         assert self._picture is not None
         shares = [0.0] * len(self._boxes)
-        unplaced = False
+        unplaced = whole = False
         for image in call.images:
             # Code may cut the question's picture or one that came back before; each has its own size.
             sizes = dict.fromkeys([self._picture.size, *(shown.size for shown, _ in self._earlier)])
@@ -207,9 +209,10 @@ class _Judge:
                 unplaced = True
                 continue
             self._earlier.append((image, place.box))
+            whole = whole or place.whole
             shares = [max(share, covered(box, place.box)) for share, box in zip(shares, self._boxes, strict=True)]
         parts = frozenset(i for i, share in enumerate(shares) if share >= HELD_COVER)
-        best = f"{max(shares):.0%} of the target's box lies in it"
+        best = "it shows the whole picture" if whole else f"{max(shares):.0%} of the target's box lies in it"
         if parts:
             return _held("box", best, parts)
         return _unreadable("where it was cut cannot be told") if unplaced else _absent("box", best)
