@@ -5,6 +5,7 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from thyme.report.json_text import to_json
@@ -97,6 +98,7 @@ def serve(app: Starlette, what: str, *, host: str, port: int, opens_browser: boo
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)  # who reads the address may ask at once
     except (OSError, OverflowError) as error:
         listening.close()
         raise ValueError(f"port {port} of {host} cannot be taken ({error}): --port 0 takes a free one") from None
@@ -108,7 +110,7 @@ def serve(app: Starlette, what: str, *, host: str, port: int, opens_browser: boo
     if opens_browser:
         webbrowser.open(address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    with listening:
+    with listening, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
 
 

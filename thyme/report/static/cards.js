@@ -108,21 +108,21 @@ function verdict(right, hasEnded = true) {
   return el("span", { class: right ? "verdict right" : "verdict wrong" }, right ? "✓" : "✗");
 }
 
-function rolloutColumn(run, view, colour, { withQuestion = true } = {}) {
+function rolloutColumn(run, view, colour, { isRow = false } = {}) {
   const { tokens } = view;
   return [
-    el("header", {}, verdict(view.right, view.has_ended), el("b", {}, `rollout ${view.index}`),
+    !isRow && el("header", {}, verdict(view.right, view.has_ended), el("b", {}, `rollout ${view.index}`),
       el("span", { class: `chip status-${view.status}` }, view.has_ended ? view.status.replaceAll("_", " ") : "under way"),
       el("span", { class: "faint" }, `${view.num_tokens} tokens`,
         view.wall_s ? ` · ${number(view.wall_s)} s` : "", view.mismatch === null ? "" : ` · mismatch ${number(view.mismatch)}`)),
-    el("p", { class: "answer" }, "answer: ", el("b", {}, view.answer === null ? "none" : String(view.answer)),
+    !isRow && el("p", { class: "answer" }, "answer: ", el("b", {}, view.answer === null ? "none" : String(view.answer)),
       el("span", { class: "faint" }, `   solution: ${view.question.solution}`)),
     view.notes.map((note) => el("p", { class: "note" }, note)),
     colour !== "none" && tokens && !columnOf(tokens, colour) && el("p", { class: "note" },
       colour === "mismatch" ? "no log-probs of the trainer were recorded for this rollout" : `no ${colour} was recorded`),
-    withQuestion && tokens && folded("prompt and pictures as tokens", () => tokensWhere(tokens, colour, (i) => tokens.kind[i] === "prompt" || (tokens.kind[i] === "image" && tokens.round[i] === 0))),
+    tokens && folded("prompt and pictures as tokens", () => tokensWhere(tokens, colour, (i) => tokens.kind[i] === "prompt" || (tokens.kind[i] === "image" && tokens.round[i] === 0))),
     view.rounds.map((_, i) => roundCard(run, view, i, colour)),
-    rewardTable(view.rewards),
+    !isRow && rewardTable(view.rewards),
   ];
 }
 

@@ -9,6 +9,7 @@ const REVIEW_KEYS = [
 let review = null;
 let row = null; // what /api/row said
 let drawn = 0;
+let wanted = 0; // the row last asked for: keys may come faster than rows
 const app = document.getElementById("app");
 const bar = el("div", { class: "decision" });
 const said = el("div", { class: "notes" });
@@ -52,6 +53,7 @@ function drawBar(editing = false) {
 async function show(index) {
   drawn += 1;
   const mine = drawn;
+  wanted = index;
   try {
     const found = await ask(`/api/row/${index}`);
     if (mine !== drawn) return;
@@ -60,7 +62,7 @@ async function show(index) {
     history.replaceState(null, "", `#/${index + 1}`);
     fill(said);
     drawBar();
-    fill(detail, questionCard("a", row.view.question), el("div", { class: "band" }, el("article", { style: { width: "640px" } }, rolloutColumn("a", row.view, "none", { withQuestion: false })),
+    fill(detail, questionCard("a", row.view.question), el("div", { class: "band" }, el("article", { style: { width: "640px" } }, rolloutColumn("a", row.view, "none", { isRow: true })),
       el("article", { id: "again", style: { width: "560px" } }, el("p", { class: "faint" }, review.can_rerun ? "u runs the code again" : `code is not run here: ${review.why_not}`))));
     rows.select(index);
   } catch (error) {
@@ -130,7 +132,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (!row || event.ctrlKey || event.metaKey || event.altKey || ["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName)) return;
-  const move = (by) => show(Math.max(0, Math.min(review.rows - 1, row.index + by)));
+  const move = (by) => show(Math.max(0, Math.min(review.rows - 1, wanted + by)));
   const note = () => document.getElementById("note").value;
   const actions = {
     a: () => decide("accept", note()), x: () => decide("reject", note()), u: () => runAgain(null), o: nextOpen,
