@@ -98,7 +98,7 @@ def rollout(
                 "weight_versions": 3 if sampled else -1,
             }
             for name in COLUMNS:
-                columns[name].append(values[name])
+                columns[name].append(values.get(name, 0))
 
     add(asked.question, TokenKind.PROMPT, 0, sampled=False)
     for number, turn in enumerate(turns):

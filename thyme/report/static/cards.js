@@ -119,7 +119,7 @@ function rolloutColumn(run, view, colour, { isRow = false } = {}) {
       el("span", { class: "faint" }, `   solution: ${view.question.solution}`)),
     view.notes.map((note) => el("p", { class: "note" }, note)),
     colour !== "none" && tokens && !columnOf(tokens, colour) && el("p", { class: "note" },
-      colour === "mismatch" ? "no log-probs of the trainer were recorded for this rollout" : `no ${colour} was recorded`),
+      colour === "mismatch" ? "no log-probs of the trainer were recorded for this rollout: a run has them where rl.mismatch masks or aborts, or several updates are made of a batch" : `no ${colour} was recorded`),
     tokens && folded("prompt and pictures as tokens", () => tokensWhere(tokens, colour, (i) => tokens.kind[i] === "prompt" || (tokens.kind[i] === "image" && tokens.round[i] === 0))),
     view.rounds.map((_, i) => roundCard(run, view, i, colour)),
     !isRow && rewardTable(view.rewards),
