@@ -15,7 +15,7 @@ class Config:
     run: Path = field(metadata=POSITIONAL)
     """Its folder, such as runs/demo."""
     against: Path | None = None
-    """Another run: its curves in the same axes, its rollouts of the same question below."""
+    """Another run: its curves in the same axes, its rollouts of the same question side by side."""
     model: Path | None = None
     """Whose tokenizer spells the tokens; none: a checkpoint of the run, else the model that its config names."""
     host: str = "127.0.0.1"

@@ -189,7 +189,7 @@ function lineAtHand() {
   return i >= 0 ? i : shown.length ? shown[0] : -1;
 }
 
-// The group of a rollout: its members side by side, the other run's rollouts of the same question below.
+// The group of a rollout: its members side by side; of two runs the other's rollouts of the same question beside them.
 async function showGroup(mine, place) {
   const group = table.line.map((_, i) => i).filter((i) => table.group[i] === table.group[place]);
   const key = JSON.stringify([state.file, group.map((i) => table.line[i]), state.colour, table.stamp]);
@@ -199,7 +199,7 @@ async function showGroup(mine, place) {
     const others = runs.b ? await otherBand(table.question_id[place]) : null;
     if (mine !== turn) return;
     parts.detail.dataset.key = key;
-    fill(parts.detail, questionCard("a", first.question), el("div", { class: "bands" }, band, others));
+    fill(parts.detail, questionCard("a", first.question), el("div", { class: runs.b ? "bands two" : "bands" }, band, others));
     parts.detail.scrollTop = 0;
   }
   const passing = new Set(shown);
