@@ -62,8 +62,8 @@ async function show(index) {
     history.replaceState(null, "", `#/${index + 1}`);
     fill(said);
     drawBar();
-    fill(detail, questionCard("a", row.view.question), el("div", { class: "band" }, el("article", { style: { width: "640px" } }, rolloutColumn("a", row.view, "none", { isRow: true })),
-      el("article", { id: "again", style: { width: "560px" } }, el("p", { class: "faint" }, review.can_rerun ? "u runs the code again" : `code is not run here: ${review.why_not}`))));
+    fill(detail, questionCard("a", row.view.question), el("div", { class: "band" }, el("article", { class: "half" }, rolloutColumn("a", row.view, "none", { isRow: true })),
+      el("article", { id: "again", class: "half" }, el("p", { class: "faint" }, review.can_rerun ? "u runs the code again" : `code is not run here: ${review.why_not}`))));
     rows.select(index);
   } catch (error) {
     fill(said, el("p", { class: "note error" }, error.message));

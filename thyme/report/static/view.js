@@ -299,7 +299,7 @@ async function follow() {
   } catch {
     parts.head.classList.add("lost");
   }
-  setTimeout(follow, 2000);
+  setTimeout(follow, 1000);
 }
 
 async function start() {
@@ -312,7 +312,7 @@ async function start() {
   window.addEventListener("popstate", update);
   window.addEventListener("hashchange", update);
   await update();
-  if (!embedded) setTimeout(follow, 2000);
+  if (!embedded) setTimeout(follow, 1000);
 }
 
 start();
