@@ -147,7 +147,8 @@ def rewards_of(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     for made in rollouts:
         right = float(made.answer == made.question.solution)
         parts = {"total": 1.5 * right, "result": right, "consistency": right, "formatting": 0.0}
-        out.append({**parts, "parts": {"length": -0.25}, "error": None})
+        held = 0.5 * right * (made.num_code > 0)
+        out.append({**parts, "parts": {"length": -0.25, "evidence": held}, "error": None})
     return out
 
 

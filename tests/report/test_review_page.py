@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +18,7 @@ from tests.report.browser import Browser
 from tests.report.conftest import Serve
 from thyme.cli import main
 from thyme.data.formats import full_prompt
+from thyme.pictures import read_picture
 from thyme.report.decisions import Decisions
 from thyme.report.review_app import Rerun, Review, review_app
 from thyme.report.review_row import ReviewRow, RowPictures, compared, picture_difference, rounds_of
@@ -213,3 +217,13 @@ def test_what_differs_is_said() -> None:
     assert not same["text_differs"] and same["pictures"] == []
     (differs,) = compared(row, row.response, [SandboxResult(status=Status.ERROR, images=(one,))], pictures)
     assert differs["text_differs"] and differs["pictures"][0]["words"] == "only in the new run"
+
+
+@pytest.mark.soak
+def test_the_pictures_of_the_readme_are_made_by_a_command(small: Path, rows: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.report.screenshots", str(small), str(tmp_path / "out"), str(rows)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True, timeout=300)
+    for name in ("view", "curves", "review"):
+        picture = read_picture(tmp_path / "out" / f"{name}.png")
+        assert picture.width == 1500 and len(picture.getcolors(2**24) or ()) > 100, f"{name}.png is blank"

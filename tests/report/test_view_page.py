@@ -71,7 +71,7 @@ def test_filters_clicks_and_keys(serve: Serve, browser: Browser, small: Path) ->
     browser.open(view(serve, small))
     browser.wait(READY)
     assert browser.text("#count") == "8 of 8"
-    for name, kept in (("failed", 2), ("wrong", 4), ("silent", 2), ("repetition", 2), ("mismatch", 1)):
+    for name, kept in (("failed", 2), ("wrong", 4), ("silent", 2), ("repetition", 2), ("evidence", 2), ("mismatch", 1)):
         browser.click(f"[data-filter={name}]")
         browser.wait(f"document.querySelector('#count').textContent === '{kept} of 8'")
         assert browser.count(".row") == kept and f"show={name}" in place_of(browser)

@@ -41,6 +41,8 @@ class RolloutSummary:
     """Of the reward."""
     right: bool | None
     """Whether the answer earned anything; None where nobody scored it."""
+    evidence: float | None
+    """What the reward gave for an answer that a tool's result holds; None where that was not looked for."""
     mismatch: float | None
     """Mean over trained tokens of the divergence from engine to trainer in nats; None where it was not recorded."""
     has_ended: bool
@@ -81,6 +83,7 @@ def summary_of(row: Mapping[str, Any], tokens: int, mismatch: float | None) -> R
     rewards = rewards if isinstance(rewards, Mapping) else {}
     total = _number(rewards.get("total"))
     earned = _number(rewards.get("result", total))
+    parts = rewards.get("parts")
     answer = row.get("answer")
     return RolloutSummary(
         group=_whole(row.get("group")),
@@ -99,6 +102,7 @@ def summary_of(row: Mapping[str, Any], tokens: int, mismatch: float | None) -> R
         tokens=tokens,
         total=total,
         right=None if earned is None else earned > 0,
+        evidence=_number(parts.get("evidence")) if isinstance(parts, Mapping) else None,
         mismatch=mismatch,
         has_ended=bool(row.get("has_ended", True)),
     )

@@ -38,10 +38,10 @@ _HEADERS = {
 def application(routes: Sequence[Route], host: str) -> Starlette:
     """A local server of these routes, the scripts and the style included.
 
-    Requests under another host name are refused: a page of another site cannot read a run through a name of its own
-    that leads here.
+    Requests under another host name are refused, unless every address is served: a page of another site cannot read a
+    run through a name of its own that leads here.
     """
-    hosts = ["localhost", "127.0.0.1", "[::1]", host]
+    hosts = ["*"] if host in ("0.0.0.0", "::") else ["localhost", "127.0.0.1", "::1", "[::1]", host]
     return Starlette(
         routes=[*routes, Route("/static/{name}", _static)],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],

@@ -6,11 +6,12 @@ const FILTERS = {
   wrong: ["wrong", (t, i) => t.right[i] === false],
   silent: ["no answer", (t, i) => t.answer[i] === null && t.has_ended[i]],
   repetition: ["repetition", (t, i) => t.status[i] === "repetition"],
+  evidence: ["no evidence", (t, i) => t.right[i] === true && t.evidence[i] === 0],
   mismatch: ["high mismatch", (t, i) => t.mismatch[i] !== null && t.mismatch[i] > runs.a.max_mismatch],
 };
 const KEYS = [
   ["j / ↓", "next rollout of the list"], ["k / ↑", "the one before"], ["n / p", "next group, the one before"],
-  ["] / [", "next step, the one before"], ["c", "colour of tokens"], ["1 … 5", "filters"], ["/", "search"],
+  ["] / [", "next step, the one before"], ["c", "colour of tokens"], ["1 … 6", "filters"], ["/", "search"],
   ["g s r", "curves, steps, rollouts"], ["?", "these keys"], ["Esc", "close"],
 ];
 
