@@ -1,6 +1,8 @@
 """A run in one file, opened from disk: all that the server would say, and nothing asked for."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,11 @@ def test_no_script_makes_markup_of_text() -> None:
             assert way not in script, f"{name} uses {way}"
         addresses = script.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in addresses and "https://" not in addresses, name
+
+
+def test_a_page_is_written_without_torch_and_without_a_server() -> None:
+    loaded = "[name for name in ('torch', 'transformers', 'starlette', 'uvicorn') if name in sys.modules]"
+    code = (
+        f"import sys, thyme.report.single_file, thyme.report.run_folder, thyme.verbs.spelling; sys.exit(bool({loaded}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -93,13 +93,20 @@ def serve_review(
         title=", ".join(path.name for path in config.rows),
         summary=data.summary(),
         decisions=decisions,
-        reviewer=config.reviewer or getpass.getuser(),
+        reviewer=config.reviewer or _logged_in(),
         rerun=again,
         problems=problems,
         why_not=why_not,
     )
     what = f"{len(data)} rows, decisions in {decisions.path}"
     serve(review_app(review, config.host), what, host=config.host, port=config.port, opens_browser=config.browser)
+
+
+def _logged_in() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ValueError("reviewer: nobody is logged in by name: say --reviewer NAME") from None
 
 
 def open_rows(config: Config) -> DataSet[Demonstration]:
