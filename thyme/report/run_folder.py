@@ -19,7 +19,8 @@ from thyme.report.picture_store import FolderPictures, PictureStore
 from thyme.report.rollout_file import RolloutFile
 from thyme.report.rollout_view import Spelling, rollout_view
 
-_STEP = re.compile(r"\.?step_(\d+)")
+_STEP = re.compile(r"\.?step_(\d+)(?:\.(\d+_of_\d+))?\.jsonl")
+"""Of several ranks each has a journal of its own."""
 
 
 class RunFolder:
@@ -112,10 +113,10 @@ class RunFolder:
 
     def _paths(self) -> list[Path]:
         """Files of rollouts, named ones first, then steps; of a step's journal and its file, the file."""
-        paths = [p for p in (self.folder / "rollouts").glob("*.jsonl") if p.is_file()]
+        paths = [p for p in (self.folder / "rollouts").glob("[!.]*.jsonl") if p.is_file()]
         done = {path.name for path in paths}
         journals = (self.folder / "rollouts").glob(".step_*.jsonl")
-        paths += [p for p in journals if p.name.removeprefix(".") not in done]
+        paths += [p for p in journals if f"step_{_step(p.name)}.jsonl" not in done]
         return sorted(paths, key=lambda path: (_step(path.name) is not None, _step(path.name) or 0, path.name))
 
     def _described(self, path: Path) -> dict[str, Any]:
@@ -129,6 +130,7 @@ class RunFolder:
             "key": self.key(path.name),
             "step": _step(path.name),
             "is_journal": path.name.startswith("."),
+            "rank": _rank(path.name),
             "rollouts": None if known is None else len(known),
             "stamp": stamp,
         }
@@ -191,8 +193,14 @@ class RunFolder:
 
 
 def _step(name: str) -> int | None:
-    match = _STEP.fullmatch(name.removesuffix(".jsonl"))
+    match = _STEP.fullmatch(name)
     return None if match is None else int(match[1])
+
+
+def _rank(name: str) -> str | None:
+    """Such as "0 of 4", of a rank's journal."""
+    match = _STEP.fullmatch(name)
+    return None if match is None or match[2] is None else match[2].replace("_", " ")
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

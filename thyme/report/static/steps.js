@@ -23,5 +23,5 @@ function stepsView(run, metrics, onFile) {
 
 function fileName(file) {
   if (file.step === null) return file.key;
-  return file.is_journal ? `step ${file.step} (under way)` : `step ${file.step}`;
+  return file.is_journal ? `step ${file.step} (under way${file.rank ? `, rank ${file.rank}` : ""})` : `step ${file.step}`;
 }
