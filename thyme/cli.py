@@ -21,7 +21,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
-  data review [ROWS]          look at rows, run their code again; accept, reject or edit; second reviewers
+  data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
   view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
   report RUN                  the same as one HTML file
   sandbox run FILE            run one snippet in the sandbox and show what came back
