@@ -175,8 +175,8 @@ def test_tables_that_contradict_each_other_are_refused(capfd: pytest.CaptureFixt
 
 def test_no_verb_is_left_out() -> None:
     tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "data convert", "sandbox run", "doctor"}
-    # tests/demo tells the whole story in a few steps; the others have a file here.
-    elsewhere = {"demo", "plan", "export", "serve"}
+    # tests/demo tells the whole story in a few steps, tests/report looks at runs and rows; the others have a file here.
+    elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review"}
     assert set(VERBS) - tried == elsewhere
     assert set(ARGUMENTS) | {"demo", "plan"} == RECIPE_VERBS
 
