@@ -354,7 +354,7 @@ def test_rollouts_share_rounds_that_they_agree_on_and_have_the_bits_of_the_engin
         TrainedModel(learned), processor, [samples], ABORT, reference=None, same_bits=True
     )
     assert metrics["batch/computed_per_unique"] == metrics["batch/encoded_per_picture"] == 1.0
-    assert metrics["batch/shared_frac"] > 0.5
+    assert metrics["batch/shared_frac"] > 0.3
     (batch,) = batches[0]
     assert batch.tree is not None and batch.old_logprobs is not None
     assert torch.equal(batch.old_logprobs, batch.rollout_logprobs)
