@@ -98,10 +98,10 @@ class CudaFlash:
         part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
     ) -> Grads:
         longest = (max(part.query_lengths), max(part.key_lengths))
-        dropout = (torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device))  # there is none
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
         tensors = (grad.contiguous(), q, k, v, out.contiguous(), lse.transpose(0, 1).contiguous())
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            *tensors, part.cu_queries, part.cu_keys, *longest, 0.0, part.causal, *dropout, scale=scale
+            *tensors, part.cu_queries, part.cu_keys, *longest, 0.0, part.causal, *no_dropout, scale=scale
         )
         return dq, dk, dv
 
