@@ -80,6 +80,9 @@ BITS = {
     "tests/train/test_rl.py": [
         "test_training_computes_the_log_probs_that_the_engine_recorded",
     ],
+    "tests/train/test_shared_prefixes.py": [
+        "test_log_probs_before_the_update_and_of_the_reference_are_those_of_every_rollout",
+    ],
 }
 """File to its tests that claim equal bits; one case of a test where the others cost much and add little."""
 

@@ -287,6 +287,9 @@ class RlConfig(StageConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     mismatch: MismatchConfig = field(default_factory=MismatchConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    share_prefixes: bool = True
+    """What rollouts have in common from their beginning on, the prompt with its pictures above all, goes through a
+    forward and backward pass once (`thyme.train.prefix_sharing`). Losses and gradients are the same up to rounding."""
     normalization: Normalization = "group_tokens"
     """Over what the loss is a mean (`thyme.train.objective.normalize`); "group_tokens" is Thyme's."""
     normalization_tokens: int = field(default=1024, metadata=RARE)

@@ -24,6 +24,7 @@ from thyme.model.attention import PackedAttention
 from thyme.model.lora import adapters_off
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.processor import Processor
+from thyme.model.tree_attention import TreeAttention
 from thyme.rollout.config import RolloutConfig
 from thyme.train.attention import RolloutAttention
 from thyme.train.config import Normalization
@@ -111,15 +112,20 @@ def trained_hidden(model: Model, batch: TrainBatch) -> Tensor:
         features = model.encode_images(batch.pixel_values, batch.grids)
         if batch.feature_rows is not None:
             features = features[batch.feature_rows]
-    attention = RolloutAttention if batch.same_bits else PackedAttention
     hidden: Tensor = model(
         batch.input_ids,
         batch.positions,
-        attention(batch.lengths),
+        _attention(batch),
         image_features=features,
         image_positions=batch.image_positions,
     )
     return hidden[batch.rows]
+
+
+def _attention(batch: TrainBatch) -> PackedAttention:
+    if batch.same_bits:
+        return RolloutAttention(batch.lengths, batch.tree)
+    return PackedAttention(batch.lengths) if batch.tree is None else TreeAttention(batch.tree)
 
 
 def trained_logits(model: Model, batch: TrainBatch) -> Tensor:

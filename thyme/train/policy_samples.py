@@ -47,10 +47,11 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
                 replace(
                     rollout_sample(processor, rollout, advantage, is_trained=_is_trained(rollout, config)),
                     rank=group.rank,
+                    group=number,
                 )
                 for rollout, advantage in zip(group.rollouts, row, strict=True)
             ]
-            for group, row in zip(scored, advantages, strict=True)
+            for number, (group, row) in enumerate(zip(scored, advantages, strict=True))
         ],
         config.normalization,
         constant=config.normalization_tokens,

@@ -34,6 +34,7 @@ from thyme.train.optim import Optimizer
 from thyme.train.packing import Sample, TrainBatch, pack
 from thyme.train.rl_metrics import LossMetrics
 from thyme.train.sharding import TrainedModel
+from thyme.train.sharing_metrics import Shared
 from thyme.train.supervised import step_metrics, suspects
 from thyme.train.trainable import fuses_head
 
@@ -74,7 +75,7 @@ def packed_batches(
         on_packed: is given each mini-batch of this rank with its old log-probs, if any, before anything is masked.
 
     Returns:
-        This rank's micro-batches in which something is trained, and how much was masked on all ranks.
+        This rank's micro-batches in which something is trained, and how much was masked and shared on all ranks.
 
     Raises:
         MismatchError: trainer and engine disagree, and `config.mismatch.on_mismatch` is "abort".
@@ -83,9 +84,12 @@ def packed_batches(
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
     divergences: list[dict[str, tuple[float, int]]] = []
+    sharing: list[Shared] = []
     for samples in batches:
         own = [sample for sample in samples if sample.rank == trained.world.rank]
-        packed = pack(own, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
+        limits: Any = {"max_tokens": config.max_tokens_per_micro_batch, "share_prefixes": config.share_prefixes}
+        packed = pack(own, image_token_id=image_id, **limits)
+        sharing.append(Shared.of(own, packed, image_id))
         part = [replace(batch, same_bits=same_bits) for batch in packed]
         if config.needs_old_logprobs:
             part = with_old_logprobs(trained, part, allowed, config)
@@ -100,11 +104,12 @@ def packed_batches(
         if reference is not None and config.epochs_per_batch > 1:
             part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
-    everywhere = trained.world.gather((left_out, divergences))
-    found = mean_divergence([part for _, rank in everywhere for part in rank])
+    everywhere = trained.world.gather((left_out, divergences, sharing))
+    found = mean_divergence([part for _, rank, _ in everywhere for part in rank])
     if (wrong := mismatch_in(found, config.mismatch)) is not None:
         raise MismatchError(f"{wrong}. Nothing was updated with this batch")
-    return parts, mask_metrics([part for rank, _ in everywhere for part in rank])
+    metrics = mask_metrics([part for rank, _, _ in everywhere for part in rank])
+    return parts, metrics | Shared.metrics([part for _, _, rank in everywhere for part in rank])
 
 
 def update_policy(
