@@ -1,4 +1,4 @@
-"""Branches: a sequence goes on from where a round of another one began, on the same KV, and nothing is computed again."""
+"""Branches: a sequence goes on from where a round of another one began, on its KV, and nothing is computed again."""
 
 from typing import Any
 

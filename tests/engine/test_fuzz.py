@@ -209,18 +209,19 @@ class Life:
 
     def broken_step(self) -> None:
         """The device fails before anything is computed."""
-        run = self.engine.runner.run
+        runner = self.engine.runner
+        run, nothing = runner._forward, runner._nothing
 
         def fails(*args: Any) -> None:
             raise RuntimeError("planted")
 
-        self.engine.runner.run = fails  # type: ignore[method-assign]
+        runner._forward = runner._nothing = fails  # type: ignore[method-assign, assignment]
         try:
             if self.engine.has_unfinished():
                 with pytest.raises(RuntimeError, match="planted"):
                     self.engine.step()
         finally:
-            self.engine.runner.run = run  # type: ignore[method-assign]
+            runner._forward, runner._nothing = run, nothing  # type: ignore[method-assign]
 
     def change_weights(self) -> None:
         self.check_ended()

@@ -345,7 +345,12 @@ class Engine:
         self.scheduler.resume(sequence)
 
     def branch(
-        self, sequence: Sequence, round: int, seeds: Seq[int | None], max_tokens: int | None = None
+        self,
+        sequence: Sequence,
+        round: int,
+        seeds: Seq[int | None],
+        max_tokens: int | None = None,
+        params: SamplingParams | None = None,
     ) -> list[Sequence]:
         """Queues sequences that go on from where a round of this one began: they have its tokens up to there, refer to
         its KV, a block being copied when the first of them writes to it, and draw their own rounds from then on.
@@ -359,6 +364,7 @@ class Engine:
             round: 0 for the end of the prompt, else after the so-manieth `append`.
             seeds: of each branch; None: drawn, and recorded in its params.
             max_tokens: tokens sampled in the round that begins; None: params.max_tokens.
+            params: how branches are drawn, their seeds aside; None: as the sequence is.
 
         Raises:
             ValueError: the sequence has ended or not begun, or has no such round; the engine sleeps.
@@ -379,6 +385,8 @@ class Engine:
             )
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"branch: max_tokens must be at least 1, got {max_tokens}")
+        params = sequence.params if params is None else params
+        ban = self.reader.ban_of(params)
         num_images = sum(first < start.length for first in sequence.image_starts)
         branches: list[Sequence] = []
         for seed in seeds:
@@ -387,10 +395,10 @@ class Engine:
                 Sequence(
                     id=self._num_sequences,
                     index=sequence.index,
-                    params=replace(sequence.params, seed=seed),
+                    params=replace(params, n=1, seed=seed),
                     prompt=sequence.prompt,
                     hold=sequence.hold,
-                    ban=sequence.ban,
+                    ban=ban,
                     begins_in=start.begins_in,
                     images=sequence.images[:num_images],
                     image_starts=sequence.image_starts[:num_images],
@@ -400,7 +408,7 @@ class Engine:
             self._num_sequences += 1
             self.runner.images.hold(branches[-1].images)
             self._prompts.add(sequence.prompt.content, sequence.prompt.image_starts)
-            limit = sequence.params.max_tokens if max_tokens is None else max_tokens
+            limit = params.max_tokens if max_tokens is None else max_tokens
             self.scheduler.branch(sequence, branches[-1], start, limit)
         return branches
 
