@@ -186,3 +186,20 @@ def test_what_cannot_branch_is_refused(text_model: Model, make_engine: Any) -> N
     with pytest.raises(ValueError, match="the engine sleeps"):
         engine.branch(trunk, 0, [1])
     engine.wake()
+
+
+def test_a_published_block_is_copied_also_by_the_last_that_holds_it(text_model: Model, make_engine: Any) -> None:
+    """The trunk's first block is full and published, of which the branch has three tokens; then the trunk lets go."""
+    engine = make_engine(text_model, deterministic=True)
+    trunk = engine.add([3, 4, 5], SamplingParams(seed=SEED, **BASE), hold=True)
+    first = finish(engine)[trunk.id]
+    (branch,) = engine.branch(trunk, 0, [SEED + 1])
+    engine.release(trunk)
+    other = finish(engine)[branch.id]
+    assert other.token_ids[0] != first.token_ids[0]
+    prompt = [3, 4, 5, *first.token_ids]
+    (found,) = engine.generate([prompt], SamplingParams(seed=SEED, **BASE))
+    assert engine.stats()["cached_tokens"] >= 4
+    (alone,) = make_engine(text_model, deterministic=True).generate([prompt], SamplingParams(seed=SEED, **BASE))
+    assert same_bits(found, alone)
+    engine.release(branch)

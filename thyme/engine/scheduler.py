@@ -316,10 +316,10 @@ class Scheduler:
         return self.blocks.allocate()
 
     def _must_copy_tail(self, row: int) -> bool:
-        """The next token goes to a block that has other holders."""
+        """The next token goes to a block that has other holders, or more in it than the row knows."""
         if not self.table.has_shared_tail[row]:
             return False
-        return self.blocks.is_shared(
+        return self.blocks.must_copy(
             int(self.table.block_tables[row, self.table.num_computed[row] // self.table.block_size])
         )
 

@@ -295,6 +295,10 @@ class RlConfig(StageConfig):
     """What a rollout counts that a limit of tokens, the context or an abort cut off. "train": as any other, with what
     it earned (Thyme); "mask": its reward is in its group's baseline, its tokens are not trained (DAPO's overlong
     filtering); "zero": it earned 0, and is trained. One that was stopped for repeating itself is none of these."""
+    credit: Literal["group", "branch"] = "group"
+    """Among whom a rollout's reward is compared. "group": all of its question, and where it branched off another one
+    its prefix is trained with it. "branch": the siblings of each branch point, every token trained once, with the
+    advantage of what it decided (`thyme.train.advantages.branch_advantages`). The same without branches."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
     max_unscored_steps: int = field(default=3, metadata=RARE)
@@ -312,6 +316,7 @@ class RlConfig(StageConfig):
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "truncated", get_args(Truncated))
         one_of(self, "advantage_scale", ("std", "none"))
+        one_of(self, "credit", ("group", "branch"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("normalization_tokens", "max_unscored_steps", "updates_per_batch", "epochs_per_batch"):
