@@ -198,6 +198,9 @@ class MismatchConfig:
     more."""
     max_kl: float = 0.1
     """Largest divergence of trainer and engine, a mean over a batch's trained tokens, in nats."""
+    max_token: float | None = None
+    """Under "abort": largest difference of the two log-probs of one token, in nats; none: any. 0, where a deterministic
+    engine on a CPU promises equal bits, ends the run at the first bit that differs."""
 
     def __post_init__(self) -> None:
         one_of(self, "mask", get_args(MismatchMask))
@@ -205,6 +208,7 @@ class MismatchConfig:
         require(self, "high", self.high >= 1, "at least 1: a ratio of 1 is no mismatch")
         one_of(self, "on_mismatch", ("warn", "abort"))
         require(self, "max_kl", self.max_kl >= 0, "at least 0")
+        require(self, "max_token", self.max_token is None or self.max_token >= 0, "at least 0, or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,10 +32,10 @@ def mini_batches(processor: Processor, groups: Sequence[ScoredGroup], config: Rl
 def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[Sample]:
     """What can be learned from: the rollouts of every group whose rewards differ.
 
-    Under `config.credit` "branch" a token's advantage is among the siblings of its branch point, and a rollout is kept
-    where some token has one. A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
+    A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
     count in the denominators. A group without rewards is as if it had not been asked. A rollout that
-    `config.truncated` masks counts in its group's baseline and nowhere else.
+    `config.truncated` masks counts in its group's baseline and nowhere else. Under `config.credit` "branch" a token's
+    advantage is among the siblings of its branch point, and a rollout is kept where some token has one.
     """
     scored = [group for group in groups if group.rewards is not None]
     if not scored:

@@ -22,12 +22,12 @@ from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import (
     Masked,
-    MismatchError,
+    Worst,
     divergence_sums,
     mask_metrics,
     masked,
-    mean_divergence,
-    mismatch_in,
+    refuse_mismatch,
+    worst_token,
 )
 from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
@@ -81,6 +81,7 @@ def packed_batches(
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
     divergences: list[dict[str, tuple[float, int]]] = []
+    worst: list[Worst | None] = []
     for samples in batches:
         own = [sample for sample in samples if sample.rank == trained.world.rank]
         packed = pack(own, image_token_id=image_id, max_tokens=config.max_tokens_per_micro_batch)
@@ -89,6 +90,7 @@ def packed_batches(
             part = with_old_logprobs(trained, part, allowed, config)
         if config.mismatch.on_mismatch == "abort":
             divergences += map(divergence_sums, part)
+            worst += map(worst_token, part)
         if config.mismatch.mask != "none":
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
@@ -96,11 +98,14 @@ def packed_batches(
         if reference is not None and config.epochs_per_batch > 1:
             part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
-    everywhere = trained.world.gather((left_out, divergences))
-    found = mean_divergence([part for _, rank in everywhere for part in rank])
-    if (wrong := mismatch_in(found, config.mismatch)) is not None:
-        raise MismatchError(f"{wrong}. Nothing was updated with this batch")
-    return parts, mask_metrics([part for rank, _ in everywhere for part in rank])
+    everywhere = trained.world.gather((left_out, divergences, worst))
+    if config.mismatch.on_mismatch == "abort":
+        refuse_mismatch(
+            [part for _, rank, _ in everywhere for part in rank],
+            [each for _, _, rank in everywhere for each in rank],
+            config.mismatch,
+        )
+    return parts, mask_metrics([part for rank, _, _ in everywhere for part in rank])
 
 
 def update_policy(
