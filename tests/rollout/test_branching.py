@@ -118,14 +118,14 @@ def test_kv_of_other_weights_is_not_gone_on_from(model: Model, sandbox: Sandbox,
 
 def test_a_failed_call_is_drawn_again_from_its_round(model: Model, sandbox: Sandbox, trunk: Rollout) -> None:
     loop = make_loop(model, sandbox)
-    assert failed_round(trunk) is None and loop.retry(trunk) is trunk
+    assert failed_round(trunk) is None and loop.retry_each([trunk])[0] is trunk
     result = trunk.turns[1].result
     assert result is not None
     failed = replace(
         trunk, turns=[trunk.turns[0], replace(trunk.turns[1], result=replace(result, status=Status.ERROR))]
     )
     assert failed_round(failed) == 1
-    mended = loop.retry(failed, 2, CONFIG.sampling(n=1, temperature=0.0, code_temperature=0.0))
+    (_, mended) = loop.retry_each([trunk, failed], 2, CONFIG.sampling(n=1, temperature=0.0, code_temperature=0.0))
     assert mended.parent == Parent(0, 1, trunk.seed) and failed_round(mended) is None
     assert mended.answer == trunk.answer
 

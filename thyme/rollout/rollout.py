@@ -19,8 +19,9 @@ from thyme.rollout.branching import failed_round, start_of
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
 from thyme.rollout.journal import Journal
+from thyme.rollout.pieces import Kept, Key, Stem
 from thyme.rollout.sampling import Sampling
-from thyme.rollout.scheduler import Kept, Key, RolloutScheduler, RunTiming, Stem
+from thyme.rollout.scheduler import RolloutScheduler, RunTiming
 from thyme.rollout.tree import TreeConfig
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
@@ -130,30 +131,47 @@ class RolloutLoop:
         Raises:
             ValueError: the rollout drew nothing in such a round; n below 1.
         """
-        start_of(rollout, round)
+        first = rollout.index + 1 if first_index is None else first_index
+        return self._fork([(Stem(rollout, round), first)], n, sampling)[0]
+
+    def fork_each(
+        self, places: Sequence[tuple[Rollout, int]], n: int = 1, sampling: Sampling | None = None
+    ) -> list[list[Rollout]]:
+        """`fork` from many (rollout, round) at once, which decode side by side; n for each, in their order."""
+        return self._fork([(Stem(rollout, round), rollout.index + 1) for rollout, round in places], n, sampling)
+
+    def retry_each(
+        self, rollouts: Sequence[Rollout], attempts: int = 1, sampling: Sampling | None = None
+    ) -> list[Rollout]:
+        """Draws the first round whose code failed again, from its start, until no code fails or `attempts` are used up.
+
+        Returns:
+            For each rollout the last one drawn, or itself where nothing failed. Retries count its index on.
+        """
+        current = list(rollouts)
+        for _ in range(attempts):
+            failed = [(i, round) for i, rollout in enumerate(current) if (round := failed_round(rollout)) is not None]
+            drawn = self.fork_each([(current[i], round) for i, round in failed], 1, sampling)
+            for (i, _), (again,) in zip(failed, drawn, strict=True):
+                current[i] = again
+        return current
+
+    def _fork(self, stems: Sequence[tuple[Stem, int]], n: int, sampling: Sampling | None) -> list[list[Rollout]]:
+        for stem, _ in stems:
+            start_of(stem.rollout, stem.round)
+        if not stems:
+            return []
         sampling = replace(sampling or self.config.sampling(), n=n, tree=TreeConfig())
-        stem = Stem(rollout, round), rollout.index + 1 if first_index is None else first_index
-        scheduler = self._scheduler([], sampling, stems=[stem])
-        ended: dict[int, Rollout] = {}
+        scheduler = self._scheduler([], sampling, stems=stems)
+        keys = [(piece.question.id, piece.seed) for piece in scheduler.waiting]
+        ended: dict[Key, Rollout] = {}
         with closing(scheduler.events()) as events:
             for event in events:
                 if isinstance(event, End):
-                    ended[event.rollout.index] = event.rollout
+                    ended[event.rollout.question.id, event.rollout.seed] = event.rollout
         self.timing = scheduler.timing()
-        return [ended[index] for index in sorted(ended)]
-
-    def retry(self, rollout: Rollout, attempts: int = 1, sampling: Sampling | None = None) -> Rollout:
-        """Draws the first round whose code failed again, from its start, until code fails nowhere or `attempts` are
-        used up; returns the last one drawn, or the rollout itself where nothing failed.
-
-        The retries of a rollout are told apart by their index, which counts on.
-        """
-        for _ in range(attempts):
-            failed = failed_round(rollout)
-            if failed is None:
-                break
-            (rollout,) = self.fork(rollout, failed, 1, sampling)
-        return rollout
+        found = [ended[key] for key in keys]
+        return [found[i : i + n] for i in range(0, len(found), n)]
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -9,13 +9,12 @@ Exits. However a run is left (done, exception, KeyboardInterrupt, closed iterato
 in its sessions is killed, and the thread of its executor has ended.
 """
 
-import hashlib
 import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -30,6 +29,7 @@ from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, Text
 from thyme.rollout.executor import Diverged, Executor
 from thyme.rollout.flight import Flight
 from thyme.rollout.pictures_ahead import PicturesAhead
+from thyme.rollout.pieces import Kept, Key, Piece, Stem, Tree, branches_of, key_of, pieces_of, seeds
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.replay import replay
 from thyme.rollout.sampling import Sampling
@@ -64,63 +64,6 @@ class RunTiming:
     """Tokens drawn."""
     restarted: int
     """Interrupted rollouts that start over, as their code gave something else when it was run again."""
-
-
-Key = tuple[str, int]
-"""Question id and seed: names a rollout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stem:
-    """The round of a rollout that has ended, from which another one is to go on."""
-
-    rollout: Rollout
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """The sequence of a rollout that has ended, held in the engine with its KV."""
-
-    sequence: EngineSequence
-    first_round: int
-    """See Flight.first_round."""
-    weight_version: int
-    """Of the engine when it was last drawn from: under other weights its KV is not gone on from."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Tree:
-    """The group of one question of which some branch off the others."""
-
-    question: Question
-    group: int
-    seed: int
-    """Of rollout 0; that of rollout i is i more."""
-    trunks: dict[int, Rollout] = field(default_factory=dict)
-    """By index, those that have ended."""
-    num_waiting: int = 0
-    """Branches that have not begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rollouts `first .. first + count` of one question, started together."""
-
-    question: Question
-    group: int
-    first: int
-    count: int
-    seed: int
-    begun: Rollout | None = None
-    """What this one rollout was when it was interrupted, after a code block."""
-    stem: Stem | None = None
-    """What this one rollout branches off."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it begins at the prompt, and needs its pictures prepared."""
-        return self.begun is None and self.stem is None
 
 
 class RolloutScheduler:
@@ -171,11 +114,13 @@ class RolloutScheduler:
         self.known, self.begun = kept, begun
         self.group_size, self.tree = sampling.n, sampling.tree
         size = self.tree.trunks or sampling.n
-        self.kept, self.waiting = _pieces(questions, replace(sampling, n=size, tree=TreeConfig()), largest, kept, begun)
-        self.waiting.extend(_branches(stems, sampling))
+        self.kept, self.waiting = pieces_of(
+            questions, replace(sampling, n=size, tree=TreeConfig()), largest, kept, begun
+        )
+        self.waiting.extend(branches_of(stems, sampling))
         self.trees = {
-            group: _Tree(question=question, group=group, seed=seed)
-            for group, (question, seed) in enumerate(zip(questions, _seeds(questions, sampling), strict=True))
+            group: Tree(question=question, group=group, seed=seed)
+            for group, (question, seed) in enumerate(zip(questions, seeds(questions, sampling), strict=True))
             if self.tree.trunks
         }
         self.owns_kept = keep is None
@@ -235,7 +180,7 @@ class RolloutScheduler:
     # From a question to sequences, and from one round to the next.
 
     def _start_waiting(self) -> None:
-        reopened: dict[int, tuple[_Piece, Rollout]] = {}
+        reopened: dict[int, tuple[Piece, Rollout]] = {}
         self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.is_new)
         while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
             if self.waiting[0].is_new and not self.pictures.is_ready(self.waiting[0].question):
@@ -270,13 +215,13 @@ class RolloutScheduler:
         if reopened:
             self._replay(reopened)
 
-    def _reopen(self, piece: _Piece, begun: Rollout) -> Flight:
+    def _reopen(self, piece: Piece, begun: Rollout) -> Flight:
         """Has a rollout go on after its last code block."""
         params = replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum())))
         prompt = Prompt(begun.token_ids.tolist(), tuple(begun.images))
         return self._resumed(piece, begun, self.engine.add(prompt, params, hold=True), len(begun.turns))
 
-    def _resumed(self, piece: _Piece, begun: Rollout, sequence: EngineSequence, first_round: int) -> Flight:
+    def _resumed(self, piece: Piece, begun: Rollout, sequence: EngineSequence, first_round: int) -> Flight:
         """The flight of a sequence that has the tokens of `begun` and goes on from there."""
         flight = Flight(
             question=piece.question,
@@ -295,12 +240,12 @@ class RolloutScheduler:
         self.flights[flight.sequence.id] = flight
         return flight
 
-    def _branch(self, piece: _Piece, stem: Stem) -> None:
+    def _branch(self, piece: Piece, stem: Stem) -> None:
         """Has a rollout go on from the start of a round of another one: on its KV where that is held, else from the
         same tokens as a prompt."""
         begun = prefix_of(stem.rollout, stem.round)
         begun.parent = Parent(stem.rollout.index, stem.round, stem.rollout.session_seed)
-        kept = self.kept_sequences.get(_key(stem.rollout))
+        kept = self.kept_sequences.get(key_of(stem.rollout))
         version = self.engine.weight_version
         if kept is None or stem.round < kept.first_round or kept.weight_version != version:
             flight = self._reopen(piece, begun)
@@ -319,15 +264,15 @@ class RolloutScheduler:
                 self._let_go(tree)
 
     def _keep(self, rollout: Rollout, kept: Kept) -> None:
-        before = self.kept_sequences.pop(_key(rollout), None)
+        before = self.kept_sequences.pop(key_of(rollout), None)
         if before is not None:  # the same question under the same seed once more
             self.engine.release(before.sequence)
-        self.kept_sequences[_key(rollout)] = kept
+        self.kept_sequences[key_of(rollout)] = kept
 
-    def _let_go(self, tree: _Tree) -> None:
+    def _let_go(self, tree: Tree) -> None:
         """Releases the trunks: all that branches off them has begun."""
         for trunk in tree.trunks.values():
-            kept = self.kept_sequences.pop(_key(trunk), None)
+            kept = self.kept_sequences.pop(key_of(trunk), None)
             if kept is not None:
                 self.engine.release(kept.sequence)
 
@@ -342,21 +287,21 @@ class RolloutScheduler:
             return
         trunks = [tree.trunks[index] for index in sorted(tree.trunks)]
         found: list[Rollout] = []
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         for index, place in enumerate(places(trunks, self.group_size - len(trunks), self.tree), start=len(trunks)):
             key = tree.question.id, tree.seed + index
             if key in self.known:
                 found.append(replace(self.known[key], question=tree.question, group=tree.group))
             else:
                 stem = Stem(trunks[place[0]], place[1])
-                pieces.append(_Piece(tree.question, tree.group, index, 1, key[1], self.begun.get(key), stem))
+                pieces.append(Piece(tree.question, tree.group, index, 1, key[1], self.begun.get(key), stem))
         tree.num_waiting = sum(piece.begun is None for piece in pieces)
         self.waiting.extendleft(reversed(pieces))
         if not tree.num_waiting and not self.keeps:
             self._let_go(tree)
         yield from map(End, found)
 
-    def _replay(self, reopened: Mapping[int, tuple[_Piece, Rollout]]) -> None:
+    def _replay(self, reopened: Mapping[int, tuple[Piece, Rollout]]) -> None:
         """Brings the sessions of reopened rollouts to where they were; those where that fails start over."""
         for number in replay(self.executor, {n: (piece.question, begun) for n, (piece, begun) in reopened.items()}):
             self.engine.abort(self.flights.pop(number).sequence)
@@ -468,57 +413,3 @@ class RolloutScheduler:
         wait([f.future for f in flights if f.future is not None], return_when=FIRST_COMPLETED)
         if idle:
             self.idle_s += time.perf_counter() - before
-
-
-def _key(rollout: Rollout) -> Key:
-    return rollout.question.id, rollout.seed
-
-
-def _seeds(questions: Sequence[Question], sampling: Sampling) -> list[int]:
-    """Of the first rollout of each question; those of its group count on from there."""
-    found: list[int] = []
-    seen: Counter[str] = Counter()
-    for question in questions:
-        # From the id, not the place in the batch; a question asked twice gets other draws the second time.
-        found.append(_hashed(f"{sampling.seed}/{question.id}/{seen[question.id]}"))
-        seen[question.id] += 1
-    return found
-
-
-def _hashed(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-
-
-def _branches(stems: Sequence[tuple[Stem, int]], sampling: Sampling) -> Iterator[_Piece]:
-    for stem, first in stems:
-        parent = stem.rollout
-        base = _hashed(f"{sampling.seed}/{parent.question.id}/{parent.seed}/{stem.round}")
-        for i in range(sampling.n):
-            yield _Piece(parent.question, parent.group, first + i, 1, base + i, None, stem)
-
-
-def _pieces(
-    questions: Sequence[Question],
-    sampling: Sampling,
-    largest: int,
-    kept: Mapping[tuple[str, int], Rollout],
-    begun: Mapping[tuple[str, int], Rollout],
-) -> tuple[list[Rollout], deque[_Piece]]:
-    """What is kept, each in its group, and the rest in pieces: what was begun one by one, the others as neighbours."""
-    found: list[Rollout] = []
-    pieces: deque[_Piece] = deque()
-    for group, (question, base) in enumerate(zip(questions, _seeds(questions, sampling), strict=True)):
-        first = 0
-        for index in range(sampling.n):
-            key = question.id, base + index
-            is_new = key not in kept and key not in begun
-            if key in kept:
-                found.append(replace(kept[key], question=question, group=group))
-            elif key in begun:
-                pieces.append(_Piece(question, group, index, 1, base + index, begun[key]))
-            if not is_new or index + 1 == sampling.n or index + 1 - first == largest:
-                count = index - first + is_new
-                if count:
-                    pieces.append(_Piece(question, group, first, count, base + first))
-                first = index + 1
-    return found, pieces
