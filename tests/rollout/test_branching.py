@@ -188,7 +188,10 @@ def test_places_go_by_the_entropy_at_the_start_of_later_rounds(processor: Proces
         RolloutConfig(group_size=4, tree=TreeConfig(trunks=4))
 
 
-@pytest.mark.parametrize(("ends", "rounds"), [(1, 1000), (3, 1000), (5, 1000), (1000, 4)])
+@pytest.mark.parametrize(
+    ("ends", "rounds"),
+    [(3, 1000), *(pytest.param(*each, marks=pytest.mark.soak) for each in ((1, 1000), (5, 1000), (1000, 4)))],
+)
 def test_an_interrupted_tree_comes_out_the_same(
     model: Model, sandbox: Sandbox, rows: list[Demonstration], tmp_path: Path, ends: int, rounds: int
 ) -> None:

@@ -43,4 +43,4 @@ def best_of(loop: RolloutLoop, groups: Sequence[Sequence[Rollout]], n: int, samp
 def _voted(rollouts: Sequence[Rollout]) -> Rollout:
     """The first with the most frequent answer; none is no answer."""
     votes = Counter(rollout.answer for rollout in rollouts if rollout.answer is not None)
-    return max(rollouts, key=lambda rollout: votes[rollout.answer])  # the first of equals
+    return max(rollouts, key=lambda rollout: votes[rollout.answer or ""])  # the first of equals
