@@ -80,7 +80,7 @@ def num_trained(loop: RolloutLoop) -> Callable[[], int]:
 
     def counted(*args: Any, **options: Any) -> list[list[Rollout]]:
         groups = run(*args, **options)
-        drawn.extend(int((r.sampled & (r.rounds >= r.first_round)).sum()) for group in groups for r in group)
+        drawn.extend(r.num_drawn for group in groups for r in group)
         return groups
 
     loop.run = counted  # type: ignore[method-assign]

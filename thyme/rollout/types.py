@@ -187,5 +187,10 @@ class Rollout:
 
     @property
     def num_sampled(self) -> int:
-        """Tokens the policy drew."""
+        """Tokens the policy drew, those of a parent included."""
         return int(self.sampled.sum())
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that were drawn for this rollout alone."""
+        return int((self.sampled & (self.rounds >= self.first_round)).sum())
