@@ -45,6 +45,7 @@ SIZES: list[dict[str, Any]] = [
     dict(block_size=1),
     dict(block_size=8),
     dict(max_sequences=4, max_batch_tokens=16),
+    dict(decode_graphs=True),
 ]
 
 
