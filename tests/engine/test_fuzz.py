@@ -105,7 +105,7 @@ class Life:
         self.banned: tuple[int, ...] = (60, 61, 62, 63) if processor is None else ((0,), ())[int(draw.integers(2))]
         self.live: dict[int, Live] = {}
         self.ended: list[Live] = []
-        self.tokens = self.steps = 0
+        self.tokens = self.steps = self.branches = 0
         self.worst = 0.0
         self.prefixes = [self.ids(int(draw.integers(1, 40))) for _ in range(3)]
 
@@ -167,6 +167,18 @@ class Life:
             known.text = []
         self.engine.append(known.sequence, ids, shown, max_tokens=int(self.draw.integers(1, 9)))
 
+    def branch(self) -> None:
+        begun = [known for known in self.live.values() if known.sequence.row is not None]
+        if not begun:
+            return
+        known = begun[int(self.draw.integers(len(begun)))]
+        places = [i for i, start in enumerate(known.sequence.starts) if start.begins_in is not None]
+        place = places[int(self.draw.integers(len(places)))]
+        seeds = self.draw.integers(1 << 40, size=int(self.draw.integers(1, 4))).tolist()
+        for sequence in self.engine.branch(known.sequence, place, seeds, max_tokens=int(self.draw.integers(1, 9))):
+            self.live[sequence.id] = Live(sequence, is_mixed=known.is_mixed)
+            self.branches += 1
+
     def abort(self) -> None:
         if self.live:
             known = list(self.live.values())[int(self.draw.integers(len(self.live)))]
@@ -197,18 +209,19 @@ class Life:
 
     def broken_step(self) -> None:
         """The device fails before anything is computed."""
-        run = self.engine.runner._forward
+        runner = self.engine.runner
+        run, nothing = runner._forward, runner._nothing
 
         def fails(*args: Any) -> None:
             raise RuntimeError("planted")
 
-        self.engine.runner._forward = fails  # type: ignore[method-assign]
+        runner._forward = runner._nothing = fails  # type: ignore[method-assign, assignment]
         try:
             if self.engine.has_unfinished():
                 with pytest.raises(RuntimeError, match="planted"):
                     self.engine.step()
         finally:
-            self.engine.runner._forward = run  # type: ignore[method-assign]
+            runner._forward, runner._nothing = run, nothing  # type: ignore[method-assign]
 
     def change_weights(self) -> None:
         self.check_ended()
@@ -275,7 +288,7 @@ class Life:
 
     def run(self, operations: int) -> None:
         acts = [(self.add, 14), (self.append, 16), (self.abort, 3), (self.step, 60), (self.broken_step, 0.5)]
-        acts += [(self.change_weights, 0.4), (self.pause, 1)]
+        acts += [(self.change_weights, 0.4), (self.pause, 1), (self.branch, 3)]
         weights = np.array([weight for _, weight in acts]) / sum(weight for _, weight in acts)
         for _ in range(operations):
             acts[int(self.draw.choice(len(acts), p=weights))][0]()
@@ -315,7 +328,9 @@ def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, flo
         except BaseException as error:
             error.add_note(f"life {seed}: {life.config}")
             raise
-        for name, value in (life.engine.stats() | {"tokens": life.tokens, "steps": life.steps}).items():
+        for name, value in (
+            life.engine.stats() | {"tokens": life.tokens, "steps": life.steps, "branches": life.branches}
+        ).items():
             sums[name] = sums.get(name, 0) + value
         worst = max(worst, life.worst)
     return sums | {"worst": worst}
@@ -325,6 +340,7 @@ def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, 
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
     for name in ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded"):
         assert sums[name] > 0, name
+    assert sums["branches"] > 30
     assert sums["tokens"] > 1000
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.rollout.by_heart import by_heart
 from thyme.data.rows import Demonstration
 from thyme.engine import Engine, EngineConfig
 from thyme.engine.tags import TokenKind
 from thyme.evals import evaluate, no_code_control
-from thyme.model import Model, build, save
+from thyme.model import Model, save
 from thyme.model.attention import PackedAttention
 from thyme.pictures import read_picture
 from thyme.rollout import RolloutConfig, RolloutLoop, read_rollouts, write_rollouts
@@ -25,9 +26,7 @@ from thyme.rollout.dialect import Dialect, write_dialect
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox, Status
-from thyme.toy.model import tiny_config, tiny_processor
 from thyme.toy.scenarios import demonstrations
-from thyme.train.packing import pack
 from thyme.train.tokenization import positions, supervised_sample
 from thyme.verbs.ask import Config, answer
 
@@ -41,29 +40,7 @@ def rows() -> list[Demonstration]:
 
 @pytest.fixture(scope="module")
 def model(rows: list[Demonstration]) -> Model:
-    """Knows the two rows by heart (about 97 % sure of each token, so that sampling still strays)."""
-    processor = tiny_processor()
-    model = build(tiny_config(), processor=processor, seed=0)
-    samples = []
-    for row in rows:
-        prompt = build_prompt(row.question, "short", processor).token_ids
-        images = [processor.preprocess(image) for image in row.images]
-        samples.append(supervised_sample(processor, prompt, row.response, images, rule="all"))
-    [batch] = pack(samples, image_token_id=tiny_config().image_token_id)
-    assert batch.pixel_values is not None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    for _ in range(34):
-        hidden = model(
-            batch.input_ids,
-            batch.positions,
-            PackedAttention(batch.lengths),
-            image_features=model.encode_images(batch.pixel_values, batch.grids),
-            image_positions=batch.image_positions,
-        )
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.logits(hidden[batch.rows]), batch.targets).backward()
-        optimizer.step()
-    return model
+    return by_heart(rows)
 
 
 def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> RolloutLoop:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.train.test_packing import sample
 from thyme.model import ImageInputs, Processor
+from thyme.model.prefix_tree import PrefixTree
 from thyme.train.packing import Sample, TrainBatch, pack, token_keys
 from thyme.train.prefix_sharing import Keys, Trie, distinct_tokens, micro_batches
 from thyme.train.sharing_metrics import Shared
@@ -196,3 +197,9 @@ def test_pictures_are_counted(processor: Processor, illustrated: Callable[..., S
         metrics = Shared.metrics([Shared.of(samples, parts, pad)])
         assert metrics["batch/encoded_per_picture"] == encoded / 2
     assert len(token_keys(samples, pad)) == 3
+
+
+def test_the_place_of_a_packed_token_in_its_sequences() -> None:
+    """A prompt of 3, two that go on by 2 and 4, one of these again by 2, and another root."""
+    tree = PrefixTree(lengths=(3, 2, 4, 2, 5), parents=(-1, 0, 0, 2, -1))
+    assert [tree.place_of(token) for token in range(16)] == [0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4]

@@ -1,7 +1,8 @@
 """What one step computes: complete when constructed, read by the ModelRunner, never changed.
 
-B sequences with T tokens in all, packed; U sequences whose last token is among them and that therefore need logits; S
-samples (S > U when siblings of a group draw their first tokens from the same logits). All arrays are host numpy.
+B sequences with T tokens in all, packed; U rows of logits: of sequences whose last token is among them, and then of
+branches that begin with a hidden state that is kept (T may be 0); S samples (S > U when siblings draw their first
+tokens from the same logits). All arrays are host numpy.
 """
 
 from dataclasses import dataclass
@@ -86,7 +87,11 @@ class Batch:
     images: list[ImageSlice]
 
     logit_tokens: NDArray[np.int64]
-    """[U] index in T."""
+    """[U, without those of `branched`] index in T."""
+    branched: list[Any]
+    """Hidden states [H], on the device, that branches begin with: the last rows of logits."""
+    first: NDArray[np.int64]
+    """Samples that are the first of a round of a held sequence: index in S."""
     sample_rows: NDArray[np.int64]
     """[S] of the sequence table."""
     sample_logits: NDArray[np.int64]
@@ -115,6 +120,7 @@ class Batch:
         forks: dict[int, list[int]],
         copies: dict[int, int],
         started: list[Sequence],
+        branches: list[Sequence] | None = None,
     ) -> "Batch":
         """The step in which rows compute some of their next tokens.
 
@@ -124,6 +130,7 @@ class Batch:
             forks: row -> rows of the siblings that sample from its logits.
             copies: target block -> source block.
             started: sequences whose round begins with this step.
+            branches: sequences of which nothing is left to compute before their first draw.
         """
         first = table.num_computed[rows]
         ends = first + counts
@@ -144,18 +151,29 @@ class Batch:
             groups = [[row, *forks.get(row, ())] for row in samples.tolist()]
             logits = np.repeat(logits, [len(group) for group in groups])
             samples = np.array([row for group in groups for row in group], dtype=np.int64)
+        branched: dict[int, Any] = {}
+        if branches:
+            kept = [branch.starts[-1].hidden for branch in branches]
+            branched = {id(hidden): hidden for hidden in kept}
+            places = {number: place for place, number in enumerate(branched, start=len(done))}
+            logits = np.concatenate((logits, [places[id(hidden)] for hidden in kept]))
+            rows_of = [branch.row for branch in branches if branch.row is not None]
+            samples = np.concatenate((samples, np.array(rows_of, dtype=np.int64)))
+        begins = np.flatnonzero(table.num_tokens[samples] == table.round_start[samples])
         return cls(
             rows=rows,
             counts=counts,
             input_ids=table.token_ids[token_rows, columns].astype(np.int64),
             positions=np.ascontiguousarray(table.positions[token_rows, :, columns].T, dtype=np.int64),
             slot_mapping=blocks * table.block_size + columns % table.block_size,
-            block_tables=table.block_tables[rows, : capacity(int(ends.max()), table.block_size)],
+            block_tables=table.block_tables[rows, : capacity(int(ends.max(initial=1)), table.block_size)],
             context_lens=ends.astype(np.int32),
             cu_seqlens_q=cumulative,
             copies=np.array([list(copies.values()), list(copies.keys())], dtype=np.int64),
             images=_image_slices(table, rows, first, ends, cumulative[:-1]),
             logit_tokens=cumulative[1:][done].astype(np.int64) - 1,
+            branched=list(branched.values()),
+            first=np.array([i for i in begins if _is_held(table, samples[i])], dtype=np.int64),
             sample_rows=samples,
             sample_logits=logits,
             temperatures=table.temperatures[samples],
@@ -172,6 +190,11 @@ class Batch:
     def num_tokens(self) -> int:
         """T."""
         return len(self.input_ids)
+
+
+def _is_held(table: SequenceTable, row: int) -> bool:
+    sequence = table.sequences[row]
+    return sequence is not None and sequence.hold
 
 
 def _image_slices(

@@ -73,8 +73,12 @@ class BlockManager:
         self._references[block] += 1
 
     def is_shared(self, block: int) -> bool:
-        """Held more than once: to be copied before it is written."""
+        """Held more than once."""
         return self._references[block] + self._claims[block] > 1
+
+    def must_copy(self, block: int) -> bool:
+        """To be copied before a holder of a part of it writes the rest: others hold it, or it is published in full."""
+        return self.is_shared(block) or block in self._key_of
 
     def is_idle(self, block: int) -> bool:
         """Claimed, and not referred to."""

@@ -22,7 +22,7 @@ from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, 
 from thyme.engine.params import Prompt, SamplingParams
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Forced, Sequence, SequenceStatus
+from thyme.engine.sequence import Completion, FinishReason, Forced, RoundStart, Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
@@ -272,6 +272,7 @@ class Engine:
                 )
             )
             self._num_sequences += 1
+            sequences[-1].starts.append(RoundStart(len(tokens.token_ids), tokens.next_position, begins_in=0))
             self.runner.images.hold(tokens.images)
             self._unique_tokens += self._prompts.add(tokens.content, tokens.image_starts)
         sequences[0].followers = sequences[1:]
@@ -300,6 +301,10 @@ class Engine:
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
         if batch.scored is not None and sampled.scores is not None:
             self.table.score(batch.scored.rows, batch.scored.columns, sampled.scores, self.weight_version)
+        for place, sample in enumerate(batch.first):
+            first = self.table.sequences[batch.sample_rows[sample]]
+            assert first is not None and sampled.first_hidden is not None
+            first.starts[-1].hidden = sampled.first_hidden[place]
         self.table.push(batch.sample_rows, sampled, self.weight_version)
         ended = self.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events)
         return [self._end_round(row, reason, what) for row, reason, what in ended]
@@ -336,9 +341,78 @@ class Engine:
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
         sequence.begins_in = 0 if len(tokens.token_ids) else None
+        sequence.starts.append(RoundStart(whole, tokens.next_position, sequence.begins_in))
         self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
+
+    def branch(
+        self,
+        sequence: Sequence,
+        round: int,
+        seeds: Seq[int | None],
+        max_tokens: int | None = None,
+        params: SamplingParams | None = None,
+    ) -> list[Sequence]:
+        """Queues sequences that go on from where a round of this one began: they have its tokens up to there, refer to
+        its KV, a block being copied when the first of them writes to it, and draw their own rounds from then on.
+        Nothing is computed again unless blocks were taken or the weights have changed meanwhile.
+
+        What a branch draws has the bits of a sequence whose prompt is those tokens and whose seed is the same; under
+        the seed of `sequence` it is what that one drew.
+
+        Args:
+            sequence: it and its KV stay as they are; it may run, wait or be held.
+            round: 0 for the end of the prompt, else after the so-manieth `append`.
+            seeds: of each branch; None: drawn, and recorded in its params.
+            max_tokens: tokens sampled in the round that begins; None: params.max_tokens.
+            params: how branches are drawn, their seeds aside; None: as the sequence is.
+
+        Raises:
+            ValueError: the sequence has ended or not begun, or has no such round; the engine sleeps.
+        """
+        if self.is_asleep:
+            raise ValueError("branch: the engine sleeps and has no KV cache: wake it first")
+        if sequence.row is None:
+            raise ValueError(
+                f"branch: sequence {sequence.id} is {sequence.status.name} and has no KV: add it with hold=True, and "
+                "branch before it is released"
+            )
+        if not 0 <= round < len(sequence.starts):
+            raise ValueError(f"branch: sequence {sequence.id} has rounds 0 to {len(sequence.starts) - 1}, not {round}")
+        start = sequence.starts[round]
+        if start.begins_in is None:
+            raise ValueError(
+                f"branch: round {round} of sequence {sequence.id} goes on inside the one before: branch from that"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"branch: max_tokens must be at least 1, got {max_tokens}")
+        params = sequence.params if params is None else params
+        ban = self.reader.ban_of(params)
+        num_images = sum(first < start.length for first in sequence.image_starts)
+        branches: list[Sequence] = []
+        for seed in seeds:
+            seed = secrets.randbits(62) if seed is None else seed
+            branches.append(
+                Sequence(
+                    id=self._num_sequences,
+                    index=sequence.index,
+                    params=replace(params, n=1, seed=seed),
+                    prompt=sequence.prompt,
+                    hold=sequence.hold,
+                    ban=ban,
+                    begins_in=start.begins_in,
+                    images=sequence.images[:num_images],
+                    image_starts=sequence.image_starts[:num_images],
+                    starts=[replace(known) for known in sequence.starts[: round + 1]],
+                )
+            )
+            self._num_sequences += 1
+            self.runner.images.hold(branches[-1].images)
+            self._prompts.add(sequence.prompt.content, sequence.prompt.image_starts)
+            limit = params.max_tokens if max_tokens is None else max_tokens
+            self.scheduler.branch(sequence, branches[-1], start, limit)
+        return branches
 
     def release(self, sequence: Sequence) -> None:
         """Lets a held sequence go, with its KV. Raises ValueError when its round is not over."""
@@ -366,6 +440,9 @@ class Engine:
         self.weight_version += 1
         self.blocks.forget_prefixes()
         self.runner.weights_updated()
+        for sequence in self.table.sequences:
+            if sequence is not None:
+                self.scheduler.forget_hidden(sequence)
 
     def pause(self) -> None:
         """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
@@ -480,6 +557,7 @@ class Engine:
         self.scheduler.remove(sequence)
         self._prompts.remove(sequence.prompt.content)
         self.runner.images.release(sequence.images)
+        sequence.starts = []
 
     def _add_all(
         self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None

@@ -4,7 +4,7 @@ Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L laye
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -174,13 +174,19 @@ class ModelRunner:
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
-        hidden = self._replayed(shown, sent) if replays else self._forward(shown, sent)
+        if batch.num_tokens:
+            hidden = self._replayed(shown, sent) if replays else self._forward(shown, sent)
+        else:
+            hidden = self._nothing()
         scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
             return Sampled(empty.astype(np.int64), empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
         if len(batch.logit_tokens) < len(hidden):
             hidden = hidden[sent["logit_tokens"]]
+        if batch.branched:
+            hidden = torch.cat((hidden, torch.stack(batch.branched)))
+        first = hidden[sent["first"]] if len(batch.first) else None
         logits = self._logits(hidden, batch, sent)
         rows = sent["sample_rows"]
         states = self._states[rows]
@@ -192,12 +198,12 @@ class ModelRunner:
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
         floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
-        return _unpack(packed.cpu().numpy(), scores)
+        return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
 
     def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
         """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
         arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
-        if self._shares_prefixes:
+        if self._shares_prefixes and batch.num_tokens:
             block_size = self.kv_cache.shape[3]
             shown = (batch.block_tables, batch.context_lens, batch.counts, block_size)
             groups = shared_groups(*shown)
@@ -210,6 +216,8 @@ class ModelRunner:
             arrays["copies"] = batch.copies
         if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
             arrays["begins"] = np.array(begins).T
+        if len(batch.first):
+            arrays["first"] = batch.sample_logits[batch.first]
         if batch.images:
             places = [np.arange(part.token, part.token + part.count) for part in batch.images]
             arrays["image_places"] = np.concatenate(places)
@@ -251,6 +259,11 @@ class ModelRunner:
             image_positions=sent.get("image_places"),
         )
         return hidden
+
+    def _nothing(self) -> Tensor:
+        """Hidden states of no token: all that is drawn begins a branch."""
+        text = self.model.config.text
+        return torch.zeros(0, text.hidden_size, dtype=self.model.dtype, device=self.device)
 
     def _replayed(self, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
         """`_forward` of a padded batch, as it was captured: whatever it reads lies where it lay then."""

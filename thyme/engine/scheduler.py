@@ -26,7 +26,7 @@ from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
 from thyme.engine.parking import Parking
 from thyme.engine.prefix import PrefixCache
-from thyme.engine.sequence import Sequence, SequenceStatus
+from thyme.engine.sequence import RoundStart, Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.tags import TokenKind
 
@@ -75,6 +75,32 @@ class Scheduler:
         self.resumed.append(sequence)
         self.parking.recall(sequence)
 
+    def branch(self, source: Sequence, sequence: Sequence, start: RoundStart, max_tokens: int) -> None:
+        """Puts a sequence in line that goes on from where a round of the source began, with the blocks of that."""
+        table, blocks = self.table, self.blocks
+        assert source.row is not None
+        row = table.branch(source.row, sequence, start, max_tokens)
+        held = table.blocks(row)
+        for block in held:
+            blocks.share(block)
+        sequence.nodes = source.nodes[: int(table.num_computed[row]) // table.block_size + 1]
+        # Whoever writes first to a block that both have in part gets a copy.
+        for other in (source.row, row):
+            table.has_shared_tail[other] |= table.num_computed[other] % table.block_size != 0
+        self.parking.park(sequence, between_rounds=False)
+        self.resumed.append(sequence)
+
+    def forget_hidden(self, sequence: Sequence) -> None:
+        """The hidden states that are kept of a sequence are of other weights: its last token is computed again where it
+        is yet to draw from one."""
+        for start in sequence.starts:
+            start.hidden = None
+        table, row = self.table, sequence.row
+        assert row is not None
+        if table.num_computed[row] == table.num_tokens[row]:
+            table.num_computed[row] -= 1
+            table.has_shared_tail[row] = True
+
     def hold(self, sequence: Sequence) -> None:
         """Takes a running sequence out; it keeps its KV for as long as nothing that runs needs the room."""
         self._leave(sequence)
@@ -117,9 +143,9 @@ class Scheduler:
         self.parking.enforce_limits()
         while self.has_unfinished:
             self._reserve_to_decode()
-            rows, counts, forks = self._plan()
-            if len(rows):
-                batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started)
+            rows, counts, forks, branches = self._plan()
+            if len(rows) or branches:
+                batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started, branches)
                 self._copies, self._started = {}, []
                 return batch
             self._preempt_youngest()
@@ -174,8 +200,8 @@ class Scheduler:
 
     # Planning.
 
-    def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, list[int]]]:
-        """Rows, how many tokens each computes, and which rows fork from which."""
+    def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, list[int]], list[Sequence]]:
+        """Rows, how many tokens each computes, which rows fork from which, and the branches that only draw."""
         rows = self._running_rows()
         pending = self.table.num_tokens[rows] - self.table.num_computed[rows]
         decoding = pending == 1
@@ -184,16 +210,23 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         self._coming.clear()
         self._encoding.clear()
-        for row in rows[~decoding].tolist():
+        for row in rows[pending > 1].tolist():
             budget -= self._prefill(row, budget, chunks)
         budget -= self._admit_waiting(budget, chunks)
+        branches = self._branches()
         if chunks:
             prefills = np.array(chunks, dtype=np.int64)
             rows = np.concatenate((decode_rows, prefills[:, 0]))
             counts = np.concatenate((np.ones(len(decode_rows), dtype=np.int64), prefills[:, 1]))
         else:
             rows, counts = decode_rows, np.ones(len(decode_rows), dtype=np.int64)
-        return rows, counts, self._fork_groups(rows, counts)
+        return rows, counts, self._fork_groups(rows, counts), branches
+
+    def _branches(self) -> list[Sequence]:
+        """Those that run and have nothing left to compute: the hidden state that they draw from is kept."""
+        rows = self._running_rows()
+        ready = rows[self.table.num_tokens[rows] == self.table.num_computed[rows]]
+        return [sequence for row in ready if (sequence := self.table.sequences[row]) is not None]
 
     def _reserve_to_decode(self) -> None:
         """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough."""
@@ -214,6 +247,8 @@ class Scheduler:
         the very block that comes next; returns its length."""
         table, size, sequence = self.table, self.table.block_size, self.table.sequences[row]
         assert sequence is not None
+        if table.num_computed[row] == table.num_tokens[row]:
+            return 0
         if self.config.prefix_cache and table.num_computed[row] % size == 0:
             self._share(sequence, self.prefixes.find(sequence))
             if self._coming and self.prefixes.next_block(sequence) in self._coming:
@@ -281,10 +316,10 @@ class Scheduler:
         return self.blocks.allocate()
 
     def _must_copy_tail(self, row: int) -> bool:
-        """The next token goes to a block that has other holders."""
+        """The next token goes to a block that has other holders, or more in it than the row knows."""
         if not self.table.has_shared_tail[row]:
             return False
-        return self.blocks.is_shared(
+        return self.blocks.must_copy(
             int(self.table.block_tables[row, self.table.num_computed[row] // self.table.block_size])
         )
 
@@ -328,7 +363,8 @@ class Scheduler:
             sequence.nodes = [blocks.root]
         self.parking.unpark(sequence)
         self._join(sequence)
-        if len(sequence) == sequence.prompt_len:
+        assert sequence.row is not None
+        if table.num_computed[sequence.row] < len(sequence) == sequence.prompt_len:
             content = sequence.prompt.content if self.config.prefix_cache else sequence.id
             if (other := self._prompts.get(content)) is not None:
                 self._prompts[other.id] = other

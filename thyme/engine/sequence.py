@@ -65,6 +65,20 @@ class Forced:
     temperatures: NDArray[np.float32]
 
 
+@dataclass(slots=True)
+class RoundStart:
+    """Where a round of a sequence began: what a branch needs to begin there too."""
+
+    length: int
+    """Tokens before it."""
+    next_position: int
+    begins_in: int | None
+    """State of the tag automaton; None: it went on where the round before ended."""
+    hidden: Any = field(default=None, repr=False)
+    """[H] hidden state of the token before its first, on the device, from which that is drawn; None where it is not
+    kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What a step drew, on the host, one entry per sample."""
@@ -78,6 +92,8 @@ class Sampled:
     """[5, S]: logprob, logprob_raw, entropy, temperature, kept_mass."""
     scores: NDArray[np.float32] | None = None
     """[3, F] of the batch's forced tokens: logprob, logprob_raw, entropy."""
+    first_hidden: Any = None
+    """[first, H] on the device, of the batch's first samples; see RoundStart.hidden."""
 
 
 class TokenRows(Protocol):
@@ -121,6 +137,8 @@ class Sequence:
     """Its current round has reached the sampler's state (automaton, detector)."""
     begins_in: int | None = 0
     """State of the tag automaton where its current round begins; None: where the round before ended."""
+    starts: list[RoundStart] = field(default_factory=list, repr=False)
+    """Of each round so far."""
     final_ids: list[int] | None = field(default=None, repr=False)
 
     @property

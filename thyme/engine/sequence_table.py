@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thyme.engine.sequence import Forced, Sampled, Sequence, Tokens
+from thyme.engine.sequence import Forced, RoundStart, Sampled, Sequence, Tokens
 from thyme.engine.tags import TokenKind
 
 _TOKEN = np.dtype(
@@ -158,6 +158,23 @@ class SequenceTable:
         self.num_computed[row], self.num_seen[row] = self.num_computed[source], self.num_seen[source]
         self.num_blocks[row] = self.num_blocks[source]
         self.block_tables[row] = self.block_tables[source]
+        return row
+
+    def branch(self, source: int, sequence: Sequence, start: RoundStart, max_tokens: int) -> int:
+        """Gives a sequence a row with all that the source's row has before `start`, about to begin a round there. Its
+        blocks are those of the source as far as they are full or partly filled with that."""
+        row, length = self.assign(sequence), start.length
+        self._tokens[row, :length] = self._tokens[source, :length]
+        self.num_tokens[row] = self.num_seen[row] = length
+        self.next_position[row] = start.next_position
+        ends = (first + image.num_tokens for first, image in zip(sequence.image_starts, sequence.images, strict=True))
+        self.images_end[row] = max(ends, default=0)
+        # Without the hidden state of the last token, that one is computed again.
+        self.num_computed[row] = min(length - (start.hidden is None), self.num_computed[source])
+        self.num_blocks[row] = min(-(-int(self.num_computed[row]) // self.block_size), self.num_blocks[source])
+        self.block_tables[row] = self.block_tables[source]
+        self.score_start[row] = self.score_end[row] = 0
+        self.begin_round(row, max_tokens)
         return row
 
     def free(self, row: int) -> None:

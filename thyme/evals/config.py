@@ -20,6 +20,11 @@ class EvalConfig:
     """Temperature inside code; 0 is greedy."""
     seed: int = 0
     """Seed of the sampler."""
+    best_of: int = field(default=1, metadata=RARE)
+    """Rollouts that vote on each answer to a held-out question: one, and branches off it at the round whose start is
+    least sure, drawn at the temperatures of `rollout`."""
+    retries: int = field(default=0, metadata=RARE)
+    """Times that a round whose code failed is drawn again, from its start, at the temperatures of `rollout`."""
     every_steps: int = 0
     """While training, held-out questions are asked after every so many steps; 0: not at all."""
     benchmark: str = ""
@@ -51,7 +56,11 @@ class EvalConfig:
             raise ValueError(f"benchmark: {self.benchmark}: eval.data must say where its file is")
         if self.limit < 0:
             raise ValueError(f"limit: {self.limit} must be at least 0")
-        for name in ("num_questions", "samples", "at_once"):
+        if self.retries < 0:
+            raise ValueError(f"retries: {self.retries} must be at least 0")
+        if self.benchmark and (self.best_of > 1 or self.retries):
+            raise ValueError("best_of and retries are of held-out questions: leave them out with eval.benchmark")
+        for name in ("num_questions", "samples", "at_once", "best_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.every_steps < 0:

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from thyme.evals.branching import best_of, retried
 from thyme.evals.scoring import Summary, Verdict, by_rules, by_scorer, summarize
 from thyme.rewards import Scorer
 from thyme.rollout.rollout import RolloutLoop
@@ -45,6 +47,8 @@ def evaluate(
     sampling: Sampling | None = None,
     *,
     scorer: Scorer | None = None,
+    best: int = 1,
+    retries: int = 0,
 ) -> EvalResult:
     """Accuracy with 95 % intervals, overall and by scenario.
 
@@ -55,6 +59,8 @@ def evaluate(
             accuracy is their mean, which makes sense at a temperature above 0.
         scorer: says by its rewards' results which answers are right, so that a judge can be asked about those that
             rules do not decide (`thyme.evals.scoring.by_scorer`); None: the rules say.
+        best: rollouts that vote on each answer, all but one of them branches (`thyme.evals.branching`).
+        retries: how often a round whose code failed is drawn again; before the vote.
 
     Raises:
         ValueError: no questions; the scorer cannot work as things are.
@@ -63,7 +69,11 @@ def evaluate(
         raise ValueError("evaluate: no questions")
     sampling = sampling or loop.config.sampling().greedy()
     started = time.perf_counter()
-    groups = loop.run(questions, sampling)
+    drawn = loop.config.sampling(n=1, seed=sampling.seed)  # of what is tried again: as rollouts are drawn in training
+    with loop.keeping() if best > 1 or retries else nullcontext():
+        groups = loop.run(questions, sampling)
+        groups = retried(loop, groups, retries, drawn) if retries else groups
+        groups = best_of(loop, groups, best, drawn) if best > 1 else groups
     wall_s = time.perf_counter() - started
     verdicts = [[by_rules(one) for one in group] for group in groups] if scorer is None else by_scorer(scorer, groups)
     by_scenario: dict[str, tuple[list[list[Rollout]], list[list[Verdict]]]] = {}

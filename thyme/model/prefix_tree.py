@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -56,6 +57,12 @@ class PrefixTree:
         for parent in self.parents:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return depths
+
+    def place_of(self, token: int) -> int:
+        """Tokens before a packed token in the sequences it belongs to."""
+        starts = self.starts
+        node = bisect_right(starts, token) - 1
+        return token - starts[node] + sum(self.lengths[above] for above in self.path(node)[:-1])
 
     def path(self, node: int) -> list[int]:
         """The nodes from a root to this one, both included."""

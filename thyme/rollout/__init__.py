@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from thyme.rollout.records import write_rollouts as write_rollouts
     from thyme.rollout.rollout import RolloutLoop as RolloutLoop
     from thyme.rollout.sampling import Sampling as Sampling
+    from thyme.rollout.tree import TreeConfig as TreeConfig
+    from thyme.rollout.types import Parent as Parent
     from thyme.rollout.types import Question as Question
     from thyme.rollout.types import Rollout as Rollout
     from thyme.rollout.types import RolloutStatus as RolloutStatus
@@ -36,6 +38,7 @@ else:
             "records": ["read_rollouts", "write_rollouts"],
             "rollout": ["RolloutLoop"],
             "sampling": ["Sampling"],
-            "types": ["Question", "Rollout", "RolloutStatus", "Turn"],
+            "tree": ["TreeConfig"],
+            "types": ["Parent", "Question", "Rollout", "RolloutStatus", "Turn"],
         },
     )

@@ -1,10 +1,11 @@
 """Limits, prompt style and sampling of rollouts. Standard library only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from thyme.rollout.prompts import PromptStyle
 from thyme.rollout.sampling import Sampling
+from thyme.rollout.tree import TreeConfig
 
 Compat = Literal["none", "released"]
 
@@ -50,6 +51,8 @@ class RolloutConfig:
     """Divides the logits of tokens already seen; 1 is off. Biases log-probs in RL."""
     max_in_flight: int | None = None
     """Rollouts open at once; None: as many as the sandbox keeps sessions, the most that can never wait in a circle."""
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    """In training: groups in which some rollouts branch off others, at the start of a round."""
     result_delay_steps: int = 8
     """Under a deterministic engine a code result is admitted this many engine steps after its code ended (or when
     nothing else is left to decode), never earlier: the order is then the same in each run."""
@@ -69,6 +72,8 @@ class RolloutConfig:
                 f"{self.max_tokens}: lower it, or leave it out"
             )
         self.sampling()  # checks the temperatures
+        if self.tree.trunks and self.tree.trunks >= self.group_size:
+            raise ValueError(f"tree.trunks: {self.tree.trunks} must be fewer than group_size ({self.group_size}), or 0")
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise ValueError(f"max_in_flight: {self.max_in_flight} must be at least 1, or absent")
         for name, allowed in (("prompt_style", get_args(PromptStyle)), ("compat", get_args(Compat))):

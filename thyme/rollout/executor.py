@@ -11,14 +11,20 @@ snippet; then it closes the sessions.
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output, render
-from thyme.rollout.types import Question
+from thyme.rollout.same_result import is_same
+from thyme.rollout.types import Question, Turn
 from thyme.sandbox import Sandbox, SandboxResult, SandboxSession, Status
+
+
+class Diverged(RuntimeError):
+    """The session of a branch is not what the model was told: code that was run again gave something else."""
 
 
 class Executor:
@@ -49,7 +55,9 @@ class Executor:
         self._loop.call_soon_threadsafe(self._leave)
         self._thread.join()
 
-    def run(self, rollout: int, question: Question, seed: int, code: str) -> Future[tuple[SandboxResult, Output]]:
+    def run(
+        self, rollout: int, question: Question, seed: int, code: str, before: Sequence[Turn] = ()
+    ) -> Future[tuple[SandboxResult, Output]]:
         """Runs a code block and renders its result. Does not block.
 
         Args:
@@ -57,22 +65,29 @@ class Executor:
             question: whose image and image path the session sees.
             seed: of the session's random generators.
             code: the snippet.
+            before: turns of the rollout that this one branched off, whose code a session that is opened runs first.
 
         Returns:
-            A future of what the sandbox returned, and of the same as the model is shown it.
+            A future of what the sandbox returned, and of the same as the model is shown it. It raises Diverged where
+            that earlier code gives something else than it gave.
         """
-        return asyncio.run_coroutine_threadsafe(self._run(rollout, question, seed, code), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._run(rollout, question, seed, code, before), self._loop)
 
     def end(self, rollout: int) -> Future[None]:
         """Closes the session of `rollout`, if it has one. Does not block."""
         return asyncio.run_coroutine_threadsafe(self._end(rollout), self._loop)
 
-    async def _run(self, rollout: int, question: Question, seed: int, code: str) -> tuple[SandboxResult, Output]:
+    async def _run(
+        self, rollout: int, question: Question, seed: int, code: str, before: Sequence[Turn]
+    ) -> tuple[SandboxResult, Output]:
         if rollout not in self._sessions:
             self._sessions[rollout] = self._sandbox.session(
                 question.image, question.image_path or None, seed=seed, more_images=question.more_images
             )
             await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
+            for turn in before:
+                if turn.code is not None and not is_same(await self._sessions[rollout].arun(turn.code), turn):
+                    raise Diverged(f"question {question.id!r}: code that was run again gave something else")
         result = await self._sessions[rollout].arun(code)
         output = render(
             result if self._show_results else SandboxResult(status=Status.OK),

@@ -16,7 +16,7 @@ from thyme.rollout.output import Output
 from thyme.rollout.prompts import extract_answer, extract_code, until_answer
 from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import Trajectory
-from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
+from thyme.rollout.types import Parent, Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import SandboxResult
 
 CODE_START, CODE_END = "<code>", "</code>"
@@ -32,6 +32,11 @@ class Flight:
     seed: int
     sequence: EngineSequence
     trajectory: Trajectory
+    parent: Parent | None = None
+    first_round: int = 0
+    """The round that the engine's sequence has as its first: those before are in its prompt."""
+    before: tuple[Turn, ...] = ()
+    """Turns whose code its session, when it is opened, runs first: those of a parent."""
     stream: TextStream | None
     """The current round's text where it is shown as it is decoded, else None."""
     started: float = field(default_factory=time.perf_counter)
@@ -97,6 +102,11 @@ class Flight:
         return ended
 
     @property
+    def session_seed(self) -> int:
+        """Seed of its sandbox session."""
+        return self.seed if self.parent is None else self.parent.session_seed
+
+    @property
     def is_answered(self) -> bool:
         """Whether an answer stands in the text so far."""
         return extract_answer(_text(self.turns)) is not None
@@ -117,6 +127,7 @@ class Flight:
             status=status,
             wall_s=time.perf_counter() - self.started,
             sandbox_s=sum(turn.result.wall_s for turn in self.turns if turn.result is not None),
+            parent=self.parent,
         )
 
 

@@ -9,6 +9,7 @@ Files are written under another name and renamed, so none is ever half there.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from thyme.rollout.image_folder import ImageFolder
 from thyme.rollout.trajectory import COLUMNS
-from thyme.rollout.types import Question, Rollout, RolloutStatus, Turn
+from thyme.rollout.types import Parent, Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def to_row(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
         "image_digests": [image.digest for image in rollout.images],
         "wall_s": rollout.wall_s,
         "sandbox_s": rollout.sandbox_s,
+        "parent": None if rollout.parent is None else asdict(rollout.parent),
         "tokens": {name: _to_list(getattr(rollout, name)) for name in COLUMNS},
     }
 
@@ -197,6 +199,7 @@ def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | No
         status=RolloutStatus(row["status"]),
         wall_s=row["wall_s"],
         sandbox_s=row["sandbox_s"],
+        parent=None if row.get("parent") is None else Parent(**row["parent"]),  # older records have none
     )
 
 

@@ -2,13 +2,10 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
-
-from PIL import Image
 
 from thyme.rollout.executor import Executor
-from thyme.rollout.types import Question, Rollout, Turn
-from thyme.sandbox import SandboxResult
+from thyme.rollout.same_result import is_same
+from thyme.rollout.types import Question, Rollout
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ def replay(executor: Executor, begun: Mapping[int, tuple[Question, Rollout]]) ->
         }
         for number, (turn, future) in running.items():
             result, _ = future.result()
-            if not _is_same(result, turn):
+            if not is_same(result, turn):
                 differ.add(number)
                 rollout = begun[number][1]
                 _log.warning(
@@ -49,22 +46,4 @@ def replay(executor: Executor, begun: Mapping[int, tuple[Question, Rollout]]) ->
 
 def _of(begun: tuple[Question, Rollout]) -> tuple[Question, int]:
     question, rollout = begun
-    return question, rollout.seed
-
-
-def _is_same(result: SandboxResult, turn: Turn) -> bool:
-    """Whether a result is the turn's, but for what was measured."""
-    if turn.result is None:
-        return False
-    before = turn.result
-    measured = {"wall_s": 0.0, "cpu_s": 0.0, "peak_mib": 0.0, "images": ()}
-    images = zip(map(_pixels, result.images), map(_pixels, before.images), strict=False)
-    return (
-        replace(result, **measured) == replace(before, **measured)  # type: ignore[arg-type]
-        and len(result.images) == len(before.images)
-        and all(one == other for one, other in images)
-    )
-
-
-def _pixels(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
-    return image.mode, image.size, image.tobytes()
+    return question, rollout.session_seed

@@ -15,11 +15,14 @@ from pathlib import Path
 from thyme.engine import Engine
 from thyme.model.fingerprint import fingerprint
 from thyme.model.processor import Processor
+from thyme.rollout.branching import failed_round, start_of
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import End, Event
 from thyme.rollout.journal import Journal
+from thyme.rollout.pieces import Kept, Key, Stem
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.scheduler import RolloutScheduler, RunTiming
+from thyme.rollout.tree import TreeConfig
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 
@@ -55,6 +58,7 @@ class RolloutLoop:
         self.timing: RunTiming | None = None
         """Of the last completed run."""
         self._journal: Journal | None = None
+        self._kept: dict[Key, Kept] | None = None
 
     def run(
         self,
@@ -99,12 +103,98 @@ class RolloutLoop:
             finally:
                 self._journal = None
 
+    def fork(
+        self,
+        rollout: Rollout,
+        round: int,
+        n: int = 1,
+        sampling: Sampling | None = None,
+        *,
+        first_index: int | None = None,
+    ) -> list[Rollout]:
+        """Rollouts that go on from the start of a round of one that has ended, to their own ends.
+
+        They have its tokens, turns and pictures up to there, and a sandbox session with its variables and files. With
+        its KV held (`keeping`) no token is computed again, or else the prefix is computed once. What one draws is what
+        a replay from the start would draw under its seed.
+
+        Args:
+            rollout: of this loop, or read from a record with its pictures.
+            round: 0 for the end of the prompt; r for after the output of its r-th code block.
+            n: how many; their seeds come from `sampling.seed`, the rollout and the round.
+            sampling: how they are drawn, its `n` and `tree` aside; None: as the config says.
+            first_index: index in the group of the first of them; None: the one after the rollout's.
+
+        Returns:
+            n rollouts, each with its `parent`.
+
+        Raises:
+            ValueError: the rollout drew nothing in such a round; n below 1.
+        """
+        first = rollout.index + 1 if first_index is None else first_index
+        return self._fork([(Stem(rollout, round), first)], n, sampling)[0]
+
+    def fork_each(
+        self, places: Sequence[tuple[Rollout, int]], n: int = 1, sampling: Sampling | None = None
+    ) -> list[list[Rollout]]:
+        """`fork` from many (rollout, round) at once, which decode side by side; n for each, in their order."""
+        return self._fork([(Stem(rollout, round), rollout.index + 1) for rollout, round in places], n, sampling)
+
+    def retry_each(
+        self, rollouts: Sequence[Rollout], attempts: int = 1, sampling: Sampling | None = None
+    ) -> list[Rollout]:
+        """Draws the first round whose code failed again, from its start, until no code fails or `attempts` are used up.
+
+        Returns:
+            For each rollout the last one drawn, or itself where nothing failed. Retries count its index on.
+        """
+        current = list(rollouts)
+        for _ in range(attempts):
+            failed = [(i, round) for i, rollout in enumerate(current) if (round := failed_round(rollout)) is not None]
+            drawn = self.fork_each([(current[i], round) for i, round in failed], 1, sampling)
+            for (i, _), (again,) in zip(failed, drawn, strict=True):
+                current[i] = again
+        return current
+
+    def _fork(self, stems: Sequence[tuple[Stem, int]], n: int, sampling: Sampling | None) -> list[list[Rollout]]:
+        for stem, _ in stems:
+            start_of(stem.rollout, stem.round)
+        if not stems:
+            return []
+        sampling = replace(sampling or self.config.sampling(), n=n, tree=TreeConfig())
+        scheduler = self._scheduler([], sampling, stems=stems)
+        keys = [(piece.question.id, piece.seed) for piece in scheduler.waiting]
+        ended: dict[Key, Rollout] = {}
+        with closing(scheduler.events()) as events:
+            for event in events:
+                if isinstance(event, End):
+                    ended[event.rollout.question.id, event.rollout.seed] = event.rollout
+        self.timing = scheduler.timing()
+        found = [ended[key] for key in keys]
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside the block rollouts keep their KV when they end, for `fork`, for as long as nothing else needs the
+        room."""
+        if self._kept is not None:
+            raise ValueError("keeping: already inside such a block")
+        self._kept = {}
+        try:
+            yield
+        finally:
+            kept, self._kept = self._kept, None
+            for each in kept.values():
+                self.engine.release(each.sequence)
+
     def stream(self, question: Question, sampling: Sampling | None = None) -> Generator[Event, None, None]:
         """One rollout of one question as events, as they happen; the last one is End. `n` of `sampling` is ignored.
 
         Close the generator to cancel the rollout.
         """
-        scheduler = self._scheduler([question], replace(sampling or self.config.sampling(), n=1), streaming=True)
+        scheduler = self._scheduler(
+            [question], replace(sampling or self.config.sampling(), n=1, tree=TreeConfig()), streaming=True
+        )
         yield from scheduler.events()
         self.timing = scheduler.timing()
 
@@ -115,6 +205,7 @@ class RolloutLoop:
         *,
         journal: Journal | None = None,
         streaming: bool = False,
+        stems: Sequence[tuple[Stem, int]] = (),
     ) -> RolloutScheduler:
         return RolloutScheduler(
             self.engine,
@@ -127,4 +218,6 @@ class RolloutLoop:
             begun={} if journal is None else journal.begun,
             on_round=None if journal is None else journal.add_begun,
             streaming=streaming,
+            stems=stems,
+            keep=self._kept,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from thyme.engine.params import SamplingParams
+from thyme.rollout.tree import TreeConfig
 
 if TYPE_CHECKING:
     from thyme.model.processor import Processor
@@ -37,19 +38,23 @@ class Sampling:
     allow_code: bool = True
     """False is the no-code control: no token that completes `<code>` can be drawn, and where the tokenizer spells the
     tag in several tokens the rollout ends with MAX_ROUNDS at the tag, unanswered."""
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    """Whether some of the n branch off the others."""
     show_results: bool = True
     """False is the format-only control: code runs, but the model is shown that it had no output, whatever it had."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n: {self.n} rollouts per question, must be at least 1")
+        if self.tree.trunks >= self.n > 1:
+            raise ValueError(f"tree.trunks: {self.tree.trunks} must be fewer than the {self.n} rollouts of a question")
         for name in ("temperature", "code_temperature"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} must be finite and at least 0")
 
     def greedy(self) -> Sampling:
         """The same with one rollout per question and temperature 0 everywhere: what evaluations report."""
-        return replace(self, n=1, temperature=0.0, code_temperature=0.0)
+        return replace(self, n=1, temperature=0.0, code_temperature=0.0, tree=TreeConfig())
 
     def engine_params(self, processor: Processor, max_tokens: int) -> SamplingParams:
         """What the engine is told for a round of at most `max_tokens` tokens; n and seed are left to the caller."""

@@ -9,7 +9,7 @@ Exits. However a run is left (done, exception, KeyboardInterrupt, closed iterato
 in its sessions is killed, and the thread of its executor has ended.
 """
 
-import hashlib
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,19 +23,23 @@ from thyme.engine import Completion, Engine, Prompt
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
 from thyme.model.processor import Processor
+from thyme.rollout.branching import places, prefix_of
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, Event, TextPiece
-from thyme.rollout.executor import Executor
+from thyme.rollout.executor import Diverged, Executor
 from thyme.rollout.flight import Flight
 from thyme.rollout.pictures_ahead import PicturesAhead
+from thyme.rollout.pieces import Kept, Key, Piece, Stem, Tree, branches_of, key_of, pieces_of, seeds
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.replay import replay
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import COLUMNS, Trajectory
-from thyme.rollout.types import Question, Rollout, RolloutStatus
+from thyme.rollout.tree import TreeConfig
+from thyme.rollout.types import Parent, Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox
 
+_log = logging.getLogger(__name__)
 _AHEAD = 8
 """Questions whose pictures are prepared before they are asked: as float32 patches the largest take 200 MiB."""
 
@@ -62,19 +66,6 @@ class RunTiming:
     """Interrupted rollouts that start over, as their code gave something else when it was run again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rollouts `first .. first + count` of one question, started together."""
-
-    question: Question
-    group: int
-    first: int
-    count: int
-    seed: int
-    begun: Rollout | None = None
-    """What this one rollout was when it was interrupted, after a code block."""
-
-
 class RolloutScheduler:
     """Drives the rollouts of each question to their ends.
 
@@ -90,6 +81,8 @@ class RolloutScheduler:
             prefilled and their code is run again.
         on_round: is given each rollout as it is when the output of a code block has been appended.
         streaming: also yield the text as it is decoded.
+        stems: in place of questions: what `sampling.n` rollouts each branch off, and the index of the first of them.
+        keep: is given the sequences of rollouts that end, held; None: they are released.
     """
 
     def __init__(
@@ -105,6 +98,8 @@ class RolloutScheduler:
         begun: Mapping[tuple[str, int], Rollout],
         on_round: Callable[[Rollout], object] | None,
         streaming: bool,
+        stems: Sequence[tuple[Stem, int]] = (),
+        keep: dict[Key, Kept] | None = None,
     ) -> None:
         self.engine, self.processor, self.config = engine, processor, config
         self.params = sampling.engine_params(processor, min(config.max_tokens_per_round, config.max_tokens))
@@ -116,7 +111,21 @@ class RolloutScheduler:
         self.limit = min(config.max_in_flight or sessions, sessions)
         self.on_round = on_round
         largest = min(self.limit, engine.config.max_sequences)
-        self.kept, self.waiting = _pieces(questions, sampling, largest, kept, begun)
+        self.known, self.begun = kept, begun
+        self.group_size, self.tree = sampling.n, sampling.tree
+        size = self.tree.trunks or sampling.n
+        self.kept, self.waiting = pieces_of(
+            questions, replace(sampling, n=size, tree=TreeConfig()), largest, kept, begun
+        )
+        self.waiting.extend(branches_of(stems, sampling))
+        self.trees = {
+            group: Tree(question=question, group=group, seed=seed)
+            for group, (question, seed) in enumerate(zip(questions, seeds(questions, sampling), strict=True))
+            if self.tree.trunks
+        }
+        self.owns_kept = keep is None
+        self.kept_sequences: dict[Key, Kept] = {} if keep is None else keep
+        self.keeps = keep is not None
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
         self.executor = Executor(sandbox, processor, config, show_results=sampling.show_results)
@@ -130,7 +139,9 @@ class RolloutScheduler:
 
     def events(self) -> Generator[Event, None, None]:
         """Everything that happens; an End per rollout."""
-        yield from map(End, self.kept)
+        for rollout in self.kept:
+            yield End(rollout)
+            yield from self._grow(rollout)
         with self.executor:
             try:
                 while self.waiting or self.flights:
@@ -147,6 +158,9 @@ class RolloutScheduler:
             finally:
                 for flight in self.flights.values():
                     self.engine.abort(flight.sequence)
+                if self.owns_kept:
+                    for kept in self.kept_sequences.values():
+                        self.engine.release(kept.sequence)
                 self.pictures.close()
                 self.wall_s = time.perf_counter() - self.started
 
@@ -166,10 +180,10 @@ class RolloutScheduler:
     # From a question to sequences, and from one round to the next.
 
     def _start_waiting(self) -> None:
-        reopened: dict[int, tuple[_Piece, Rollout]] = {}
-        self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.begun is None)
+        reopened: dict[int, tuple[Piece, Rollout]] = {}
+        self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.is_new)
         while self.waiting and len(self.flights) + self.waiting[0].count <= self.limit:
-            if self.waiting[0].begun is None and not self.pictures.is_ready(self.waiting[0].question):
+            if self.waiting[0].is_new and not self.pictures.is_ready(self.waiting[0].question):
                 decoding = len(self.flights) > len(self.outstanding)
                 if decoding and not self.deterministic:
                     break  # its pictures are ready after some step
@@ -177,11 +191,14 @@ class RolloutScheduler:
             if piece.begun is not None:
                 for _, picture in piece.question.pictures:
                     picture.load()
-                reopened[self._reopen(piece, piece.begun)] = piece, piece.begun
+                reopened[self._reopen(piece, piece.begun).sequence.id] = piece, piece.begun
+                continue
+            if piece.stem is not None:
+                self._branch(piece, piece.stem)
                 continue
             prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
             prompt = Prompt(prompt.token_ids, self.pictures.take(piece.question))
-            self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.begun is None)
+            self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.is_new)
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
                 flight = Flight(
@@ -198,33 +215,101 @@ class RolloutScheduler:
         if reopened:
             self._replay(reopened)
 
-    def _reopen(self, piece: _Piece, begun: Rollout) -> int:
-        """Has a rollout go on after its last code block; returns the number of its sequence."""
+    def _reopen(self, piece: Piece, begun: Rollout) -> Flight:
+        """Has a rollout go on after its last code block."""
+        params = replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum())))
+        prompt = Prompt(begun.token_ids.tolist(), tuple(begun.images))
+        return self._resumed(piece, begun, self.engine.add(prompt, params, hold=True), len(begun.turns))
+
+    def _resumed(self, piece: Piece, begun: Rollout, sequence: EngineSequence, first_round: int) -> Flight:
+        """The flight of a sequence that has the tokens of `begun` and goes on from there."""
         flight = Flight(
             question=piece.question,
             group=piece.group,
             index=piece.first,
             seed=piece.seed,
-            sequence=self.engine.add(
-                Prompt(begun.token_ids.tolist(), tuple(begun.images)),
-                replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum()))),
-                hold=True,
-            ),
+            sequence=sequence,
             trajectory=Trajectory(self.processor.image_token_id),
-            stream=None,
+            stream=self._new_stream(sequence),
+            parent=begun.parent,
+            first_round=first_round,
             turns=list(begun.turns),
             num_sampled=int(begun.sampled.sum()),
         )
         flight.trajectory.add_columns({name: getattr(begun, name) for name in COLUMNS})
         self.flights[flight.sequence.id] = flight
-        return flight.sequence.id
+        return flight
 
-    def _replay(self, reopened: Mapping[int, tuple[_Piece, Rollout]]) -> None:
+    def _branch(self, piece: Piece, stem: Stem) -> None:
+        """Has a rollout go on from the start of a round of another one: on its KV where that is held, else from the
+        same tokens as a prompt."""
+        begun = prefix_of(stem.rollout, stem.round)
+        begun.parent = Parent(stem.rollout.index, stem.round, stem.rollout.session_seed)
+        kept = self.kept_sequences.get(key_of(stem.rollout))
+        version = self.engine.weight_version
+        if kept is None or stem.round < kept.first_round or kept.weight_version != version:
+            flight = self._reopen(piece, begun)
+        else:
+            budget = self._budget(int(begun.sampled.sum()))
+            number = stem.round - kept.first_round
+            params = replace(self.params, n=1)
+            (sequence,) = self.engine.branch(kept.sequence, number, [piece.seed], max_tokens=budget, params=params)
+            assert len(sequence) == len(begun.token_ids)
+            flight = self._resumed(piece, begun, sequence, kept.first_round)
+        flight.before = tuple(begun.turns)
+        tree = self.trees.get(piece.group)
+        if tree is not None:
+            tree.num_waiting -= 1
+            if tree.num_waiting == 0 and not self.keeps:
+                self._let_go(tree)
+
+    def _keep(self, rollout: Rollout, kept: Kept) -> None:
+        before = self.kept_sequences.pop(key_of(rollout), None)
+        if before is not None:  # the same question under the same seed once more
+            self.engine.release(before.sequence)
+        self.kept_sequences[key_of(rollout)] = kept
+
+    def _let_go(self, tree: Tree) -> None:
+        """Releases the trunks: all that branches off them has begun."""
+        for trunk in tree.trunks.values():
+            kept = self.kept_sequences.pop(key_of(trunk), None)
+            if kept is not None:
+                self.engine.release(kept.sequence)
+
+    def _grow(self, rollout: Rollout) -> Iterator[Event]:
+        """Once every trunk of its question has ended, the rest of the group gets in line; an End for those that were
+        sampled before."""
+        tree = self.trees.get(rollout.group)
+        if tree is None or rollout.parent is not None:
+            return
+        tree.trunks[rollout.index] = rollout
+        if len(tree.trunks) < self.tree.trunks:
+            return
+        trunks = [tree.trunks[index] for index in sorted(tree.trunks)]
+        found: list[Rollout] = []
+        pieces: list[Piece] = []
+        for index, place in enumerate(places(trunks, self.group_size - len(trunks), self.tree), start=len(trunks)):
+            key = tree.question.id, tree.seed + index
+            if key in self.known:
+                found.append(replace(self.known[key], question=tree.question, group=tree.group))
+            else:
+                stem = Stem(trunks[place[0]], place[1])
+                pieces.append(Piece(tree.question, tree.group, index, 1, key[1], self.begun.get(key), stem))
+        tree.num_waiting = sum(piece.begun is None for piece in pieces)
+        self.waiting.extendleft(reversed(pieces))
+        if not tree.num_waiting and not self.keeps:
+            self._let_go(tree)
+        yield from map(End, found)
+
+    def _replay(self, reopened: Mapping[int, tuple[Piece, Rollout]]) -> None:
         """Brings the sessions of reopened rollouts to where they were; those where that fails start over."""
         for number in replay(self.executor, {n: (piece.question, begun) for n, (piece, begun) in reopened.items()}):
             self.engine.abort(self.flights.pop(number).sequence)
             self.closing.append(self.executor.end(number))
-            self.waiting.appendleft(replace(reopened[number][0], begun=None))
+            piece = reopened[number][0]
+            self.waiting.appendleft(replace(piece, begun=None))
+            if piece.stem is not None:
+                self.trees[piece.group].num_waiting += 1
             self.counts["restarted"] += 1
             self._start_waiting()
 
@@ -239,7 +324,9 @@ class RolloutScheduler:
         ended = flight.end_round(completion, text, self.max_rounds)
         if ended is None:
             flight.due_step = self.counts["steps"] + self.config.result_delay_steps
-            flight.future = self.executor.run(flight.sequence.id, flight.question, flight.seed, flight.code)
+            flight.future = self.executor.run(
+                flight.sequence.id, flight.question, flight.session_seed, flight.code, flight.before
+            )
             self.outstanding.append(flight)
             self.counts["code_blocks"] += 1
         if flight.stream is not None:
@@ -253,8 +340,13 @@ class RolloutScheduler:
 
     def _resume(self, flight: Flight) -> Iterator[Event]:
         assert flight.future is not None
-        result, output = flight.future.result()
-        flight.future = None
+        future, flight.future = flight.future, None
+        try:
+            result, output = future.result()
+        except Diverged as error:
+            _log.warning("thyme: rollout %s/%d ends: %s", flight.question.id, flight.index, error)
+            yield from self._finish(flight, RolloutStatus.ABORTED)
+            return
         self.sandbox_s += result.wall_s
         yield CodeResult(result, output.text)
         if ended := flight.end_code(result, output, self.config, self.engine.max_context):
@@ -268,12 +360,17 @@ class RolloutScheduler:
 
     def _finish(self, flight: Flight, status: RolloutStatus) -> Iterator[Event]:
         rollout = flight.finished(status)
-        self.engine.release(flight.sequence)
+        is_trunk = rollout.group in self.trees and rollout.parent is None
+        if self.keeps or is_trunk:
+            self._keep(rollout, Kept(flight.sequence, flight.first_round, self.engine.weight_version))
+        else:
+            self.engine.release(flight.sequence)
         del self.flights[flight.sequence.id]
         self.closing.append(self.executor.end(flight.sequence.id))
         if rollout.answer is not None:
             yield Answer(rollout.answer)
         yield End(rollout)
+        yield from self._grow(rollout)
 
     # Text as it is decoded.
 
@@ -316,35 +413,3 @@ class RolloutScheduler:
         wait([f.future for f in flights if f.future is not None], return_when=FIRST_COMPLETED)
         if idle:
             self.idle_s += time.perf_counter() - before
-
-
-def _pieces(
-    questions: Sequence[Question],
-    sampling: Sampling,
-    largest: int,
-    kept: Mapping[tuple[str, int], Rollout],
-    begun: Mapping[tuple[str, int], Rollout],
-) -> tuple[list[Rollout], deque[_Piece]]:
-    """What is kept, each in its group, and the rest in pieces: what was begun one by one, the others as neighbours."""
-    found: list[Rollout] = []
-    pieces: deque[_Piece] = deque()
-    seen: Counter[str] = Counter()
-    for group, question in enumerate(questions):
-        # From the id, not the place in the batch; a question asked twice gets other draws the second time.
-        name = f"{sampling.seed}/{question.id}/{seen[question.id]}"
-        seen[question.id] += 1
-        base = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        first = 0
-        for index in range(sampling.n):
-            key = question.id, base + index
-            is_new = key not in kept and key not in begun
-            if key in kept:
-                found.append(replace(kept[key], question=question, group=group))
-            elif key in begun:
-                pieces.append(_Piece(question, group, index, 1, base + index, begun[key]))
-            if not is_new or index + 1 == sampling.n or index + 1 - first == largest:
-                count = index - first + is_new
-                if count:
-                    pieces.append(_Piece(question, group, first, count, base + first))
-                first = index + 1
-    return found, pieces

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from thyme.sandbox import SandboxResult
 
 
-__all__ = ["Question", "Rollout", "RolloutStatus", "TokenKind", "Turn"]
+__all__ = ["Parent", "Question", "Rollout", "RolloutStatus", "TokenKind", "Turn"]
 
 
 class RolloutStatus(Enum):
@@ -109,6 +109,18 @@ class Turn:
     """Images in `output_text`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Where a rollout branched off another one of its group."""
+
+    index: int
+    """Within the group, of the rollout that it branched off."""
+    round: int
+    """The first round of its own; tokens, turns and images before that round are those of the other."""
+    session_seed: int
+    """Seed of the sandbox session that both come from."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Rollout:
     """One finished trajectory. Every array has one entry per token of `token_ids`, prompt included, T in all."""
@@ -150,6 +162,18 @@ class Rollout:
     """Seconds from admission to the end, waiting included."""
     sandbox_s: float = 0.0
     """Seconds of it in which the sandbox ran this rollout's code."""
+    parent: Parent | None = None
+    """None where it began at the prompt."""
+
+    @property
+    def first_round(self) -> int:
+        """The first round that it drew itself."""
+        return 0 if self.parent is None else self.parent.round
+
+    @property
+    def session_seed(self) -> int:
+        """Seed of its sandbox session."""
+        return self.seed if self.parent is None else self.parent.session_seed
 
     @property
     def num_code(self) -> int:
@@ -163,5 +187,10 @@ class Rollout:
 
     @property
     def num_sampled(self) -> int:
-        """Tokens the policy drew."""
+        """Tokens the policy drew, those of a parent included."""
         return int(self.sampled.sum())
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that were drawn for this rollout alone."""
+        return int((self.sampled & (self.rounds >= self.first_round)).sum())

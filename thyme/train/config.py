@@ -198,6 +198,9 @@ class MismatchConfig:
     more."""
     max_kl: float = 0.1
     """Largest divergence of trainer and engine, a mean over a batch's trained tokens, in nats."""
+    max_token: float | None = None
+    """Under "abort": largest difference of the two log-probs of one token, in nats; none: any. 0, where a deterministic
+    engine on a CPU promises equal bits, ends the run at the first bit that differs."""
 
     def __post_init__(self) -> None:
         one_of(self, "mask", get_args(MismatchMask))
@@ -205,6 +208,7 @@ class MismatchConfig:
         require(self, "high", self.high >= 1, "at least 1: a ratio of 1 is no mismatch")
         one_of(self, "on_mismatch", ("warn", "abort"))
         require(self, "max_kl", self.max_kl >= 0, "at least 0")
+        require(self, "max_token", self.max_token is None or self.max_token >= 0, "at least 0, or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +302,10 @@ class RlConfig(StageConfig):
     """What a rollout counts that a limit of tokens, the context or an abort cut off. "train": as any other, with what
     it earned (Thyme); "mask": its reward is in its group's baseline, its tokens are not trained (DAPO's overlong
     filtering); "zero": it earned 0, and is trained. One that was stopped for repeating itself is none of these."""
+    credit: Literal["group", "branch"] = "group"
+    """Among whom a rollout's reward is compared. "group": all of its question, and where it branched off another one
+    its prefix is trained with it. "branch": the siblings of each branch point, every token trained once, with the
+    advantage of what it decided (`thyme.train.advantages.branch_advantages`). The same without branches."""
     advantage_scale: Literal["std", "none"] = "std"
     """Whether advantages are divided by the group's standard deviation."""
     max_unscored_steps: int = field(default=3, metadata=RARE)
@@ -315,6 +323,7 @@ class RlConfig(StageConfig):
         one_of(self, "normalization", get_args(Normalization))
         one_of(self, "truncated", get_args(Truncated))
         one_of(self, "advantage_scale", ("std", "none"))
+        one_of(self, "credit", ("group", "branch"))
         for name in ("kl_coef", "record_steps"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("normalization_tokens", "max_unscored_steps", "updates_per_batch", "epochs_per_batch"):

@@ -7,6 +7,7 @@ what lies too far from 1 and takes the rest as it is. Where the two differ by mo
 run is broken, and says so or ends (`rl.mismatch.on_mismatch`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -23,6 +24,8 @@ class MismatchError(ValueError):
     """Trainer and engine do not mean the same by a log-prob; nothing was updated with it."""
 
 
+PHASES = ("text", "code")
+"""By `TrainBatch.segments`."""
 SEGMENTS = {"mismatch/kl": "over all trained tokens", "mismatch/kl_text": "in text", "mismatch/kl_code": "in code"}
 
 
@@ -75,10 +78,83 @@ def divergence_sums(batch: TrainBatch) -> dict[str, tuple[float, int]]:
     ratio - 1 in nats (the estimator of the loss's own metric), and how many tokens it is over."""
     assert batch.old_logprobs is not None and batch.rollout_logprobs is not None and batch.segments is not None
     log_ratio = (batch.old_logprobs - batch.rollout_logprobs).double()
-    found = log_ratio.exp() - log_ratio - 1
+    found = log_ratio.expm1() - log_ratio  # also of a single differing bit it is not 0
     parts = {"mismatch/kl": found, "mismatch/kl_text": found[batch.segments == 0]}
     parts["mismatch/kl_code"] = found[batch.segments == 1]
     return {name: (float(part.sum()), len(part)) for name, part in parts.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worst:
+    """The trained token on which trainer and engine differ most."""
+
+    rollout: str
+    """Question and index in its group."""
+    token: int
+    """Place in the rollout, prompt included."""
+    token_id: int
+    phase: str
+    trainer: float
+    """Its log-prob, in nats at the token's temperature."""
+    engine: float
+
+    @property
+    def difference(self) -> float:
+        """In nats; infinite where one of the two is no number."""
+        difference = abs(self.trainer - self.engine)
+        return difference if math.isfinite(difference) else math.inf
+
+    def __str__(self) -> str:
+        return (
+            f"rollout {self.rollout}, token {self.token} (id {self.token_id}, in {self.phase}): log-prob "
+            f"{self.trainer:.9g} in the trainer, {self.engine:.9g} in the engine"
+        )
+
+
+def worst_token(batch: TrainBatch) -> Worst | None:
+    """Of a micro-batch on the CPU, with old and rollout log-probs; None where nothing is trained."""
+    assert batch.old_logprobs is not None and batch.rollout_logprobs is not None and batch.segments is not None
+    if not len(batch.rows):
+        return None
+    difference = (batch.old_logprobs - batch.rollout_logprobs).abs().double()
+    row = int(difference.nan_to_num(nan=math.inf, posinf=math.inf).argmax())
+    sequence = int(torch.searchsorted(batch.cu_seqlens, row, right=True)) - 1
+    before = int(batch.rows[row])
+    place = before - sum(batch.lengths[:sequence]) if batch.tree is None else batch.tree.place_of(before)
+    return Worst(
+        rollout=batch.names[sequence] if sequence < len(batch.names) else f"{sequence} of a micro-batch",
+        token=place + 1,
+        token_id=int(batch.targets[row]),
+        phase=PHASES[int(batch.segments[row])],
+        trainer=float(batch.old_logprobs[row]),
+        engine=float(batch.rollout_logprobs[row]),
+    )
+
+
+def refuse_mismatch(
+    divergences: Sequence[dict[str, tuple[float, int]]], worst: Sequence[Worst | None], config: MismatchConfig
+) -> None:
+    """Ends the run before an update where trainer and engine differ by more than `max_kl` in the mean or `max_token` on
+    one token.
+
+    Args:
+        divergences, worst: of every micro-batch, on all ranks.
+
+    Raises:
+        MismatchError: names the rollout, the token, its phase and both log-probs.
+    """
+    found = [each for each in worst if each is not None]
+    if not found:
+        return
+    first = max(found, key=lambda each: each.difference)
+    wrong = mismatch_in(mean_divergence(divergences), config)
+    if wrong is None and config.max_token is not None and first.difference > config.max_token:
+        wrong = (
+            f"trainer and engine differ by {first.difference:.3g} nats on a token, more than rl.mismatch.max_token "
+            f"({config.max_token})"
+        )
+    if wrong is not None:
+        raise MismatchError(f"{wrong}. They differ most on {first}. Nothing was updated with this batch")
 
 
 def mean_divergence(parts: Sequence[dict[str, tuple[float, int]]]) -> Metrics:

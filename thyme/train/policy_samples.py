@@ -9,7 +9,7 @@ import torch
 
 from thyme.model.processor import Processor
 from thyme.rollout.types import Rollout, TokenKind
-from thyme.train.advantages import group_advantages, zero_spread
+from thyme.train.advantages import Credit, branch_advantages, group_advantages, zero_spread
 from thyme.train.config import RlConfig
 from thyme.train.group_scores import TRUNCATED, ScoredGroup
 from thyme.train.objective import normalize
@@ -34,12 +34,15 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
 
     A group without spread has advantage 0, so its forward pass is saved (its KL term goes with it); its tokens still
     count in the denominators. A group without rewards is as if it had not been asked. A rollout that
-    `config.truncated` masks counts in its group's baseline and nowhere else.
+    `config.truncated` masks counts in its group's baseline and nowhere else. Under `config.credit` "branch" a token's
+    advantage is among the siblings of its branch point, and a rollout is kept where some token has one.
     """
     scored = [group for group in groups if group.rewards is not None]
     if not scored:
         return []
     rewards = torch.tensor([group.totals(config.truncated) for group in scored])
+    if config.credit == "branch" and any(rollout.parent for group in scored for rollout in group.rollouts):
+        return _by_branch(processor, scored, config)
     advantages = group_advantages(rewards, config.advantage_scale).tolist()
     samples = normalize(
         [
@@ -58,6 +61,32 @@ def policy_samples(processor: Processor, groups: Sequence[ScoredGroup], config: 
     )
     has_spread = (~zero_spread(rewards)).repeat_interleave(rewards.shape[1]).tolist()
     return [sample for sample, keep in zip(samples, has_spread, strict=True) if keep]
+
+
+def _by_branch(processor: Processor, groups: Sequence[ScoredGroup], config: RlConfig) -> list[Sample]:
+    """As `policy_samples`, each token with the advantage of its branch, and only in the rollout that drew it."""
+    samples: list[list[Sample]] = []
+    for group in groups:
+        parents = [None if r.parent is None else (r.parent.index, r.parent.round) for r in group.rollouts]
+        credits = branch_advantages(group.totals(config.truncated), parents, config.advantage_scale)
+        samples.append(
+            [
+                replace(_credited(processor, rollout, of, config), rank=group.rank)
+                for rollout, of in zip(group.rollouts, credits, strict=True)
+            ]
+        )
+    normalized = normalize(samples, config.normalization, constant=config.normalization_tokens)
+    return [
+        sample for sample in normalized if sample.advantages is not None and (sample.advantages * sample.weights).any()
+    ]
+
+
+def _credited(processor: Processor, rollout: Rollout, credits: Sequence[Credit], config: RlConfig) -> Sample:
+    sample = rollout_sample(processor, rollout, 0.0, is_trained=_is_trained(rollout, config))
+    starts = np.array([credit.round for credit in credits])
+    which = np.searchsorted(starts, rollout.rounds, side="right") - 1  # -1 before the first
+    advantages = np.array([credit.advantage for credit in credits], dtype=np.float32)[which]
+    return replace(sample, advantages=advantages, weights=sample.weights * (which >= 0))
 
 
 def _is_trained(rollout: Rollout, config: RlConfig) -> bool:

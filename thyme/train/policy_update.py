@@ -22,12 +22,12 @@ from thyme.train.config import RlConfig
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import (
     Masked,
-    MismatchError,
+    Worst,
     divergence_sums,
     mask_metrics,
     masked,
-    mean_divergence,
-    mismatch_in,
+    refuse_mismatch,
+    worst_token,
 )
 from thyme.train.objective import AllowedIds, reference_logprobs, rollout_loss, trained_logprobs
 from thyme.train.optim import Optimizer
@@ -85,6 +85,7 @@ def packed_batches(
     left_out: list[Masked] = []
     divergences: list[dict[str, tuple[float, int]]] = []
     sharing: list[Shared] = []
+    worst: list[Worst | None] = []
     for samples in batches:
         own = [sample for sample in samples if sample.rank == trained.world.rank]
         limits: Any = {"max_tokens": config.max_tokens_per_micro_batch, "share_prefixes": config.share_prefixes}
@@ -97,6 +98,7 @@ def packed_batches(
             on_packed(part)
         if config.mismatch.on_mismatch == "abort":
             divergences += map(divergence_sums, part)
+            worst += map(worst_token, part)
         if config.mismatch.mask != "none":
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
@@ -104,12 +106,15 @@ def packed_batches(
         if reference is not None and config.epochs_per_batch > 1:
             part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
-    everywhere = trained.world.gather((left_out, divergences, sharing))
-    found = mean_divergence([part for _, rank, _ in everywhere for part in rank])
-    if (wrong := mismatch_in(found, config.mismatch)) is not None:
-        raise MismatchError(f"{wrong}. Nothing was updated with this batch")
-    metrics = mask_metrics([part for rank, _, _ in everywhere for part in rank])
-    return parts, metrics | Shared.metrics([part for _, _, rank in everywhere for part in rank])
+    everywhere = trained.world.gather((left_out, divergences, worst, sharing))
+    if config.mismatch.on_mismatch == "abort":
+        refuse_mismatch(
+            [part for _, rank, _, _ in everywhere for part in rank],
+            [each for _, _, rank, _ in everywhere for each in rank],
+            config.mismatch,
+        )
+    metrics = mask_metrics([part for rank, _, _, _ in everywhere for part in rank])
+    return parts, metrics | Shared.metrics([part for _, _, _, rank in everywhere for part in rank])
 
 
 def update_policy(

@@ -207,7 +207,7 @@ def ask_round(
     loop: RolloutLoop, scorer: Scorer, laps: Laps, world: World, asked: Sequence[Question], seed: int
 ) -> list[ScoredGroup]:
     """The groups of these questions, scored as they end; each rank samples its share and gets all."""
-    sampling = loop.config.sampling(seed=seed)
+    sampling = loop.config.sampling(seed=seed, tree=loop.config.tree)
     scores = GroupScores(scorer, sampling.n)
     with world.phase("rollout"):
         own = own_questions(loop, asked, world)

@@ -109,7 +109,7 @@ def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, we
         "rollout/images": float(np.mean([len(rollout.images) for rollout in rollouts])),
         "rollout/staleness_mean": float(staleness.mean()),
         "rollout/staleness_max": float(staleness.max()),
-        "perf/rollout_tok_per_s": float(sampled.sum() / rollout_s),
+        "perf/rollout_tok_per_s": sum(rollout.num_drawn for rollout in rollouts) / rollout_s,
     }
     out |= {f"rollout/ended/{status.value}": count / len(rollouts) for status, count in statuses.items()}
     results = [turn.result for rollout in rollouts for turn in rollout.turns if turn.result is not None]

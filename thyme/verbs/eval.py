@@ -97,6 +97,6 @@ def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequ
 
     sampling = loop.config.sampling(**how.drawn())
     if config.judge.url is None:
-        return evaluate(loop, asked, sampling)
+        return evaluate(loop, asked, sampling, best=how.best_of, retries=how.retries)
     with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
-        return evaluate(loop, asked, sampling, scorer=scorer)
+        return evaluate(loop, asked, sampling, scorer=scorer, best=how.best_of, retries=how.retries)
