@@ -20,7 +20,10 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
+  data build       [RECIPE]   demonstrations, or hard questions, of raw rows: written, run, judged, counted, resumable
+  data compose FOLDER         hard high-resolution questions with known boxes, made on real photographs
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
+  data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what isolates the sandbox on this machine, tried and not guessed
 """
@@ -37,15 +40,19 @@ VERBS = {
     "eval": "thyme.verbs.eval",
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
+    "data build": "thyme.verbs.data_build",
+    "data compose": "thyme.verbs.data_compose",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",
+    "data dedup": "thyme.verbs.data_dedup",
+    "data stats": "thyme.verbs.data_stats",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan", "data build"}
 """Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -107,6 +114,7 @@ def _run(verb: str, args: list[str]) -> int:
     from thyme.options import parse
 
     module: Any = import_module(VERBS[verb])
+    args = module.spoken(args) if hasattr(module, "spoken") else args  # short words for settings
     takes_recipe = verb in RECIPE_VERBS
     recipes = import_module("thyme.verbs.recipe").Recipe if takes_recipe else None
     default_recipe = module.default_recipe(args) if hasattr(module, "default_recipe") else None
