@@ -118,8 +118,8 @@ def goal_prompt(question: str, thinking: str, results: int) -> str:
     """Whether what code made is what the reasoning wanted; shown behind the input and the results."""
     return (
         f"The first picture is a user's, the {'last' if results == 1 else f'{results} others'} what Python code made "
-        "of it while somebody reasoned on the question. Rate 1 if what the code made shows what the reasoning says it is "
-        "for, and helps with the question; else 0.\n\n"
+        "of it while somebody reasoned on the question. Rate 1 if what the code made shows what the reasoning says it "
+        "is for, and helps with the question; else 0.\n\n"
         f"#### Question:\n{question}\n\n#### Reasoning:\n{thinking}\n\n"
         f'Answer with a JSON object and nothing else: {{"{FULFILLED}": 0 or 1}}'
     )

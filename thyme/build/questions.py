@@ -4,6 +4,7 @@ nor always wrong for the model that is to be trained."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 from thyme.build.boxes import Box
@@ -53,14 +54,8 @@ class HardQuestions:
         except BadRow as error:
             return dropped(item.number, name, "", "read", error.refusal)
         category = next((c for c in CATEGORIES if c.casefold() == raw.category.strip().casefold()), "")
-        for gate, refusal in (
-            ("read", _incomplete(raw)),
-            ("size", self._too_small(raw)),
-            ("target", self._too_large(raw)),
-            ("category", _no_category(raw, category)),
-        ):
-            if refusal is not None:
-                return dropped(item.number, name, category, gate, refusal)
+        for gate, refusal in self._unfit(raw, category):
+            return dropped(item.number, name, category, gate, refusal)
         if (refusal := await self._disagreement(raw)) is not None:
             return dropped(item.number, name, category, "cross-check", refusal)
         try:
@@ -78,19 +73,21 @@ class HardQuestions:
             row=await asyncio.to_thread(question_row, raw, name, category, rate),
         )
 
-    def _too_small(self, raw: Raw) -> Refusal | None:
-        assert raw.image is not None
-        if max(raw.image.size) > self._config.min_side:
-            return None
-        size = f"{raw.image.width}x{raw.image.height}"
-        return Refusal("picture too small", f"{size}: a side must be over {self._config.min_side} pixels")
-
-    def _too_large(self, raw: Raw) -> Refusal | None:
+    def _unfit(self, raw: Raw, category: str) -> Iterator[tuple[str, Refusal]]:
+        """Gates that no model is asked at, and why the row does not pass them."""
+        for name, value in {"picture": raw.image, "box": raw.box, "answer": raw.answer or None}.items():
+            if value is None:
+                yield "read", Refusal(f"no {name}", f"the row has no {name}")
         assert raw.image is not None and raw.box is not None
-        share = raw.box.area / (raw.image.width * raw.image.height)
-        if share <= self._config.max_target:
-            return None
-        return Refusal("target too large", f"{share:.1%} of the picture: at most {self._config.max_target:.1%}")
+        width, height = raw.image.size
+        if max(width, height) <= self._config.min_side:
+            message = f"{width}x{height}: a side must be over {self._config.min_side} pixels"
+            yield "size", Refusal("picture too small", message)
+        share, most = raw.box.area / (width * height), self._config.max_target
+        if share > most:
+            yield "target", Refusal("target too large", f"{share:.1%} of the picture: at most {most:.1%}")
+        if not category:
+            yield "category", Refusal("no category", f"{raw.category!r} is none of {', '.join(CATEGORIES)}")
 
     async def _disagreement(self, raw: Raw) -> Refusal | None:
         """What a second model answers from the target's surroundings, where that is not the reference answer."""
@@ -117,7 +114,7 @@ class HardQuestions:
 
 
 def question_row(raw: Raw, name: str, category: str, rate: float) -> dict[str, Any]:
-    """A row of the released RL set, {messages, images, solution, question}, with source, id, box, category, pass_rate."""
+    """A row of the released RL set, {messages, images, solution, question}, and what is known beside."""
     assert raw.image is not None and raw.box is not None
     user = user_prompt(raw.question, raw.image_path, raw.image.size)
     return {
@@ -131,18 +128,6 @@ def question_row(raw: Raw, name: str, category: str, rate: float) -> dict[str, A
         "category": category,
         "pass_rate": round(rate, 4),
     }
-
-
-def _incomplete(raw: Raw) -> Refusal | None:
-    missing = {"picture": raw.image, "box": raw.box, "answer": raw.answer or None}
-    first = next((name for name, value in missing.items() if value is None), None)
-    return None if first is None else Refusal(f"no {first}", f"the row has no {first}")
-
-
-def _no_category(raw: Raw, category: str) -> Refusal | None:
-    if category:
-        return None
-    return Refusal("no category", f"{raw.category!r} is none of {', '.join(CATEGORIES)}")
 
 
 def _around(box: Box, size: tuple[int, int]) -> Box:

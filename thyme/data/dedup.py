@@ -129,7 +129,7 @@ def dedup(
         code = _key(image, data)
         for index in (held, known):
             found = index.nearest(code, question)
-            if found is None or found[1][:2] == place[:2]:
+            if found is None or (index is known and found[1][:2] == place[:2]):
                 continue
             match = Match(place, found[1], found[0], index is held, found[2] == question)
             report.count(match)
@@ -272,6 +272,8 @@ def _asked(entry: Entry, layout: Format) -> tuple[str, list[Any]]:
     value = entry.value
     if isinstance(value, Mapping) and layout == "auto" and _is_table_row(value):
         pictures = value.get("images") or value.get("image")
+        if "index" in value and isinstance(pictures, str) and len(pictures) <= 64:
+            pictures = None  # VLMEvalKit: the picture of another row, which is compared there
         return _folded(str(value.get("question", ""))), _listed(pictures)
     row = read_row(value, layout)
     count = row.user.count("<image>") or len(row.pictures or ())
@@ -291,8 +293,6 @@ def _listed(value: Any) -> list[Any]:
             raise BadRow("pictures", "a list of pictures that cannot be read") from None
     if value is None or value == "":
         return []
-    if isinstance(value, str) and len(value) <= 64 and "." not in value:
-        return []  # VLMEvalKit: the picture of another row, which was compared there
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -46,6 +46,7 @@ def _lines(path: Path, out: Path, dropped: Collection[int]) -> int:
 
 
 def _parquet(path: Path, out: Path, dropped: Collection[int]) -> int:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file, first, written = pq.ParquetFile(path), 1, 0
@@ -53,6 +54,6 @@ def _parquet(path: Path, out: Path, dropped: Collection[int]) -> int:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             keep = [i for i in range(table.num_rows) if first + i not in dropped]
-            writer.write_table(table.take(keep))
+            writer.write_table(table.take(pa.array(keep, type=pa.int64())))
             first, written = first + table.num_rows, written + len(keep)
     return written
