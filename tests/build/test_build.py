@@ -63,7 +63,7 @@ def ends(name: str = "build") -> Counter[str]:
 
 
 def test_rows_of_every_scenario_come_out_as_training_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    raw = raw_rows(Path("raw"), 30, text=4)
+    raw = raw_rows(Path("raw"), 26, text=2)
     with Endpoint() as endpoint:
         main(arguments(raw, endpoint, "--judge.url", endpoint.url, "--judge.model", "j", *EVEN))
         asked = list(endpoint.asked)
@@ -90,7 +90,7 @@ def test_rows_of_every_scenario_come_out_as_training_reads_them(capsys: pytest.C
     main(["data", "check", "runs/build/rows"])  # every step of training takes them
     assert "bad rows" not in capsys.readouterr().out
     funnel = json.loads(Path("runs/build/funnel.json").read_text())
-    assert sum(funnel["begun"].values()) == 34 and funnel["dropped"]["write"]["another kind by triage"] > 0
+    assert sum(funnel["begun"].values()) == 28 and funnel["dropped"]["write"]["another kind by triage"] > 0
     assert sum(funnel["kept"].values()) == len(rows) and f"{len(rows)}" in out
 
 
@@ -153,25 +153,37 @@ def test_what_a_writer_does_wrong_is_dropped_where_it_belongs(capsys: pytest.Cap
     }
 
 
-def test_killed_builds_lose_nothing_and_write_nothing_twice() -> None:
-    raw = raw_rows(Path("raw"), 12, text=2)
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(("half:2", "after:3"), id="two"),
+        pytest.param(
+            tuple(f"{kind}:{where}" for where in (1, 2, 3, 4, 5, 6, 8) for kind in ("half", "after")),
+            id="many",
+            marks=pytest.mark.soak,
+        ),
+    ],
+)
+def test_killed_builds_lose_nothing_and_write_nothing_twice(kills: tuple[str, ...]) -> None:
+    """The first write is the journal's header; each row that is kept is one, and its line in the journal another."""
+    count = 4 + 2 * len(kills)
+    raw, quiet = raw_rows(Path("raw"), count, text=1), ("--build.triage", "false")
+    environment = NO_PLUGIN | {"PYTHONPATH": str(ROOT)}
     with Endpoint() as endpoint:
-        main(arguments(raw, endpoint, "--name", "whole", "--build.triage", "false"))
+        main(arguments(raw, endpoint, "--name", "whole", *quiet))
         whole, asked = built("whole"), len(endpoint.asked)
-        assert len(whole) == 14
+        assert len(whole) == count + 1
         endpoint.prompts.clear()
-        # The header is the first write; each row that is kept is one, and its line in the journal another.
-        for where in ("half:1", "half:2", "half:5", "after:8"):
-            command = [sys.executable, "-m", "tests.build.killed", where]
-            more = arguments(raw.resolve(), endpoint, "--name", "killed", "--build.triage", "false")
-            environment = NO_PLUGIN | {"PYTHONPATH": str(ROOT)}
-            done = subprocess.run([*command, *more], env=environment, capture_output=True, timeout=120)
+        command = [sys.executable, "-m", "tests.build.killed"]
+        for where in kills:
+            more = arguments(raw.resolve(), endpoint, "--name", "killed", *quiet)
+            done = subprocess.run([*command, where, *more], env=environment, capture_output=True, timeout=120)
             assert done.returncode == -9, done.stderr.decode()
-        main(arguments(raw, endpoint, "--name", "killed", "--build.triage", "false"))
+        main(arguments(raw, endpoint, "--name", "killed", *quiet))
         again = endpoint.prompts.total()
-    assert built("killed") == whole and ends("killed") == {"kept": 14}
-    # What was answered is kept: only what was under way at a kill is asked again, 4 rows at most at each of 4.
-    assert asked <= again <= asked + 4 * 4
+    assert built("killed") == whole and ends("killed") == {"kept": count + 1}
+    # What was answered is kept: only what was under way at a kill is asked again, of 4 rows at most each time.
+    assert asked <= again <= asked + 4 * len(kills)
 
 
 def test_a_model_that_does_not_answer_leaves_the_row_for_later(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,12 +213,12 @@ def test_a_server_that_refuses_the_first_request_ends_the_build(capsys: pytest.C
 
 
 def test_shards_share_the_work_and_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    raw = raw_rows(Path("raw"), 9)
+    raw = raw_rows(Path("raw"), 5)
     with Endpoint() as endpoint:
         main(arguments(raw, endpoint, "--name", "whole", "--build.triage", "false"))
         for shard in ("1/2", "2/2", "2/2"):
             main(arguments(raw, endpoint, "--build.triage", "false", "--shard", shard))
-        assert built() == built("whole") and ends() == {"kept": 9}
+        assert built() == built("whole") and ends() == {"kept": 5}
         files = {path.name.partition("-")[2] for path in Path("runs/build/rows").iterdir()}
         assert files == {"00000-of-00002.jsonl", "00001-of-00002.jsonl"}
         capsys.readouterr()

@@ -72,7 +72,7 @@ class Demonstrations:
         if (refusal := await self._checks.refusal(assignment, draft)) is not None:
             return dropped(item.number, name, scenario, "judge", refusal)
         if self._evidence is not None and (why := await lacking(self._evidence, assignment, draft)) is not None:
-            return dropped(item.number, name, scenario, "evidence", Refusal(why[:40], why))
+            return dropped(item.number, name, scenario, "evidence", Refusal(why.partition(":")[0][:40], why))
         waits = fraction(self._config.seed, "review", name) < self._config.review
         row = await asyncio.to_thread(released_row, assignment, draft)
         return Outcome(

@@ -1,6 +1,7 @@
 """The stage of the evidence check: does what the code returned hold what the answer says?
 
-The check is a function of one case that gives None where the evidence holds, else a reason in a few words:
+The check is a function of one case that gives None where the evidence holds, else a reason in a few words; drops are
+counted by what stands before its first colon:
 
     def check(case):                       # or: async def check(case)
         return None if case.answer in case.rounds[-1].stdout else "the answer was not printed"
@@ -12,6 +13,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from thyme.build.boxes import Box
@@ -50,8 +52,40 @@ def load_check(spec: str) -> Check | None:
     if not spec:
         return None
     if spec == "builtin":
-        raise ValueError("build.evidence: 'builtin' is not part of this version: name a function, FILE.py:NAME")
+        _found()
+        return absent
     return load_function(spec)
+
+
+def absent(case: Case) -> str | None:
+    """The check that is built in: drops what is absent from every result (`thyme.rewards.evidence`), not what rules
+    cannot read."""
+    found = _found()
+    calls = [
+        found.Call(
+            code=ran.code,
+            images=ran.images,
+            printed="" if ran.images else ran.stdout,
+            error=ran.error or None,
+        )
+        for ran in case.rounds
+        if ran.code is not None
+    ]
+    boxes = () if case.box is None else (tuple(case.box),)
+    said = found.evidence(case.answer, case.question, calls, picture=case.image, boxes=boxes)
+    return f"absent: {said.reason}" if said.verdict is found.Verdict.ABSENT else None
+
+
+def _found() -> Any:
+    """The module of the built-in check.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return import_module("thyme.rewards.evidence")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"build.evidence: 'builtin' cannot be loaded ({error}): name a FILE.py:NAME") from error
 
 
 async def lacking(check: Check, assignment: Assignment, draft: Draft) -> str | None:

@@ -92,20 +92,23 @@ def _handed_out(
 ) -> int:
     from pathlib import Path
 
-    actor = ray.remote(num_cpus=1, num_gpus=_gpus(ray, config), max_restarts=-1)(Worker)
-    workers = [actor.remote(open_line, str(Path.cwd())) for _ in range(config.ray_workers)]
+    actor = ray.remote(num_cpus=1, num_gpus=_gpus(ray, config), max_restarts=0)(Worker)
+
+    def started() -> Any:
+        return actor.remote(open_line, str(Path.cwd()))
+
     size = config.ray_batch
     batches = [list(items[start : start + size]) for start in range(0, len(items), size)]
     losses, unanswered = dict.fromkeys(range(len(batches)), 0), 0
+    idle: list[Any] = []
     waiting, under_way = list(reversed(range(len(batches)))), dict[Any, tuple[int, Any]]()
 
     def hand_out(worker: Any) -> None:
-        if waiting:
-            number = waiting.pop()
-            under_way[worker.outcomes.remote([plan[item] for item in batches[number]])] = number, worker
+        number = waiting.pop()
+        under_way[worker.outcomes.remote([plan[item] for item in batches[number]])] = number, worker
 
-    for worker in workers:
-        hand_out(worker)
+    for _ in range(min(config.ray_workers, len(batches))):
+        hand_out(started())
     while under_way:
         (ended,), _ = ray.wait(list(under_way), num_returns=1)
         number, worker = under_way.pop(ended)
@@ -120,6 +123,7 @@ def _handed_out(
                     f"items {first} and up: {MOST_LOSSES} workers died with this batch: leave them out"
                 ) from error
             waiting.append(number)
+            worker = started()
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, ValueError) else error from None
         else:
@@ -128,8 +132,11 @@ def _handed_out(
                     unanswered += 1
                 else:
                     store.add(outcome)
-        hand_out(worker)
-    ray.get([worker.close.remote() for worker in workers])
+        if waiting:
+            hand_out(worker)
+        else:
+            idle.append(worker)
+    ray.get([worker.close.remote() for worker in idle])
     return unanswered
 
 
