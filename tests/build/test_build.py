@@ -264,11 +264,12 @@ def test_rows_that_cannot_be_used_are_counted(capsys: pytest.CaptureFixture[str]
     rows[0]["image"] = "missing.png"
     rows[1]["box"] = [10, 10, 900, 40]
     rows[2]["box"] = "here"
+    rows.append({"question": "\ud800 What is 2 times 7?", "answer": "14"})
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n" + '{"question": " "}\n')
     with Endpoint() as endpoint:
         main(arguments(raw, endpoint, "--build.triage", "false"))
     out = capsys.readouterr().out
-    assert ends() == {"picture": 1, "box": 1, "kept": 1}
+    assert ends() == {"picture": 1, "box": 1, "encoding": 1, "kept": 1}
     assert "not sampled: 1 box, 1 not JSON, 1 no question" in out
     with Endpoint() as endpoint, pytest.raises(SystemExit):
         main(["data", "build", "--writer.url", endpoint.url, "--writer.model", "w"])

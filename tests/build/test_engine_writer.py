@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.build.endpoint import raw_rows
 from thyme.build.store import journaled
 from thyme.cli import main
 
@@ -29,22 +30,23 @@ def ends(name: str) -> list[dict[str, str]]:
 
 def test_the_embedded_model_writes_and_every_row_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
-    main(["data", "synth", "rows", "--sft", "0", "--rl", "5", "--heldout", "0", "--toy.material", "photos"])
+    main(["data", "synth", "rows", "--sft", "0", "--rl", "3", "--heldout", "0", "--toy.material", "photos"])
     main(["data", "build", "--data.train", "rows/rl.jsonl", *SMALL])
-    assert len(ends("build")) == 5 and all(end["state"] == "dropped" for end in ends("build")), "its weights are random"
+    assert len(ends("build")) == 3 and all(end["state"] == "dropped" for end in ends("build")), "its weights are random"
     assert {end["gate"] for end in ends("build")} <= {"sandbox", "rules"}
     funnel = json.loads(Path("runs/build/funnel.json").read_text())
-    assert sum(sum(reasons.values()) for reasons in funnel["dropped"].values()) == 5
+    assert sum(sum(reasons.values()) for reasons in funnel["dropped"].values()) == 3
     capsys.readouterr()
     main(["data", "build", "--data.train", "rows/rl.jsonl", *SMALL])
-    assert "5 are done, 0 to do" in capsys.readouterr().out and len(ends("build")) == 5
+    assert "3 are done, 0 to do" in capsys.readouterr().out and len(ends("build")) == 3
 
 
-def test_its_pass_rate_is_a_gate_of_rl(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("skimage")
-    main(["data", "compose", "hard", "--count", "2"])
-    limits = ("--build.samples", "2", "--max-pixels", "20000")
-    main(["data", "build", "--rl", "--data.train", "hard/rows.jsonl", *SMALL, *limits])
+def test_its_pass_rate_is_a_gate_of_rl() -> None:
+    raw = raw_rows(Path("raw"), 2)
+    rows = [json.loads(line) | {"category": "OCR"} for line in raw.read_text().splitlines()]
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limits = ("--build.samples", "2", "--build.min-side", "200", "--max-pixels", "20000")
+    main(["data", "build", "--rl", "--data.train", str(raw), *SMALL, *limits])
     assert Counter(end["reason"] for end in ends("build")) == {"all wrong": 2}
     assert "none of 2 answers is right" in ends("build")[0]["detail"]
 

@@ -161,6 +161,8 @@ def test_other_rules() -> None:
     assert reason("operations", drafted(code("pass"))) == "no operation"
     assert reason("no_code", Draft((Ran("It says A.</think>\n<answer>A</answer>", None),))) in ("tags", "format")
     assert reason("no_code", Draft((Ran("<think>It says A.</think>\n<answer></answer>", None),))) == "no answer"
+    assert reason("no_code", Draft((Ran("<think><image> A.</think>\n<answer>A</answer>", None),))) == "tags"
+    assert reason("no_code", Draft((Ran("<think>\ud800</think>\n<answer>A</answer>", None),))) == "encoding"
     assert reason("no_code", Draft((Ran("<think>It says A.</think>\n\n<answer>A</answer>", None),))) == "format"
     good_one = drafted(operations)
     failed = Draft((replace(good_one.rounds[0], ok=False, error="NameError: x"), *good_one.rounds[1:]))

@@ -47,7 +47,7 @@ class Plan:
             for row in self._rows:
                 scenario = choose(raw.traits(row), config.shares, config.seed, raw.name(row))
                 self._scenarios.append(_NONE if scenario is None else SCENARIOS.index(scenario))
-        names = hashlib.sha256()
+        names = hashlib.sha256(repr(raw.files).encode())
         for row in self._rows:
             names.update(raw.name(row).encode() + b"\n")
         self._digest = names.hexdigest()

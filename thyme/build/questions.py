@@ -17,7 +17,7 @@ from thyme.build.picture_bytes import png_uri
 from thyme.build.plan import Item
 from thyme.build.prompts import cross_check_prompt, parts
 from thyme.build.raw import Raw, RawRows
-from thyme.build.scenarios import Assignment
+from thyme.build.scenarios import Assignment, fraction
 from thyme.data.pictures import base64_of
 from thyme.data.refusal import BadRow, Refusal
 from thyme.rollout.prompts import SYSTEM_PROMPT, user_prompt
@@ -64,11 +64,12 @@ class HardQuestions:
             rate, refusal = 0.0, Refusal("refused by the model", f"{type(error).__name__}: {error}")
         if refusal is not None:
             return dropped(item.number, name, category, "difficulty", refusal)
+        waits = fraction(self._config.seed, "review", name) < self._config.review
         return Outcome(
             item=item.number,
             id=name,
             scenario=category,
-            state="kept",
+            state="review" if waits else "kept",
             split="rl",
             row=await asyncio.to_thread(question_row, raw, name, category, rate),
         )

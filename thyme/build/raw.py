@@ -100,6 +100,11 @@ class RawRows:
     def __len__(self) -> int:
         return len(self._positions)
 
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """Name and bytes of each file: what a build is of."""
+        return [(name, table.path.stat().st_size) for name, table in zip(self._names, self._tables, strict=True)]
+
     def traits(self, index: int) -> Traits:
         """What row `index` is fit for."""
         bits = self._traits[index]
@@ -166,14 +171,18 @@ def read_raw(value: Any, name: str, folder: Path | None, layout: Format = "auto"
     if box is not None and (image is None or not box.inside(image.size)):
         size = "no picture" if image is None else f"a picture of {image.width}x{image.height}"
         raise BadRow("box", f"box {list(box)} lies outside of {size}: give x1, y1, x2, y2 in its pixels")
-    question = asked(row)
+    question, answer = asked(row), solution_of(row).strip()
     if not question:
         raise BadRow("no question", "asks nothing: give it a question")
+    try:
+        f"{question}{answer}{path}".encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("encoding", f"half a character at {error.start}: mend its encoding") from None
     category = value.get("category")
     return Raw(
         id=name,
         question=question,
-        answer=solution_of(row).strip(),
+        answer=answer,
         image=image,
         data=data,
         image_path=path if image is not None else "",

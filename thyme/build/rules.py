@@ -17,6 +17,7 @@ from thyme.build.scenarios import Assignment, contrast
 from thyme.data.refusal import Refusal
 from thyme.data.tags import tag_problems
 from thyme.rewards.rules import formatting
+from thyme.rollout.output import IMAGE
 
 COVERS = 0.9
 """Share of the target that a box must hold to be on it."""
@@ -71,7 +72,13 @@ def mentions(prose: str) -> str | None:
 
 def _broken(assignment: Assignment, draft: Draft) -> Iterator[Refusal]:
     text = draft.text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        yield Refusal("encoding", f"half a character at {error.start}")
     yield from (Refusal("tags", problem) for problem in tag_problems(text))
+    if any(IMAGE in ran.said for ran in draft.rounds):
+        yield Refusal("tags", f"the text itself says {IMAGE}, which stands for a picture")
     if not formatting(text) or not text.startswith("<think>"):
         yield Refusal("format", "not <think>...</think>, one newline, <answer>...</answer> and no more")
     if not draft.answer:

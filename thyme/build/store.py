@@ -71,7 +71,7 @@ class Store:
         if outcome.row is not None:
             path = self._path(outcome)
             line |= {"file": str(path.relative_to(self._folder)), "end": self._write(path, outcome.row)}
-        self._put(self._journal, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._put(self._journal, json.dumps(line).encode() + b"\n")
         self.done.add(outcome.item)
 
     def __enter__(self) -> Self:
@@ -118,7 +118,7 @@ class Store:
         if path not in self._files:
             path.parent.mkdir(exist_ok=True)
             self._files[path] = path.open("ab", buffering=0)
-        self._put(self._files[path], json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._put(self._files[path], json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         return self._files[path].tell()
 
     @staticmethod
