@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thyme.build.config import BuildConfig, EndpointConfig, Shard
+from thyme.data.config import DataConfig
 from thyme.rewards.config import JudgeConfig
-from thyme.verbs.config import LoopConfig, RowsConfig
+from thyme.verbs.config import LoopConfig
 
 if TYPE_CHECKING:
     from thyme.build.chat import Chat
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LoopConfig, RowsConfig):
+class Config(LoopConfig):
     """What is built of the raw rows of `data.train`, and by whom."""
 
     name: str = "build"
     shard: str = ""
     """This machine's part of the work, such as 2/8, in a folder that all share; empty: all of it."""
+    data: DataConfig = field(default_factory=DataConfig)
     build: BuildConfig = field(default_factory=BuildConfig)
     writer: EndpointConfig = field(default_factory=EndpointConfig)
     checker: EndpointConfig = field(default_factory=lambda: EndpointConfig(temperature=0.0, max_tokens=256))
