@@ -18,12 +18,15 @@ SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt Makefile $(wil
 
 setup: $(READY)
 
+# The text reader asks for opencv-python, whose files are those of the headless build that is there, and which needs a
+# desktop's libraries: what else it stands on is in dev.
 $(READY): $(SOURCES)
 	@mkdir -p build
 	@test "$(PY)" != .venv/bin/python || test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@$(PY) -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) "$(TRITON)"
 	$(PIP) -c constraints.txt -e ".[dev,demo]"
+	$(PIP) -c constraints.txt --no-deps "rapidocr-onnxruntime; python_version < '3.13'"
 	@touch $@
 
 demo: $(READY)

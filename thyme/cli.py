@@ -20,12 +20,13 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
+  serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)
   data build       [RECIPE]   demonstrations, or hard questions, of raw rows: written, run, judged, counted, resumable
   data compose FOLDER         hard high-resolution questions with known boxes, made on real photographs
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
   sandbox run FILE            run one snippet in the sandbox and show what came back
-  doctor                      what isolates the sandbox on this machine, tried and not guessed
+  doctor                      what this machine lacks, tried and not guessed: packages, GPU, kernels, parity, sandbox
 """
 
 VERBS = {
@@ -40,6 +41,7 @@ VERBS = {
     "eval": "thyme.verbs.eval",
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
+    "serve": "thyme.verbs.serve",
     "data build": "thyme.verbs.data_build",
     "data compose": "thyme.verbs.data_compose",
     "data synth": "thyme.verbs.data_synth",
