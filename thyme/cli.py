@@ -25,6 +25,9 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   data compose FOLDER         hard high-resolution questions with known boxes, made on real photographs
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
+  data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
+  view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
+  report RUN                  the same as one HTML file
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what this machine lacks, tried and not guessed: packages, GPU, kernels, parity, sandbox
 """
@@ -49,6 +52,9 @@ VERBS = {
     "data convert": "thyme.verbs.data_convert",
     "data dedup": "thyme.verbs.data_dedup",
     "data stats": "thyme.verbs.data_stats",
+    "data review": "thyme.verbs.data_review",
+    "view": "thyme.verbs.view",
+    "report": "thyme.verbs.report",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }
