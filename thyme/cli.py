@@ -21,7 +21,10 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
   serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)
+  data build       [RECIPE]   demonstrations, or hard questions, of raw rows: written, run, judged, counted, resumable
+  data compose FOLDER         hard high-resolution questions with known boxes, made on real photographs
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
+  data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
   data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
   view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
   report RUN                  the same as one HTML file
@@ -42,9 +45,13 @@ VERBS = {
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
     "serve": "thyme.verbs.serve",
+    "data build": "thyme.verbs.data_build",
+    "data compose": "thyme.verbs.data_compose",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",
+    "data dedup": "thyme.verbs.data_dedup",
+    "data stats": "thyme.verbs.data_stats",
     "data review": "thyme.verbs.data_review",
     "view": "thyme.verbs.view",
     "report": "thyme.verbs.report",
@@ -53,7 +60,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan", "data build"}
 """Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -115,6 +122,7 @@ def _run(verb: str, args: list[str]) -> int:
     from thyme.options import parse
 
     module: Any = import_module(VERBS[verb])
+    args = module.spoken(args) if hasattr(module, "spoken") else args  # short words for settings
     takes_recipe = verb in RECIPE_VERBS
     recipes = import_module("thyme.verbs.recipe").Recipe if takes_recipe else None
     default_recipe = module.default_recipe(args) if hasattr(module, "default_recipe") else None

@@ -46,7 +46,8 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
     for f in settings(cls):
         if f not in tables and f.name not in places:
             lines += _setting(f.name, f, cls, defaults, width, everything)
-    shown = [f for f in tables if everything or f.name == verb.split()[0]]
+    own = next((word for word in reversed(verb.split()) if any(f.name == word for f in tables)), "")
+    shown = [f for f in tables if everything or f.name == own]
     for f in shown:
         lines += ["", *textwrap.wrap(f"{f.name}: {_first_line(hints[f.name])}", width)]
         lines += _table(f.name, hints[f.name], _default(f, defaults), width, everything)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from thyme.verbs import anneal, base, eval, rl, rollout, sft
+from thyme.verbs import anneal, base, data_build, eval, rl, rollout, sft
 from thyme.verbs.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(base.Config, sft.Config, anneal.Config, rl.Config, rollout.Config, eval.Config):
+class Recipe(base.Config, sft.Config, anneal.Config, rl.Config, rollout.Config, eval.Config, data_build.Config):
     """Every table a recipe may have."""
 
     name: str = "run"
