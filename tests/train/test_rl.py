@@ -203,7 +203,7 @@ def test_truncated_rollouts_are_trained_as_they_were_drawn(
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), taught.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"has no logits to truncate: say rl\.fused_head false"):
         train_rl(model, processor, loop, endless(asked), replace(RL, fused_head=True), scorer=RuleScorer(by_index))
-    monkeypatch.setattr(AllowedIds, "cuts", {})
+    monkeypatch.setattr(RolloutConfig, "truncates", False)
     loop = make_loop(model, sandbox)
     loop.config = replace(ROLLOUT, temperature=1.5, **cut)  # type: ignore[arg-type]
     (whole,) = train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), scorer=RuleScorer(by_index))

@@ -20,9 +20,10 @@ from thyme.engine.config import EngineConfig
 from thyme.engine.live_prompts import LivePrompts
 from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
+from thyme.engine.phases import CODE, NUMBER, Phases
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Forced, Sequence, SequenceStatus
+from thyme.engine.sequence import REOPENED, Completion, FinishReason, Forced, Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
@@ -54,9 +55,10 @@ class Engine:
         processor: tokenizer and pictures; the model's own by default. Without one, prompts are ids, tags mean nothing
             and pictures must be ImageInputs.
         repetition: what counts as a loop, for requests with repetition="default".
+        phases: what requests may give temperatures and truncations of their own; None: text, code and answer.
 
     Raises:
-        ValueError: the cache has no room for one block.
+        ValueError: the cache has no room for one block; the phases' tags cannot be told apart.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Engine:
         *,
         processor: Processor | None = None,
         repetition: RepetitionConfig | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.model = model
         self.config = config = config or EngineConfig()
@@ -79,9 +82,12 @@ class Engine:
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
-        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size)
+        self.phases = phases or Phases()
+        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size, self.phases)
         self.reader = RequestReader(model, processor, self.max_context)
-        automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(text.vocab_size)
+        automaton = TagAutomaton.trivial(text.vocab_size)
+        if processor:
+            automaton = TagAutomaton.compile(processor, self.phases)
         self.automaton = automaton = automaton.widened(text.vocab_size)
         self.runner = ModelRunner(
             model,
@@ -211,6 +217,7 @@ class Engine:
         params: SamplingParams | None = None,
         hold: bool = False,
         forced: Seq[int] | None = None,
+        written: Iterable[Seq[int]] = (),
     ) -> Sequence:
         """Queues one sequence.
 
@@ -221,6 +228,8 @@ class Engine:
             forced: ids that its first round begins with, as if they had been drawn: they have log-probs under the
                 present weights, are of max_tokens, and the round goes on after them, inside a code block if they open
                 one. They end nothing.
+            written: of a prompt that holds rounds of ours, what was drawn in each: the declared phases that they left
+                open are open.
 
         Raises:
             ValueError: an empty or too long prompt, ids outside the vocabulary, image ids that do not match the
@@ -229,15 +238,17 @@ class Engine:
         params = params or SamplingParams()
         if params.n != 1:
             raise ValueError(f"add: params.n is {params.n}; use add_group for several sequences of a prompt")
-        return self._queue(prompt, params, hold, None if forced is None else self._forced(forced, params))[0]
+        begins_in = self.automaton.after(np.asarray(ids, dtype=np.int64) for ids in written)
+        state = (None, begins_in) if forced is None else self._forced(forced, params, begins_in)
+        return self._queue(prompt, params, hold, *state)[0]
 
     def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
         """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
         has the seed params.seed + i. Raises ValueError as `add` does."""
-        return self._queue(prompt, params, hold, None)
+        return self._queue(prompt, params, hold, None, 0)
 
     def _queue(
-        self, prompt: AnyPrompt, params: SamplingParams, hold: bool, forced: tuple[Forced, int] | None
+        self, prompt: AnyPrompt, params: SamplingParams, hold: bool, forced: Forced | None, begins_in: int
     ) -> list[Sequence]:
         if self.is_asleep:
             raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
@@ -249,9 +260,10 @@ class Engine:
         tokens = self.reader.tokens(prompt, "add")
         if not len(tokens.token_ids):
             raise ValueError("add: the prompt is empty: give at least one token")
-        num_forced = 0 if forced is None else len(forced[0].token_ids)
+        num_forced = 0 if forced is None else len(forced.token_ids)
         self.reader.check_room(len(tokens.token_ids) + num_forced, "the prompt", "add")
         ban = self.reader.ban_of(params)
+        self.phases.check_names(params.phases)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         sequences: list[Sequence] = []
         for index in range(params.n):
@@ -263,8 +275,8 @@ class Engine:
                     prompt=tokens,
                     hold=hold,
                     ban=ban,
-                    forced=None if forced is None else forced[0],
-                    begins_in=0 if forced is None else forced[1],
+                    forced=forced,
+                    begins_in=begins_in,
                     images=list(tokens.images),
                     image_starts=list(tokens.image_starts),
                 )
@@ -333,7 +345,7 @@ class Engine:
         sequence.images += tokens.images
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
-        sequence.begins_in = 0 if len(tokens.token_ids) else None
+        sequence.begins_in = REOPENED if len(tokens.token_ids) else None
         self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
@@ -462,17 +474,23 @@ class Engine:
             **arrays,
         )
 
-    def _forced(self, token_ids: Seq[int], params: SamplingParams) -> tuple[Forced, int]:
+    def _forced(self, token_ids: Seq[int], params: SamplingParams, begins_in: int) -> tuple[Forced, int]:
         """The ids with what is known of them, and the automaton's state after them."""
         ids = np.array(self.reader.tokens(list(token_ids), "add").token_ids)
         if not 0 < len(ids) < params.max_tokens:
             raise ValueError(f"add: {len(ids)} forced ids: give at least one, and fewer than max_tokens")
         if params.truncates or params.biases_logprobs:
             raise ValueError("add: forced ids have no log-probs under truncation or a repetition penalty: leave it out")
-        kinds, modes, state = self.automaton.walk(ids)
+        kinds, states, state = self.automaton.walk(ids, begins_in)
         kinds[self._is_eos[ids]] = TokenKind.END
-        code = params.code_temperature if params.adaptive else params.temperature
-        return Forced(ids, kinds, np.where(modes == 1, code, params.temperature).astype(np.float32)), state
+        warmth = np.array([each[0] for each in params.by_phase(self.phases)], dtype=np.float32)
+        if warmth[NUMBER] != warmth[CODE] and self.automaton.is_place[states].any():
+            raise ValueError(
+                "add: forced ids have places of numbers in code, whose temperature depends on what the model would "
+                "draw there: give numbers and code one temperature"
+            )
+        phases = self.automaton.phases[states]
+        return Forced(ids, kinds, phases, warmth[phases]), state
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.row is not None:

@@ -209,6 +209,7 @@ class RolloutScheduler:
                 Prompt(begun.token_ids.tolist(), tuple(begun.images)),
                 replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum()))),
                 hold=True,
+                written=[begun.token_ids[begun.sampled & (begun.rounds == n)] for n in range(len(begun.turns))],
             ),
             trajectory=Trajectory(self.processor.image_token_id),
             stream=None,
