@@ -142,6 +142,15 @@ def keys(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def value_of(cls: Any, key: str, text: str) -> Any:
+    """What one word of the command line means for a dotted key, as TOML would have it.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    return _value(cls, key, [text])
+
+
 def _value(cls: Any, key: str, texts: list[str]) -> Any:
     """What the words of the command line mean, as TOML would have it; `from_dict` checks it."""
     hint = _hint(cls, key)

@@ -13,7 +13,7 @@ from tests.train.rl_material import ROLLOUT, by_index, group_of, hand_rollout, m
 from thyme.data.streams import endless
 from thyme.model import Model, Processor
 from thyme.rewards import Reward, RuleScorer
-from thyme.rollout import read_rollouts
+from thyme.rollout import RolloutConfig, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
 from thyme.train.config import RlConfig
