@@ -176,9 +176,9 @@ def test_tables_that_contradict_each_other_are_refused(capfd: pytest.CaptureFixt
 def test_no_verb_is_left_out() -> None:
     tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "data convert", "sandbox run", "doctor"}
     # tests/demo tells the whole story in a few steps; the others have a file here.
-    elsewhere = {"demo", "plan", "export"}
+    elsewhere = {"demo", "plan", "export", "ablate"}
     assert set(VERBS) - tried == elsewhere
-    assert set(ARGUMENTS) | {"demo", "plan"} == RECIPE_VERBS
+    assert set(ARGUMENTS) | {"demo", "plan", "ablate"} == RECIPE_VERBS
 
 
 def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(

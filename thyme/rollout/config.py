@@ -143,11 +143,12 @@ class RolloutConfig:
 
     @property
     def phase_names(self) -> dict[int, str]:
-        """By number, the phases that metrics tell apart: text, code, and those that are drawn in their own way; none
-        where there are only these two."""
-        own = {*self.phases, *self.temperatures} if self.adaptive else set()
-        own |= {"text", "code"} if own else set()
-        return {number: name for number, name in enumerate(self.known_phases.names) if name in own}
+        """By number, the phases that metrics tell apart; none where only text and code are drawn in their own ways."""
+        if not self.adaptive or not {*self.phases, *self.temperatures}:
+            return {}
+        known = self.known_phases
+        literals = () if known.literals else ("number", "string")
+        return {number: name for number, name in enumerate(known.names) if name not in literals}
 
     def sampling(self, **changes: Any) -> Sampling:
         """How this config draws rollouts: `group_size` per question, seed 0. `changes` replace fields of `Sampling`."""

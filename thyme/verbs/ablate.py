@@ -109,7 +109,9 @@ def run(config: Config) -> None:
     missing = [run for run in runs if not finished[run.folder]]
     print(f"{len(runs)} runs, {len(missing)} of them to do")
     with ThreadPoolExecutor(config.jobs) as workers:
-        futures = [workers.submit(_train, run, folder) for run in missing]
+        # Seed by seed, so that what there is of an ablation that was stopped compares.
+        order = sorted(missing, key=lambda run: config.seeds.index(run.seed))
+        futures = [workers.submit(_train, run, folder) for run in order]
         done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
         for future in waiting:
             future.cancel()
