@@ -18,8 +18,8 @@ from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
 from thyme.rollout import RolloutConfig, RolloutLoop
-from thyme.rollout.config import PhaseConfig
 from thyme.rollout.executor import Executor
+from thyme.rollout.phases import PhaseConfig
 from thyme.rollout.replay import replay
 from thyme.rollout.types import Question, Rollout, Turn
 from thyme.sandbox import Sandbox

@@ -16,7 +16,7 @@ from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss
 from thyme.model import Model, Processor
 from thyme.rewards import RuleScorer
 from thyme.rollout import RolloutLoop
-from thyme.rollout.config import PhaseConfig
+from thyme.rollout.phases import PhaseConfig
 from thyme.rollout.types import Question
 from thyme.sandbox import Sandbox
 from thyme.train.config import RlConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from thyme.engine.phases import BUILT_IN, Phases, PhaseSampling, TagPair, truncates
+from thyme.rollout.phases import BUILT_IN, PhaseConfig, Phases, PhaseSampling, phases_of, truncates
 from thyme.rollout.prompts import PromptStyle
 from thyme.rollout.sampling import Sampling
 
@@ -12,29 +12,6 @@ Compat = Literal["none", "released"]
 _DERIVED: Any = None
 """Stands in for a default that depends on another field until __post_init__ puts it in."""
 _TOKENS_PER_ROUND = 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseConfig:
-    """A tag pair whose text is drawn in its own way, or the truncation of a built-in phase, which has no tags here."""
-
-    start: str = ""
-    """The tag that opens it, such as "<think>" or a fence with its language."""
-    end: str = ""
-    """The tag that closes it."""
-    top_k: int | None = None
-    """As `rollout.top_k`; left out: as there, in number and string as in code."""
-    top_p: float | None = None
-    """As `rollout.top_p`, likewise."""
-    min_p: float | None = None
-    """As `rollout.min_p`, likewise."""
-
-    def __post_init__(self) -> None:
-        self.sampling()
-
-    def sampling(self, temperature: float | None = None) -> PhaseSampling:
-        """How its tokens are drawn."""
-        return PhaseSampling(temperature=temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +114,7 @@ class RolloutConfig:
     @property
     def known_phases(self) -> Phases:
         """The phases that an engine must tell apart to draw these rollouts."""
-        pairs = [TagPair(name=n, start=p.start, end=p.end) for n, p in self.phases.items() if n not in BUILT_IN]
-        literals = {"number", "string"} & {*self.phases, *self.temperatures}
-        return Phases(declared=tuple(pairs), literals=bool(literals))
+        return phases_of(self.phases, {*self.phases, *self.temperatures})
 
     @property
     def phase_names(self) -> dict[int, str]:
