@@ -27,7 +27,6 @@ ALLOWED: dict[str, set[str]] = {
     "evals": {"config", "pictures", "rollout", "rewards", "data"},
     "train": {"config", "rollout", "rewards", "data", "model", "kernels"},
     "report": {"rollout"},
-    "ablation": set(),
     "toy": {"train", "data", "rollout", "model"},
     "verbs": {
         "config",
@@ -42,7 +41,6 @@ ALLOWED: dict[str, set[str]] = {
         "evals",
         "train",
         "toy",
-        "ablation",
     },
     "demo": {"verbs", "toy", "train", "evals", "rollout"},
     "cli": {"config", "options", "help", "sandbox", "demo", "verbs"},

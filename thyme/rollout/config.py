@@ -127,7 +127,7 @@ class RolloutConfig:
 
     def sampling(self, **changes: Any) -> Sampling:
         """How this config draws rollouts: `group_size` per question, seed 0. `changes` replace fields of `Sampling`."""
-        drawn = {
+        drawn: dict[str, Any] = {
             "n": self.group_size,
             "temperature": self.temperature,
             "code_temperature": self.code_temperature,

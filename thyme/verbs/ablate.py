@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thyme.ablation.arms import Arm, arms_of
 from thyme.config import from_dict, settings, to_dict, to_toml
 from thyme.options import value_of
 from thyme.verbs import rl
 from thyme.verbs.config import TrainingConfig
 from thyme.verbs.folders import RUN_FILE, RUNS
+
+if TYPE_CHECKING:
+    from thyme.evals.ablation.arms import Arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ def runs_of(config: Config) -> list[Run]:
     base = {key: value for key, value in to_dict(config).items() if key not in own}
     if config.eval.every_steps == 0 and any(metric.startswith("eval/") for metric in config.metrics):
         base["eval"]["every_steps"] = config.rl.steps
+    from thyme.evals.ablation.arms import arms_of
+
     runs: list[Run] = []
     for arm in arms_of(config.vary):
         for seed in config.seeds:
@@ -122,9 +126,9 @@ def run(config: Config) -> None:
 
 def report(config: Config, runs: list[Run]) -> None:
     """Writes what finished runs come to, and prints it."""
-    from thyme.ablation.chart import draw_chart
-    from thyme.ablation.figures import compared, last_value
-    from thyme.ablation.table import to_markdown
+    from thyme.evals.ablation.chart import draw_chart
+    from thyme.evals.ablation.figures import compared, last_value
+    from thyme.evals.ablation.table import to_markdown
 
     folder = RUNS / config.name
     rows = {run.folder: _rows(run) for run in runs}

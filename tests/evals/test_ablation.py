@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyme.ablation.arms import arms_of
-from thyme.ablation.chart import draw_chart
-from thyme.ablation.figures import Estimate, compared, last_value
-from thyme.ablation.table import to_markdown
+from thyme.evals.ablation.arms import arms_of
+from thyme.evals.ablation.chart import draw_chart
+from thyme.evals.ablation.figures import Estimate, compared, last_value
+from thyme.evals.ablation.table import to_markdown
 
 
 def test_arms_are_every_combination() -> None:

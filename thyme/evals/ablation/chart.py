@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from thyme.ablation.figures import ArmFigures
+from thyme.evals.ablation.figures import ArmFigures
 
 WIDTH, LEFT, RIGHT = 960, 330, 40
 ROW, HEAD, FOOT = 30, 56, 44
@@ -61,8 +61,8 @@ def _panel(draw: ImageDraw.ImageDraw, name: str, arms: list[ArmFigures], top: in
         if arm.estimate.half_width is not None:
             half = arm.estimate.half_width
             draw.line([(at(arm.estimate.mean - half), y), (at(arm.estimate.mean + half), y)], MEAN, 3)
-        for value in arm.by_seed:
-            if value is not None:
-                draw.ellipse([at(value) - 4, y - 4, at(value) + 4, y + 4], DOT)
+        for dot in arm.by_seed:
+            if dot is not None:
+                draw.ellipse([at(dot) - 4, y - 4, at(dot) + 4, y + 4], DOT)
         x = at(arm.estimate.mean)
         draw.line([(x, y - 8), (x, y + 8)], MEAN, 3)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from thyme.ablation.figures import ArmFigures, Estimate
+from thyme.evals.ablation.figures import ArmFigures, Estimate
 
 
 def to_markdown(title: str, notes: Sequence[str], seeds: Sequence[int], metrics: Mapping[str, list[ArmFigures]]) -> str:
