@@ -20,6 +20,8 @@ from thyme.verbs.folders import RUN_FILE, RUNS
 if TYPE_CHECKING:
     from thyme.evals.ablation.arms import Arm
 
+METRICS = ("eval/accuracy", "reward/result/mean", "rollout/code_share", "sandbox/success_rate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(rl.Config):
@@ -31,9 +33,10 @@ class Config(rl.Config):
     compared with. Settings that go together: KEY+OTHER=V1+W1,V2+W2."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each arm is run with each of them."""
-    metrics: tuple[str, ...] = ("eval/accuracy", "reward/result/mean", "rollout/code_share", "sandbox/success_rate")
-    """What is compared, by their names in metrics.jsonl. Where one of them is of `eval/`, held-out questions are asked
-    at the end of each run, if eval.every_steps does not say more."""
+    metrics: tuple[str, ...] = ()
+    """What is compared, by names of metrics.jsonl. Left out: eval/accuracy, reward/result/mean, rollout/code_share and
+    sandbox/success_rate. Where one is of `eval/`, held-out questions are asked at the end of each run, if
+    eval.every_steps does not say more."""
     last: int = 5
     """A run's figure is the mean over its last so many steps, those of them that have the metric."""
     jobs: int = 1
@@ -46,8 +49,11 @@ class Config(rl.Config):
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)}: give at least one, and none twice")
-        if not self.metrics:
-            raise ValueError("metrics: nothing to compare: name at least one")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The metrics that are compared."""
+        return self.metrics or METRICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,7 @@ def runs_of(config: Config) -> list[Run]:
     """
     own = {f.name for f in settings(Config)} - {f.name for f in settings(rl.Config)}
     base = {key: value for key, value in to_dict(config).items() if key not in own}
-    if config.eval.every_steps == 0 and any(metric.startswith("eval/") for metric in config.metrics):
+    if config.eval.every_steps == 0 and any(metric.startswith("eval/") for metric in config.compared):
         base["eval"]["every_steps"] = config.rl.steps
     from thyme.evals.ablation.arms import arms_of
 
@@ -133,7 +139,7 @@ def report(config: Config, runs: list[Run]) -> None:
     folder = RUNS / config.name
     rows = {run.folder: _rows(run) for run in runs}
     found = {}
-    for metric in config.metrics:
+    for metric in config.compared:
         values: dict[str, list[float | None]] = {run.arm.name: [] for run in runs}
         for run in runs:
             values[run.arm.name].append(last_value(rows[run.folder], metric, config.last))
@@ -144,7 +150,7 @@ def report(config: Config, runs: list[Run]) -> None:
         f"a figure is the mean over a run's last {config.last} steps, those of them that have the metric",
         "intervals: 95 %, Student's, over seeds; differences: to the first arm, within each seed",
     ]
-    if any(metric.startswith("eval/") for metric in config.metrics):
+    if any(metric.startswith("eval/") for metric in config.compared):
         notes.append(f"eval/: {config.eval.num_questions} held-out questions")
     text = to_markdown(f"Ablation {config.name}", notes, config.seeds, found)
     (folder / "ablation.md").write_text(text)
