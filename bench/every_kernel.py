@@ -120,6 +120,7 @@ def _linear(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
     more = {"temperature": 0.5 + index / rows, "backward": "kept_tiles" if form == "kept tiles" else "recompute"}
     if name == "linear_logprob":
         return _differentiated(lambda h, w: linear_logprob_triton(h, w, index * 50, **more)[0], hidden, weight)
+    more |= {"num_counted": rows, "tempered": True}
     advantages, ones = random(rows), torch.full((rows,), 1 / rows, device=hidden.device)
     if form == "entropy":
         more["config"] = GrpoLossConfig(entropy_coef=0.1)

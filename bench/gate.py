@@ -71,6 +71,7 @@ def inspected(out: Any, configuration: Configuration, capability: int) -> dict[s
         "waits": sass.waits(out.asm["ttgir"]),
         "missing": missing,
         "misfits": misfits(out.asm["ttgir"]),
+        "moved_twice": moved_twice(out.asm["ttgir"]),
     }
 
 
@@ -102,12 +103,32 @@ def misfits(ttgir: str) -> list[str]:
     return found
 
 
+def moved_twice(ttgir: str) -> list[str]:
+    """Indices of the second consumer of specialized warps that are moved on to its half of a tile two times.
+
+    Triton cuts a range in halves, and moves the number on at which a descriptor reads the tile, wherever that number is
+    used. Where a range is added to that very number, both happen: the half's results go to the next tile's rows.
+    """
+    found = []
+    for partition in re.split(r"\n\s+partition\d+", ttgir)[1:]:
+        constants = dict(re.findall(r"(%[\w-]+) = arith\.constant (?:\{[^}]*\} )?(\d+) : i32", partition))
+        halves = dict(re.findall(r"(%\w+) = tt\.make_range \{[^}]*start = ([1-9]\d*) : i32\}", partition))
+        sums = re.findall(r"(%\w+) = arith\.addi (%\w+), (%[\w-]+)", partition)
+        moved = {name: constants.get(by) for name, _, by in sums}
+        spread = dict(re.findall(r"(%\w+) = tt\.splat (%\w+)", partition))
+        for name, *terms in sums:
+            for number, half in (terms, terms[::-1]):
+                if half in halves and moved.get(spread.get(number, "")) == halves[half]:
+                    found.append(f"{name}: a range from {halves[half]} on, added to a number that was moved on by as much")
+    return found
+
+
 def failures(result: dict[str, Any], capability: int) -> list[str]:
     """What must hold on every target."""
     found = [f"{result['stack']} bytes of stack: registers spill"] if result["stack"] else []
     if result["shared"] > SHARED_LIMIT[capability]:
         found.append(f"{result['shared']} bytes of shared memory, {SHARED_LIMIT[capability]} there are")
-    found += [f"bulk {misfit}" for misfit in result["misfits"]]
+    found += [f"bulk {misfit}" for misfit in result["misfits"]] + result["moved_twice"]
     return found + [f"no {wanted} in the PTX" for wanted in result["missing"]]
 
 

@@ -4,7 +4,7 @@
 # Stages, in the order in which all of them run; name those that you want:
 #     machine        what it is
 #     build          the extension, in place
-#     kernels        tests/kernels/test_gpu*.py, files side by side
+#     kernels        tests/kernels/test_gpu*.py, each file in as many parts side by side as there are cores for
 #     engine         tests/kernels/test_gpu_engine.py
 #     memcheck       every kernel under compute-sanitizer
 #     ceilings       copy and matmul
@@ -58,8 +58,8 @@ stage() {
 tests() {
     local name=$1 limit=$2
     shift 2
-    stage "$name" "$limit" "$PYTHON" bench/survive.py --limit "$TEST_LIMIT" --total "$((limit - 5))" -- \
-        "$@" -q -W default --durations=5
+    stage "$name" "$limit" "$PYTHON" bench/survive.py --limit "$TEST_LIMIT" --total "$((limit - 5))" \
+        --shard "${SHARD:-1/1}" -- "$@" -q -W default --durations=5
 }
 
 # benchmark NAME LIMIT OP [OPTION...]
@@ -93,14 +93,16 @@ sanitize() {
 
 kernels() {
     # Compiling takes most of the time, on one core a process: the files run side by side.
-    local pids=() file pid
+    local pids=() file pid part parts=$((($(nproc) + 3) / 4))
     for file in tests/kernels/test_gpu*.py; do
         [[ $file == *_engine.py ]] && continue
-        tests "$(basename "$file" .py)" 210 "$file" -m gpu &
-        pids+=($!)
+        for ((part = 1; part <= parts; part++)); do
+            SHARD=$part/$parts tests "$(basename "$file" .py)-$part" 210 "$file" -m gpu &
+            pids+=($!)
+        done
     done
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-    tail -n 3 "$OUT"/test_gpu*.txt
+    tail -qn 1 "$OUT"/test_gpu*.txt
 }
 
 table() {
@@ -123,8 +125,8 @@ one() {
         bench) for op in $OPS; do one "bench-$op"; done ;;
         bare) for op in grpo_loss sample; do one "bare-$op"; done ;;
         compile) for op in $OPS; do one "compile-$op"; done ;;
-        bench-*) benchmark "$1" 100 "$op" --without torch.compile ;;
-        bare-*) benchmark "$1" 60 "$op" --bare --without torch.compile ;;
+        bench-*) benchmark "$1" 100 "$op" --without torch.compile,reference ;;
+        bare-*) benchmark "$1" 60 "$op" --bare --without torch.compile,reference ;;
         compile-*) benchmark "$1" 100 "$op" --contenders ours,torch.compile ;;
         table) table ;;
         *.py) tests "$(basename "$1" .py)" 210 "$1" || failed=1 ;;

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import selection
@@ -292,7 +292,12 @@ def _replayed(run: Run) -> Run:
             run()
     except RuntimeError:
         return run
-    return graph.replay
+    return partial(_replay, graph, run)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, run: Run) -> None:
+    """`run` is not called: what it reads must live as long as the graph, which knows addresses alone."""
+    graph.replay()
 
 
 @cache

@@ -5,7 +5,8 @@ process, so the process is stopped, and the tests that are left are run in anoth
 
 Of a benchmark the contender that hung is left out of its group, and the group is measured again; --json has the results
 of all processes, as pytest-benchmark writes those of one. Exits with 1 when a test failed or hung, with 124 when the
-total is up; one line says what hung.
+total is up; one line says what hung. --shard 2/4 runs the second quarter of the tests: which those are depends on their
+names alone.
 
 As a plugin (`-p survive`) it notes what runs in the file that SURVIVE_NOTES names, and ends the process, with every
 thread's stack, when one test takes longer than SURVIVE_LIMIT seconds.
@@ -14,15 +15,20 @@ thread's stack, when one test takes longer than SURVIVE_LIMIT seconds.
 import argparse
 import contextlib
 import faulthandler
+import itertools
 import json
+import operator
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 STDERR = os.dup(2)
 """As it is before pytest captures it."""
@@ -49,6 +55,14 @@ def note(kind: str, text: str) -> None:
 def left_out(title: str, contender: str) -> bool:
     """Whether a contender hung in this group before."""
     return [title, contender] in json.loads(os.environ.get("SURVIVE_LEFT_OUT", "[]"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part, _, parts = os.environ.get("SURVIVE_SHARD", "1/1").partition("/")
+    chosen = [zlib.crc32(item.nodeid.encode()) % int(parts) == int(part) - 1 for item in items]
+    config.hook.pytest_deselected(items=list(itertools.compress(items, map(operator.not_, chosen))))
+    items[:] = itertools.compress(items, chosen)
 
 
 def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
@@ -79,7 +93,7 @@ def hung(notes: list[list[str]]) -> tuple[str, list[str] | None] | None:
     return None if test is None or test in done else (test, contender)
 
 
-def run(arguments: list[str], *, limit: float, total: float, output: Path | None) -> int:
+def run(arguments: list[str], *, limit: float, total: float, output: Path | None, shard: str = "1/1") -> int:
     """Runs pytest until all its tests have ended, hung or run out of time; returns the status to exit with."""
     finished: list[str] = []
     out: list[list[str]] = []
@@ -95,6 +109,7 @@ def run(arguments: list[str], *, limit: float, total: float, output: Path | None
             environment = os.environ | {
                 "SURVIVE_NOTES": str(notes),
                 "SURVIVE_LIMIT": str(limit),
+                "SURVIVE_SHARD": shard,
                 "SURVIVE_LEFT_OUT": json.dumps(out),
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             }
@@ -108,7 +123,8 @@ def run(arguments: list[str], *, limit: float, total: float, output: Path | None
         finished += [text for kind, text in found if kind == "done"]
         stuck = hung(found)
         if stuck is None:
-            return max(status, 0 if code == 5 and turn > 1 else int(code != 0))
+            is_empty = code == 5 and (turn > 1 or shard != "1/1")
+            return max(status, 0 if is_empty else int(code != 0))
         test, contender = stuck
         what = f"{contender[1]} of {contender[0]}" if contender else test
         print(f"\nsurvive: hung, stopped after {min(limit, left):.0f} s: {what}", flush=True)
@@ -153,6 +169,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--limit", type=float, default=60, help="seconds of one test")
     parser.add_argument("--total", type=float, default=300, help="seconds of all")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="one of N parts of the tests")
     parser.add_argument("--json", type=Path, help="results of benchmarks")
     parser.add_argument("pytest", nargs="+", help="its arguments, after --")
     return parser.parse_args()
@@ -160,4 +177,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     options = _options()
-    sys.exit(run(options.pytest, limit=options.limit, total=options.total, output=options.json))
+    sys.exit(run(options.pytest, limit=options.limit, total=options.total, output=options.json, shard=options.shard))

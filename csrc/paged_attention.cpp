@@ -122,7 +122,8 @@ void check_paged_attention(const PagedAttention<T>& args) {
         const int64_t queries = int64_t{args.cu_seqlens_q[b + 1]} - args.cu_seqlens_q[b];
         if (queries < 0) fail(of("cu_seqlens_q", b + 1) + " is smaller than the entry before it");
         const int64_t context = args.context_lens[b];
-        if (context < queries)
+        const bool fills_up = context == 0 && queries == 1;  // a row of a batch of fixed size that nobody reads
+        if (context < queries && !fills_up)
             fail(of("context_lens", b) + " is " + std::to_string(context) + ", less than its " + std::to_string(queries) +
                  " query tokens");
         if (queries == 0) continue;
@@ -153,6 +154,11 @@ void paged_attention(const PagedAttention<T>& args, int threads, const std::stri
     for (int64_t b = 0; b < args.sequences; ++b) {
         const int64_t first = args.cu_seqlens_q[b], queries = args.cu_seqlens_q[b + 1] - first;
         const int64_t position = args.context_lens[b] - queries;
+        if (queries > 0 && args.context_lens[b] == 0) {
+            for (int64_t head = 0; head < args.q_heads; ++head)
+                std::fill_n(args.out + first * args.out_token + head * args.out_head, args.dim, T{});
+            continue;
+        }
         // Queries of a prefill share keys in the cache; a decode takes its key heads together, which lie side by side.
         const int64_t most = std::clamp<int64_t>(kTileRows / group, 1, std::max<int64_t>(queries, 1));
         const int64_t most_heads = std::clamp<int64_t>(kTileRows / (group * most), 1, args.kv_heads);

@@ -38,11 +38,26 @@ Kernel = Literal["forward", "keep", "keep float32", "dlogits", "entropy"]
 
 @triton.jit
 def place(program, num_rows, num_columns, ROWS: tl.constexpr, GROUP: tl.constexpr):
-    """(first row, column tile) of a program: GROUP row tiles share a column tile before the next one comes."""
+    """(row tile, column tile) of a program: GROUP row tiles share a column tile before the next one comes."""
     group = program // (GROUP * num_columns)
     inside = program - group * GROUP * num_columns
     width = tl.minimum(tl.cdiv(num_rows, ROWS) - group * GROUP, GROUP)
-    return (group * GROUP + inside % width) * ROWS, inside // width
+    return group * GROUP + inside % width, inside // width
+
+
+@triton.constexpr_function
+def _log2(power):
+    return power.bit_length() - 1
+
+
+@triton.jit
+def rows_of(tile, ROWS: tl.constexpr):
+    """The rows of a row tile, [ROWS].
+
+    Not by the number at which a descriptor reads the tile, which is tile * ROWS: where warps are specialized Triton
+    moves that number on for the second consumer, wherever it is used, and this range too. Rows would be moved on twice:
+    the second half of a tile had the results of the next tile's first half, on a GPU alone."""
+    return (tile << _log2(ROWS)) + tl.arange(0, ROWS)
 
 
 @triton.jit
@@ -114,12 +129,13 @@ def _forward_kernel(
 ):
     """partials [3 or 4, splits, n]: largest, sum e^x, sum x e^x, and with a temperature sum e^(x / tau)."""
     num_splits = tl.cdiv(vocab_size, SPLIT)
-    first_row, split = place(tl.program_id(0), num_rows, num_splits, ROWS, GROUP)
+    row_tile, split = place(tl.program_id(0), num_rows, num_splits, ROWS, GROUP)
+    first_row = row_tile * ROWS
     hidden = operand(hidden_ptr, num_rows, num_features, ROWS, FEATURES, TMA)
     weight = operand(weight_ptr, vocab_size, num_features, WORDS, FEATURES, TMA)
     if KEEP:
         kept = operand(kept_ptr, tl.cdiv(num_rows, ROWS) * ROWS, kept_width, ROWS, WORDS, TMA)
-    row = first_row + tl.arange(0, ROWS)
+    row = rows_of(row_tile, ROWS)
     alive = row < num_rows
     largest = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)

@@ -84,3 +84,16 @@ def test_an_unknown_stage_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "kernel: there is no such stage" in done.stdout
+
+
+def test_shards_are_disjoint_and_together_all(tmp_path: Path) -> None:
+    (tmp_path / "test_many.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('x', range(40))\ndef test_one(x):\n    pass\n"
+    )
+    ran: list[str] = []
+    for part in (1, 2, 3):
+        command = [sys.executable, "bench/survive.py", "--shard", f"{part}/3", "--", str(tmp_path), "-v"]
+        done = subprocess.run(command, cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        ran += [line.split()[0] for line in done.stdout.splitlines() if "PASSED" in line]
+    assert len(ran) == len(set(ran)) == 40

@@ -19,12 +19,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def no_sync() -> Iterator[None]:
-    """Inside, anything that makes the host wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+def no_sync() -> Callable[[], AbstractContextManager[None]]:
+    """Inside, anything that makes the host wait for the device raises; what is brought there from a list does too."""
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watched
 
 
 @pytest.fixture

@@ -179,18 +179,16 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(*grads)
 
 
-def test_nothing_waits_for_the_device(no_sync: None) -> None:
+def test_nothing_waits_for_the_device(no_sync: Any) -> None:
     logits, temperature, seed = rows_of(8, 1000, torch.bfloat16)
-    sample(
-        logits, temperature, seed=seed, position=seed, top_k=5, banned_ids=torch.zeros(1000, dtype=torch.bool).cuda()
-    )
+    banned = torch.zeros(1000, dtype=torch.bool, device="cuda")
     targets = torch.zeros(8, dtype=torch.int64, device="cuda")
     cu = torch.arange(0, 9, 4, dtype=torch.int32, device="cuda")
-    z = logits.requires_grad_()
-    loss, _ = grpo_loss(
-        z, targets, temperature, temperature, temperature=temperature, cu_seqlens=cu, config=GrpoLossConfig(loss="gspo")
-    )
-    loss.backward()
+    more = {"temperature": temperature, "cu_seqlens": cu, "config": GrpoLossConfig(loss="gspo")}
+    with no_sync():
+        sample(logits, temperature, seed=seed, position=seed, top_k=5, banned_ids=banned)
+        loss, _ = grpo_loss(logits.requires_grad_(), targets, temperature, temperature, **more)
+        loss.backward()
 
 
 def test_nothing_recompiles_for_another_length() -> None:

@@ -1,6 +1,7 @@
 """rmsnorm, swiglu, mrope and mrope_write_kv on a GPU: every dtype at real sizes, bits that repeat, no recompile."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -140,10 +141,11 @@ def everything(tokens: int, cos: Tensor, sin: Tensor, slots: Tensor) -> None:
         mrope_write_kv(out.view(tokens, 8, 64), cos, sin, *caches, slots)
 
 
-def test_nothing_waits_for_the_device(no_sync: None) -> None:
+def test_nothing_waits_for_the_device(no_sync: Callable[..., Any]) -> None:
     frequencies = torch.full((32,), 0.1, device="cuda")
     tokens = torch.arange(8, device="cuda")
-    everything(8, *mrope_tables(tokens[None], frequencies), tokens)
+    with no_sync():
+        everything(8, *mrope_tables(tokens[None], frequencies), tokens)
 
 
 def test_nothing_recompiles_for_another_length() -> None:

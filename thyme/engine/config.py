@@ -54,6 +54,10 @@ class EngineConfig:
     a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
     over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
     it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
+    decode_graphs: bool | None = None
+    """Steps that only decode are captured as CUDA graphs, padded to one of a few sizes, and replayed: their launches
+    then cost the host next to nothing. None: on a GPU, where attention is ours. On a CPU nothing is captured: the same
+    function is called on the same buffers, which is slower than without and for tests."""
     pack_weights: bool | None = None
     """Keep a second copy of each projection's weight, in the order that a CPU's products read: two to four times faster
     in float32, up to twice in bfloat16, for the memory of the weights once more. It is made anew when the weights

@@ -99,6 +99,8 @@ class Engine:
             image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
             packs_weights=packs,
+            max_sequences=config.max_sequences,
+            decode_graphs=config.decode_graphs,
         )
         block_bytes = self.runner.kv_cache.nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
@@ -375,9 +377,7 @@ class Engine:
         no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
         self.weight_version += 1
         self.blocks.forget_prefixes()
-        self.runner.images.forget()
-        if self.runner.packed is not None:
-            self.runner.packed.free()
+        self.runner.weights_updated()
 
     def pause(self) -> None:
         """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
+from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
 from thyme.engine.image_features import ImageFeatures
 from thyme.engine.phases import CODE
 from thyme.engine.sequence import REOPENED, Sampled
@@ -31,13 +32,8 @@ from thyme.model.packed import PackedView, can_pack, packed_nbytes
 SCORED_ROWS = 256
 """Forced tokens whose logits are in memory at once."""
 
-_ALWAYS = (
-    "slot_mapping",
-    "block_tables",
-    "context_lens",
-    "cu_seqlens_q",
-    "input_ids",
-    "positions",
+_READ = ("slot_mapping", "block_tables", "context_lens", "cu_seqlens_q", "input_ids", "positions")
+_DRAWN = (
     "logit_tokens",
     "sample_rows",
     "sample_logits",
@@ -79,6 +75,10 @@ class ModelRunner:
         float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
         image_cache_bytes, attention: see EngineConfig.
         packs_weights: run a PackedView of the model instead.
+        max_sequences, decode_graphs: see EngineConfig.
+
+    Raises:
+        ValueError: decode_graphs is asked for by name, and this attention cannot be captured.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class ModelRunner:
         image_cache_bytes: int = 0,
         attention: AttentionName = "auto",
         packs_weights: bool = False,
+        max_sequences: int = 1,
+        decode_graphs: bool | None = False,
     ) -> None:
         text = model.config.text
         self.model = model
@@ -110,7 +112,18 @@ class ModelRunner:
         """What computes attention."""
         self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
         self._vocab_size = text.vocab_size
-        self._upload = Upload(self.device)
+        on_gpu, can_capture = self.device.type == "cuda", self.attention.reads_shared_prefix
+        if decode_graphs and on_gpu and not can_capture:
+            raise ValueError(
+                f"EngineConfig.decode_graphs: attention by {self.attention.name} is not captured: say attention = "
+                '"triton", or leave decode_graphs out'
+            )
+        replays = on_gpu and can_capture if decode_graphs is None else decode_graphs
+        self.graphs = DecodeGraphs(self.device) if replays else None
+        """Of steps that only decode; None: each step is launched anew."""
+        self._most_decoded = max_sequences
+        self._addresses: list[int] = []
+        self._upload = Upload(self.device, packs=self.graphs is not None)
         self.images = ImageFeatures(model, one_by_one=deterministic, cache_bytes=image_cache_bytes)
         # One lookup gives all three: next state, event << 16, kind << 20.
         events, kinds = automaton.event.astype(np.int32), automaton.kinds().astype(np.int32)
@@ -139,9 +152,21 @@ class ModelRunner:
         `allocate`."""
         if self.packed is not None:
             self.packed.free()
+        if self.graphs is not None:
+            self.graphs.forget()  # they know the cache's addresses
         self._layers = []
         self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
         self.images.forget()
+
+    def weights_updated(self) -> None:
+        """The weights have changed, where they lie or elsewhere: nothing made from the old ones is used again."""
+        self.images.forget()
+        if self.packed is not None:
+            self.packed.free()
+        addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
+        if self.graphs is not None and addresses != self._addresses:
+            self.graphs.forget()
+        self._addresses = addresses
 
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
@@ -149,13 +174,17 @@ class ModelRunner:
         if self.packed is not None:
             self.packed.refresh()
             self.model = self.images.model = self.packed.model
-        sent = self._upload(self._arrays(batch))
+        shown, replays = batch, self.graphs is not None and decodes_only(batch)
+        if replays:
+            least = MIN_ROWS if self.deterministic else 1
+            shown = padded(batch, padded_size(len(batch.rows), self._most_decoded, least))
+        sent = self._upload(self._arrays(shown, replays=replays))
         if "copies" in sent:
             source, target = sent["copies"]
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
-        hidden = self._forward(batch, sent)
+        hidden = self._replayed(shown, sent) if replays else self._forward(shown, sent)
         scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
@@ -180,9 +209,18 @@ class ModelRunner:
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return _unpack(packed.cpu().numpy(), scores)
 
-    def _arrays(self, batch: Batch) -> dict[str, NDArray]:
-        """All that the device is told of a step, pixels and forced tokens aside."""
-        arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _ALWAYS}
+    def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
+        """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
+        arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
+        if self._shares_prefixes:
+            block_size = self.kv_cache.shape[3]
+            shown = (batch.block_tables, batch.context_lens, batch.counts, block_size)
+            groups = shared_groups(*shown)
+            if groups is not None and replays:
+                groups = shared_groups(*shown, num_groups=len(batch.counts))
+            if groups is not None:
+                arrays["cu_groups"], arrays["group_blocks"] = groups
+        arrays |= {name: getattr(batch, name) for name in _DRAWN}
         if batch.copies.size:
             arrays["copies"] = batch.copies
         if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
@@ -190,11 +228,6 @@ class ModelRunner:
         if batch.images:
             places = [np.arange(part.token, part.token + part.count) for part in batch.images]
             arrays["image_places"] = np.concatenate(places)
-        if self._shares_prefixes:
-            block_size = self.kv_cache.shape[3]
-            groups = shared_groups(batch.block_tables, batch.context_lens, batch.counts, block_size)
-            if groups is not None:
-                arrays["cu_groups"], arrays["group_blocks"] = groups
         if batch.truncation is not None:
             arrays |= {name: getattr(batch.truncation, name) for name in _TRUNCATION}
         arrays |= {f"penalized {i}": item.token_ids for i, item in enumerate(batch.penalties)}
@@ -233,6 +266,12 @@ class ModelRunner:
             image_positions=sent.get("image_places"),
         )
         return hidden
+
+    def _replayed(self, batch: Batch, sent: dict[str, Tensor]) -> Tensor:
+        """`_forward` of a padded batch, as it was captured: whatever it reads lies where it lay then."""
+        assert self.graphs is not None
+        key = (batch.block_tables.shape, "cu_groups" in sent, self._upload.address)
+        return self.graphs.run(key, partial(self._forward, batch, sent))
 
     def _score(self, hidden: Tensor, scored: Scored, bans: list[Ban]) -> NDArray[np.float32]:
         """[3, F] log-probs at their temperatures (0 where greedy), log-probs at temperature 1, and entropies."""

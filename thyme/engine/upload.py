@@ -43,6 +43,11 @@ class Upload:
         self._staging: list[_Staging] = []
         self._target = torch.empty(0, dtype=torch.uint8, device=device)
 
+    @property
+    def address(self) -> int:
+        """Where what is brought lies: it moves when a step's arrays need more room than any before."""
+        return self._target.data_ptr()
+
     def __call__(self, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
         """The arrays as tensors, under the same names."""
         if not self._packs:
