@@ -119,7 +119,9 @@ def moved_twice(ttgir: str) -> list[str]:
         for name, *terms in sums:
             for number, half in (terms, terms[::-1]):
                 if half in halves and moved.get(spread.get(number, "")) == halves[half]:
-                    found.append(f"{name}: a range from {halves[half]} on, added to a number that was moved on by as much")
+                    found.append(
+                        f"{name}: a range from {halves[half]} on, added to a number that was moved on by as much"
+                    )
     return found
 
 

@@ -44,16 +44,17 @@ def set_up(folder: Path, brought_by_torch: str) -> list[str]:
 
 
 PROJECT = "-c constraints.txt -e .[dev,demo]"
+READER = "-c constraints.txt --no-deps rapidocr-onnxruntime; python_version < '3.13'"
 
 
 @pytest.mark.parametrize(
     ("installed", "brought_by_torch", "asked"),
     [
-        (["torch", "triton"], "", [PROJECT]),
-        (["torch"], "", ["triton==3.6.0", PROJECT]),
-        (["triton"], "triton", ["torch==2.13.0", PROJECT]),
-        ([], "triton", ["torch==2.13.0", PROJECT]),
-        ([], "", ["torch==2.13.0", "triton==3.6.0", PROJECT]),
+        (["torch", "triton"], "", [PROJECT, READER]),
+        (["torch"], "", ["triton==3.6.0", PROJECT, READER]),
+        (["triton"], "triton", ["torch==2.13.0", PROJECT, READER]),
+        ([], "triton", ["torch==2.13.0", PROJECT, READER]),
+        ([], "", ["torch==2.13.0", "triton==3.6.0", PROJECT, READER]),
     ],
     ids=[
         "torch with its triton",
@@ -79,7 +80,7 @@ def test_set_up_asks_for_what_is_missing(
     assert (tmp_path / ".venv").exists() != ("torch" in installed), "an environment of its own only without a torch"
     assert set_up(tmp_path, brought_by_torch) == [], "nothing to do the second time"
     os.utime(tmp_path / "setup.py", (2e9, 2e9))
-    assert set_up(tmp_path, brought_by_torch) == [PROJECT], "a source has changed"
+    assert set_up(tmp_path, brought_by_torch) == [PROJECT, READER], "a source has changed"
 
 
 def test_constraints_pin_neither_torch_nor_triton() -> None:

@@ -21,9 +21,13 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   ablate           [RECIPE]   RL with settings varied, over seeds, and compared: thyme ablate R --vary KEY=V1,V2
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
+  serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
+  data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
+  view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
+  report RUN                  the same as one HTML file
   sandbox run FILE            run one snippet in the sandbox and show what came back
-  doctor                      what isolates the sandbox on this machine, tried and not guessed
+  doctor                      what this machine lacks, tried and not guessed: packages, GPU, kernels, parity, sandbox
 """
 
 VERBS = {
@@ -39,9 +43,13 @@ VERBS = {
     "ablate": "thyme.verbs.ablate",
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
+    "serve": "thyme.verbs.serve",
     "data synth": "thyme.verbs.data_synth",
     "data check": "thyme.verbs.data_check",
     "data convert": "thyme.verbs.data_convert",
+    "data review": "thyme.verbs.data_review",
+    "view": "thyme.verbs.view",
+    "report": "thyme.verbs.report",
     "sandbox run": "thyme.verbs.sandbox_run",
     "doctor": "thyme.verbs.doctor",
 }

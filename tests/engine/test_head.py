@@ -10,6 +10,7 @@ from tests import tiny
 from thyme.engine import EngineConfig, SamplingParams
 from thyme.kernels.linear_logprob import linear_logprob
 from thyme.model import Model, ModelConfig, build
+from thyme.model.packed import packs_bfloat16
 
 PARAMS = SamplingParams(max_tokens=20, seed=3, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -36,7 +37,7 @@ def worst(model: Model, engine: Any, monkeypatch: pytest.MonkeyPatch) -> float:
 
 def test_log_probs_are_those_of_the_fused_head(model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineConfig().head_dtype == "float32"
-    for packs in (True, False):
+    for packs in {packs_bfloat16(), False}:
         assert worst(model, make_engine(model, pack_weights=packs), monkeypatch) < 2e-5
         assert worst(model, make_engine(model, pack_weights=packs, head_dtype="model"), monkeypatch) > 2e-3
 

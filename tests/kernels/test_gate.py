@@ -310,7 +310,7 @@ SECOND_HALF = """
 
 
 def test_rows_of_a_specialized_half_are_moved_on_once() -> None:
-    """As Triton 3.6 compiled the fused head before a GPU showed that half of its rows were wrong, and as it does now."""
+    """As Triton 3.6 compiled the fused head until a GPU showed that half of its rows were wrong, and as it does now."""
     (found,) = gate.moved_twice(SECOND_HALF.replace("%ROW", "%z"))
     assert found.startswith("%row_28: a range from 64 on")
     assert gate.moved_twice(SECOND_HALF.replace("%ROW", "%61")) == []

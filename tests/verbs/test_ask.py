@@ -1,20 +1,24 @@
 """What `thyme ask` accepts and refuses before any model is loaded."""
 
 import io
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.report import runs
+from thyme.pictures import read_picture
 from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
 from thyme.rollout.image_folder import ImageFolder
 from thyme.sandbox import Fix, SandboxResult, Status
 from thyme.train.manifest import Manifest, Origin, list_files, write_manifest
-from thyme.verbs.ask import Config, _Printer, answer
+from thyme.verbs.ask import Config, _Printer, _told, answer, run
 from thyme.verbs.folders import model_folder
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +81,55 @@ def test_a_question_in_words_that_the_toy_lacks_is_said_to_make_no_sense(
         answer(asked, Console(file=io.StringIO()))
         err = capsys.readouterr().err
         assert err.count("\n") == bool(words) and all(word in err for word in words)
+
+
+def test_pictures_are_shown_small_where_the_terminal_can(tmp_path: Path) -> None:
+    result = SandboxResult(status=Status.OK, images=(Image.new("RGB", (60, 20), (1, 2, 3)),))
+    shown = {}
+    for name, color_system in (("colours", "truecolor"), ("none", None)):
+        out = io.StringIO()
+        printer = _Printer(
+            Console(file=out, width=30, highlight=False, force_terminal=True, color_system=color_system),  # type: ignore[arg-type]
+            ImageFolder(tmp_path),
+            preview_columns=40,
+        )
+        printer.show(CodeResult(result, "<sandbox_output><image></sandbox_output>"))
+        shown[name] = out.getvalue()
+    assert shown["colours"].count("\u2580") == 30 * 5 and "1;2;3" in shown["colours"]
+    assert "\u2580" not in shown["none"]
+    assert all("image 60x20" in text for text in shown.values())
+
+
+def test_json_and_trace_say_what_happened(
+    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (84, 84), "red").save("a.png")
+    question = "What digit is on the red sign?"
+    config = Config(model=str(demo_checkpoint), image="a.png", question=question, max_tokens=4, json=True)
+    run(replace(config, trace=Path("trace.html"), temperature=1.0, seed=3))
+    said = json.loads(capsys.readouterr().out)
+    assert (said["answer"], said["status"], said["tokens"]) == (None, "length", 4)
+    assert len(said["rounds"]) == 1 and said["rounds"][0]["code"] is None
+    page = Path("trace.html").read_text()
+    data = json.loads(page.split('id="embedded">')[1].split("</script>")[0])
+    view = data["answers"]["/api/a/rollout/trace/1"]
+    assert view["question"]["text"] == question and view["num_tokens"] == 4
+    assert "".join(view["tokens"]["text"]).endswith(said["rounds"][0]["text"])
+    assert list(data["pictures"]) == [view["question"]["pictures"][0]["name"]]
+    with pytest.raises(ValueError, match="no place for a file"):
+        run(replace(config, trace=Path("nowhere/trace.html")))
+
+
+def test_what_is_told_of_a_rollout_with_code(tmp_path: Path) -> None:
+    asked = runs.question("q", runs.photograph(0))
+    made = runs.rollout(asked, [runs.looked_closer(asked), runs.failed(), runs.said("<answer>7</answer>")], "7")
+    told = json.loads(json.dumps(_told(made, ImageFolder(tmp_path))))
+    first, second, third = told["rounds"]
+    assert first["status"] == "ok" and first["repairs"] == ["From PIL import Image was added."]
+    assert read_picture(first["images"][0]).size == (80, 60) and "img.crop(box)" in first["code"]
+    assert second["error"] == {"type": "NameError", "message": "name 'imgg' is not defined", "line": 1}
+    assert "status" not in third and told["answer"] == "7"
 
 
 def test_the_command_line_answers_a_user_s_error_in_one_line(tmp_path: Path) -> None:

@@ -148,3 +148,25 @@ def test_real_rows_run_through_a_checkpoint_and_a_hugging_face_folder(demo_check
         ]
         assert run(*arguments, "--eval.limit", "2", "--max-pixels", "50176") == 0
         assert [score["n"] for score in json.loads(Path(f"runs/{name}/score.json").read_text())] == [2, 2]
+
+
+def test_the_same_rows_are_asked_with_disturbed_pictures(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [choice(i, "AB"[i % 2], image=picture("blue")) for i in range(3)]
+    write_tsv(Path("a.tsv"), [*rows, choice(3, question="Is it on the left?")])
+    arguments = ["--model", str(demo_checkpoint), "--eval.benchmark", "mcq", "--eval.data", "a.tsv", *BRIEF]
+    arguments += ["--rollout.max-tokens-per-round", "24"]
+    assert run(*arguments, "--eval.robustness", "flipped, jpeg", "--control", "tool_free", "--name", "robust") == 0
+    out = capsys.readouterr().out
+    score = json.loads(Path("runs/robust/score.json").read_text())
+    assert [(one["disturbance"], one["n"]) for one in score["robustness"]] == [("flipped", 3), ("jpeg", 4)]
+    assert all(one["lost"] == one["clean"] - one["accuracy"] for one in score["robustness"])
+    assert [one["control"] for one in score["controls"]["runs"]] == ["tools", "tool_free"]
+    assert "| flipped | 3 |" in out and "won back by tools" in out
+    for name, count in (("", 4), (".tool_free", 4), (".flipped", 3), (".flipped.tool_free", 3), (".jpeg", 4)):
+        assert len(lines(f"runs/robust/predictions/mcq{name}.jsonl")) == count + 1
+    assert len(lines("runs/robust/evidence/mcq.flipped.jsonl")) == 3
+    assert not Path("runs/robust/evidence/mcq.flipped.tool_free.jsonl").exists()
+    assert run(*arguments, "--eval.robustness", "rotate") == 2
+    assert "'rotate' is none: rotated, flipped" in capsys.readouterr().err

@@ -20,13 +20,15 @@ from thyme.data.layouts.known import LAYOUTS, read_row
 from thyme.data.layouts.row import Kind, Row
 from thyme.data.problems import kind_of, text_problems
 from thyme.data.refusal import BadRow
-from thyme.data.resolve import resolve
+from thyme.data.resolve import Resolved, resolve
 from thyme.data.tables.opening import data_files, open_table
 from thyme.data.tables.table import Entry
 from thyme.rollout.prompts import SYSTEM_PROMPT
 
 ROW_GROUP_BYTES = 16 * 1024**2
 """Of parquet that is written: little enough that any row is read in no time."""
+
+Keep = Callable[[Resolved], str | None]
 
 _ONLY: dict[str, Kind] = {"verl": "rl", "sharegpt": "sft"}
 """Layouts that hold questions, or demonstrations, alone."""
@@ -50,6 +52,7 @@ def convert(
     *,
     layout: Format = "auto",
     images: str | Path | None = None,
+    keep: Keep | None = None,
 ) -> ConvertReport:
     """Writes the usable rows of files and folders to one file.
 
@@ -62,6 +65,8 @@ def convert(
         to: its layout. "verl" has no place for a response: demonstrations become questions, their answers solutions.
         layout: of what is read; "auto" tells by each row's keys.
         images: the folder that relative paths of pictures start from; None: each file's own.
+        keep: what reviewers made of a row: its response, theirs or its own, or None for one that is left out; None
+            keeps all as they are.
 
     Raises:
         ValueError: `out` exists or has another suffix, a file cannot be read, or no row can be used.
@@ -77,7 +82,7 @@ def convert(
             folder = path.parent if images is None else Path(images)
             for entry in open_table(path).scan():
                 try:
-                    row, kind, pictures = _ready(entry, layout, _ONLY.get(to), folder, path.stem)
+                    row, kind, pictures = _ready(entry, layout, _ONLY.get(to), folder, path.stem, keep)
                     write(row, kind, pictures)
                     report.written += 1
                 except BadRow as error:
@@ -90,7 +95,9 @@ def convert(
     return report
 
 
-def _ready(entry: Entry, layout: Format, only: Kind | None, folder: Path, source: str) -> tuple[Row, Kind, list[bytes]]:
+def _ready(
+    entry: Entry, layout: Format, only: Kind | None, folder: Path, source: str, keep: Keep | None
+) -> tuple[Row, Kind, list[bytes]]:
     """A row as it is to be written, what it is, and its image files."""
     if entry.refusal is not None:
         raise BadRow(*entry.refusal)
@@ -99,11 +106,15 @@ def _ready(entry: Entry, layout: Format, only: Kind | None, folder: Path, source
     for refusal in text_problems(row, kind):
         raise BadRow(*refusal)
     ready = resolve(row, kind, name=str(entry.number), source=source, folder=folder)
-    question = ready.question
+    question, response = ready.question, ready.response
+    if keep is not None:
+        response = keep(ready)
+        if response is None:
+            raise BadRow("not kept", "no reviewer's decision keeps it")
     row = replace(
         row,
         user=full_prompt(question),
-        response=ready.response,
+        response=response,
         question=question.question,
         solution=row.solution if kind == "sft" else question.solution,
         system=SYSTEM_PROMPT,

@@ -44,6 +44,7 @@ NEXT = """
 Curve {folder}/curve.png   figures {folder}/summary.json   rollouts {folder}/rollouts/
 
 Next:
+  thyme view {folder}       look at it: curves, rollouts with their pictures, tokens in colours (extra `view`)
   thyme ask {folder}/checkpoints/rl PICTURE.png "What digit is on the red sign?"
   thyme demo --compare      a fragile cold start twice: adaptive temperature, and temperature 1 everywhere
   thyme demo --seed 1       another seed; --material digits | photos: handwriting, photographs

@@ -31,6 +31,12 @@ class EvalConfig:
     """Rows asked of each benchmark, the first ones; 0: all."""
     at_once: int = field(default=64, metadata=RARE)
     """Questions whose pictures are in memory at one time; the engine's batch is drawn from them."""
+    evidence: bool = True
+    """Whether what tools returned holds what the answer says is looked at, after each answer; text on pictures is read
+    where the extra `evidence` is installed."""
+    robustness: str = ""
+    """`thyme eval`: the same questions again with disturbed pictures, by commas, or all: rotated, flipped, darkened,
+    blurred, noised, jpeg; with tools and without."""
     resume: bool = field(default=False, metadata=RARE)
     """Go on with the run of that name: what it has answered is not asked again."""
     base: str = field(default="", metadata=RARE)

@@ -141,9 +141,16 @@ class PackedView:
 
 
 def can_pack(model: Model) -> bool:
-    """Whether this model's products are faster with packed weights: in float32 or bfloat16 on a CPU with oneDNN."""
-    is_cpu = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return is_cpu and model.dtype in (torch.float32, torch.bfloat16)
+    """Whether this model's products are faster with packed weights: in float32 or bfloat16 on a CPU with oneDNN, which
+    has products in bfloat16 for some processors (x86 with AVX-512 or AVX-NE-CONVERT)."""
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and packs_bfloat16())
+
+
+def packs_bfloat16() -> bool:
+    """Whether oneDNN multiplies in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed_nbytes(model: Model, head_dtype: torch.dtype | None = None) -> int:

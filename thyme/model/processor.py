@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from thyme.model.config import ImageConfig
 from thyme.model.hf import as_ids, image_config_to_hf, read_image_config, read_json
 from thyme.model.image_processor import ImageInputs, ImageProcessor
+from thyme.model.token_table import token_table
 
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
 """How one picture stands in a prompt; the pad is expanded to one id per image feature."""
@@ -212,19 +213,7 @@ class Processor:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        decoder = json.loads(self._backend.to_str())["decoder"] or {"type": "none"}
-        kinds = [part["type"] for part in decoder.get("decoders", [decoder])]
-        spell = _byte_level if "ByteLevel" in kinds else str.encode
-        table = [b""] * self.vocab_size
-        for token, i in self._ids.items():
-            if i not in self._special_ids:
-                table[i] = spell(token)
-        # Decoders come in many chains: what counts is that this one puts the same bytes side by side, and that it
-        # keeps a leading space.
-        plain = sorted(set(self._ids.values()) - self._special_ids, key=lambda i: (table[i][:1] != b" ", i))
-        if self.decode(plain) != b"".join(table[i] for i in plain).decode(errors="replace"):
-            raise ValueError(f"the tokenizer's decoder ({', '.join(kinds)}) gives its tokens no fixed bytes")
-        return table
+        return token_table(self._backend)
 
     # Pictures
 
@@ -283,20 +272,3 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{folder}: the tokenizer is no fast tokenizer; save it with a tokenizer.json")
     return tokenizer
-
-
-def _byte_of() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes stand for themselves, the rest for U+0100 onwards in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_of()
-
-
-def _byte_level(token: str) -> bytes:
-    known = [_BYTE_OF[char] for char in token if char in _BYTE_OF]
-    # As the decoder does it: a token with a character outside the alphabet (an added one) is plain text.
-    return bytes(known) if len(known) == len(token) else token.encode()

@@ -29,6 +29,9 @@ class RewardConfig:
     """Earned on top for each code block that ran without an error, where the answer is right; 0: off."""
     tool_bonus_runs: int = 4
     """No more code blocks than this earn `tool_bonus`."""
+    evidence: float = 0.0
+    """Earned on top where the answer is right and what its tools returned holds it, as far as rules and a text reader
+    see (`thyme.rewards.evidence`, extra `evidence`); 0: off."""
     overlong_buffer_tokens: int = 0
     """Over so many tokens before the response's limit the reward falls linearly to `overlong_penalty` less (DAPO's soft
     punishment); 0: off."""
@@ -38,13 +41,13 @@ class RewardConfig:
     def __post_init__(self) -> None:
         file, colon, name = (self.function or "x.py:f").rpartition(":")
         _require(self, "function", bool(colon) and file.endswith(".py") and name.isidentifier(), "FILE.py:NAME")
-        for field in ("tool_bonus", "overlong_buffer_tokens"):
+        for field in ("tool_bonus", "evidence", "overlong_buffer_tokens"):
             alone = self.function is None or getattr(self, field) == 0
             _require(self, field, alone, "0 beside a function, which gives the whole reward")
         _require(self, "mode", self.mode in get_args(RewardMode), f"one of {', '.join(get_args(RewardMode))}")
         patience = self.function_timeout_s
         _require(self, "function_timeout_s", isfinite(patience) and patience > 0, "finite and above 0")
-        for field in ("consistency", "formatting", "tool_bonus", "overlong_penalty"):
+        for field in ("consistency", "formatting", "tool_bonus", "evidence", "overlong_penalty"):
             value = getattr(self, field)
             _require(self, field, isfinite(value) and value >= 0, "finite and at least 0")
         _require(self, "tool_bonus_runs", self.tool_bonus_runs >= 1, "at least 1 (tool_bonus 0 turns the bonus off)")

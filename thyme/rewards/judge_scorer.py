@@ -10,7 +10,7 @@ from thyme.rewards.config import RewardConfig
 from thyme.rewards.consistency import conclusion
 from thyme.rewards.judge import AsyncJudge, JudgeUnavailable
 from thyme.rewards.judge_http import HttpJudge
-from thyme.rewards.reward import Reward, consistency_pays, logged, put_together
+from thyme.rewards.reward import Reward, consistency_pays, held_by_tools, logged, put_together
 from thyme.rewards.rules import guarded, verdict
 from thyme.rewards.scorer import ScorerError
 from thyme.rewards.threads import LoopThread, WorkThread
@@ -94,7 +94,11 @@ async def score_by(
     agrees = False
     if consistency_pays(config, right) and (asked := conclusion(rollout.text)) is not None:
         agrees = await judge.consistent(*asked)
-    return put_together(rollout, config, float(right), float(agrees), (error,), max_tokens=max_tokens)
+    held, no_evidence = 0.0, None
+    if config.evidence and right:
+        held, no_evidence = await asyncio.to_thread(held_by_tools, rollout, config, float(right))
+    errors = (error, no_evidence)
+    return put_together(rollout, config, float(right), float(agrees), errors, evidence=held, max_tokens=max_tokens)
 
 
 def _by_rules(rollout: Rollout) -> tuple[bool | None, str | None]:

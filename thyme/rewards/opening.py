@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from thyme.rewards.config import JudgeConfig, RewardConfig
+from thyme.rewards.evidence.reader import require_reader
 from thyme.rewards.function import FunctionScorer, load_function
 from thyme.rewards.judge import RuleJudge
 from thyme.rewards.judge_http import HttpJudge
@@ -32,9 +33,12 @@ def open_scorer(
 
     Raises:
         ValueError: a function that cannot be loaded, or does not fit the judge; a length buffer without or above
-            max_tokens; a cache that is no folder one can write; a judge, but the `openai` package is not installed.
+            max_tokens; a cache that is no folder one can write; a judge, but the `openai` package is not installed; a
+            reward for evidence, but nothing that reads text is.
     """
     max_tokens = response_limit(reward, max_tokens)
+    if reward.evidence:
+        require_reader()
 
     def by_rules(rollout: Rollout) -> Reward:
         return score(rollout, RuleJudge(), reward, max_tokens=max_tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from thyme.rewards.config import RewardConfig
 from thyme.rewards.consistency import consistency
+from thyme.rewards.evidence import Verdict, rollout_evidence
 from thyme.rewards.judge import Judge
 from thyme.rewards.rules import combine, formatting, guarded, judged
 from thyme.rewards.shaping import overlong, tool_bonus
@@ -33,7 +34,8 @@ class Reward:
     formatting: float = 0.0
     """Whether the text has the right form."""
     parts: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Further parts by name: "tool_bonus" and "overlong" where they are on, and those of a function of one's own."""
+    """Further parts by name: "tool_bonus", "evidence", "overlong" where they are on, and those of a function of one's
+    own."""
     error: str | None = None
     """What the parts raised, if one did: "result: ValueError: ..."; a part that raised is 0."""
 
@@ -58,7 +60,17 @@ def score(rollout: Rollout, judge: Judge, config: RewardConfig = PAPER, *, max_t
     agrees, wrong_consistency = 0.0, None
     if consistency_pays(config, right):
         agrees, wrong_consistency = guarded("consistency", lambda: consistency(rollout.text, judge), 0.0)
-    return put_together(rollout, config, right, agrees, (wrong_result, wrong_consistency), max_tokens=max_tokens)
+    held, no_evidence = held_by_tools(rollout, config, right)
+    errors = (wrong_result, wrong_consistency, no_evidence)
+    return put_together(rollout, config, right, agrees, errors, evidence=held, max_tokens=max_tokens)
+
+
+def held_by_tools(rollout: Rollout, config: RewardConfig, result: float) -> tuple[float, str | None]:
+    """1 if the evidence of a right answer is held, where that pays, and what finding out raised; reading text off
+    pictures takes its time, so not on an event loop."""
+    if not config.evidence or not result:
+        return 0.0, None
+    return guarded("evidence", lambda: float(rollout_evidence(rollout).verdict is Verdict.HELD), 0.0)
 
 
 def consistency_pays(config: RewardConfig, result: float) -> bool:
@@ -75,6 +87,7 @@ def put_together(
     consistency: float,
     errors: tuple[str | None, ...] = (),
     *,
+    evidence: float = 0.0,
     max_tokens: int | None = None,
 ) -> Reward:
     """The reward of a rollout whose result and consistency are known.
@@ -85,6 +98,7 @@ def put_together(
         result: 0 or 1.
         consistency: 0 or 1.
         errors: what finding out about them raised.
+        evidence: 0 or 1, see `held_by_tools`.
         max_tokens: tokens a response may have in all; needed where `config.overlong_buffer_tokens` is on.
 
     Raises:
@@ -96,6 +110,8 @@ def put_together(
     parts = {}
     if config.tool_bonus:
         parts["tool_bonus"] = tool_bonus(rollout, config.tool_bonus, config.tool_bonus_runs) if result else 0.0
+    if config.evidence:
+        parts["evidence"] = config.evidence * evidence
     if config.overlong_buffer_tokens:
         buffer, penalty = config.overlong_buffer_tokens, config.overlong_penalty
         parts["overlong"] = overlong(rollout.num_sampled, response_limit(config, max_tokens), buffer, penalty)

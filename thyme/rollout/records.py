@@ -31,6 +31,7 @@ def write_rollouts(
     rewards: Sequence[Mapping[str, float | str | None] | None] | None = None,
     *,
     images_dir: Path | str | None = None,
+    columns: Sequence[Mapping[str, Sequence[float | None]]] | None = None,
 ) -> None:
     """Writes the rollouts to `path`, replacing it in one rename.
 
@@ -40,17 +41,21 @@ def write_rollouts(
         rewards: one mapping of names to values per rollout, for example `dataclasses.asdict(reward)`; None for one
             that could not be scored.
         images_dir: where the images are kept; default `images` beside the folder of `path`.
+        columns: what else is known of each rollout's tokens, by name a list of [T]; for who looks at the file.
 
     Raises:
-        ValueError: rewards and rollouts differ in number.
+        ValueError: rewards or columns and rollouts differ in number.
     """
     path = Path(path)
-    if rewards is not None and len(rewards) != len(rollouts):
-        raise ValueError(f"write_rollouts: {len(rewards)} rewards for {len(rollouts)} rollouts")
+    for name, given in (("rewards", rewards), ("columns", columns)):
+        if given is not None and len(given) != len(rollouts):
+            raise ValueError(f"write_rollouts: {len(given)} {name} for {len(rollouts)} rollouts")
     store = ImageFolder(images_dir or images_beside(path))
     lines = []
-    for rollout, reward in zip(rollouts, rewards or [None] * len(rollouts), strict=True):
+    each = zip(rollouts, rewards or [None] * len(rollouts), columns or [{}] * len(rollouts), strict=True)
+    for rollout, reward, more in each:
         row = to_row(rollout, store) | {"rewards": None if reward is None else dict(reward)}
+        row["tokens"] |= {name: list(column) for name, column in more.items()}
         lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, "".join(lines).encode(errors="replace"))  # a snippet may have printed half a surrogate pair

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 TAGS = (
@@ -124,17 +125,23 @@ def _serialized() -> str:
     return tokenizer.to_str()
 
 
+def toy_backend() -> Tokenizer:
+    """A new tokenizer as the library of that name has it, which loads in no time."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(_serialized())
+
+
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """A new tokenizer that saves and loads like any Hugging Face one; text lexemes first, then Qwen's specials.
 
     The unknown token is declared to the WordLevel model only: declared here it would become a special token, and every
     question mark with it.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_serialized()),
+        tokenizer_object=toy_backend(),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,

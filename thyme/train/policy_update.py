@@ -5,7 +5,7 @@ trained token are computed once, before that update, at each token's temperature
 batch that policy is the one being trained: the ratio is 1 by definition, and nothing is computed before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -59,6 +59,7 @@ def packed_batches(
     reference: Model | TrainedModel | None,
     same_bits: bool,
     rollout: RolloutConfig | None = None,
+    on_packed: Callable[[list[TrainBatch]], object] | None = None,
 ) -> tuple[list[list[TrainBatch]], Metrics]:
     """The micro-batches of every mini-batch, with what is computed once, and without what the mismatch mask leaves out.
 
@@ -70,6 +71,7 @@ def packed_batches(
         reference: of the KL term.
         same_bits: see `TrainBatch`.
         rollout: how the samples were drawn, where they may be truncated.
+        on_packed: is given each mini-batch of this rank with its old log-probs, if any, before anything is masked.
 
     Returns:
         This rank's micro-batches in which something is trained, and how much was masked on all ranks.
@@ -87,6 +89,8 @@ def packed_batches(
         part = [replace(batch, same_bits=same_bits) for batch in packed]
         if config.needs_old_logprobs:
             part = with_old_logprobs(trained, part, allowed, config)
+        if on_packed is not None:
+            on_packed(part)
         if config.mismatch.on_mismatch == "abort":
             divergences += map(divergence_sums, part)
         if config.mismatch.mask != "none":

@@ -30,6 +30,7 @@ from thyme.train.journals import StepJournals
 from thyme.train.metrics import Metrics
 from thyme.train.mismatch import mismatch_in
 from thyme.train.optim import Optimizer, rate_share
+from thyme.train.packing import TrainBatch
 from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import Update, packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
@@ -38,6 +39,7 @@ from thyme.train.rl_metrics import Laps, phase_metrics, rollout_metrics
 from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import fuses_head, trainable
+from thyme.train.trainer_logprobs import TrainerLogprobs, trainer_columns, trainer_logprobs
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +120,9 @@ class _Run:
         """One step of the stage, logged at its end."""
         laps, stage = Laps(), self.stage
         drawn, metrics = self._draw(laps)
-        updates, updated = self._update(drawn, laps)
+        updates, updated, seen = self._update(drawn, laps)
         metrics |= scored_metrics(drawn, self.scorer, stage) | updated
-        metrics |= self._look(drawn.groups, metrics) | laps.metrics()
+        metrics |= self._look(drawn.groups, metrics, seen) | laps.metrics()
         stage.end_step(metrics, updates[-1].suspects)
         self.journals.forget(next_step=stage.step, saved_step=stage.saved_step)
         _end_if_unscored(stage, self.config)
@@ -149,16 +151,18 @@ class _Run:
                 metrics |= {"rollout/from_journal": kept, "rollout/reopened": begun}
         return drawn, metrics
 
-    def _update(self, drawn: Drawn, laps: Laps) -> tuple[list[Update], Metrics]:
+    def _update(self, drawn: Drawn, laps: Laps) -> tuple[list[Update], Metrics, TrainerLogprobs]:
         """The optimizer's steps on the groups that are kept; the engine then has the new weights."""
         stage, engine = self.stage, self.loop.engine
         samples = mini_batches(self.processor, drawn.kept, self.config)
         rate = rate_share(self.config, stage.step, self.config.steps)
         shared: Any = {"config": self.config, "reference": self.reference, "rollout": self.loop.config}
         with self.world.phase("update"), engine.asleep():  # what it has cached, the update makes stale
+            packed: list[list[TrainBatch]] = []
             batches, left_out = packed_batches(
-                self.trained, self.processor, samples, same_bits=self.same_bits, **shared
+                self.trained, self.processor, samples, same_bits=self.same_bits, on_packed=packed.append, **shared
             )
+            seen = trainer_logprobs(packed)
             laps.end("logprob")
             updates = update_policy(self.trained, self.processor, self.optimizer, batches, rate=rate, **shared)
         laps.end("train")
@@ -170,16 +174,16 @@ class _Run:
         metrics = left_out | update_metrics(updates)
         if (wrong := mismatch_in(metrics, self.config.mismatch)) is not None and self.world.is_main:
             _log.warning("step %d: %s", stage.step + 1, wrong)
-        return updates, metrics
+        return updates, metrics, seen
 
-    def _look(self, groups: Sequence[ScoredGroup], metrics: Metrics) -> Metrics:
+    def _look(self, groups: Sequence[ScoredGroup], metrics: Metrics, seen: TrainerLogprobs) -> Metrics:
         """Raises alarms, and records the rollouts of a step that has one or is due; returns alarm/<name>."""
         step, path = self.stage.step, None
         num_rollouts = sum(len(group.rollouts) for group in groups)
         begun, held = self.world.from_main(self.alarms.check(metrics, num_rollouts=num_rollouts))
         if self.run_dir is not None and (begun or _is_recorded(step, self.config)):
             path = self.run_dir / "rollouts" / f"step_{step}.jsonl"
-            record(path, groups, self.world)
+            record(path, groups, self.world, seen)
         self.alarm_log.write(step, begun, groups, path)
         return dict(held)
 
@@ -249,10 +253,15 @@ def _end_if_unscored(stage: Stage, config: RlConfig) -> None:
         )
 
 
-def record(path: Path, groups: Sequence[ScoredGroup], world: World | None = None) -> None:
+def record(
+    path: Path, groups: Sequence[ScoredGroup], world: World | None = None, seen: TrainerLogprobs | None = None
+) -> None:
     """Writes the rollouts of a step with their rewards; null where a group could not be scored.
 
     Each rank writes those it has the pictures of, and the first one puts them together.
+
+    Args:
+        seen: log-probs of the trainer, which stand beside the engine's.
     """
     world = world or World()
     part = path.with_name(f".{path.name}.{world.rank}") if world.size > 1 else path
@@ -262,7 +271,7 @@ def record(path: Path, groups: Sequence[ScoredGroup], world: World | None = None
         if group.rank == world.rank:
             rollouts += group.rollouts
             rewards += [None] * len(group.rollouts) if group.rewards is None else map(asdict, group.rewards)
-    write_rollouts(part, rollouts, rewards)
+    write_rollouts(part, rollouts, rewards, columns=trainer_columns(rollouts, seen or {}))
     if world.size > 1:
         parts = world.gather(part)
         if world.is_main:

@@ -6,12 +6,13 @@ line prints that one line. Pictures that code made are kept, named by content, i
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -26,6 +27,9 @@ from thyme.verbs.config import LoopConfig, RunConfig
 from thyme.verbs.folders import RUNS, model_folder
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from thyme.model.processor import Processor
     from thyme.rollout.events import Event
     from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Rollout
@@ -50,27 +54,38 @@ class Config(RunConfig):
     """Of the text; code is always greedy."""
     max_tokens: int = 2048
     """Tokens the model may draw in all."""
+    trace: Path | None = None
+    """An HTML file to write: the rollout as a page, with pictures, regions and tokens in colours."""
+    json: bool = False
+    """Print one JSON object and nothing else: answer, status, and each round with its code and what came back."""
+    preview: int = 40
+    """Columns of the small previews of pictures, on a terminal that has colours; 0: none."""
     sandbox: SandboxConfig = field(default_factory=lambda: SandboxConfig(workers=1))
 
 
 def run(config: Config) -> None:
     """Answers on the terminal."""
-    answer(config, Console(soft_wrap=True, highlight=False))
+    rollout = answer(config, Console(soft_wrap=True, highlight=False, quiet=config.json))
+    if config.json:
+        print(json.dumps(_told(rollout, _store(config)), indent=1))
 
 
 def answer(config: Config, console: Console) -> Rollout:
     """Answers one question, printing what happens as it happens; returns the finished rollout.
 
     Raises:
-        ValueError: empty question, broken image, a folder that is no vision model.
+        ValueError: empty question, broken image, a folder that is no vision model, a trace that cannot be written.
         FileNotFoundError: no such image or folder.
     """
     if not config.question.strip():
         raise ValueError("the question is empty: ask something about the image")
+    if config.preview < 0:
+        raise ValueError(f"preview: {config.preview} must be at least 0")
+    if config.trace is not None and (config.trace.is_dir() or not config.trace.absolute().parent.is_dir()):
+        raise ValueError(f"trace {config.trace}: no place for a file: name one in a folder that is there")
     picture = read_picture(config.image)
     model_folder(Path(config.model))
 
-    from thyme.rollout.image_folder import ImageFolder
     from thyme.rollout.types import Question
     from thyme.toy.tokenizer import words_it_lacks
     from thyme.verbs.opening import open_loop, open_model
@@ -96,23 +111,80 @@ def answer(config: Config, console: Console) -> Rollout:
         sandbox=config.sandbox,
         rollout=RolloutConfig(max_tokens=config.max_tokens, max_tokens_per_round=config.max_tokens),
     )
-    printer = _Printer(console, ImageFolder(RUNS / config.name / "images"))
+    printer = _Printer(console, _store(config), config.preview)
+    printer.preview(picture)
     with open_loop(loop_config, opened) as loop:
         for event in loop.stream(asked, loop.config.sampling(temperature=config.temperature, seed=config.seed)):
             printer.show(event)
     assert printer.rollout is not None
+    if config.trace is not None:
+        _write_trace(config, printer.rollout, opened.processor)
+        console.print(f"[trace: {config.trace}]", style="dim", markup=False)
     return printer.rollout
+
+
+def _store(config: Config) -> ImageFolder:
+    from thyme.rollout.image_folder import ImageFolder
+
+    return ImageFolder(RUNS / config.name / "images")
+
+
+def _write_trace(config: Config, rollout: Rollout, processor: Processor) -> None:
+    """The rollout as a page in one file."""
+    from thyme.report.picture_store import FolderPictures
+    from thyme.report.single_file import trace_page
+    from thyme.rollout.records import to_row
+
+    assert config.trace is not None
+    store = _store(config)
+    row = to_row(rollout, store)
+    page = trace_page(config.question, row, FolderPictures(store.folder), processor.token_bytes)
+    config.trace.write_text(page, encoding="utf-8")
+
+
+def _told(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
+    """What `--json` prints; pictures by the path they are kept at."""
+    rounds: list[dict[str, Any]] = []
+    for turn in rollout.turns:
+        result = turn.result
+        said: dict[str, Any] = {"text": turn.text, "code": turn.code}
+        if result is not None:
+            said |= {
+                "status": result.status.value,
+                "stdout": result.stdout,
+                "error": None if result.error is None else result.error._asdict(),
+                "repairs": [str(fix) for fix in result.fixes],
+                "images": [str(store.path(store.add(image))) for image in result.images],
+                "wall_s": result.wall_s,
+            }
+        rounds.append(said)
+    return {
+        "answer": rollout.answer,
+        "status": rollout.status.value,
+        "rounds": rounds,
+        "tokens": rollout.num_sampled,
+        "seed": rollout.seed,
+        "wall_s": rollout.wall_s,
+    }
 
 
 class _Printer:
     """Events to the terminal."""
 
-    def __init__(self, console: Console, store: ImageFolder) -> None:
+    def __init__(self, console: Console, store: ImageFolder, preview_columns: int = 0) -> None:
         self.console = console
         self.store = store
+        self._preview_columns = preview_columns
         self.rollout: Rollout | None = None
         self._started = time.perf_counter()
         self._at_line_start = True
+
+    def preview(self, image: Image.Image) -> None:
+        """Shows a picture small, where the terminal can."""
+        from thyme.report.preview import can_preview, preview
+
+        if self._preview_columns and can_preview(self.console):
+            self.console.print(preview(image, min(self._preview_columns, self.console.width)), soft_wrap=False)
 
     def show(self, event: Event) -> None:
         from thyme.rollout.events import Answer, CodeBlock, CodeResult, End, TextPiece
@@ -142,6 +214,7 @@ class _Printer:
         for image in result.images:
             path = self.store.path(self.store.add(image))
             self._print(f"  image {image.width}x{image.height} saved: {path}", "cyan")
+            self.preview(image)
         if not result.images:
             inner = output_text.removeprefix("<sandbox_output>").removesuffix("</sandbox_output>")
             self._print(inner, "cyan")

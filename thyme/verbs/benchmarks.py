@@ -51,12 +51,13 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
         config: of the run.
         control: names of controls by commas, or "all".
     """
-    from thyme.evals.benchmarks.controls import named
+    from thyme.evals import disturbances
+    from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS, named
     from thyme.evals.benchmarks.report import table
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_loop, open_model
 
-    controls = named(control)
+    controls, disturbing = named(control), disturbances.named(config.eval.robustness)
     files: Sequence[Rows] = _open(config) if config.eval.benchmark else _held_out(config)
     if "base" in controls and not config.eval.base:
         note("control base: eval.base names no model to compare with: left out")
@@ -64,21 +65,26 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
     folder = run_dir(config)
     scores, sections, tables = [], [], []
     with _judge(config) as scorer:
-        runs: dict[str, list[dict[str, Answered]]] = {}
-        for model, names in (
-            (config.model, ["tools", *(n for n in controls if n != "base")]),
-            (config.eval.base, ["base"]),
-        ):
-            if names == ["base"] and "base" not in controls:
+        runs: dict[tuple[str, str], list[dict[str, Answered]]] = {}
+        asked = [(name, "") for name in (TOOLS, *(n for n in controls if n != "base"))]
+        if disturbing and TOOL_FREE not in controls:
+            asked.append((TOOL_FREE, ""))
+        asked += [(name, disturbance) for disturbance in disturbing for name in (TOOLS, TOOL_FREE)]
+        for model, names in ((config.model, asked), (config.eval.base, [("base", "")] * ("base" in controls))):
+            if not names:
                 continue
             opened = open_model(replace(config, model=model))
             with open_loop(config, opened) as loop:
                 for name in names:
-                    runs[name] = [_Run(config, folder, loop, scorer, name).ask(rows) for rows in files]
+                    runs[name] = [_Run(config, folder, loop, scorer, *name).ask(rows) for rows in files]
     for number, rows in enumerate(files):
-        score, section = _figures(config, rows, runs["tools"][number])
+        score, section = _figures(config, folder, rows, runs[TOOLS, ""][number])
         if controls:
-            text, section["controls"] = _controls(rows, {name: answers[number] for name, answers in runs.items()})
+            of_controls = {name: runs[name, ""][number] for name in (TOOLS, *controls)}
+            text, section["controls"] = _controls(rows, of_controls)
+            tables.append(text)
+        if disturbing:
+            text, section["robustness"] = _robustness(rows, {name: run[number] for name, run in runs.items()})
             tables.append(text)
         scores.append(score)
         sections.append(score.to_json() | section)
@@ -93,22 +99,31 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A model on all rows, under one control or none ("tools")."""
+    """A model on all rows, under one control or none ("tools"), the pictures disturbed or as they are ("")."""
 
     config: EvaluatedConfig
     folder: Path
     loop: RolloutLoop
     scorer: Scorer | None
     control: str
+    disturbance: str = ""
 
     def ask(self, rows: Rows) -> dict[str, Answered]:
         """The answers to the rows that the config asks for, by index."""
         from thyme.evals.benchmarks import controls
+        from thyme.evals.benchmarks.robustness import DisturbedRows
         from thyme.evals.benchmarks.run import Answers, Asking
+        from thyme.evals.evidence import EvidenceFile
         from thyme.train.metrics import progress
 
         config, name = self.config, rows.benchmark.name
         traces = self.folder / "rollouts" / f"{name}.jsonl"
+        if self.disturbance:
+            name = f"{name}.{self.disturbance}"
+            rows = DisturbedRows(rows, self.disturbance, config.eval.seed, config.eval.limit)
+            if not rows.items:
+                note(f"{name}: every row's answer depends on sides or directions: none is asked")
+                return {}
         if self.control != controls.TOOLS:
             rows, name = controls.rows_of(self.control, rows, traces), f"{name}.{self.control}"
         sampling = controls.sampling_of(self.control, self.loop.config.sampling(**config.eval.drawn()))
@@ -117,7 +132,13 @@ class _Run:
             self.folder / "predictions" / f"{name}.jsonl", self._settings(rows, sampling), resume=config.eval.resume
         )
         right = sum(one.value for one in answers.done.values())
-        with closing(answers), progress(len(items), name, {"right": "right"}) as show:
+        looks = config.eval.evidence and sampling.allow_code and sampling.show_results
+        evidence = EvidenceFile(self.folder / "evidence" / f"{name}.jsonl") if looks else None
+        with (
+            closing(answers),
+            nullcontext() if evidence is None else closing(evidence),
+            progress(len(items), name, {"right": "right"}) as show,
+        ):
 
             def told(answered: Answered) -> None:
                 nonlocal right
@@ -132,6 +153,7 @@ class _Run:
                 answers=answers,
                 traces=self.folder / "rollouts" / f"{name}.jsonl",
                 scorer=self.scorer,
+                evidence=evidence,
                 at_once=config.eval.at_once,
                 on_answer=told,
             )
@@ -154,10 +176,14 @@ class _Run:
         }
 
 
-def _figures(config: EvaluatedConfig, rows: Rows, answers: dict[str, Answered]) -> tuple[Score, dict[str, Any]]:
+def _figures(
+    config: EvaluatedConfig, folder: Path, rows: Rows, answers: dict[str, Answered]
+) -> tuple[Score, dict[str, Any]]:
     """The figures of the run with tools, and how tools were used."""
     from thyme.evals.benchmarks.report import summarize
     from thyme.evals.benchmarks.scorers import Scored
+    from thyme.evals.benchmarks.tool_use import tool_figures
+    from thyme.evals.evidence import evidence_figures, read_evidence
 
     if rows.left_out:
         note(rows.summary())
@@ -166,7 +192,13 @@ def _figures(config: EvaluatedConfig, rows: Rows, answers: dict[str, Answered]) 
     tools = tool_figures([one for _, one in answered], config.eval.samples)
     if config.eval.against:
         tools["against"] = _difference(rows, answers, Path(config.eval.against))
-    return summarize(rows.benchmark, [item for item, _ in answered], scored), {"tools": tools}
+    score = summarize(rows.benchmark, [item for item, _ in answered], scored)
+    if config.eval.evidence:
+        found = read_evidence(folder / "evidence" / f"{rows.benchmark.name}.jsonl")
+        right = {(one.index, i): value >= 0.5 for _, one in answered for i, value in enumerate(one.values)}
+        if (figures := evidence_figures(found, right)) is not None:
+            tools["evidence"], score = asdict(figures), replace(score, held=figures.held)
+    return score, {"tools": tools}
 
 
 def _controls(rows: Rows, answers: dict[str, dict[str, Answered]]) -> tuple[str, dict[str, Any]]:
@@ -179,31 +211,25 @@ def _controls(rows: Rows, answers: dict[str, dict[str, Answered]]) -> tuple[str,
     return text, {"runs": [asdict(one) for one in compared], "shares": shares}
 
 
+def _robustness(rows: Rows, runs: dict[tuple[str, str], dict[str, Answered]]) -> tuple[str, list[dict[str, Any]]]:
+    """The table of the disturbances, and the same as JSON."""
+    from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS
+    from thyme.evals.benchmarks.robustness import robustness, robustness_table
+
+    clean = runs[TOOLS, ""], runs[TOOL_FREE, ""]
+    names = [name for control, name in runs if name and control == TOOLS]
+    every = (robustness(name, runs[TOOLS, name], runs[TOOL_FREE, name], *clean) for name in names)
+    found = [one for one in every if one is not None]
+    text = f"{rows.benchmark.name} with disturbed pictures:\n\n" + robustness_table(found)
+    return text, [asdict(one) for one in found]
+
+
 def _held_out(config: EvaluatedConfig) -> list[Rows]:
     from thyme.evals.benchmarks.rows import HeldOut
     from thyme.verbs.rows import heldout_questions, require_rows
 
     require_rows(config, "heldout")
     return [HeldOut(heldout_questions(config, config.eval.num_questions))]
-
-
-def tool_figures(answered: Sequence[Answered], samples: int) -> dict[str, Any]:
-    """How tools were used, per question and sample."""
-    n, calls = len(answered), sum(one.calls for one in answered)
-    figures = {
-        "calls": calls / n / samples,
-        "with_calls": sum(one.calls > 0 for one in answered) / n,
-        "calls_ok": sum(one.calls_ok for one in answered) / calls if calls else None,
-        "calls_repaired": sum(one.repairs for one in answered) / calls if calls else None,
-        "pictures": sum(one.pictures for one in answered) / n / samples,
-        "rounds": sum(one.rounds for one in answered) / n,
-        "tokens": sum(one.tokens for one in answered) / n,
-        "ended": {status: sum(one.status == status for one in answered) for status in {one.status for one in answered}},
-    }
-    if samples > 1:
-        figures[f"pass_at_{samples}"] = 100 * sum(one.best for one in answered) / n
-        figures["majority"] = 100 * sum(one.majority for one in answered) / n
-    return figures
 
 
 def _difference(rows: Rows, mine: dict[str, Answered], other: Path) -> dict[str, Any]:
@@ -248,6 +274,7 @@ def _judge(config: EvaluatedConfig) -> Any:
 def _say(score: Score, tools: dict[str, Any] | None = None) -> None:
     """What a table does not say: what was not understood, who judged, and how tools were used."""
     from thyme.evals.benchmarks.report import shown_p
+    from thyme.evals.evidence import EvidenceFigures, shown
 
     parts = [f"{score.unparsed} of {score.n} not understood"] if score.unparsed else []
     if score.missing:
@@ -259,6 +286,10 @@ def _say(score: Score, tools: dict[str, Any] | None = None) -> None:
         ran = f", {tools['calls_ok']:.0%} of them ran, {tools['calls_repaired']:.0%} repaired" if tools["calls"] else ""
         parts.append(f"{tools['calls']:.2f} calls a question{ran}")
         parts.append(f"{tools['rounds']:.1f} rounds, {tools['tokens']:.0f} tokens")
+        if (mended := tools["failed_mended"]) is not None:
+            parts.append(f"the next round mended {mended:.0f} % of failed calls")
+        if (looked_at := tools.get("evidence")) is not None:
+            parts.append(shown(EvidenceFigures(**looked_at)))
         if (other := tools.get("against")) is not None:
             gained, lost = other["gained"], other["lost"]
             parts.append(

@@ -1,23 +1,77 @@
-"""Say what isolates the sandbox on this machine, tried and not guessed."""
+"""Say what this machine lacks and the command that mends it: packages, GPU, kernels, parity, the sandbox's layers."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from thyme.verbs.doctor_check import Check
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Nothing to set."""
+    """What is looked at."""
+
+    kernels: bool = True
+    """Compare each kernel with its reference; without a GPU by Triton's interpreter."""
+    parity: bool = True
+    """Compare the engine with the trainer on a small model."""
+    json: bool = False
+    """Print JSON, for programs."""
 
 
 def run(config: Config) -> int:
-    """Prints every layer; the exit code says whether the sandbox would run."""
-    from rich.console import Console
-    from rich.table import Table
+    """Prints everything; the exit code is 2 where something fails that this project needs."""
+    checks = examine(config)
+    if config.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        _print(checks)
+    return 2 if any(check.needed and not check.ok for check in checks) else 0
 
+
+def examine(config: Config) -> list[Check]:
+    """Everything, in the order in which it is to be mended."""
+    from thyme.verbs.doctor_kernels import kernels_in_child
+    from thyme.verbs.doctor_machine import machine_checks, package_checks
+    from thyme.verbs.doctor_parity import parity_checks
+
+    parts: list[Callable[[], list[Check]]] = [machine_checks, package_checks]
+    parts += [kernels_in_child] if config.kernels else []
+    parts += [parity_checks] if config.parity else []
+    return [check for part in [*parts, _sandbox_checks] for check in part()]
+
+
+def _sandbox_checks() -> list[Check]:
     from thyme.sandbox.doctor import report
 
-    table = Table("layer", "holds", "needed", "what was tried")
     layers = report()
-    for layer in layers:
-        table.add_row(layer.name, "yes" if layer.ok else "NO", "core" if layer.core else "", layer.detail)
-    Console(highlight=False).print(table)
-    return 0 if layers[-1].ok else 2
+    return [
+        Check(
+            part="sandbox",
+            name=layer.name,
+            ok=layer.ok,
+            needed=layer is layers[-1],
+            found=layer.detail,
+            remedy=""
+            if layer is not layers[-1] or layer.ok
+            else "what the layers above say; SECURITY.md has the table",
+        )
+        for layer in layers
+    ]
+
+
+def _print(checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("part", "what", "", "found")
+    for before, check in zip([None, *checks], checks, strict=False):
+        state = Text("ok", "green") if check.ok else Text("FAILS", "bold red") if check.needed else Text("no", "yellow")
+        part = check.part if before is None or before.part != check.part else ""
+        table.add_row(part, Text(check.name), state, Text(check.found))
+    console = Console(highlight=False)
+    console.print(table)
+    for check in checks:
+        if check.remedy:
+            console.print(Text(f"{check.part}, {check.name}: {check.remedy}"), soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thyme.evals import EvalResult
+    from thyme.evals.evidence import EvidenceFigures
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Question
     from thyme.verbs.opening import Opened
@@ -37,7 +38,7 @@ def run(config: Config) -> None:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
         benchmarks.score_file(config, Path(config.score))
-    elif config.eval.benchmark or config.control:
+    elif config.eval.benchmark or config.control or config.eval.robustness:
         benchmarks.evaluate_rows(config, config.control)
     else:
         evaluate_heldout(config)
@@ -45,6 +46,7 @@ def run(config: Config) -> None:
 
 def evaluate_heldout(config: Config) -> None:
     """Evaluates on held-out questions."""
+    from thyme.evals.evidence import shown
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_model
     from thyme.verbs.rows import require_rows
@@ -52,7 +54,9 @@ def evaluate_heldout(config: Config) -> None:
     require_rows(config, "heldout")
     folder = run_dir(config)
     result = measure(config, open_model(config))
-    (folder / "eval.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    looked_at = evidence_of(result) if config.eval.evidence else None
+    figures = result.to_json() | {"evidence": None if looked_at is None else asdict(looked_at)}
+    (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
     width = max(12, *map(len, result.scenarios))
     for name, summary in [*result.scenarios.items(), ("all", result.overall)]:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"
@@ -60,7 +64,19 @@ def evaluate_heldout(config: Config) -> None:
         print(f"{name:<{width}} n {summary.n:>4}   accuracy {summary.accuracy:6.1%} {interval:<17} {code}")
     if result.overall.by_judge or result.overall.errors:
         print(f"right on the judge's word: {result.overall.by_judge}, not judged: {result.overall.errors}")
+    if looked_at is not None:
+        print(shown(looked_at))
     print(f"figures: {folder}/eval.json")
+
+
+def evidence_of(result: EvalResult) -> EvidenceFigures | None:
+    """Whether what tools returned holds what the answers say, as shares; None where no answer called a tool."""
+    from thyme.evals import is_correct
+    from thyme.evals.evidence import evidence_figures, found_of
+
+    rollouts = [rollout for group in result.rollouts for rollout in group]
+    found = [found_of(rollout.question.id, rollout) for rollout in rollouts]
+    return evidence_figures(found, {(one.question.id, one.index): is_correct(one) for one in rollouts})
 
 
 def measure(config: Config, opened: Opened) -> EvalResult:

@@ -42,6 +42,9 @@ class Score:
     """Thyme-7B and Qwen2.5-VL-7B by label, as the paper has them."""
     published_by: str = "rules"
     """Whether the published figures come from rules or from a judge."""
+    held: float | None = None
+    """Of the answers that called a tool, those for which what came back holds what they say; None where nobody looked,
+    or none called one."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, by name."""
@@ -136,6 +139,8 @@ def table(scores: Sequence[Score]) -> str:
     columns = ["Benchmark", "", "n", "score", "95 %"]
     published = any(score.paper for score in scores)
     columns += ["Thyme-7B", "Qwen2.5-VL-7B"] * published
+    looked_at = any(score.held is not None for score in scores)
+    columns += ["evidence held"] * looked_at
     lines = [_line(columns), "| --- " * len(columns) + "|"]
     for score in scores:
         for label, figure in [(OVERALL, score.overall), *score.splits.items()]:
@@ -148,6 +153,7 @@ def table(scores: Sequence[Score]) -> str:
                 f"{figure:.1f}",
                 f"{score.low:.1f} to {score.high:.1f}" if first else "",
                 *paper * published,
+                *[f"{score.held:.0f} %" if first and score.held is not None else ""] * looked_at,
             ]
             lines.append(_line(cells))
     return "\n".join(lines) + "\n"

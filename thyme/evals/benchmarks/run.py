@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from thyme.data.refusal import BadRow
 from thyme.evals.benchmarks.item import Item
+from thyme.evals.benchmarks.looking import Looking, look_again
 from thyme.evals.benchmarks.rows import Rows
 from thyme.evals.benchmarks.scorers import Scored
+from thyme.evals.evidence import EvidenceFile
 from thyme.evals.scoring import by_scorer
 from thyme.rewards import Scorer
 from thyme.rollout.image_folder import ImageFolder
@@ -51,6 +54,10 @@ class Answered:
     """Decoded rounds a sample."""
     tokens: float
     """Tokens drawn a sample."""
+    mended: int = 0
+    """Calls that failed and whose next one in the same sample ran."""
+    values: Sequence[float] = ()
+    """What each sample is worth."""
 
 
 class Answers:
@@ -141,6 +148,8 @@ class Asking:
     """The file that rollouts are added to; what the sandbox returned goes to images/ beside its folder."""
     scorer: Scorer | None = None
     """Is asked about answers that the rules do not accept, where the published figures are a judge's."""
+    evidence: EvidenceFile | None = None
+    """Where it goes whether tools returned what answers say; None: nobody looks."""
     at_once: int = 64
     """Questions whose pictures are in memory at one time; the next ones are decoded meanwhile."""
     on_answer: Callable[[Answered], object] | None = None
@@ -152,16 +161,23 @@ class Asking:
         asked = [number for number in numbers if self.rows.items[number].index not in self.answers.done]
         self.traces.parent.mkdir(parents=True, exist_ok=True)
         _without_half_a_line(self.traces)
-        # Compressing pictures takes longer than the loop may be kept.
+        # Compressing pictures and reading text off them take longer than the loop may be kept.
         with (
             self.traces.open("a", encoding="utf-8", errors="replace") as file,
             ThreadPoolExecutor(1, thread_name_prefix="traces") as writer,
+            Looking(self.evidence) as looking,
         ):
             traces = _Traces(file, ImageFolder(images_beside(self.traces)))
+
+            def record(item: Item, rollout: Rollout) -> Future[None]:
+                looking.add(item.index, rollout)
+                return writer.submit(traces.add, rollout)
+
             for items, questions in self._chunks(asked):
-                written = self._chunk(items, questions, lambda rollout: writer.submit(traces.add, rollout))
-                for future in written:
+                for future in self._chunk(items, questions, record):
                     future.result()
+        if self.evidence is not None:
+            look_again(self.evidence, self.traces, self.rows, self.answers.done.keys())
 
     def _chunks(self, numbers: Sequence[int]) -> Iterator[tuple[list[Item], list[Question]]]:
         """Questions with their pictures, `at_once` at a time, the next ones on their way meanwhile."""
@@ -187,14 +203,14 @@ class Asking:
         return found
 
     def _chunk(
-        self, items: Sequence[Item], questions: Sequence[Question], record: Callable[[Rollout], Future[None]]
+        self, items: Sequence[Item], questions: Sequence[Question], record: Callable[[Item, Rollout], Future[None]]
     ) -> list[Future[None]]:
         ended: dict[int, list[Rollout]] = {}
         undecided: dict[int, list[Scored]] = {}
         written = []
 
         def end(rollout: Rollout) -> None:
-            written.append(record(rollout))
+            written.append(record(items[rollout.group], rollout))
             group = ended.setdefault(rollout.group, [])
             group.append(rollout)
             if len(group) < self.sampling.n:
@@ -264,7 +280,15 @@ def _answered(item: Item, rollouts: Sequence[Rollout], scored: Sequence[Scored])
         pictures=sum(turn.num_images for rollout in rollouts for turn in rollout.turns),
         rounds=sum(len(rollout.turns) for rollout in rollouts) / len(rollouts),
         tokens=sum(rollout.num_sampled for rollout in rollouts) / len(rollouts),
+        mended=sum(map(_mended, rollouts)),
+        values=tuple(one.value for one in scored),
     )
+
+
+def _mended(rollout: Rollout) -> int:
+    """Calls that failed and whose next one ran."""
+    ran = [turn.result.status.name == "OK" for turn in rollout.turns if turn.result is not None]
+    return sum(not before and after for before, after in pairwise(ran))
 
 
 def _line(value: Mapping[str, Any]) -> str:

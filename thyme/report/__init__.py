@@ -1,0 +1,1 @@
+"""What one looks at: a run in the browser, a run in one file, rows under review, pictures in a terminal."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server. Starlette and uvicorn come with the extra `serve`."""

@@ -1,0 +1,210 @@
+"""The doctor's self-test of the kernels: each op in Triton, and what a CPU runs in its place, against its reference.
+
+On a GPU they are compiled; without one Triton's interpreter runs them, which a process must have been told before it
+imports them. So they run in a process of their own, `python -m thyme.verbs.doctor_kernels`, whose death is a finding.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from thyme.verbs.doctor_check import Check
+
+TIMEOUT_S = 300.0
+_TOLERANCE = 2e-3
+"""Largest difference over the largest value of the reference, in float32: far above rounding, far below a mistake."""
+_REMEDY = "pip install -e . anew; if it stays, report the op with what `thyme doctor` prints"
+
+
+def kernels_in_child() -> list[Check]:
+    """`kernel_checks` in a fresh process; one failed check where that dies."""
+    environment = dict(os.environ)
+    if not _has_gpu():
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "thyme.verbs.doctor_kernels"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
+        return [Check(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    except subprocess.TimeoutExpired:
+        found = f"no answer within {TIMEOUT_S:g} s"
+    except (ValueError, IndexError, TypeError):
+        lines = done.stderr.strip().splitlines() or ["no word"]
+        found = f"its process ended with {done.returncode}: {lines[-1][:300]}"
+    return [Check(part="kernels", name="all", ok=False, needed=True, found=found, remedy=_REMEDY)]
+
+
+def kernel_checks() -> list[Check]:
+    """Every op on small odd shapes."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = "compiled" if device == "cuda" else "interpreted"
+    checks = []
+    for name, (run, reference) in _pairs(device).items():
+        try:
+            error = _difference(run(), reference())
+            way = "C++" if name.endswith("C++)") else how
+            ok, found = error <= _TOLERANCE, f"{way}, differs from its reference by {error:.1e}"
+        except Exception as failure:  # whatever it is, it is what was to be found out
+            ok, found = False, f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        mend = "" if ok else _REMEDY
+        checks.append(Check(part="kernels", name=name, ok=ok, needed=True, found=found, remedy=mend))
+    return checks
+
+
+Pair = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+def _pairs(device: str) -> Mapping[str, Pair]:
+    """Op -> the run and its reference, on the same inputs."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    pairs: dict[str, Pair] = {}
+    index = torch.arange(5, device=device)
+    pairs |= _head_pairs(random, index) | _attention_pairs(random, device)
+    pairs |= _small_pairs(random)
+    if device == "cpu":
+        pairs |= {"repetition (C++)": _repetition_pair()}
+    return pairs
+
+
+def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
+    import torch
+
+    from thyme.kernels import grpo_loss, linear_logprob, sample, token_logprobs
+
+    logits, hidden, weight = 3 * random(5, 1_003), random(5, 64), random(1_003, 64) / 8
+    temperature = torch.where(index % 2 == 0, 0.0, 0.8)
+    drawn = {"seed": index * 977, "position": index}
+    targets, advantages, weights = index * 100, random(5), torch.full_like(temperature, 0.2)
+    return {
+        "sample": (
+            lambda: list(sample.sample_triton(logits, temperature, **drawn)),
+            lambda: list(sample.sample_ref(logits, temperature, **drawn)),
+        ),
+        "token_logprobs": (
+            lambda: list(token_logprobs.token_logprobs_triton(logits, targets)),
+            lambda: list(token_logprobs.token_logprobs_ref(logits, targets)),
+        ),
+        "grpo_loss": (
+            lambda: [grpo_loss.grpo_loss_triton(logits, targets, advantages, weights)[0]],
+            lambda: [grpo_loss.grpo_loss_ref(logits, targets, advantages, weights)[0]],
+        ),
+        "linear_logprob": (
+            lambda: list(linear_logprob.linear_logprob_triton(hidden, weight, targets)),
+            lambda: list(linear_logprob.linear_logprob_ref(hidden, weight, targets)),
+        ),
+    }
+
+
+def _attention_pairs(random: Callable[..., Any], device: str) -> dict[str, Pair]:
+    import torch
+
+    from thyme.kernels import kv_cache, mrope, paged_attention
+
+    def on(values: Any) -> Any:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    caches, q = random(2, 6, 16, 2, 64), random(4, 4, 64)
+    arguments = (q, *caches, on([[5, 0, 3], [1, 2, -1]]), on([40, 17]), on([0, 1, 4]))
+    scale = {"scale": 64**-0.5}
+    qkv, slots = random(5, 8, 48), torch.arange(5, device=device) * 7
+    cos, sin = mrope.mrope_tables(slots[None], 0.9 ** torch.arange(24, device=device))
+
+    def written(write: Callable[..., Any]) -> list[Any]:
+        stores = torch.zeros(2, 4, 16, 2, 48, device=device)
+        return [write(qkv, cos, sin, *stores, slots), stores]
+
+    pairs: dict[str, Pair] = {
+        "paged_attention": (
+            lambda: [paged_attention.paged_attention_triton(*arguments, **scale)],
+            lambda: [paged_attention.paged_attention_ref(*arguments, **scale)],
+        ),
+        "mrope_write_kv": (
+            lambda: written(kv_cache.mrope_write_kv_triton),
+            lambda: written(kv_cache.mrope_write_kv_ref),
+        ),
+        "mrope": (
+            lambda: [mrope.mrope_triton(qkv, cos, sin)],
+            lambda: [mrope.mrope_ref(qkv, cos, sin)],
+        ),
+    }
+    if device == "cpu":
+        pairs["paged_attention (C++)"] = (
+            lambda: [paged_attention.paged_attention(*arguments, **scale)],
+            lambda: [paged_attention.paged_attention_ref(*arguments, **scale)],
+        )
+    return pairs
+
+
+def _small_pairs(random: Callable[..., Any]) -> dict[str, Pair]:
+    from thyme.kernels import rmsnorm, swiglu
+
+    x, residual, weight, gates = random(9, 130), random(9, 130), random(130), random(9, 220)
+    return {
+        "rmsnorm": (
+            lambda: [rmsnorm.rmsnorm_triton(x, weight, 1e-6)],
+            lambda: [rmsnorm.rmsnorm_ref(x, weight, 1e-6)],
+        ),
+        "add_rmsnorm": (
+            lambda: list(rmsnorm.add_rmsnorm_triton(x, residual, weight, 1e-6)),
+            lambda: list(rmsnorm.add_rmsnorm_ref(x, residual, weight, 1e-6)),
+        ),
+        "swiglu": (lambda: [swiglu.swiglu_triton(gates)], lambda: [swiglu.swiglu_ref(gates)]),
+    }
+
+
+def _repetition_pair() -> Pair:
+    import numpy as np
+    import torch
+
+    from thyme.repetition import RepetitionConfig, RepetitionDetector, repetition_ref
+
+    config = RepetitionConfig()
+    tokens = [*range(40), *list(range(100, 110)) * 60]
+
+    def native() -> list[Any]:
+        detector = RepetitionDetector(config, 1)
+        slot = np.array([detector.open()], dtype=np.int32)
+        hits = (i for i, token in enumerate(tokens) if detector.push(slot, np.array([token], dtype=np.int32))[0])
+        return [torch.tensor(float(next(hits, -1)))]
+
+    def reference() -> list[Any]:
+        index = repetition_ref(tokens, config)
+        return [torch.tensor(float(-1 if index is None else index))]
+
+    return native, reference
+
+
+def _difference(found: list[Any], expected: list[Any]) -> float:
+    """The largest, over the largest value of what is expected; infinite where one is not a number, or ids differ."""
+    import torch
+
+    worst = 0.0
+    for one, two in zip(found, expected, strict=True):
+        if not one.is_floating_point() and not torch.equal(one, two):
+            return float("inf")
+        one, two = one.detach().double(), two.detach().double()
+        if one.shape != two.shape or not bool(torch.isfinite(one).all()):
+            return float("inf")
+        worst = max(worst, float((one - two).abs().max() / two.abs().max().clamp_min(1.0)))
+    return worst
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(check) for check in kernel_checks()]))
