@@ -12,6 +12,7 @@ import pytest
 from thyme.cli import RECIPE_VERBS, VERBS, main
 from thyme.config import from_dict, keys_of, load_recipe, part_of, shipped_recipes, to_toml
 from thyme.demo import verb as demo
+from thyme.engine.phases import PhaseSampling
 from thyme.help import help_text
 from thyme.options import keys, parse
 from thyme.verbs import ask, eval, rl, rollout, sft
@@ -85,6 +86,12 @@ def test_the_command_line_prints_one_line_and_exits_2(tmp_path: Path) -> None:
             {"greedy_tokens": "soft"},
             "rollout.temperature: 0, but rl.greedy_tokens is 'soft'",
         ),
+        (
+            {"temperatures": {"code": 0.6, "number": 0.0}},
+            {"greedy_tokens": "soft"},
+            "rollout.temperatures.number: 0, but rl.greedy_tokens is 'soft'",
+        ),
+        ({"temperature": 0.0, "temperatures": {"number": 0.0}}, {}, "rollout.temperature: 0 draws the same"),
         ({}, {"optimizer_state": "8bit", "optimizer": "muon"}, "optimizer_state"),
         ({}, {"optimizer_state": "bf16", "optimizer_offload": True}, "optimizer_offload is on"),
     ],
@@ -104,6 +111,67 @@ def test_soft_greedy_tokens_go_with_a_temperature_in_code() -> None:
     assert from_dict(rl.Config, keys).rl.greedy_tokens == "soft"
     keys = {"rollout": {"adaptive": False}, "rl": {"greedy_tokens": "soft"}}  # then code is drawn as text is
     assert from_dict(rl.Config, keys).rollout.code_temperature == 0
+
+
+PHASES = """
+[rollout.temperatures]
+text = 0.9
+code = 0.1
+number = 0.6
+think = 0.8
+[rollout.phases.think]
+start = "<think>"
+end = "</think>"
+top_p = 0.95
+[rollout.phases.code]
+top_k = 20
+"""
+
+
+def test_phases_are_read_written_and_said(tmp_path: Path) -> None:
+    config = from_dict(rl.Config, tomllib.loads(PHASES))
+    assert (config.rollout.temperature, config.rollout.code_temperature) == (0.9, 0.1)  # said in one place only
+    assert config.rollout.temperatures == {"number": 0.6, "think": 0.8}
+    assert from_dict(rl.Config, tomllib.loads(to_toml(config))) == config
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(PHASES)
+    said = ["--rollout.temperatures.number", "0.7", "--rollout.phases.think.top-p", "0.5", "--rollout.temperatures.x=1"]
+    tags = ["--rollout.phases.x.start", "[[", "--rollout.phases.x.end", "]]"]
+    config = parse(rl.Config, [str(recipe), *said, *tags], recipes=Recipe)
+    assert config.rollout.temperatures == {"number": 0.7, "think": 0.8, "x": 1.0}
+    assert config.rollout.known_phases.names[5:] == ("think", "x")
+    assert config.rollout.sampling().phases["think"] == PhaseSampling(temperature=0.8, top_p=0.5)
+    for said, message in (
+        (["--rollout.temperatures", "1"], "is a table: say one of its keys, such as --rollout.temperatures.NAME"),
+        (["--rollout.phases.think", "1"], "is a table: say one of its keys, such as --rollout.phases.think.start"),
+        (["--rollout.phases.think.topp", "1"], "did you mean"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse(rl.Config, [str(recipe), *said], recipes=Recipe)
+
+
+@pytest.mark.parametrize(
+    ("rollout_keys", "named"),
+    [
+        ({"temperatures": {"think": 1.0}}, "rollout.phases.think with its start and end declares one"),
+        ({"temperatures": {"number": -1.0}}, "temperatures.number: -1.0 must be finite and at least 0"),
+        ({"temperature": 0.4, "temperatures": {"text": 0.5}}, "they are the same, say one of them"),
+        ({"phases": {"think": {"start": "<think>"}}}, "phases.think: start and end, its tags, are missing"),
+        ({"phases": {"code": {"start": "<c>", "end": "</c>"}}}, "phases.code: a built-in phase has its own tags"),
+        ({"phases": {"text": {"top_k": 3}}}, "phases.text: what holds for text stands in rollout.top_k"),
+        ({"phases": {"a": {"start": "<a>", "end": "</a>", "top_p": 2.0}}}, "rollout.phases.a: top_p must lie in"),
+        ({"phases": {"a": {"start": "<code>", "end": "</a>"}}}, "a tag of our own"),
+    ],
+)
+def test_phases_that_say_nothing_sensible_are_refused(rollout_keys: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        from_dict(rl.Config, {"rollout": rollout_keys})
+
+
+def test_evaluation_is_greedy_in_every_phase() -> None:
+    config = from_dict(rl.Config, tomllib.loads(PHASES))
+    assert config.rollout.sampling(**config.eval.drawn()).phases == {}
+    assert config.rollout.sampling().greedy().phases == {}
 
 
 @pytest.mark.parametrize("verb", ["rl", "demo"])

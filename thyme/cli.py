@@ -18,6 +18,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
+  ablate           [RECIPE]   RL with settings varied, over seeds, and compared: thyme ablate R --vary KEY=V1,V2
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
   serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)
@@ -42,6 +43,7 @@ VERBS = {
     "resume": "thyme.verbs.resume",
     "rollout": "thyme.verbs.rollout",
     "eval": "thyme.verbs.eval",
+    "ablate": "thyme.verbs.ablate",
     "plan": "thyme.verbs.plan",
     "export": "thyme.verbs.export",
     "serve": "thyme.verbs.serve",
@@ -60,7 +62,7 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "plan", "data build"}
+RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "ablate", "plan", "data build"}
 """Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

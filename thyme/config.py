@@ -128,6 +128,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             out[f.name] = to_dict(value)
+        elif isinstance(value, dict) and not value:
+            continue  # a table of nothing
         elif value is not None:
             out[f.name] = _plain(value)
     return out
@@ -166,7 +168,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: to_dict(v) if dataclasses.is_dataclass(v) else _plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 

@@ -107,13 +107,16 @@ def _hint(cls: Any, key: str) -> Any:
     """
     hint = cls
     for name in key.split("."):
+        if typing.get_origin(hint) is dict:  # any name is a key of such a table
+            hint = typing.get_args(hint)[1]
+            continue
         hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
         names = {f.name for f in settings(hint)} if hints else set()
         if name not in names:
             known = [k for k, _ in keys(cls)]
             raise ValueError(f"unknown option {flag(key)}: did you mean {flag(_nearest_key(key, known))}?")
         hint = hints[name]
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
         raise ValueError(f"{flag(key)} is a table: say one of its keys, such as {flag(_first_key(hint, key))}")
     return hint
 
@@ -125,6 +128,8 @@ def _nearest_key(key: str, known: list[str]) -> str:
 
 
 def _first_key(table: Any, key: str) -> str:
+    if typing.get_origin(table) is dict:
+        return f"{key}.NAME"
     return f"{key}.{settings(table)[0].name}"
 
 
@@ -135,6 +140,15 @@ def keys(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
         hint = hints[f.name]
         found += keys(hint, f"{prefix}{f.name}.") if dataclasses.is_dataclass(hint) else [(f"{prefix}{f.name}", hint)]
     return found
+
+
+def value_of(cls: Any, key: str, text: str) -> Any:
+    """What one word of the command line means for a dotted key, as TOML would have it.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    return _value(cls, key, [text])
 
 
 def _value(cls: Any, key: str, texts: list[str]) -> Any:

@@ -111,9 +111,13 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
     """An engine with small blocks; when the test is over, nothing may be left in it."""
     engines: list[Engine] = []
 
-    def make(model: Model, *, processor: Any = None, repetition: Any = None, **config: Any) -> Engine:
+    def make(
+        model: Model, *, processor: Any = None, repetition: Any = None, phases: Any = None, **config: Any
+    ) -> Engine:
         sizes = dict(block_size=4, num_blocks=400, max_sequences=32, quiet=True)
-        engine = Engine(model, EngineConfig(**{**sizes, **config}), processor=processor, repetition=repetition)
+        engine = Engine(
+            model, EngineConfig(**{**sizes, **config}), processor=processor, repetition=repetition, phases=phases
+        )
         engines.append(engine)
         return engine
 

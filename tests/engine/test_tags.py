@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
+from thyme.engine.phases import ANSWER, CODE, TEXT
 from thyme.engine.tags import ENDING_EVENTS, Mode, TagAutomaton, TagEvent, TokenKind
 
 TAG = {
@@ -57,11 +58,12 @@ def check(automaton: TagAutomaton, vocabulary: Any, ids: Sequence[int]) -> None:
     for token, (mode, event) in zip(ids, scan([vocabulary.token_bytes(t) for t in ids]), strict=True):
         context = f"token {token} {vocabulary.token_bytes(token)!r}"
         assert automaton.modes[state] == mode, context
-        assert automaton.event[state, token] == event, context
-        assert automaton.temperature_mode[state] == (mode is Mode.CODE), context
+        following, found = automaton.step(state, token)
+        assert found == event, context
+        assert automaton.phases[state] == {Mode.TEXT: TEXT, Mode.CODE: CODE, Mode.ANSWER: ANSWER}[mode], context
         plain = {Mode.TEXT: TokenKind.TEXT, Mode.CODE: TokenKind.CODE, Mode.ANSWER: TokenKind.ANSWER}[mode]
         assert automaton.kind(state, token) == (TokenKind.TAG if event else plain), context
-        state = int(automaton.next_state[state, token])
+        state = following
 
 
 def test_tables_say_what_a_scan_of_the_text_says(fragments: Any, draw: np.random.Generator) -> None:
@@ -75,7 +77,7 @@ def test_kinds_is_kind_of_every_pair(fragments: Any) -> None:
     kinds = automaton.kinds()
     for state in range(len(automaton.modes)):
         for token in range(fragments.vocab_size):
-            assert kinds[state, token] == automaton.kind(state, token)
+            assert kinds[state, automaton.columns[token]] == automaton.kind(state, token)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +105,8 @@ def test_event_of_the_last_token(tokens: tuple[bytes, ...], event: TagEvent, fra
     automaton = TagAutomaton.compile(vocabulary)
     state = 0
     for token in range(len(tokens) - 1):
-        state = int(automaton.next_state[state, token])
-    assert automaton.event[state, len(tokens) - 1] == event
+        state, _ = automaton.step(state, token)
+    assert automaton.step(state, len(tokens) - 1)[1] == event
 
 
 class ByteLevel:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
 from thyme.rollout import RolloutConfig, RolloutLoop
 from thyme.rollout.executor import Executor
+from thyme.rollout.phases import PhaseConfig
 from thyme.rollout.replay import replay
 from thyme.rollout.types import Question, Rollout, Turn
 from thyme.sandbox import Sandbox
@@ -44,12 +46,20 @@ def asked() -> list[Question]:
 
 def make_loop(model: Model, sandbox: Sandbox, config: RolloutConfig = ROLLOUT) -> RolloutLoop:
     assert model.processor is not None
-    engine = EngineConfig(num_blocks=64, max_sequences=8, max_batch_tokens=512, deterministic=True, quiet=True)
-    return RolloutLoop(Engine(model, engine), sandbox, model.processor, config)
+    engine_config = EngineConfig(num_blocks=64, max_sequences=8, max_batch_tokens=512, deterministic=True, quiet=True)
+    engine = Engine(model, engine_config, phases=config.known_phases)
+    return RolloutLoop(engine, sandbox, model.processor, config)
 
 
 class Killed(Exception):
     pass
+
+
+THINKING = replace(
+    ROLLOUT,
+    temperatures={"think": 0.7, "number": 0.4},
+    phases={"think": PhaseConfig(start="<think>", end="</think>")},
+)
 
 
 def sampled(
@@ -232,3 +242,20 @@ def test_the_fingerprint_sees_every_bit(processor: Processor) -> None:
         weight[5], weight[6] = weight[6].clone(), weight[5].clone()
     assert fingerprint(model) not in seen
     assert fingerprint(model.to(torch.bfloat16)) not in seen
+
+
+def test_a_phase_that_is_open_stays_open_in_a_rollout_that_goes_on(
+    taught: Model, sandbox: Sandbox, asked: list[Question], tmp_path: Path
+) -> None:
+    """Every demonstration opens <think> before its code and closes it in the last round."""
+    expected, _, _ = sampled(make_loop(taught, sandbox, THINKING), asked, tmp_path / "rollouts" / ".whole.jsonl")
+    path = tmp_path / "rollouts" / ".step_0.jsonl"
+    with pytest.raises(Killed):
+        sampled(make_loop(taught, sandbox, THINKING), asked, path, rounds=2)
+    loop = make_loop(taught, sandbox, THINKING)
+    with loop.journaled(path) as journal:
+        assert len(journal.begun) >= 1
+    assert alike(sampled(loop, asked, path)[0], expected)
+    later = [r.temperatures[r.sampled & (r.rounds == 1)] for group in expected for r in group if r.num_code]
+    assert len(later) >= 2
+    assert np.mean([temperatures[0] == np.float32(0.7) for temperatures in later]) > 0.8

@@ -123,8 +123,8 @@ def _decoded(rounds: Iterable[str]) -> tuple[str, bool]:
     for words in rounds:
         state = 0
         for byte in words.encode():
-            mode, event = automaton.modes[state], automaton.event[state, byte]
-            state = automaton.next_state[state, byte]
+            mode = automaton.modes[state]
+            state, event = automaton.step(state, byte)
             written += chr(byte)
             if event == TagEvent.ANSWER_END:
                 return written, mode == Mode.ANSWER

@@ -119,6 +119,15 @@ def test_what_the_code_cuts_was_said_before(scenario: str) -> None:
         assert len(said) == {"crop": 1, "zoom": 2}[scenario]
 
 
+def test_a_cell_that_is_not_said_stands_in_the_code_alone() -> None:
+    mix = {"zoom": 0.3, "crop": 0.3, "rotate": 0.4}
+    said, silent = (demonstrations(2, 20, mix, box_noise=0.5, says_cells=says) for says in (True, False))
+    for one, other in zip(said, silent, strict=True):
+        assert not re.search(r"column|row", other.response)
+        assert re.sub(r" sign is (small|tiny): column \d, row \d\.", " sign.", one.response) == other.response
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
+
+
 def test_box_noise_moves_one_cell_by_one_step() -> None:
     clean, noisy = (demonstrations(2, 30, {"zoom": 0.5, "crop": 0.5}, box_noise=noise) for noise in (0.0, 1.0))
     for a, b in zip(clean, noisy, strict=True):

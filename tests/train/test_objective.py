@@ -129,9 +129,9 @@ def test_what_the_model_did_not_write_has_exactly_zero_gradient(
 
 def test_the_fused_head_refuses_truncated_rollouts(model: Model, processor: Processor, picture: Picture) -> None:
     allowed = AllowedIds.of(processor, RolloutConfig(top_k=5))
-    assert allowed.cuts == {"top_k": 5}
-    assert AllowedIds.of(processor, RolloutConfig(top_k=0, top_p=1.0)) == AllowedIds.of(processor)
     (batch,) = pack([demonstration(processor, picture, 1)], image_token_id=processor.image_token_id)
+    assert allowed.cuts(batch) == {"top_k": 5}
+    assert AllowedIds.of(processor, RolloutConfig(top_k=0, top_p=1.0)) == AllowedIds.of(processor)
     with pytest.raises(ValueError, match="no logits to truncate by"):
         trained_logprobs(model, batch, allowed, fused_head=True)
     whole = trained_logprobs(model, batch, AllowedIds.of(processor), fused_head=False)

@@ -13,7 +13,7 @@ from tests.train.rl_material import ROLLOUT, by_index, group_of, hand_rollout, m
 from thyme.data.streams import endless
 from thyme.model import Model, Processor
 from thyme.rewards import Reward, RuleScorer
-from thyme.rollout import read_rollouts
+from thyme.rollout import RolloutConfig, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
 from thyme.train.config import RlConfig
@@ -203,7 +203,7 @@ def test_truncated_rollouts_are_trained_as_they_were_drawn(
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), taught.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"has no logits to truncate: say rl\.fused_head false"):
         train_rl(model, processor, loop, endless(asked), replace(RL, fused_head=True), scorer=RuleScorer(by_index))
-    monkeypatch.setattr(AllowedIds, "cuts", {})
+    monkeypatch.setattr(RolloutConfig, "truncates", False)
     loop = make_loop(model, sandbox)
     loop.config = replace(ROLLOUT, temperature=1.5, **cut)  # type: ignore[arg-type]
     (whole,) = train_rl(model, processor, loop, endless(asked), replace(RL, steps=1), scorer=RuleScorer(by_index))

@@ -177,10 +177,10 @@ def test_no_verb_is_left_out() -> None:
     tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "data convert", "sandbox run", "doctor"}
     # tests/demo tells the whole story in a few steps, tests/report looks at runs and rows; the others have a file here,
     # those that build data in tests/build and tests/data.
-    elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review"}
+    elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review", "ablate"}
     elsewhere |= {"data build", "data compose", "data dedup", "data stats"}
     assert set(VERBS) - tried == elsewhere
-    assert set(ARGUMENTS) | {"demo", "plan", "data build"} == RECIPE_VERBS
+    assert set(ARGUMENTS) | {"demo", "plan", "data build", "ablate"} == RECIPE_VERBS
 
 
 def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(

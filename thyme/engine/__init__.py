@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from thyme.engine.engine import Engine as Engine
     from thyme.engine.params import Prompt as Prompt
     from thyme.engine.params import SamplingParams as SamplingParams
+    from thyme.engine.phases import Phases as Phases
+    from thyme.engine.phases import PhaseSampling as PhaseSampling
+    from thyme.engine.phases import TagPair as TagPair
     from thyme.engine.sequence import Completion as Completion
     from thyme.engine.sequence import FinishReason as FinishReason
     from thyme.engine.sequence import Sequence as Sequence
@@ -23,6 +26,7 @@ else:
             "config": ["EngineConfig"],
             "engine": ["Delta", "Engine"],
             "params": ["Prompt", "SamplingParams"],
+            "phases": ["PhaseSampling", "Phases", "TagPair"],
             "sequence": ["Completion", "FinishReason", "Sequence", "SequenceStatus"],
             "tags": ["TagAutomaton", "TokenKind"],
         },

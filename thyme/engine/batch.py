@@ -31,7 +31,7 @@ class ImageSlice:
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What each sample may be drawn among, [S]."""
+    """What each sample may be drawn among, [S, phases]."""
 
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float32]
@@ -97,7 +97,7 @@ class Batch:
     sample_logits: NDArray[np.int64]
     """[S] index in U."""
     temperatures: NDArray[np.float32]
-    """[S, 2] in text and in code."""
+    """[S, phases]."""
     seeds: NDArray[np.int64]
     """[S]."""
     sample_positions: NDArray[np.int64]

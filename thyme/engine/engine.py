@@ -20,9 +20,18 @@ from thyme.engine.config import EngineConfig
 from thyme.engine.live_prompts import LivePrompts
 from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
+from thyme.engine.phases import CODE, NUMBER, Phases
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
-from thyme.engine.sequence import Completion, FinishReason, Forced, RoundStart, Sequence, SequenceStatus
+from thyme.engine.sequence import (
+    REOPENED,
+    Completion,
+    FinishReason,
+    Forced,
+    RoundStart,
+    Sequence,
+    SequenceStatus,
+)
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
@@ -54,9 +63,10 @@ class Engine:
         processor: tokenizer and pictures; the model's own by default. Without one, prompts are ids, tags mean nothing
             and pictures must be ImageInputs.
         repetition: what counts as a loop, for requests with repetition="default".
+        phases: what requests may give temperatures and truncations of their own; None: text, code and answer.
 
     Raises:
-        ValueError: the cache has no room for one block.
+        ValueError: the cache has no room for one block; the phases' tags cannot be told apart.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class Engine:
         *,
         processor: Processor | None = None,
         repetition: RepetitionConfig | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.model = model
         self.config = config = config or EngineConfig()
@@ -79,9 +90,12 @@ class Engine:
         context = config.max_context or text.max_position_embeddings
         self.max_context = min(context, num_blocks * config.block_size)
         self.blocks = BlockManager(num_blocks, config.block_size)
-        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size)
+        self.phases = phases or Phases()
+        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size, self.phases)
         self.reader = RequestReader(model, processor, self.max_context)
-        automaton = TagAutomaton.compile(processor) if processor else TagAutomaton.trivial(text.vocab_size)
+        automaton = TagAutomaton.trivial(text.vocab_size)
+        if processor:
+            automaton = TagAutomaton.compile(processor, self.phases)
         self.automaton = automaton = automaton.widened(text.vocab_size)
         self.runner = ModelRunner(
             model,
@@ -213,6 +227,7 @@ class Engine:
         params: SamplingParams | None = None,
         hold: bool = False,
         forced: Seq[int] | None = None,
+        written: Iterable[Seq[int]] = (),
     ) -> Sequence:
         """Queues one sequence.
 
@@ -223,6 +238,8 @@ class Engine:
             forced: ids that its first round begins with, as if they had been drawn: they have log-probs under the
                 present weights, are of max_tokens, and the round goes on after them, inside a code block if they open
                 one. They end nothing.
+            written: of a prompt that holds rounds of ours, what was drawn in each: the declared phases that they left
+                open are open.
 
         Raises:
             ValueError: an empty or too long prompt, ids outside the vocabulary, image ids that do not match the
@@ -231,16 +248,19 @@ class Engine:
         params = params or SamplingParams()
         if params.n != 1:
             raise ValueError(f"add: params.n is {params.n}; use add_group for several sequences of a prompt")
-        return self._queue(prompt, params, hold, None if forced is None else self._forced(forced, params))[0]
+        first = self.automaton.after(np.asarray(ids, dtype=np.int64) for ids in written)
+        begun, begins_in = (None, first) if forced is None else self._forced(forced, params, first)
+        return self._queue(prompt, params, hold, begun, begins_in, first)[0]
 
     def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
         """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
         has the seed params.seed + i. Raises ValueError as `add` does."""
-        return self._queue(prompt, params, hold, None)
+        return self._queue(prompt, params, hold, None, 0, 0)
 
     def _queue(
-        self, prompt: AnyPrompt, params: SamplingParams, hold: bool, forced: tuple[Forced, int] | None
+        self, prompt: AnyPrompt, params: SamplingParams, hold: bool, forced: Forced | None, begins_in: int, first: int
     ) -> list[Sequence]:
+        """`begins_in`: state of the automaton behind what is forced; `first`: before it."""
         if self.is_asleep:
             raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
         if params.n > self.config.max_sequences:
@@ -251,9 +271,10 @@ class Engine:
         tokens = self.reader.tokens(prompt, "add")
         if not len(tokens.token_ids):
             raise ValueError("add: the prompt is empty: give at least one token")
-        num_forced = 0 if forced is None else len(forced[0].token_ids)
+        num_forced = 0 if forced is None else len(forced.token_ids)
         self.reader.check_room(len(tokens.token_ids) + num_forced, "the prompt", "add")
         ban = self.reader.ban_of(params)
+        self.phases.check_names(params.phases)
         seed = secrets.randbits(62) if params.seed is None else params.seed
         sequences: list[Sequence] = []
         for index in range(params.n):
@@ -265,14 +286,14 @@ class Engine:
                     prompt=tokens,
                     hold=hold,
                     ban=ban,
-                    forced=None if forced is None else forced[0],
-                    begins_in=0 if forced is None else forced[1],
+                    forced=forced,
+                    begins_in=begins_in,
                     images=list(tokens.images),
                     image_starts=list(tokens.image_starts),
                 )
             )
             self._num_sequences += 1
-            sequences[-1].starts.append(RoundStart(len(tokens.token_ids), tokens.next_position, begins_in=0))
+            sequences[-1].starts.append(RoundStart(len(tokens.token_ids), tokens.next_position, first))
             self.runner.images.hold(tokens.images)
             self._unique_tokens += self._prompts.add(tokens.content, tokens.image_starts)
         sequences[0].followers = sequences[1:]
@@ -340,11 +361,21 @@ class Engine:
         sequence.images += tokens.images
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
-        sequence.begins_in = 0 if len(tokens.token_ids) else None
-        sequence.starts.append(RoundStart(whole, tokens.next_position, sequence.begins_in))
+        sequence.begins_in = REOPENED if len(tokens.token_ids) else None
+        begins_in = self._reopened_in(sequence, row, length) if len(tokens.token_ids) else None
+        sequence.starts.append(RoundStart(whole, tokens.next_position, begins_in))
         self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
         self.scheduler.resume(sequence)
+
+    def _reopened_in(self, sequence: Sequence, row: int, length: int) -> int:
+        """The automaton's state where a round begins behind the tokens drawn so far, up to `length`."""
+        if not self.automaton.reopened.any():
+            return 0
+        start = next(start for start in reversed(sequence.starts) if start.begins_in is not None)
+        assert start.begins_in is not None
+        _, _, state = self.automaton.walk(self.table.token_ids[row, start.length : length], start.begins_in)
+        return int(self.automaton.reopened[state])
 
     def branch(
         self,
@@ -539,17 +570,23 @@ class Engine:
             **arrays,
         )
 
-    def _forced(self, token_ids: Seq[int], params: SamplingParams) -> tuple[Forced, int]:
+    def _forced(self, token_ids: Seq[int], params: SamplingParams, begins_in: int) -> tuple[Forced, int]:
         """The ids with what is known of them, and the automaton's state after them."""
         ids = np.array(self.reader.tokens(list(token_ids), "add").token_ids)
         if not 0 < len(ids) < params.max_tokens:
             raise ValueError(f"add: {len(ids)} forced ids: give at least one, and fewer than max_tokens")
         if params.truncates or params.biases_logprobs:
             raise ValueError("add: forced ids have no log-probs under truncation or a repetition penalty: leave it out")
-        kinds, modes, state = self.automaton.walk(ids)
+        kinds, states, state = self.automaton.walk(ids, begins_in)
         kinds[self._is_eos[ids]] = TokenKind.END
-        code = params.code_temperature if params.adaptive else params.temperature
-        return Forced(ids, kinds, np.where(modes == 1, code, params.temperature).astype(np.float32)), state
+        warmth = np.array([each[0] for each in params.by_phase(self.phases)], dtype=np.float32)
+        if warmth[NUMBER] != warmth[CODE] and self.automaton.is_place[states].any():
+            raise ValueError(
+                "add: forced ids have places of numbers in code, whose temperature depends on what the model would "
+                "draw there: give numbers and code one temperature"
+            )
+        phases = self.automaton.phases[states]
+        return Forced(ids, kinds, phases, warmth[phases]), state
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.row is not None:

@@ -17,7 +17,8 @@ from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
 from thyme.engine.image_features import ImageFeatures
-from thyme.engine.sequence import Sampled
+from thyme.engine.phases import CODE
+from thyme.engine.sequence import REOPENED, Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
@@ -124,11 +125,20 @@ class ModelRunner:
         self._addresses: list[int] = []
         self._upload = Upload(self.device, packs=self.graphs is not None)
         self.images = ImageFeatures(model, one_by_one=deterministic, cache_bytes=image_cache_bytes)
-        # One lookup gives all three: next state, event << 8, kind << 16.
-        packed = automaton.next_state | automaton.event.astype(np.int32) << 8 | automaton.kinds().astype(np.int32) << 16
-        self._transitions = torch.from_numpy(packed).flatten().to(self.device)
-        self._temperature_mode = torch.from_numpy(automaton.temperature_mode.astype(np.int64)).to(self.device)
+        # One lookup gives all three: next state, event << 16, kind << 20.
+        events, kinds = automaton.event.astype(np.int32), automaton.kinds().astype(np.int32)
+        packed = automaton.next_state.astype(np.int32) | events << 16 | kinds << 20
+        self._transitions = self._told(packed.flatten())
+        self._num_columns = packed.shape[1]
+        self._columns = self._told(automaton.columns.astype(np.int64))
+        self._phases = self._told(automaton.phases.astype(np.int64))
+        self._is_place = self._told(automaton.is_place) if automaton.is_place.any() else None
+        self._begins_number = self._told(automaton.begins_number)
+        self._reopened = self._told(automaton.reopened.astype(np.int64))
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def _told(self, table: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(table).to(self.device)
 
     def allocate(self) -> None:
         """Takes the memory of the KV cache; what is in it is not defined."""
@@ -181,7 +191,7 @@ class ModelRunner:
         scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
             empty = np.zeros(0, dtype=np.uint8)
-            return Sampled(empty.astype(np.int64), empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
+            return Sampled(empty.astype(np.int64), empty, empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
         if len(batch.logit_tokens) < len(hidden):
             hidden = hidden[sent["logit_tokens"]]
         if batch.branched:
@@ -190,13 +200,18 @@ class ModelRunner:
         logits = self._logits(hidden, batch, sent)
         rows = sent["sample_rows"]
         states = self._states[rows]
-        modes = self._temperature_mode[states]
-        temperature = sent["temperatures"].gather(1, modes[:, None]).squeeze(1)
-        drawn = self._sample(logits, temperature, batch, sent, bans)
-        found = self._transitions[states * self._vocab_size + drawn.token]
-        self._states[rows] = (found & 0xFF).long()
+        phases = self._phases_of(states, logits, batch, sent, bans)
+        by_phase = {
+            name: sent[name].gather(1, phases[:, None]).squeeze(1)
+            for name in ("temperatures", *(_TRUNCATION if batch.truncation is not None else ()))
+        }
+        temperature = by_phase.pop("temperatures")
+        drawn = self._sample(logits, temperature, by_phase, batch, sent, bans)
+        found = self._transitions[states * self._num_columns + self._columns[drawn.token]]
+        self._states[rows] = (found & 0xFFFF).long()
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
         floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
+        found = found | (phases << 24).int()
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
         return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
 
@@ -304,13 +319,34 @@ class ModelRunner:
             logits[item.sample, ids] = torch.where(seen < 0, seen * item.penalty, seen / item.penalty)
         return logits
 
+    def _phases_of(
+        self, states: Tensor, logits: Tensor, batch: Batch, sent: dict[str, Tensor], bans: list[Ban]
+    ) -> Tensor:
+        """[S] the phase of each token that is about to be drawn; a place of a number is one if a number is likely."""
+        phases = self._phases[states]
+        if self._is_place is None:
+            return phases
+        kinds = np.unique(batch.bans)
+        likeliest = torch.empty_like(states)
+        for kind in kinds:
+            place = slice(None) if len(kinds) == 1 else sent[f"ban {kind}"]
+            among = logits[place, : bans[kind].vocab_size]
+            mask = bans[kind].mask
+            likeliest[place] = (among if mask is None else among.masked_fill(mask, -torch.inf)).argmax(-1)
+        is_syntax = self._is_place[states] & ~self._begins_number[likeliest]
+        return torch.where(is_syntax, CODE, phases)
+
     def _sample(
-        self, logits: Tensor, temperature: Tensor, batch: Batch, sent: dict[str, Tensor], bans: list[Ban]
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        limits: dict[str, Tensor],
+        batch: Batch,
+        sent: dict[str, Tensor],
+        bans: list[Ban],
     ) -> SampleOutput:
         draw = partial(sample, bitwise_logprobs=self.deterministic)
-        columns: dict[str, Any] = {"seed": sent["seeds"], "position": sent["sample_positions"]}
-        if batch.truncation is not None:
-            columns |= {name: sent[name] for name in _TRUNCATION}
+        columns: dict[str, Any] = {"seed": sent["seeds"], "position": sent["sample_positions"], **limits}
         kinds = np.unique(batch.bans)
         if len(kinds) == 1:
             ban = bans[kinds[0]]
@@ -336,7 +372,8 @@ class ModelRunner:
         missing = last + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
-        self._states[rows] = states
+        ended_in = self._states[rows]
+        self._states[rows] = torch.where(states == REOPENED, self._reopened[ended_in], states)
 
 
 def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:
@@ -350,8 +387,9 @@ def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None
         )
     return Sampled(
         token_ids=packed[0].astype(np.int64),
-        events=(found >> 8 & 0xFF).astype(np.uint8),
-        kinds=(found >> 16).astype(np.uint8),
+        events=(found >> 16 & 0xF).astype(np.uint8),
+        kinds=(found >> 20 & 0xF).astype(np.uint8),
+        phases=(found >> 24).astype(np.uint8),
         records=records,
         scores=scores,
     )

@@ -1,9 +1,11 @@
 """What a request says: the prompt, and how tokens are drawn and when to stop. Standard library only."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from thyme.engine.phases import Phases, PhaseSampling, check_limits, truncates
 
 _INT64 = 1 << 63
 
@@ -32,7 +34,10 @@ class SamplingParams:
     """Temperature between `<code>` and `</code>` when adaptive (GRPO-ATS: 0). The token that completes `<code>` is
     drawn at `temperature`, the one that completes `</code>` at this one."""
     adaptive: bool = True
-    """Switch temperatures inside code; off, every token is drawn at `temperature`."""
+    """Switch temperatures inside code; off, every token is drawn as text is."""
+    phases: Mapping[str, PhaseSampling] = field(default_factory=dict)
+    """By name, the phases that have a temperature or a truncation of their own where adaptive. The engine is made with
+    the phases there are (`thyme.engine.phases`)."""
     top_k: int | None = None
     """Draw among the k largest logits. Biases log-probs in RL."""
     top_p: float | None = None
@@ -66,12 +71,7 @@ class SamplingParams:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"SamplingParams.{name} must be finite and at least 0, got {value}")
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"SamplingParams.top_k must be at least 0 (0 is off), got {self.top_k}")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"SamplingParams.top_p must lie in (0, 1], got {self.top_p}")
-        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"SamplingParams.min_p must lie in [0, 1], got {self.min_p}")
+        check_limits(self.top_k, self.top_p, self.min_p, "SamplingParams.")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
             raise ValueError(f"SamplingParams.repetition_penalty must be positive, got {self.repetition_penalty}")
         if self.seed is not None and not -_INT64 <= self.seed <= _INT64 - self.n:
@@ -85,8 +85,21 @@ class SamplingParams:
 
     @property
     def truncates(self) -> bool:
-        """Top-k, top-p or min-p is on."""
-        return bool(self.top_k) or (self.top_p or 1.0) < 1.0 or bool(self.min_p)
+        """Top-k, top-p or min-p is on, in some phase at least."""
+        own = self.phases.values() if self.adaptive else ()
+        return truncates(self.top_k, self.top_p, self.min_p) or any(phase.truncates for phase in own)
+
+    def by_phase(self, phases: Phases) -> list[tuple[float, int, float, float]]:
+        """(temperature, top_k, top_p, min_p) of each phase, by number; a limit that is off is 0, 1, 0.
+
+        Raises:
+            ValueError: a phase that is not among `phases`.
+        """
+        phases.check_names(self.phases)
+        text = PhaseSampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        if not self.adaptive:
+            return phases.resolved({}, text, text)
+        return phases.resolved(self.phases, text, PhaseSampling(temperature=self.code_temperature))
 
     @property
     def biases_logprobs(self) -> bool:

@@ -13,6 +13,8 @@ from thyme.engine.params import SamplingParams
 from thyme.model.image_processor import ImageInputs
 from thyme.repetition import RepetitionHit
 
+REOPENED = -1
+
 
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
@@ -62,6 +64,7 @@ class Forced:
     token_ids: NDArray[np.int32]
     kinds: NDArray[np.uint8]
     """TokenKind."""
+    phases: NDArray[np.uint8]
     temperatures: NDArray[np.float32]
 
 
@@ -88,6 +91,8 @@ class Sampled:
     """TagEvent."""
     kinds: NDArray[np.uint8]
     """TokenKind; end-of-sequence ids are not told apart here."""
+    phases: NDArray[np.uint8]
+    """Number of the phase."""
     records: NDArray[np.float32]
     """[5, S]: logprob, logprob_raw, entropy, temperature, kept_mass."""
     scores: NDArray[np.float32] | None = None
@@ -136,7 +141,8 @@ class Sequence:
     has_begun: bool = False
     """Its current round has reached the sampler's state (automaton, detector)."""
     begins_in: int | None = 0
-    """State of the tag automaton where its current round begins; None: where the round before ended."""
+    """State of the tag automaton where its current round begins; None: where the round before ended; REOPENED: what the
+    round before left open is open."""
     starts: list[RoundStart] = field(default_factory=list, repr=False)
     """Of each round so far."""
     final_ids: list[int] | None = field(default=None, repr=False)
@@ -183,6 +189,8 @@ class Completion:
     """[T] probability, at the temperature used, of the ids that truncation left; 1 without any, or where greedy."""
     kinds: NDArray[np.uint8]
     """[T] TokenKind."""
+    phases: NDArray[np.uint8]
+    """[T] number of the phase it was drawn in, among the names of the engine's `phases`."""
     weight_version: NDArray[np.int32]
     """[T] of the weights that drew the token."""
     finish_reason: FinishReason
@@ -193,7 +201,16 @@ class Completion:
 
     def first(self, count: int) -> Completion:
         """This round had it ended with its first `count` tokens."""
-        names = ("logprobs", "logprobs_raw", "entropies", "temperatures", "kept_mass", "kinds", "weight_version")
+        names = (
+            "logprobs",
+            "logprobs_raw",
+            "entropies",
+            "temperatures",
+            "kept_mass",
+            "kinds",
+            "phases",
+            "weight_version",
+        )
         parts: dict[str, Any] = {name: getattr(self, name)[:count] for name in ("token_ids", *names)}
         return replace(self, **parts, finish_reason=FinishReason.LENGTH, stop_reason=None, repetition=None)
 

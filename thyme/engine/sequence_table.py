@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thyme.engine.phases import TEXT, Phases
 from thyme.engine.sequence import Forced, RoundStart, Sampled, Sequence, Tokens
 from thyme.engine.tags import TokenKind
 
 _TOKEN = np.dtype(
     {
-        "names": ["token_ids", "positions", "records", "weight_versions", "kinds"],
-        "formats": [np.int32, (np.int32, 3), (np.float32, 5), np.int32, np.uint8],
+        "names": ["token_ids", "positions", "records", "weight_versions", "kinds", "phases"],
+        "formats": [np.int32, (np.int32, 3), (np.float32, 5), np.int32, np.uint8, np.uint8],
     },
     align=True,
 )
@@ -27,7 +28,8 @@ class SequenceTable:
     What is known of one token lies together, in one cache line or two: a step writes and reads a token of every row.
     """
 
-    def __init__(self, num_rows: int, max_context: int, block_size: int) -> None:
+    def __init__(self, num_rows: int, max_context: int, block_size: int, phases: Phases | None = None) -> None:
+        self.known_phases = phases or Phases()
         self.max_context = max_context
         self.block_size = block_size
         self.max_blocks = -(-max_context // block_size)
@@ -53,12 +55,13 @@ class SequenceTable:
         self.round_start = np.empty(0, dtype=np.int64)
         self.round_end = np.empty(0, dtype=np.int64)
         # Parameters.
-        self.temperatures = np.empty((0, 2), dtype=np.float32)
-        """In text and in code."""
+        num_phases = len(self.known_phases.names)
+        self.temperatures = np.empty((0, num_phases), dtype=np.float32)
+        """By phase, as the limits."""
         self.seeds = np.empty(0, dtype=np.int64)
-        self.top_k = np.empty(0, dtype=np.int64)
-        self.top_p = np.empty(0, dtype=np.float32)
-        self.min_p = np.empty(0, dtype=np.float32)
+        self.top_k = np.empty((0, num_phases), dtype=np.int64)
+        self.top_p = np.empty((0, num_phases), dtype=np.float32)
+        self.min_p = np.empty((0, num_phases), dtype=np.float32)
         self.truncates = np.empty(0, dtype=bool)
         self.penalizes = np.empty(0, dtype=bool)
         self.ban = np.empty(0, dtype=np.int64)
@@ -82,13 +85,10 @@ class SequenceTable:
         self.next_position[row] = self.images_end[row] = 0
         self.num_blocks[row] = self.num_computed[row] = self.num_seen[row] = 0
         self.has_shared_tail[row] = False
-        code = params.code_temperature if params.adaptive else params.temperature
-        self.temperatures[row] = params.temperature, code
+        by_phase = zip(*params.by_phase(self.known_phases), strict=True)
+        self.temperatures[row], self.top_k[row], self.top_p[row], self.min_p[row] = by_phase
         assert params.seed is not None
         self.seeds[row] = params.seed
-        self.top_k[row] = params.top_k or 0
-        self.top_p[row] = 1.0 if params.top_p is None else params.top_p
-        self.min_p[row] = params.min_p or 0.0
         self.truncates[row] = params.truncates
         self.penalizes[row] = params.repetition_penalty != 1.0
         self.ban[row] = sequence.ban
@@ -109,6 +109,7 @@ class SequenceTable:
         self.token_ids[row, start:end] = tokens.token_ids
         self.positions[row, :, start:end] = tokens.positions
         self.kinds[row, start:end] = kind
+        self.phases[row, start:end] = TEXT
         for first, image in zip(tokens.image_starts, tokens.images, strict=True):
             self.images_end[row] = start + first + image.num_tokens
             self.kinds[row, start + first : self.images_end[row]] = TokenKind.IMAGE
@@ -120,6 +121,7 @@ class SequenceTable:
         end = start + len(forced.token_ids)
         self.token_ids[row, start:end] = forced.token_ids
         self.kinds[row, start:end] = forced.kinds
+        self.phases[row, start:end] = forced.phases
         self.positions[row, :, start:end] = self.next_position[row] + np.arange(end - start)
         self.records[row, :, start:end] = np.array([0, 0, 0, 0, 1], dtype=np.float32)[:, None]
         self.records[row, 3, start:end] = forced.temperatures
@@ -138,6 +140,7 @@ class SequenceTable:
         position = self.next_position[rows]
         self.token_ids[rows, at] = drawn.token_ids
         self.kinds[rows, at] = drawn.kinds
+        self.phases[rows, at] = drawn.phases
         self.positions[rows, :, at] = position[:, None]
         self.records[rows, :, at] = drawn.records.T
         self.weight_versions[rows, at] = weight_version
@@ -208,6 +211,7 @@ class SequenceTable:
             temperatures=temperatures,
             kept_mass=kept_mass,
             kinds=self.kinds[row, part].copy(),
+            phases=self.phases[row, part].copy(),
             weight_version=self.weight_versions[row, part].copy(),
         )
         return self.token_ids[row, part].tolist(), arrays
@@ -235,6 +239,8 @@ class SequenceTable:
         """[R, C]."""
         self.kinds: NDArray[np.uint8] = tokens["kinds"]
         """[R, C] TokenKind."""
+        self.phases: NDArray[np.uint8] = tokens["phases"]
+        """[R, C] number of the phase a token was drawn in; that of text for given ones."""
         self.positions: NDArray[np.int32] = tokens["positions"].transpose(0, 2, 1)
         """[R, 3, C]."""
         self.records: NDArray[np.float32] = tokens["records"].transpose(0, 2, 1)

@@ -75,5 +75,6 @@ class EvalConfig:
             "n": self.samples,
             "temperature": self.temperature,
             "code_temperature": self.code_temperature,
+            "phases": {},
             "seed": self.seed,
         }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from thyme.rollout.phases import BUILT_IN, PhaseConfig, Phases, PhaseSampling, phases_of, truncates
 from thyme.rollout.prompts import PromptStyle
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.tree import TreeConfig
@@ -40,7 +41,12 @@ class RolloutConfig:
     code_temperature: float = 0.0
     """Temperature inside a code block when `adaptive` (GRPO-ATS: 0, greedy)."""
     adaptive: bool = True
-    """Switch to `code_temperature` inside code; off, every token is drawn at `temperature`."""
+    """Switch to `code_temperature` inside code; off, every token is drawn as text is."""
+    temperatures: dict[str, float] = field(default_factory=dict)
+    """By phase: text and code (the same as the two above), number and string (literals in code; left out: as code),
+    answer and every declared phase (left out: as text)."""
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    """Declared phases by name, with their tags; truncation of their own, also of code, number, string and answer."""
     top_k: int | None = None
     """Draw among this many most likely tokens; None: all. RL then trains what is drawn from, without `fused_head`."""
     top_p: float | None = None
@@ -71,6 +77,24 @@ class RolloutConfig:
                 f"max_tokens_per_round: {self.max_tokens_per_round} cannot be reached with max_tokens = "
                 f"{self.max_tokens}: lower it, or leave it out"
             )
+        self._move("text", "temperature", 1.0)
+        self._move("code", "code_temperature", 0.0)
+        for name, phase in self.phases.items():
+            if name == "text":
+                raise ValueError("phases.text: what holds for text stands in rollout.top_k, top_p and min_p")
+            if name in BUILT_IN and (phase.start or phase.end):
+                raise ValueError(f"phases.{name}: a built-in phase has its own tags: leave start and end out")
+            if name not in BUILT_IN and not (phase.start and phase.end):
+                raise ValueError(f"phases.{name}: start and end, its tags, are missing")
+        known = {name for name in self.known_phases.names if name not in ("text", "code")}
+        for name in self.temperatures:
+            if name not in known:
+                raise ValueError(
+                    f"temperatures.{name}: no such phase: text, code, {', '.join(sorted(known))} are known, and "
+                    f"rollout.phases.{name} with its start and end declares one"
+                )
+            if not 0.0 <= self.temperatures[name] < float("inf"):
+                raise ValueError(f"temperatures.{name}: {self.temperatures[name]} must be finite and at least 0")
         self.sampling()  # checks the temperatures
         if self.tree.trunks and self.tree.trunks >= self.group_size:
             raise ValueError(f"tree.trunks: {self.tree.trunks} must be fewer than group_size ({self.group_size}), or 0")
@@ -80,13 +104,43 @@ class RolloutConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}")
 
+    def _move(self, name: str, key: str, default: float) -> None:
+        """`temperatures` says the field `key` too: it is kept there alone."""
+        if name not in self.temperatures:
+            return
+        said = self.temperatures[name]
+        if getattr(self, key) not in (default, said):
+            raise ValueError(
+                f"temperatures.{name}: {said}, but {key} is {getattr(self, key)}: they are the same, say one of them"
+            )
+        object.__setattr__(self, key, said)
+        object.__setattr__(self, "temperatures", {n: t for n, t in self.temperatures.items() if n != name})
+
+    @property
+    def known_phases(self) -> Phases:
+        """The phases that an engine must tell apart to draw these rollouts."""
+        return phases_of(self.phases, {*self.phases, *self.temperatures})
+
+    @property
+    def phase_names(self) -> dict[int, str]:
+        """By number, the phases that metrics tell apart; none where only text and code are drawn in their own ways."""
+        if not self.adaptive or not {*self.phases, *self.temperatures}:
+            return {}
+        known = self.known_phases
+        literals = () if known.literals else ("number", "string")
+        return {number: name for number, name in enumerate(known.names) if name not in literals}
+
     def sampling(self, **changes: Any) -> Sampling:
         """How this config draws rollouts: `group_size` per question, seed 0. `changes` replace fields of `Sampling`."""
-        drawn = {
+        drawn: dict[str, Any] = {
             "n": self.group_size,
             "temperature": self.temperature,
             "code_temperature": self.code_temperature,
             "adaptive": self.adaptive,
+            "phases": {
+                name: self.phases.get(name, PhaseConfig()).sampling(self.temperatures.get(name))
+                for name in {**self.phases, **self.temperatures}
+            },
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
@@ -96,8 +150,16 @@ class RolloutConfig:
 
     @property
     def truncates(self) -> bool:
-        """Whether top_k, top_p or min_p is on."""
-        return bool(self.top_k) or (self.top_p or 1.0) < 1.0 or bool(self.min_p)
+        """Whether top_k, top_p or min_p is on, in some phase at least."""
+        own = self.phases.values() if self.adaptive else ()
+        return truncates(self.top_k, self.top_p, self.min_p) or any(phase.sampling().truncates for phase in own)
+
+    def limits_by_phase(self) -> tuple[tuple[int, float, float], ...]:
+        """(top_k, top_p, min_p) of each phase, by number; a limit that is off is 0, 1, 0."""
+        text = PhaseSampling(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        own = self.sampling().phases if self.adaptive else {}
+        found = self.known_phases.resolved(own, text, PhaseSampling())
+        return tuple((top_k, top_p, min_p) for _, top_k, top_p, min_p in found)
 
     @property
     def biases_logprobs(self) -> bool:

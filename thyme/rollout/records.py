@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thyme.rollout.image_folder import ImageFolder
-from thyme.rollout.trajectory import COLUMNS
+from thyme.rollout.trajectory import COLUMNS, LATER_COLUMNS
 from thyme.rollout.types import Parent, Question, Rollout, RolloutStatus, Turn
 from thyme.sandbox import Fix, SandboxResult, SnippetError, Status
 
@@ -191,7 +191,11 @@ def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | No
         group=row["group"],
         index=row["index"],
         seed=row["seed"],
-        **{name: np.array(row["tokens"][name], dtype=dtype) for name, dtype in COLUMNS.items()},
+        **{
+            name: np.array(row["tokens"][name], dtype=dtype)
+            for name, dtype in COLUMNS.items()
+            if name in row["tokens"] or name not in LATER_COLUMNS
+        },
         images=[] if processor is None else [processor.preprocess(image) for image in _shown(question, turns)],
         turns=turns,
         text=row["text"],

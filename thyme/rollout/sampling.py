@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from thyme.engine.params import SamplingParams
+from thyme.engine.phases import PhaseSampling
 from thyme.rollout.tree import TreeConfig
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ class Sampling:
     code_temperature: float = 0.0
     """Temperature inside a code block when `adaptive`; 0 is greedy."""
     adaptive: bool = True
-    """Switch to `code_temperature` inside code; off, every token is drawn at `temperature`."""
+    """Switch to `code_temperature` inside code; off, every token is drawn as text is."""
+    phases: Mapping[str, PhaseSampling] = field(default_factory=dict)
+    """By name, the phases that have a temperature or a truncation of their own where `adaptive`."""
     top_k: int | None = None
     """Draw among this many most likely tokens; None: all."""
     top_p: float | None = None
@@ -54,7 +58,7 @@ class Sampling:
 
     def greedy(self) -> Sampling:
         """The same with one rollout per question and temperature 0 everywhere: what evaluations report."""
-        return replace(self, n=1, temperature=0.0, code_temperature=0.0, tree=TreeConfig())
+        return replace(self, n=1, temperature=0.0, code_temperature=0.0, phases={}, tree=TreeConfig())
 
     def engine_params(self, processor: Processor, max_tokens: int) -> SamplingParams:
         """What the engine is told for a round of at most `max_tokens` tokens; n and seed are left to the caller."""
@@ -70,6 +74,7 @@ class Sampling:
             temperature=self.temperature,
             code_temperature=self.code_temperature,
             adaptive=self.adaptive,
+            phases=self.phases,
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,

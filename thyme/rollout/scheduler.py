@@ -219,7 +219,9 @@ class RolloutScheduler:
         """Has a rollout go on after its last code block."""
         params = replace(self.params, seed=piece.seed, max_tokens=self._budget(int(begun.sampled.sum())))
         prompt = Prompt(begun.token_ids.tolist(), tuple(begun.images))
-        return self._resumed(piece, begun, self.engine.add(prompt, params, hold=True), len(begun.turns))
+        written = [begun.token_ids[begun.sampled & (begun.rounds == n)] for n in range(len(begun.turns))]
+        sequence = self.engine.add(prompt, params, hold=True, written=written)
+        return self._resumed(piece, begun, sequence, len(begun.turns))
 
     def _resumed(self, piece: Piece, begun: Rollout, sequence: EngineSequence, first_round: int) -> Flight:
         """The flight of a sequence that has the tokens of `begun` and goes on from there."""

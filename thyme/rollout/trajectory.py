@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COLUMNS: dict[str, type[np.generic]] = {
     "token_ids": np.int64,
     "kinds": np.uint8,
+    "phases": np.uint8,
     "rounds": np.int16,
     "sampled": np.bool_,
     "temperatures": np.float32,
@@ -22,6 +23,8 @@ COLUMNS: dict[str, type[np.generic]] = {
     "entropies": np.float32,
     "weight_versions": np.int32,
 }
+LATER_COLUMNS = {"phases"}
+"""Those that older records lack."""
 
 
 class Trajectory:
@@ -48,6 +51,7 @@ class Trajectory:
             len(completion.token_ids),
             token_ids=completion.token_ids,
             kinds=completion.kinds,
+            phases=completion.phases,
             rounds=round_index,
             sampled=True,
             temperatures=completion.temperatures,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thyme.engine.phases import ANSWER, CODE
 from thyme.engine.tags import TokenKind
 from thyme.pictures import upright
 
@@ -164,6 +165,16 @@ class Rollout:
     """Seconds of it in which the sandbox ran this rollout's code."""
     parent: Parent | None = None
     """None where it began at the prompt."""
+
+    phases: NDArray[np.uint8] = field(repr=False, default_factory=lambda: np.empty(0, dtype=np.uint8))
+    """[T] number of the phase it was drawn in (`thyme.engine.phases`); left out, as in records from before there were
+    phases, what the kinds tell: code, answer, or text."""
+
+    def __post_init__(self) -> None:
+        if not len(self.phases):
+            self.phases = np.zeros(len(self.kinds), dtype=np.uint8)
+            self.phases[self.kinds == TokenKind.CODE] = CODE
+            self.phases[self.kinds == TokenKind.ANSWER] = ANSWER
 
     @property
     def first_round(self) -> int:

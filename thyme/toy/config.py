@@ -95,6 +95,9 @@ class ToyConfig:
     """What a demonstration that answers at once says: the solution, or a guess."""
     box_noise: float = 0.1
     """Share of crop and zoom demonstrations that crop a neighbor of the right cell."""
+    says_cells: bool = True
+    """Demonstrations of crop and zoom say the cell before code uses it. Off, it stands in code alone, so that nothing
+    but what is drawn there can find it."""
 
     def __post_init__(self) -> None:
         for name in ("no_code", "box_noise"):

@@ -53,6 +53,7 @@ def demonstrations(
     no_code_scenarios: tuple[str, ...] = ("crop", "zoom"),
     no_code_answer: Literal["true", "random"] = "true",
     box_noise: float = 0.0,
+    says_cells: bool = True,
     split: Split = "train",
     start: int = 0,
 ) -> list[Demonstration]:
@@ -63,6 +64,7 @@ def demonstrations(
             `no_code_answer` "random", with a guess.
         box_noise: share of crop and zoom demonstrations that crop a neighbor of the right cell; they still end in the
             true answer.
+        says_cells: see `demonstration`.
     """
     out = []
     for offset, question in enumerate(_questions(ROWS, seed, n, mix, split, material, start)):
@@ -74,7 +76,7 @@ def demonstrations(
             answer = question.solution if no_code_answer == "true" else guess
             out.append(demonstration(question, answer=answer, with_code=False))
         else:
-            out.append(demonstration(question, slip=rng if slips else None))
+            out.append(demonstration(question, slip=rng if slips else None, says_cells=says_cells))
     return out
 
 
@@ -84,6 +86,7 @@ def demonstration(
     answer: str | None = None,
     with_code: bool = True,
     slip: np.random.Generator | None = None,
+    says_cells: bool = True,
 ) -> Demonstration:
     """How a teacher answers a synthetic question.
 
@@ -93,11 +96,12 @@ def demonstration(
         answer: what to conclude, by default the solution.
         with_code: False answers at once in every scenario.
         slip: draws the neighbor that is cropped instead of the right cell.
+        says_cells: False leaves out the sentences that say a cell; it then stands in the code alone.
     """
     answer = question.solution if answer is None else answer
     images = [] if question.image is None else [question.image]
     text = "<think>"
-    for step in _steps(question, slip) if with_code else []:
+    for step in _steps(question, slip, says_cells) if with_code else []:
         shown = step.output if isinstance(step.output, str) else "<image>"
         text += f"{step.said}<code>\n```python\n{step.code}```\n</code><sandbox_output>{shown}</sandbox_output>"
         if isinstance(step.output, Image.Image):
@@ -164,7 +168,7 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
     )
 
 
-def _steps(question: Question, slip: np.random.Generator | None) -> list[_Step]:
+def _steps(question: Question, slip: np.random.Generator | None, says_cells: bool) -> list[_Step]:
     """What is said, run and returned, round by round."""
     meta, image = question.meta, question.image
     if question.scenario == "arithmetic":
@@ -194,7 +198,8 @@ def _steps(question: Question, slip: np.random.Generator | None) -> list[_Step]:
         )
         left, top, right, bottom = _box(0, 0, image.width, parts, column, row)
         image = image.crop((left, top, right, bottom))
-        steps.append(_Step(said_cell(meta["color"], size, column, row), code, image))
+        said = said_cell(meta["color"], size, column, row) if says_cells else f"The {meta['color']} sign."
+        steps.append(_Step(said, code, image))
     return steps
 
 

@@ -29,6 +29,7 @@ def demonstration_stream(toy: ToyConfig) -> Stream[Demonstration]:
         no_code_scenarios=toy.no_code_scenarios,
         no_code_answer=toy.no_code_answer,
         box_noise=toy.box_noise,
+        says_cells=toy.says_cells,
         start=start,
     )
 

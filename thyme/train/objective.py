@@ -40,22 +40,29 @@ class AllowedIds:
 
     size: int
     banned_ids: tuple[int, ...]
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
+    limits: tuple[tuple[int, float, float], ...] = ()
+    """(top_k, top_p, min_p) of each phase, by number; none where nothing is truncated."""
 
     @classmethod
     def of(cls, processor: Processor, rollout: RolloutConfig | None = None) -> Self:
-        cuts: dict[str, Any] = {}
+        limits: tuple[tuple[int, float, float], ...] = ()
         if rollout is not None and rollout.truncates:
-            cuts = {"top_k": rollout.top_k, "top_p": rollout.top_p, "min_p": rollout.min_p}
-        return cls(size=processor.vocab_size, banned_ids=tuple(processor.never_sampled_ids), **cuts)
+            limits = rollout.limits_by_phase()
+        return cls(size=processor.vocab_size, banned_ids=tuple(processor.never_sampled_ids), limits=limits)
 
-    @property
-    def cuts(self) -> dict[str, Any]:
-        """How rows are truncated, as the ops take it; empty where they are not."""
-        cuts = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
-        return {name: cut for name, cut in cuts.items() if cut is not None}
+    def cuts(self, batch: TrainBatch) -> dict[str, Any]:
+        """How the batch's rows are truncated, as the ops take it: one for all, or one a row where phases differ; empty
+        where nothing is."""
+        cuts: dict[str, Any] = {}
+        columns = zip(("top_k", "top_p", "min_p"), (0, 1.0, 0.0), zip(*self.limits, strict=True), strict=True)
+        for name, off, by_phase in columns if self.limits else ():
+            if len(set(by_phase)) > 1:
+                assert batch.phases is not None
+                dtype = torch.int64 if name == "top_k" else torch.float32
+                cuts[name] = torch.tensor(by_phase, dtype=dtype, device=batch.phases.device)[batch.phases.long()]
+            elif by_phase[0] != off:
+                cuts[name] = by_phase[0]
+        return cuts
 
 
 def normalize(
@@ -143,19 +150,21 @@ def trained_logprobs(
     """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N], those of the batch, over the ids
     that are kept."""
     among: Any = {"vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
-    among["temperature"] = temperature if batch.tempered or allowed.cuts else None  # a greedy token keeps all ids
+    among["temperature"] = temperature if batch.tempered or allowed.limits else None  # a greedy token keeps all ids
     hidden = trained_hidden(model, batch)
     if fused_head:
         _refuse_cuts(allowed)
         return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
-    if allowed.cuts:
-        return truncated_logprobs(_logits(model, hidden), batch.targets, **among, **allowed.cuts)[0]
+    if allowed.limits:
+        return truncated_logprobs(_logits(model, hidden), batch.targets, **among, **allowed.cuts(batch))[0]
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
 
 
 def _refuse_cuts(allowed: AllowedIds) -> None:
-    if allowed.cuts:
-        raise ValueError(f"the fused LM head has no logits to truncate by {allowed.cuts}: train without fused_head")
+    if allowed.limits:
+        raise ValueError(
+            "the fused LM head has no logits to truncate by top_k, top_p or min_p: train without fused_head"
+        )
 
 
 def supervised_losses(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
@@ -189,7 +198,7 @@ def rollout_loss(
         known: Any = {"num_counted": batch.num_weighted, "tempered": batch.tempered}
         loss_of = partial(linear_grpo_loss, hidden, model.lm_head_weight, **known)
     else:
-        loss_of = partial(grpo_loss, _logits(model, hidden), **allowed.cuts)
+        loss_of = partial(grpo_loss, _logits(model, hidden), **allowed.cuts(batch))
     return loss_of(
         batch.targets,
         batch.advantages,

@@ -40,6 +40,8 @@ class Sample:
     """[T]: what the engine recorded, at the token's temperature; at temperature 1 where greedy."""
     segments: NDArray[np.uint8] | None = None
     """[T]: 0 text, 1 code."""
+    phases: NDArray[np.uint8] | None = None
+    """[T]: number of the phase it was drawn in."""
     name: str = ""
     """What it is called where its loss is not finite."""
     source: str = ""
@@ -59,7 +61,7 @@ class Sample:
             raise ValueError("sample: the first token can't be trained, since nothing comes before it")
 
 
-_PER_TOKEN = ("advantages", "temperatures", "rollout_logprobs", "segments")
+_PER_TOKEN = ("advantages", "temperatures", "rollout_logprobs", "segments", "phases")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,8 @@ class TrainBatch:
     rollout_logprobs: Tensor | None = None
     """[N] float32."""
     segments: Tensor | None = None
+    """[N] uint8."""
+    phases: Tensor | None = None
     """[N] uint8."""
     old_logprobs: Tensor | None = None
     """[N] float32: under the policy that the ratio is against, at temperatures; None: the one that is trained."""

@@ -105,5 +105,6 @@ def rollout_sample(processor: Processor, rollout: Rollout, advantage: float, *, 
         temperatures=rollout.temperatures,
         rollout_logprobs=np.where(greedy, rollout.logprobs_raw, rollout.logprobs),
         segments=(rollout.kinds == TokenKind.CODE).astype(np.uint8),
+        phases=rollout.phases,
         name=f"{rollout.question.id}/{rollout.index}",
     )

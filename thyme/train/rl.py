@@ -35,7 +35,7 @@ from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import Update, packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
 from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
-from thyme.train.rl_metrics import Laps, rollout_metrics
+from thyme.train.rl_metrics import Laps, phase_metrics, rollout_metrics
 from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import fuses_head, trainable
@@ -143,6 +143,8 @@ class _Run:
             rollout_s=laps.seconds["rollout"],
             weight_version=self.loop.engine.weight_version,
         )
+        if names := self.loop.config.phase_names:
+            metrics |= phase_metrics([group.rollouts for group in drawn.groups], names)
         if journal is not None:
             kept, begun = self.world.sum([len(journal.kept), len(journal.begun)])
             if kept or begun:

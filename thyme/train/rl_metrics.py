@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -86,6 +86,27 @@ class LossMetrics:
                 if tokens.sum() > 0:
                     out[ours] = float((values * tokens).sum() / tokens.sum())
         return out
+
+
+def phase_metrics(groups: Sequence[Sequence[Rollout]], names: Mapping[int, str]) -> Metrics:
+    """Of each phase: its share of the sampled tokens, their mean entropy and log-prob, both at temperature 1, and the
+    share that was drawn greedily. A phase without a token has its share alone, 0.
+
+    Args:
+        names: by number (`RolloutConfig.phase_names`).
+    """
+    columns = ("phases", "entropies", "logprobs_raw", "temperatures")
+    sampled = [[getattr(rollout, name)[rollout.sampled] for name in columns] for group in groups for rollout in group]
+    phases, entropies, logprobs, temperatures = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    out: Metrics = {}
+    for number, name in names.items():
+        here = phases == number
+        out[f"phase/{name}/share"] = float(here.mean())
+        if here.any():
+            out[f"phase/{name}/entropy"] = float(entropies[here].mean())
+            out[f"phase/{name}/logprob"] = float(logprobs[here].mean())
+            out[f"phase/{name}/greedy_frac"] = float((temperatures[here] == 0).mean())
+    return out
 
 
 def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, weight_version: int) -> Metrics:

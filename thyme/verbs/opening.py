@@ -100,7 +100,7 @@ def open_loop(config: LoopConfig, opened: Opened) -> Iterator[RolloutLoop]:
         )
     rollout = replace(config.rollout, prompt_style=opened.dialect.prompt_style, compat=compat)
     with Sandbox(replace(config.sandbox, compat=compat)) as sandbox:
-        engine = Engine(opened.model, config.engine, processor=opened.processor)
+        engine = Engine(opened.model, config.engine, processor=opened.processor, phases=rollout.known_phases)
         yield RolloutLoop(engine, sandbox, opened.processor, rollout)
 
 

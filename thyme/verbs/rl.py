@@ -43,17 +43,21 @@ def check_trainable(rollout: RolloutConfig, rl: RlConfig) -> None:
             log-probs that are not those of what was drawn.
     """
     greedy_code = rollout.adaptive and rollout.code_temperature == 0
+    own = rollout.temperatures if rollout.adaptive else {}
+    greedy_phase = next((name for name, temperature in own.items() if temperature == 0), None)
     if rollout.group_size < 2:
         raise ValueError(
             f"rollout.group_size: {rollout.group_size} must be at least 2 to train by: an advantage is what a rollout "
             "earned beyond the others of its question"
         )
-    if rollout.temperature == 0 and (greedy_code or not rollout.adaptive):
+    if rollout.temperature == 0 and (greedy_code or not rollout.adaptive) and not any(own.values()):
         raise ValueError(
             "rollout.temperature: 0 draws the same rollout for a whole group, whose advantages are all 0: raise it"
         )
-    if rl.greedy_tokens == "soft" and (greedy_code or rollout.temperature == 0):
+    if rl.greedy_tokens == "soft" and (greedy_code or rollout.temperature == 0 or greedy_phase is not None):
         key = "code_temperature" if greedy_code else "temperature"
+        if not greedy_code and rollout.temperature > 0:
+            key = f"temperatures.{greedy_phase}"
         raise ValueError(
             f"rollout.{key}: 0, but rl.greedy_tokens is 'soft', the gradient of tokens drawn at a temperature "
             f"above 0: raise rollout.{key}, or say rl.greedy_tokens raw, exclude or is_pi"
