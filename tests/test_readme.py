@@ -121,7 +121,11 @@ def test_the_walks_name_files_that_exist_in_the_order_of_the_story() -> None:
 
 def test_the_verbs_of_the_readme_are_verbs_and_the_verbs_are_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^(?:\.venv/bin/)?thyme (\w+(?: (?:build|check|compose|convert|dedup|review|run|stats|synth)\b)?)", text, re.MULTILINE)
+    commands = re.findall(
+        r"^(?:\.venv/bin/)?thyme (\w+(?: (?:build|check|compose|convert|dedup|review|run|stats|synth)\b)?)",
+        text,
+        re.MULTILINE,
+    )
     assert commands and set(commands) <= set(VERBS)
     for option in re.findall(r"^thyme .*?--([\w.-]+)", text, re.MULTILINE):
         assert option == "dry-run" or any(option.replace("-", "_") in HELP_KEYS[verb] for verb in VERBS), option

@@ -12,7 +12,7 @@ from torch import Tensor
 from thyme.model import packed_attention, tree_parts
 from thyme.model.prefix_tree import PrefixTree
 from thyme.model.tree_attention import tree_attention
-from thyme.model.tree_parts import Backend, CpuFlash, CudaFlash, Plain, parts_of
+from thyme.model.tree_parts import Backend, CpuFlash, CudaFlash, Part, Plain, parts_of, serves
 
 # A prompt and its rollouts; branches of branches, of equal lengths too; several roots; a chain; nothing shared; single
 # tokens; one sequence.
@@ -188,3 +188,23 @@ def test_values_and_gradients_on_a_gpu(tree: PrefixTree, dtype: torch.dtype, tol
     torch.testing.assert_close(out.double().cpu(), wide[0], atol=atol, rtol=rtol)
     torch.testing.assert_close(grad.double().cpu(), wide[1], atol=4 * atol, rtol=4 * rtol)
     assert tree_parts.backend_of(fused.cuda()) is (Plain if dtype == torch.float32 else CudaFlash)
+
+
+class _Shifted(CpuFlash):
+    @staticmethod
+    def forward(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        out, lse = CpuFlash.forward(part, q, k, v, scale)
+        return out, lse + 0.1
+
+
+class _Changed(CpuFlash):
+    @staticmethod
+    def forward(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        raise TypeError("_flash_attention_forward() got an unexpected argument")
+
+
+def test_a_backend_is_tried_before_it_is_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    cpu = torch.device("cpu")
+    assert serves(CpuFlash, cpu, torch.float32) and serves(Plain, cpu, torch.bfloat16) and not caplog.records
+    assert not serves(_Shifted, cpu, torch.float32) and "other values" in caplog.text
+    assert not serves(_Changed, cpu, torch.float32) and "unexpected argument" in caplog.text

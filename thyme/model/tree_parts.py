@@ -6,15 +6,19 @@ gradients given out and lse of the whole softmax that the part belongs to (thyme
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from thyme.model.prefix_tree import PrefixTree
+
+_log = logging.getLogger(__name__)
 
 Grads = tuple[Tensor, Tensor, Tensor]
 Run = tuple[int, int]
@@ -140,7 +144,42 @@ def backend_of(q: Tensor) -> type[Backend]:
     if q.device.type == "cpu":
         return CpuFlash
     is_short = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-    return CudaFlash if q.device.type == "cuda" and is_short else Plain
+    return CudaFlash if q.device.type == "cuda" and is_short and serves(CudaFlash, q.device, q.dtype) else Plain
+
+
+@lru_cache(maxsize=16)
+def serves(backend: type[Backend], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend computes here what plain torch does: what it calls in torch is private, and may change."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (
+        torch.randn(size, heads, 64, generator=generator).to(device, dtype)
+        for size, heads in ((8, 4), (12, 2), (12, 2), (8, 4))
+    )
+    ends = [torch.tensor([0, one, 2 * one], dtype=torch.int32, device=device) for one in (4, 6)]
+    part = Part(
+        queries=slice(0, 8),
+        keys=slice(0, 12),
+        query_lengths=(4, 4),
+        key_lengths=(6, 6),
+        causal=False,
+        cu_queries=ends[0],
+        cu_keys=ends[1],
+    )
+    out, lse = Plain.forward(part, q, k, v, 0.125)
+    expected = [out, lse, *Plain.backward(part, grad, q, k, v, out, lse, 0.125)]
+    found: Any
+    try:
+        found = [*backend.forward(part, q, k, v, 0.125), *backend.backward(part, grad, q, k, v, out, lse, 0.125)]
+        agrees = all(torch.allclose(a.float(), b.float(), atol=0.03) for a, b in zip(found, expected, strict=True))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        found, agrees = str(error).partition("\n")[0], False
+    if not agrees:
+        _log.warning(
+            "torch %s: %s does not compute what plain torch does on %s in %s (%s): shared prefixes take plain torch, "
+            "which is slower; rl.share_prefixes = false leaves them out",
+            *(torch.__version__, backend.__name__, device, dtype, found if isinstance(found, str) else "other values"),
+        )
+    return agrees
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
