@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from thyme import _native
+from thyme.kernels.paged_attention import paged_attention_native
 
 LEVELS = _native.PAGED_ATTENTION_LEVELS
 ATOL, RTOL = 2e-6, 1e-5  # ("attention", float32) of the table of tolerances
@@ -271,7 +272,7 @@ def test_blocks_do_not_change_bits() -> None:
         ("q", np.zeros((2, 64), np.float32), r"q must be \[tokens"),
         ("q", np.zeros((2, 4, 128), np.float32)[:, :, ::2], "must be dense"),
         ("v_cache", np.zeros((9, 16, 2, 32), np.float32), "v_cache must have the shape"),
-        ("context_lens", np.array([0, 20], np.int32), r"context_lens\[0\] is 0, less than its 1 query"),
+        ("context_lens", np.array([-1, 20], np.int32), r"context_lens\[0\] is -1, less than its 1 query"),
         ("context_lens", np.array([20, 2000], np.int32), r"context_lens\[1\] is 2000, more than"),
         ("context_lens", np.array([20], np.int32), "context_lens must have the shape"),
         ("block_tables", np.array([[0, 1, 2], [3, 99, 0]], np.int32), r"block_tables\[1\]\[1\] is 99"),
@@ -297,3 +298,17 @@ def test_wrong_dtypes_are_never_converted() -> None:
     given.q = given.q.astype(np.float64)
     with pytest.raises(TypeError):
         given.run()
+
+
+def test_a_row_without_a_context_fills_up_a_batch() -> None:
+    """Captured decode steps have one size: such a row is 0, whatever its table holds, and the others do not know it."""
+    rng = np.random.default_rng(0)
+    q = torch.from_numpy(rng.standard_normal((3, 4, 64), dtype=np.float32))
+    caches = torch.from_numpy(rng.standard_normal((2, 6, 16, 2, 64), dtype=np.float32))
+    tables = torch.tensor([[0, 1], [99, -1], [2, 3]], dtype=torch.int32)
+    cu = torch.arange(4, dtype=torch.int32)
+    lengths = torch.tensor([20, 0, 31], dtype=torch.int32)
+    out = paged_attention_native(q, *caches, tables, lengths, cu, scale=0.125)
+    assert (out[1] == 0).all()
+    alone = paged_attention_native(q[::2], *caches, tables[::2], lengths[::2], cu[:3], scale=0.125)
+    assert torch.equal(out[::2], alone)

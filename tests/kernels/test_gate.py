@@ -138,7 +138,7 @@ print(*gate.failures(gate.compiled(wide, 90), 90), sep="\\n")
 
 
 def test_too_much_shared_memory_fails() -> None:
-    fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": [], "misfits": []}
+    fine = {"registers": 64, "stack": 0, "shared": 166_912, "missing": [], "misfits": [], "moved_twice": []}
     assert gate.failures(fine, 80) == []
     assert gate.failures(fine | {"shared": 200_000}, 90) == []
     assert gate.failures(fine | {"shared": 200_000}, 80) == ["200000 bytes of shared memory, 166912 there are"]

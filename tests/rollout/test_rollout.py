@@ -138,6 +138,7 @@ class Engine:
             logprobs_raw=-2 * numbers,
             entropies=numbers,
             temperatures=0 * numbers + 1,
+            phases=np.zeros(len(drawn), dtype=np.uint8),
         )
 
     def append(self, s: Sequence, ids: Any, images: Any = (), max_tokens: int | None = None) -> None:

@@ -71,14 +71,14 @@ def test_the_largest_is_ended_as_memory(image) -> None:
             return
         others = [sandbox.session() for _ in range(5)]
         for session in others:
-            assert session.run(HOLD.format(60)).stdout == "60\n"
+            assert session.run(HOLD.format(64)).stdout == "64\n"
         with sandbox.session() as session:
             session.run(HOLD.format(45))
-            result = session.run("y = np.ones(60 << 20, 'u1'); print(y.nbytes)")
+            result = session.run("y = np.ones(75 << 20, 'u1'); print(y.nbytes)")
             assert result.status is Status.MEMORY, result
             assert result.error is not None and "memory" in result.error.message
             assert session.run("print('x' in globals())").restarted
-        assert [session.run("print(x.nbytes >> 20)").stdout for session in others] == ["60\n"] * 5
+        assert [session.run("print(x.nbytes >> 20)").stdout for session in others] == ["64\n"] * 5
         assert sandbox._client.restarts == 0
         check_crop(sandbox, image)
 

@@ -291,7 +291,7 @@ class RlConfig(StageConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     mismatch: MismatchConfig = field(default_factory=MismatchConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
-    share_prefixes: bool = True
+    share_prefixes: bool = field(default=True, metadata=RARE)
     """What rollouts have in common from their beginning on, the prompt with its pictures above all, goes through a
     forward and backward pass once (`thyme.train.prefix_sharing`). Losses and gradients are the same up to rounding."""
     normalization: Normalization = "group_tokens"
