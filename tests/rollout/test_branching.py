@@ -84,6 +84,7 @@ def test_a_branch_costs_no_recomputed_token_and_finds_the_variables(
     assert loop.engine.stats()["blocks_used"] == 0
 
 
+@pytest.mark.soak
 def test_branches_have_the_bits_of_a_replay_from_the_start(model: Model, sandbox: Sandbox, trunk: Rollout) -> None:
     """With KV held, without, and from a branch of a branch; in whatever company."""
     loop, plain = make_loop(model, sandbox), make_loop(model, sandbox)

@@ -30,6 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str | Path) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_each_run_is_made_once(demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("ablate", "--model", demo_checkpoint, "--name", "ab", *VARY, *TINY)
     thyme(*asked)

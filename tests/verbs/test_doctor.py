@@ -30,6 +30,7 @@ def failing(checks: list[Check]) -> list[str]:
     return [check.name for check in checks if not check.ok]
 
 
+@pytest.mark.soak
 def test_a_sound_machine_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     """As a user runs it: kernels in a process of their own. What this machine's sandbox lacks is not of interest."""
     code = doctor.run(doctor.Config(json=True))
