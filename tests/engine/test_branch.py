@@ -204,3 +204,26 @@ def test_a_published_block_is_copied_also_by_the_last_that_holds_it(text_model: 
     (alone,) = make_engine(text_model, deterministic=True).generate([prompt], SamplingParams(seed=SEED, **BASE))
     assert same_bits(found, alone)
     engine.release(branch)
+
+
+@pytest.mark.parametrize("prompt_len", range(57, 64))
+@pytest.mark.parametrize("released", [False, True], ids=["source held", "source released"])
+@pytest.mark.parametrize("prefix_cache", [True, False], ids=["published", "private"])
+def test_a_branch_as_large_as_the_cache_needs_no_block_for_a_copy(
+    vision_model: Model, make_engine: Any, prompt_len: int, released: bool, prefix_cache: bool
+) -> None:
+    """Eleven blocks, and a context of all of them: there is no twelfth to copy a block to that both have in part."""
+    engine = make_engine(
+        vision_model, block_size=6, num_blocks=11, max_context=66, prefix_cache=prefix_cache, deterministic=True
+    )
+    prompt = [3 + i % 50 for i in range(prompt_len)]
+    params = SamplingParams(seed=SEED, **BASE | {"max_tokens": 66 - prompt_len})
+    trunk = engine.add(prompt, params, hold=True)
+    drawn = finish(engine)[trunk.id]
+    (branch,) = engine.branch(trunk, 0, [SEED])
+    if released:
+        engine.release(trunk)
+    assert same_bits(finish(engine)[branch.id], drawn)
+    engine.release(branch)
+    if not released:
+        engine.release(trunk)

@@ -80,6 +80,13 @@ class BlockManager:
         """To be copied before a holder of a part of it writes the rest: others hold it, or it is published in full."""
         return self.is_shared(block) or block in self._key_of
 
+    def withdraw(self, block: int) -> None:
+        """What is published in a block is not found again."""
+        if (key := self._key_of.pop(block, None)) is not None:
+            del self._published[key]
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
+
     def is_idle(self, block: int) -> bool:
         """Claimed, and not referred to."""
         return self._references[block] == 0 and self._claims[block] > 0

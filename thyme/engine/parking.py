@@ -124,6 +124,11 @@ class Parking:
                 break
             self._take(max(pinned, key=lambda parked: self._gain(parked, now)))
 
+    def claimants(self, block: int) -> list[Sequence]:
+        """Who of those that are parked claims a block."""
+        parked = [parked.sequence for parked in self._parked.values()]
+        return [sequence for sequence in parked if block in self.table.blocks(_row(sequence))]
+
     def tables(self) -> list[list[int]]:
         """Blocks of each sequence here."""
         return [self.table.blocks(_row(parked.sequence)) for parked in self._parked.values()]

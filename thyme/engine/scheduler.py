@@ -403,9 +403,24 @@ class Scheduler:
     # Taking back.
 
     def _preempt_youngest(self) -> None:
-        assert len(self.running) > 1, "a waiting sequence fits into an empty cache: the engine checked that"
+        """Room for those that run before; the only one that does needs none but for a copy, and is spared that."""
+        if len(self.running) == 1:
+            self._keep_tail(self.running[0])
+            return
         self._preempt(self.running[-1])
         self.counts["preemptions"] += 1
+
+    def _keep_tail(self, sequence: Sequence) -> None:
+        """The block that the next token goes to becomes the sequence's own where it is: whoever is parked and claims it
+        gives it up, and it is not found again."""
+        table, row = self.table, sequence.row
+        assert row is not None
+        assert table.has_shared_tail[row], "a sequence fits into an empty cache: the engine checked that"
+        block = int(table.block_tables[row, table.num_computed[row] // table.block_size])
+        for other in self.parking.claimants(block):
+            self.parking.drop(other)
+        self.blocks.withdraw(block)
+        table.has_shared_tail[row] = False
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
