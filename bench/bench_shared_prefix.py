@@ -24,7 +24,8 @@ from bench_update import THREADS, wide_config
 from PIL import Image
 
 from thyme.kernels.grpo_loss import GrpoLossConfig
-from thyme.model import ImageConfig, Model, ModelConfig, Processor, TextConfig, VisionConfig, build
+from thyme.model import ImageConfig, Model, ModelConfig, Processor, build
+from thyme.model.sizes import SIZES
 from thyme.toy.model import tiny_config
 from thyme.toy.tokenizer import toy_tokenizer
 from thyme.train.config import RlConfig
@@ -60,27 +61,10 @@ def model(processor: Processor) -> Model:
 
 def large_config() -> ModelConfig:
     """Qwen2.5-VL-3B with 12 layers of 36, 8 blocks of 32, and the toy's ids."""
-    text = TextConfig(
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=11_008,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-        head_dim=128,
-        mrope_section=(16, 24, 24),
-        max_position_embeddings=32_768,
-        tie_word_embeddings=True,
-        initializer_range=0.02,
-    )
-    vision = VisionConfig(
-        depth=8,
-        hidden_size=1280,
-        intermediate_size=3420,
-        num_heads=16,
-        out_hidden_size=2048,
-        fullatt_block_indexes=(3, 7),
-    )
+    three = SIZES["qwen2.5-vl-3b"]
+    assert three.vision is not None
+    text = replace(three.text, num_hidden_layers=12)
+    vision = replace(three.vision, depth=8, fullatt_block_indexes=(3, 7))
     return replace(wide_config(), text=text, vision=vision)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.rollout.by_heart import by_heart
+from tests.by_heart import by_heart
 from tests.rollout.test_journal import Killed, alike, sampled
 from tests.rollout.test_records import rollout as rollout_record
 from thyme.data.rows import Demonstration

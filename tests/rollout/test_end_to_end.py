@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.rollout.by_heart import by_heart
+from tests.by_heart import by_heart
 from thyme.data.rows import Demonstration
 from thyme.engine import Engine, EngineConfig
 from thyme.engine.tags import TokenKind

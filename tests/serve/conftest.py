@@ -3,18 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
+from tests.by_heart import by_heart
 from tests.serve.served import Served
 from thyme.data.rows import Demonstration
 from thyme.model import Model, Processor, build
-from thyme.model.attention import PackedAttention
-from thyme.rollout.prompts import build_prompt
 from thyme.sandbox import Sandbox
-from thyme.toy.model import tiny_config, tiny_processor
+from thyme.toy.model import tiny_config
 from thyme.toy.scenarios import demonstrations
-from thyme.train.packing import pack
-from thyme.train.tokenization import supervised_sample
 
 
 @pytest.fixture(autouse=True)
@@ -31,26 +27,7 @@ def row() -> Demonstration:
 @pytest.fixture(scope="session")
 def taught(row: Demonstration) -> Model:
     """Answers the demonstration's question as it was shown."""
-    processor = tiny_processor()
-    model = build(tiny_config(), processor=processor, seed=0)
-    prompt = build_prompt(row.question, "short", processor).token_ids
-    images = [processor.preprocess(image) for image in row.images]
-    sample = supervised_sample(processor, prompt, row.response, images, rule="all")
-    [batch] = pack([sample], image_token_id=tiny_config().image_token_id)
-    assert batch.pixel_values is not None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    for _ in range(24):
-        hidden = model(
-            batch.input_ids,
-            batch.positions,
-            PackedAttention(batch.lengths),
-            image_features=model.encode_images(batch.pixel_values, batch.grids),
-            image_positions=batch.image_positions,
-        )
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.logits(hidden[batch.rows]), batch.targets).backward()
-        optimizer.step()
-    return model
+    return by_heart([row], steps=24, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What training loops do with a running server: pause, sleep, new weights."""
 
+import http.client
 import json
 import socket
 import threading
@@ -62,8 +63,11 @@ def midway(served: Served, said: dict[str, Any], **pause: Any) -> Iterator[socke
         yield opened
 
 
-def answer_of(text: bytes) -> Any:
-    return json.loads(text.partition(b"\r\n\r\n")[2])
+def answer_of(opened: socket.socket) -> Any:
+    """The whole answer, in however many pieces it comes."""
+    with http.client.HTTPResponse(opened) as response:
+        response.begin()
+        return json.load(response)
 
 
 def test_what_is_paused_goes_on_where_it_was(served: Served, toy: Model) -> None:
@@ -83,10 +87,7 @@ def test_what_is_paused_goes_on_where_it_was(served: Served, toy: Model) -> None
         assert served.ask("GET", "/is_sleeping")[1] == {"is_sleeping": False}
         assert served.engine.stats()["steps"] == steps
         assert served.ask("POST", "/resume")[1]["is_paused"] is False
-        received = b""
-        while b'"usage"' not in received:
-            received += opened.recv(1 << 16)
-    assert answer_of(received)["choices"][0]["token_ids"] == whole
+        assert answer_of(opened)["choices"][0]["token_ids"] == whole
 
 
 def test_requests_that_come_while_it_is_paused_wait(served: Served) -> None:
@@ -101,10 +102,10 @@ def test_a_pause_waits_for_what_is_under_way_or_ends_it(served: Served) -> None:
     said = SAID | {"ignore_eos": True, "max_tokens": 40}
     with midway(served, said, mode="wait") as opened:
         assert served.thread.num_open == 0, "it did not wait"
-        assert answer_of(opened.recv(1 << 20))["usage"]["completion_tokens"] == 40
+        assert answer_of(opened)["usage"]["completion_tokens"] == 40
     served.ask("POST", "/resume")
     with midway(served, said, mode="abort") as opened:
-        partial = answer_of(opened.recv(1 << 20))
+        partial = answer_of(opened)
         assert partial["choices"][0]["finish_reason"] == "abort" and partial["usage"]["completion_tokens"] == 10
     served.ask("POST", "/resume")
 

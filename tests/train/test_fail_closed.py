@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rollout.by_heart import by_heart
+from tests.by_heart import by_heart
 from tests.train.rl_material import hand_rollout
 from thyme.data.rows import Demonstration
 from thyme.data.streams import endless

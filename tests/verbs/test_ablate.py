@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_fails_is_named(
     asked = ("--model", demo_checkpoint, "--name", "ab", *VARY, *TINY)
     said = refused(capsys, *asked)
     assert "code 0, seed 0: thyme rl runs/ab/recipes/ab-0-seed0.toml ended with 2: thyme: the disk is full" in said
-    assert called[0] == ["rl", "runs/ab/recipes/ab-0-seed0.toml"]
+    assert called == [["rl", "runs/ab/recipes/ab-0-seed0.toml"]], "another was started after one had failed"
     from thyme.config import to_toml
     from thyme.options import parse
     from thyme.train.manifest import Origin, text_digest
@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_fails_is_named(
     RunState(verb="rl", config=digest, origins={}, origin=origin).write(run.folder)
     called.clear()
     refused(capsys, *asked)
-    assert called[0] == ["resume", "runs/ab-0-seed0"]
+    assert called == [["resume", "runs/ab-0-seed0"]]
 
 
 def test_every_arm_is_checked_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from thyme.config import from_dict, settings, to_dict, to_toml
@@ -118,15 +119,13 @@ def run(config: Config) -> None:
     (folder / "config.toml").write_text(to_toml(config))
     missing = [run for run in runs if not finished[run.folder]]
     print(f"{len(runs)} runs, {len(missing)} of them to do")
+    # Seed by seed, so that what there is of an ablation that was stopped compares.
+    missing.sort(key=lambda run: config.seeds.index(run.seed))
+    failed = Event()
     with ThreadPoolExecutor(config.jobs) as workers:
-        # Seed by seed, so that what there is of an ablation that was stopped compares.
-        order = sorted(missing, key=lambda run: config.seeds.index(run.seed))
-        futures = [workers.submit(_train, run, folder) for run in order]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
+        futures = [workers.submit(_train, run, folder, failed) for run in missing]
+    for future in futures:
+        future.result()
     report(config, runs)
 
 
@@ -174,8 +173,13 @@ def _is_finished(run: Run) -> bool:
     return state.is_finished
 
 
-def _train(run: Run, folder: Path) -> None:
-    """A process that trains, or goes on where one was stopped; its output goes to the ablation's folder."""
+def _train(run: Run, folder: Path, failed: Event) -> None:
+    """A process that trains, or goes on where one was stopped; its output goes to the ablation's folder.
+
+    None is started where another has failed: the pool's thread is at the next run before anybody could cancel it.
+    """
+    if failed.is_set():
+        return
     verb, what = "resume", run.folder
     if not (run.folder / RUN_FILE).is_file():
         verb, what = "rl", folder / "recipes" / f"{run.config.name}.toml"
@@ -187,6 +191,7 @@ def _train(run: Run, folder: Path) -> None:
     with log.open("w") as output:
         code = subprocess.run([sys.executable, "-m", "thyme", verb, str(what)], stdout=output, stderr=output).returncode
     if code:
+        failed.set()
         said = log.read_text(errors="replace").strip().rpartition("\n")[2]
         raise ValueError(f"{run.arm.name}, seed {run.seed}: thyme {verb} {what} ended with {code}: {said} ({log})")
 

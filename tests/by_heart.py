@@ -13,8 +13,8 @@ from thyme.train.packing import pack
 from thyme.train.tokenization import supervised_sample
 
 
-def by_heart(rows: Sequence[Demonstration]) -> Model:
-    """Knows the rows by heart (about 97 % sure of each token, so that sampling still strays)."""
+def by_heart(rows: Sequence[Demonstration], *, steps: int = 34, learning_rate: float = 2e-3) -> Model:
+    """Knows the rows by heart (as called without more about 97 % sure of each token, so that sampling still strays)."""
     processor = tiny_processor()
     model = build(tiny_config(), processor=processor, seed=0)
     samples = []
@@ -24,8 +24,8 @@ def by_heart(rows: Sequence[Demonstration]) -> Model:
         samples.append(supervised_sample(processor, prompt, row.response, images, rule="all"))
     [batch] = pack(samples, image_token_id=tiny_config().image_token_id)
     assert batch.pixel_values is not None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    for _ in range(34):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for _ in range(steps):
         hidden = model(
             batch.input_ids,
             batch.positions,
