@@ -1,0 +1,419 @@
+"""The engine, step by step: prompts in, completions out, one round at a time.
+
+A round is what a sequence samples until something ends it. A held sequence keeps its KV after a round, can be appended
+to, and then goes on; the engine knows tokens and tags, but nothing of the tools whose output is appended.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from thyme.engine.block_manager import BlockManager
+from thyme.engine.config import EngineConfig
+from thyme.engine.live_prompts import LivePrompts
+from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
+from thyme.engine.params import Prompt, SamplingParams
+from thyme.engine.phases import Phases
+from thyme.engine.request import AnyPrompt, RequestReader
+from thyme.engine.scheduler import Scheduler
+from thyme.engine.sequence import (
+    REOPENED,
+    Completion,
+    FinishReason,
+    RoundStart,
+    Sequence,
+    SequenceStatus,
+)
+from thyme.engine.sequence_factory import SequenceFactory
+from thyme.engine.sequence_table import SequenceTable
+from thyme.engine.stopping import StopChecker, StopReason
+from thyme.engine.tags import TagAutomaton, TokenKind
+from thyme.model.model import Model
+from thyme.model.processor import Processor
+from thyme.repetition import RepetitionConfig
+
+_log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Decodes many sequences at once with a model that may be in training at the same time (never in the same moment).
+
+    Args:
+        model: the very module the trainer holds; run in inference mode, never changed.
+        config: sizes and switches.
+        processor: tokenizer and pictures; the model's own by default. Without one, prompts are ids, tags mean nothing
+            and pictures must be ImageInputs.
+        repetition: what counts as a loop, for requests with repetition="default".
+        phases: what requests may give temperatures and truncations of their own; None: text, code and answer.
+
+    Raises:
+        ValueError: the cache has no room for one block; the phases' tags cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig | None = None,
+        *,
+        processor: Processor | None = None,
+        repetition: RepetitionConfig | None = None,
+        phases: Phases | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config = config or EngineConfig()
+        self.processor = processor = processor or model.processor
+        self.weight_version = 0
+        self.is_asleep = self.is_paused = False
+        text = model.config.text
+        self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
+        packs = packs_weights(model, config)
+        num_blocks = num_kv_blocks(model, config, packed_bytes(model, config))
+        context = config.max_context or text.max_position_embeddings
+        self.max_context = min(context, num_blocks * config.block_size)
+        self.blocks = BlockManager(num_blocks, config.block_size)
+        self.phases = phases or Phases()
+        self.table = SequenceTable(config.max_sequences, self.max_context, config.block_size, self.phases)
+        self.reader = RequestReader(model, processor, self.max_context)
+        automaton = TagAutomaton.trivial(text.vocab_size)
+        if processor:
+            automaton = TagAutomaton.compile(processor, self.phases)
+        self.automaton = automaton = automaton.widened(text.vocab_size)
+        self.runner = ModelRunner(
+            model,
+            automaton,
+            num_blocks,
+            config.block_size,
+            deterministic=config.deterministic,
+            float32_head=config.head_dtype == "float32",
+            image_cache_bytes=config.image_cache_bytes,
+            attention=config.attention,
+            packs_weights=packs,
+            max_sequences=config.max_sequences,
+            decode_graphs=config.decode_graphs,
+        )
+        block_bytes = self.runner.kv_cache.nbytes // num_blocks
+        pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
+        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded)
+        self.stopping = StopChecker(
+            self.table,
+            repetition or RepetitionConfig(),
+            config.max_sequences,
+            text.vocab_size,
+            self.eos_token_ids,
+            self.reader.token_bytes,
+        )
+        self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
+        self.factory = SequenceFactory(self.reader, automaton, self.phases, self._is_eos)
+        self._prompts = LivePrompts()
+        self._unique_tokens = 0
+        if not config.quiet:
+            size = self.runner.kv_cache.nbytes / 2**30
+            _log.info(
+                "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens; attention: %s",
+                num_blocks,
+                config.block_size,
+                num_blocks * config.block_size,
+                size,
+                self.max_context,
+                self.runner.attention.name,
+            )
+
+    def add(
+        self,
+        prompt: AnyPrompt,
+        params: SamplingParams | None = None,
+        hold: bool = False,
+        forced: Seq[int] | None = None,
+        written: Iterable[Seq[int]] = (),
+    ) -> Sequence:
+        """Queues one sequence.
+
+        Args:
+            prompt: ids, trusted text, or a Prompt with pictures.
+            params: n must be 1.
+            hold: keep sequence and KV after each round, for `append`, until `release`.
+            forced: ids that its first round begins with, as if they had been drawn: they have log-probs under the
+                present weights, are of max_tokens, and the round goes on after them, inside a code block if they open
+                one. They end nothing.
+            written: of a prompt that holds rounds of ours, what was drawn in each: the declared phases that they left
+                open are open.
+
+        Raises:
+            ValueError: an empty or too long prompt, ids outside the vocabulary, image ids that do not match the
+                pictures, text without a tokenizer, or parameters that do not go with this model.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise ValueError(f"add: params.n is {params.n}; use add_group for several sequences of a prompt")
+        return self._queue(prompt, params, hold, forced, written)[0]
+
+    def add_group(self, prompt: AnyPrompt, params: SamplingParams, hold: bool = False) -> list[Sequence]:
+        """Queues params.n sequences that share the prompt's KV and pictures; the prompt is computed once. Sequence i
+        has the seed params.seed + i. Raises ValueError as `add` does."""
+        return self._queue(prompt, params, hold)
+
+    def _queue(self, prompt: AnyPrompt, params: SamplingParams, *how: Any) -> list[Sequence]:
+        if self.is_asleep:
+            raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
+        if params.n > self.config.max_sequences:
+            raise ValueError(
+                f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
+                f"({self.config.max_sequences}), or split the group"
+            )
+        sequences = self.factory.group(prompt, params, *how)
+        for sequence in sequences:
+            self._enter(sequence)
+        self.scheduler.add(sequences[0])
+        return sequences
+
+    def has_unfinished(self) -> bool:
+        """Some sequence still waits or runs; held ones do neither."""
+        return self.scheduler.has_unfinished
+
+    def step(self) -> list[Completion]:
+        """One pass through the model; returns the rounds that ended with it. Raises ValueError while paused."""
+        if self.is_paused:
+            raise ValueError("step: the engine is paused: resume it first")
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return []
+        for sequence in batch.started:
+            self.stopping.open(sequence)
+        try:
+            sampled = self.runner.run(batch, self.reader.bans)
+        except BaseException:
+            self.scheduler.fail()
+            raise
+        self.scheduler.commit(batch)
+        sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
+        if batch.scored is not None and sampled.scores is not None:
+            self.table.score(batch.scored.rows, batch.scored.columns, sampled.scores, self.weight_version)
+        for place, sample in enumerate(batch.first):
+            first = self.table.sequences[batch.sample_rows[sample]]
+            assert first is not None and sampled.first_hidden is not None
+            first.starts[-1].hidden = sampled.first_hidden[place]
+        self.table.push(batch.sample_rows, sampled, self.weight_version)
+        ended = self.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events)
+        return [self._end_round(row, reason, what) for row, reason, what in ended]
+
+    def append(
+        self, sequence: Sequence, ids: Seq[int], images: Iterable[Any] = (), max_tokens: int | None = None
+    ) -> None:
+        """Adds given tokens to a held sequence and queues its next round; only these are computed.
+
+        Args:
+            ids: what comes next, for example a tool's output; one image id per picture, or all of them already. None:
+                the text goes on where the round ended, inside a code block too.
+            images: PIL images or ImageInputs.
+            max_tokens: tokens sampled in the next round; None: params.max_tokens.
+
+        Raises:
+            ValueError: the sequence is not held, would become longer than the context, or as `add` does.
+        """
+        row = sequence.row
+        if sequence.status is not SequenceStatus.HELD or row is None:
+            raise ValueError(
+                f"append: sequence {sequence.id} is {sequence.status.name}: only a sequence added with hold=True, "
+                "between its rounds, can be appended to"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"append: max_tokens must be at least 1, got {max_tokens}")
+        length = len(sequence)
+        tokens = self.reader.tokens(Prompt(ids, tuple(images)), "append", start=int(self.table.next_position[row]))
+        whole = length + len(tokens.token_ids)
+        self.reader.check_room(whole, f"sequence {sequence.id} with what is appended", "append")
+        self.table.extend(row, tokens, TokenKind.SANDBOX)
+        self.table.begin_round(row, sequence.params.max_tokens if max_tokens is None else max_tokens)
+        sequence.images += tokens.images
+        sequence.image_starts += [length + start for start in tokens.image_starts]
+        sequence.has_begun = False
+        sequence.begins_in = REOPENED if len(tokens.token_ids) else None
+        begins_in = (
+            self.factory.reopened_in(sequence, self.table.token_ids[row, :length]) if len(tokens.token_ids) else None
+        )
+        sequence.starts.append(RoundStart(whole, tokens.next_position, begins_in))
+        self.runner.images.hold(tokens.images)
+        self._unique_tokens += len(tokens.token_ids)
+        self.scheduler.resume(sequence)
+
+    def branch(
+        self,
+        sequence: Sequence,
+        round: int,
+        seeds: Seq[int | None],
+        max_tokens: int | None = None,
+        params: SamplingParams | None = None,
+    ) -> list[Sequence]:
+        """Queues sequences that go on from where a round of this one began: they have its tokens up to there, refer to
+        its KV, a block being copied when the first of them writes to it, and draw their own rounds from then on.
+        Nothing is computed again unless blocks were taken or the weights have changed meanwhile.
+
+        What a branch draws has the bits of a sequence whose prompt is those tokens and whose seed is the same; under
+        the seed of `sequence` it is what that one drew.
+
+        Args:
+            sequence: it and its KV stay as they are; it may run, wait or be held.
+            round: 0 for the end of the prompt, else after the so-manieth `append`.
+            seeds: of each branch; None: drawn, and recorded in its params.
+            max_tokens: tokens sampled in the round that begins; None: params.max_tokens.
+            params: how branches are drawn, their seeds aside; None: as the sequence is.
+
+        Raises:
+            ValueError: the sequence has ended or not begun, or has no such round; the engine sleeps.
+        """
+        if self.is_asleep:
+            raise ValueError("branch: the engine sleeps and has no KV cache: wake it first")
+        if sequence.row is None:
+            raise ValueError(
+                f"branch: sequence {sequence.id} is {sequence.status.name} and has no KV: add it with hold=True, and "
+                "branch before it is released"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"branch: max_tokens must be at least 1, got {max_tokens}")
+        branches = self.factory.branches(sequence, round, seeds, params)
+        for branch in branches:
+            self._enter(branch)
+            limit = branch.params.max_tokens if max_tokens is None else max_tokens
+            self.scheduler.branch(sequence, branch, sequence.starts[round], limit)
+        return branches
+
+    def release(self, sequence: Sequence) -> None:
+        """Lets a held sequence go, with its KV. Raises ValueError when its round is not over."""
+        if sequence.status in (SequenceStatus.WAITING, SequenceStatus.RUNNING):
+            raise ValueError(
+                f"release: sequence {sequence.id} is {sequence.status.name}: abort it, or let its round end"
+            )
+        if sequence.status is SequenceStatus.HELD:
+            self._remove(sequence)
+
+    def abort(self, sequence: Sequence) -> Completion | None:
+        """Ends a sequence now. Returns what its round had so far; None when no round was open. Held ones are released,
+        finished ones left as they are."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return None
+        completion = None
+        if sequence.status is not SequenceStatus.HELD:
+            completion = self._completion(sequence, FinishReason.ABORT, None)
+        self._remove(sequence)
+        return completion
+
+    def weights_updated(self) -> None:
+        """The model's weights have changed: tokens from now on carry the next version; no prefix computed before, and
+        no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
+        self.weight_version += 1
+        self.blocks.forget_prefixes()
+        self.runner.weights_updated()
+        for sequence in self.table.sequences:
+            if sequence is not None:
+                self.scheduler.forget_hidden(sequence)
+
+    def pause(self) -> None:
+        """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
+        Meanwhile they may be added, appended to and aborted, weights may change, and the engine may sleep."""
+        self.scheduler.pause()
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Sequences go on where they were, inside a code block too; what they have lost is computed again."""
+        if self.is_asleep:
+            raise ValueError("resume: the engine sleeps and has no KV cache: wake it first")
+        self.is_paused = False
+
+    def sleep(self) -> None:
+        """Gives the memory of the KV cache back until `wake`, with every prefix in it, and that of packed weights.
+
+        Raises:
+            ValueError: a sequence waits, runs or is held, and the engine is not paused.
+        """
+        live = self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences)
+        if live and not self.is_paused:
+            raise ValueError("sleep: sequences are unfinished or held: pause, or let them end, abort or release them")
+        self.scheduler.drop_all()
+        self.runner.free()
+        self.is_asleep = True
+
+    def wake(self) -> None:
+        """Takes the memory again; nothing happens to an engine that is awake."""
+        if self.is_asleep:
+            self.runner.allocate()
+            self.is_asleep = False
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Sleeps inside the block: for an update, whose activations then have the memory of the KV cache."""
+        self.sleep()
+        try:
+            yield
+        finally:
+            self.wake()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and what is in use now.
+
+        Tokens: prefilled_tokens counts given tokens that were computed, and recomputed_tokens, which are computed again
+        after their blocks were taken, are among them. unique_tokens counts the given tokens there were to compute: of a
+        prompt those that begin no other prompt in the engine. cached_tokens counts what shared blocks saved.
+
+        Sequences: idle ones have KV and do not run, parked ones of them are between their rounds; idle_blocks they hold
+        alone. evictions counts those that lost blocks, evicted_blocks, to others, expired_pins those whose time was up.
+        """
+        counts, parking = self.scheduler.counts, self.scheduler.parking
+        names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
+        return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
+            "unique_tokens": self._unique_tokens,
+            "images_encoded": self.runner.images.num_encoded,
+            "image_cache_bytes": self.runner.images.cached_bytes,
+            "blocks": self.blocks.num_blocks,
+            "blocks_used": self.blocks.num_used,
+            "kv_bytes": self.runner.kv_cache.nbytes,
+            "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
+            "running": len(self.scheduler.running),
+            "waiting": self.scheduler.num_waiting,
+            "idle": len(parking),
+            "parked": parking.num_pinned,
+            "idle_blocks": self.blocks.num_idle,
+            "weight_version": self.weight_version,
+        }
+
+    # Rounds.
+
+    def _end_round(self, row: int, reason: FinishReason, what: StopReason) -> Completion:
+        sequence = self.table.sequences[row]
+        assert sequence is not None
+        completion = self._completion(sequence, reason, what)
+        self.stopping.close(row)
+        if sequence.hold:
+            self.scheduler.hold(sequence)
+        else:
+            self._remove(sequence)
+        return completion
+
+    def _completion(self, sequence: Sequence, reason: FinishReason, what: StopReason) -> Completion:
+        row = sequence.row
+        token_ids, arrays = self.table.round(row)
+        hit = None if row is None else self.stopping.hit(row)
+        return Completion(
+            sequence=sequence,
+            index=sequence.index,
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop_reason=what,
+            repetition=hit,
+            **arrays,
+        )
+
+    def _enter(self, sequence: Sequence) -> None:
+        self.runner.images.hold(sequence.images)
+        self._unique_tokens += self._prompts.add(sequence.prompt.content, sequence.prompt.image_starts)
+
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence.row is not None:
+            self.stopping.close(sequence.row)
+        self.scheduler.remove(sequence)
+        self._prompts.remove(sequence.prompt.content)
+        self.runner.images.release(sequence.images)
+        sequence.starts = []
