@@ -26,7 +26,7 @@ class Delta:
 
 
 class Engine(EngineCore):
-    """Runs whole requests, all of their steps in one call, beside what it takes step by step; arguments: EngineCore's."""
+    """Runs whole requests, all of their steps in one call; for more, and the arguments, see EngineCore."""
 
     def generate(
         self, prompts: Seq[AnyPrompt] | AnyPrompt, params: SamplingParams | Seq[SamplingParams] | None = None
