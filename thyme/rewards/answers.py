@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from thyme.rewards import formulas
+from thyme.rewards.counts import asks_for_a_count, same_count
 from thyme.rewards.lists import same_list
 from thyme.rewards.moments import moment
 from thyme.rewards.numerals import ordinal
@@ -54,6 +55,8 @@ def matches(answer: str, solution: str, question: str) -> bool:
         return _names(answer, given, wanted, options, in_order=asks_for_an_order(question))
     if _equivalent(answer, solution):
         return given is None or given.letters != ()
+    if asks_for_a_count(question) and same_count(folded(answer), solution):
+        return True
     if given is None or len(given.letters) != 1:
         return False
     (letter,) = given.letters
