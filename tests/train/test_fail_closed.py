@@ -200,7 +200,7 @@ def test_the_worst_token_is_named(processor: Processor) -> None:
     for row, rollout, place in ((1, 0, 3), (2, 1, 2)):
         logprobs = batch.rollout_logprobs.clone()
         logprobs[row] += 0.25
-        found = worst_token(replace(batch, old_logprobs=logprobs))
+        found = worst_token(replace(batch, old_logprobs=logprobs), {})
         assert found == Worst(
             rollout=f"{rollouts[rollout].question.id}/{rollout}",
             token=place,
@@ -209,8 +209,11 @@ def test_the_worst_token_is_named(processor: Processor) -> None:
             trainer=float(logprobs[row]),
             engine=float(batch.rollout_logprobs[row]),
         )
+        assert batch.phases is not None
+        number = worst_token(replace(batch, old_logprobs=logprobs), {int(batch.phases[row]): "number"})
+        assert number is not None and number.phase == "number"
         logprobs[0] = float("nan")
-        broken = worst_token(replace(batch, old_logprobs=logprobs))
+        broken = worst_token(replace(batch, old_logprobs=logprobs), {})
         assert broken is not None and broken.token == 2 and broken.difference == np.inf
 
 

@@ -181,13 +181,18 @@ def test_the_divergence_is_told_by_segment(processor: Processor) -> None:
         "mismatch/kl_text": k3(0.0, 1.0),
         "mismatch/kl_code": k3(0.5, -1.0, 0.0),
     }
-    assert mean_divergence([divergence_sums(batch)]) == pytest.approx(expected)
+    assert mean_divergence([divergence_sums(batch, {})]) == pytest.approx(expected)
+    numbers = replace(batch, phases=torch.tensor([0, 0, 1, 2, 1], dtype=torch.uint8))
+    named = divergence_sums(numbers, {0: "text", 1: "code", 2: "number", 4: "answer"})
+    assert mean_divergence([named]) == pytest.approx(expected | {"mismatch/kl_number": k3(-1.0)})
     text = replace(batch, segments=torch.zeros(5, dtype=torch.uint8))
-    assert set(mean_divergence([divergence_sums(text)])) == {"mismatch/kl", "mismatch/kl_text"}
+    assert set(mean_divergence([divergence_sums(text, {})])) == {"mismatch/kl", "mismatch/kl_text"}
     assert mean_divergence([]) == {}
     for worst, where in ((0.3, "in text"), (0.36, None)):
         found = mismatch_in({"mismatch/kl": 0.1, "mismatch/kl_text": 0.35}, MismatchConfig(max_kl=worst))
         assert (found is None) if where is None else (found is not None and where in found)
+    found = mismatch_in({"mismatch/kl": 0.1, "mismatch/kl_number": 0.4}, MismatchConfig(max_kl=0.3))
+    assert found is not None and "0.4 nats a token in number" in found
     assert mismatch_in({"mismatch/kl": float("nan")}, MismatchConfig(max_kl=1e9)) is not None
 
 

@@ -8,7 +8,7 @@ run is broken, and says so or ends (`rl.mismatch.on_mismatch`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -24,9 +24,9 @@ class MismatchError(ValueError):
     """Trainer and engine do not mean the same by a log-prob; nothing was updated with it."""
 
 
-PHASES = ("text", "code")
+SEGMENTS = ("text", "code")
 """By `TrainBatch.segments`."""
-SEGMENTS = {"mismatch/kl": "over all trained tokens", "mismatch/kl_text": "in text", "mismatch/kl_code": "in code"}
+KL = "mismatch/kl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +73,22 @@ def masked(batch: TrainBatch, config: MismatchConfig) -> tuple[TrainBatch, Maske
     return replace(batch, weights=weights, num_weighted=int(weights.count_nonzero())), Masked.of(batch, kept)
 
 
-def divergence_sums(batch: TrainBatch) -> dict[str, tuple[float, int]]:
+def divergence_sums(batch: TrainBatch, names: Mapping[int, str]) -> dict[str, tuple[float, int]]:
     """By metric, the sum over a micro-batch's trained tokens of the divergence from engine to trainer, ratio - log
-    ratio - 1 in nats (the estimator of the loss's own metric), and how many tokens it is over."""
+    ratio - 1 in nats (the estimator of the loss's own metric), and how many tokens it is over.
+
+    Args:
+        batch: on the CPU, with old and rollout log-probs.
+        names: of the phases that have a metric of their own, by number (`RolloutConfig.phase_names`).
+    """
     assert batch.old_logprobs is not None and batch.rollout_logprobs is not None and batch.segments is not None
     log_ratio = (batch.old_logprobs - batch.rollout_logprobs).double()
     found = log_ratio.expm1() - log_ratio  # also of a single differing bit it is not 0
-    parts = {"mismatch/kl": found, "mismatch/kl_text": found[batch.segments == 0]}
-    parts["mismatch/kl_code"] = found[batch.segments == 1]
+    parts = {KL: found}
+    for number, name in names.items():
+        assert batch.phases is not None
+        parts[f"{KL}_{name}"] = found[batch.phases == number]
+    parts |= {f"{KL}_{name}": found[batch.segments == number] for number, name in enumerate(SEGMENTS)}
     return {name: (float(part.sum()), len(part)) for name, part in parts.items()}
 
 
@@ -111,8 +119,8 @@ class Worst:
         )
 
 
-def worst_token(batch: TrainBatch) -> Worst | None:
-    """Of a micro-batch on the CPU, with old and rollout log-probs; None where nothing is trained."""
+def worst_token(batch: TrainBatch, names: Mapping[int, str]) -> Worst | None:
+    """Of a micro-batch, with arguments as `divergence_sums`; None where nothing is trained."""
     assert batch.old_logprobs is not None and batch.rollout_logprobs is not None and batch.segments is not None
     if not len(batch.rows):
         return None
@@ -125,7 +133,7 @@ def worst_token(batch: TrainBatch) -> Worst | None:
         rollout=batch.names[sequence] if sequence < len(batch.names) else f"{sequence} of a micro-batch",
         token=place + 1,
         token_id=int(batch.targets[row]),
-        phase=PHASES[int(batch.segments[row])],
+        phase=names.get(-1 if batch.phases is None else int(batch.phases[row]), SEGMENTS[int(batch.segments[row])]),
         trainer=float(batch.old_logprobs[row]),
         engine=float(batch.rollout_logprobs[row]),
     )
@@ -158,16 +166,20 @@ def refuse_mismatch(
 
 
 def mean_divergence(parts: Sequence[dict[str, tuple[float, int]]]) -> Metrics:
-    """Of all micro-batches; without the segments that have no token."""
-    totals = {name: sum(part[name][0] for part in parts) for name in SEGMENTS}
-    counts = {name: sum(part[name][1] for part in parts) for name in SEGMENTS}
-    return {name: totals[name] / counts[name] for name in SEGMENTS if counts[name]}
+    """Of all micro-batches; without the phases that have no token."""
+    totals: dict[str, tuple[float, int]] = {}
+    for part in parts:
+        for name, (divergence, count) in part.items():
+            before = totals.get(name, (0.0, 0))
+            totals[name] = before[0] + divergence, before[1] + count
+    return {name: divergence / count for name, (divergence, count) in totals.items() if count}
 
 
 def mismatch_in(metrics: Metrics, config: MismatchConfig) -> str | None:
     """What is wrong, in words, where a divergence is above `max_kl` or no number."""
-    for name, where in SEGMENTS.items():
-        if name in metrics and not metrics[name] <= config.max_kl:
+    for name in sorted(name for name in metrics if name.startswith(KL)):
+        if not metrics[name] <= config.max_kl:
+            where = f"in {name.removeprefix(KL + '_')}" if name != KL else "over all trained tokens"
             return (
                 f"trainer and engine differ by {metrics[name]:.3g} nats a token {where}, more than rl.mismatch.max_kl "
                 f"({config.max_kl}): look at engine.head_dtype, dtypes, and what samples otherwise than it records"

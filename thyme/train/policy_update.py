@@ -26,6 +26,7 @@ from thyme.train.mismatch import (
     divergence_sums,
     mask_metrics,
     masked,
+    mean_divergence,
     refuse_mismatch,
     worst_token,
 )
@@ -81,6 +82,7 @@ def packed_batches(
         MismatchError: trainer and engine disagree, and `config.mismatch.on_mismatch` is "abort".
     """
     allowed, image_id = AllowedIds.of(processor, rollout), processor.image_token_id
+    names = {} if rollout is None else rollout.phase_names
     parts: list[list[TrainBatch]] = []
     left_out: list[Masked] = []
     divergences: list[dict[str, tuple[float, int]]] = []
@@ -97,8 +99,8 @@ def packed_batches(
         if on_packed is not None:
             on_packed(part)
         if config.mismatch.on_mismatch == "abort":
-            divergences += map(divergence_sums, part)
-            worst += map(worst_token, part)
+            divergences += [divergence_sums(batch, names) for batch in part]
+            worst += [worst_token(batch, names) for batch in part]
         if config.mismatch.mask != "none":
             pairs = [masked(batch, config.mismatch) for batch in part]
             left_out += [found for _, found in pairs]
@@ -107,13 +109,11 @@ def packed_batches(
             part = with_ref_logprobs(reference, part, allowed, config, trained)
         parts.append(part)
     everywhere = trained.world.gather((left_out, divergences, worst, sharing))
-    if config.mismatch.on_mismatch == "abort":
-        refuse_mismatch(
-            [part for _, rank, _, _ in everywhere for part in rank],
-            [each for _, _, rank, _ in everywhere for each in rank],
-            config.mismatch,
-        )
     metrics = mask_metrics([part for rank, _, _, _ in everywhere for part in rank])
+    if config.mismatch.on_mismatch == "abort":
+        found = [part for _, rank, _, _ in everywhere for part in rank]
+        refuse_mismatch(found, [each for _, _, rank, _ in everywhere for each in rank], config.mismatch)
+        metrics |= mean_divergence(found)
     return parts, metrics | Shared.metrics([part for _, _, _, rank in everywhere for part in rank])
 
 
