@@ -13,7 +13,7 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 READY := build/.ready-$(subst /,-,$(PY))
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt Makefile $(wildcard csrc/*)
 
-.PHONY: browser demo test soak bench gate gpu lint setup
+.PHONY: browser demo docs test soak bench gate gpu lint setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -56,6 +56,10 @@ gate: $(READY)
 
 gpu:
 	bash bench/gpu.sh
+
+# The pages as a site, in build/site.
+docs: $(READY)
+	$(PY) -m mkdocs build --strict
 
 lint: $(READY)
 	$(PY) -m ruff check .
