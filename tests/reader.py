@@ -63,12 +63,9 @@ class Reader:
         self._before = Path.cwd()
         self._servers: dict[int, tuple[subprocess.Popen[bytes], str, Path]] = {}
         self._ports: dict[str, int] = {}
-        self._env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": self._path(),
-            "NO_PROXY": "127.0.0.1,localhost",
-        }
+        self._env = {**os.environ, "PYTHONPATH": self._path()}
+        self._env |= {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost"}
+        self._env.pop("TRITON_INTERPRET", None)  # the tests' own, and not a reader's
 
     def __enter__(self) -> Self:
         os.chdir(self.folder)

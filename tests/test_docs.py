@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks
+from tests.pages import DOCS, LANGUAGES, PAGES, ROOT, Block, Command, blocks
 from tests.reader import Reader, furnish, verb_of
 from thyme.cli import VERBS, main
 from thyme.config import from_dict, load_recipe
@@ -154,6 +154,15 @@ def test_options_and_files_that_a_page_speaks_of_exist(page: Path) -> None:
 
 def test_every_chapter_has_a_page() -> None:
     assert {f"{name}.md" for name in CHAPTERS} <= {page.name for page in PAGES}
+
+
+def test_pictures_are_small_and_each_is_shown() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    pictures = sorted((DOCS / "pictures").iterdir())
+    assert pictures
+    for picture in pictures:
+        assert picture.suffix == ".png" and picture.stat().st_size < 150_000, picture.name
+        assert f"(pictures/{picture.name})" in text, f"no page shows {picture.name}"
 
 
 # The site.
