@@ -46,6 +46,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "eval": (*LOOP, "--eval.num-questions", "3"),
     "ask": ("--max-tokens", "8"),
     "serve": LOOP,
+    "data build": (*LOOP, "--build.samples", "2"),
 }
 """Settings behind those of a page, so that what takes hours on its machine takes seconds here."""
 
