@@ -6,7 +6,10 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 
-FIRST = ("index", "train", "evaluate", "build_data", "profile", "seeing", "serve", "sandbox", "add_an_op")
+FIRST = (
+    *("index", "train", "evaluate", "build_data", "profile", "seeing", "serve"),
+    *("sandbox", "add_an_op", "performance", "benchmarks"),
+)
 """Pages in this order, as far as there are such; all others behind them."""
 OUTWARD = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)]*)?\)")
 
