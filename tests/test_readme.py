@@ -2,14 +2,10 @@
 
 import re
 import subprocess
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from thyme.cli import VERBS
-from thyme.options import keys
 
 ROOT = Path(__file__).parent.parent
 DESCRIPTION = 37  # the column at which the tree says what a path is
@@ -22,7 +18,7 @@ def tracked() -> set[str]:
 
 def tree_block() -> list[str]:
     text = (ROOT / "README.md").read_text()
-    return re.search(r"## The tree\n+```\n(.*?)```", text, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
+    return re.search(r"## The tree\n+```text\n(.*?)```", text, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
 
 
 def test_every_path_in_the_tree_exists_and_every_source_is_in_it() -> None:
@@ -68,13 +64,26 @@ def test_hook_and_workflow_run_what_the_makefile_has() -> None:
     assert made == {"test", "demo", "soak"} <= make_targets()
 
 
+def prose(document: Path) -> str:
+    """Without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(document: Path) -> set[str]:
+    """The anchors that a Git host and mkdocs make of headings."""
+    titles = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     documents = [ROOT / name for name in tracked() if name.endswith(".md")]
     assert len(documents) >= 3
     for document in documents:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        for target, _, anchor in re.findall(r"\]\(([^)#]*)(#?)([^)]*)\)", prose(document)):
             if "://" not in target:
-                assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
+                path = document.parent / target if target else document
+                assert path.exists(), f"{document.name} links to {target}, which does not exist"
+                assert not anchor or anchor in headings(path), f"{document.name} links to {target}#{anchor}"
 
 
 def test_files_that_the_guides_name_exist() -> None:
@@ -117,18 +126,3 @@ def test_the_walks_name_files_that_exist_in_the_order_of_the_story() -> None:
         assert (ROOT / name).exists(), f"README's walk names {name}, which does not exist"
     numbers = [int(n) for n in re.findall(r"^(\d+)\. ", walk, re.MULTILINE)]
     assert numbers == list(range(1, 13))
-
-
-def test_the_verbs_of_the_readme_are_verbs_and_the_verbs_are_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(
-        r"^(?:\.venv/bin/)?thyme (\w+(?: (?:build|check|compose|convert|dedup|review|run|stats|synth)\b)?)",
-        text,
-        re.MULTILINE,
-    )
-    assert commands and set(commands) <= set(VERBS)
-    for option in re.findall(r"^thyme .*?--([\w.-]+)", text, re.MULTILINE):
-        assert option == "dry-run" or any(option.replace("-", "_") in HELP_KEYS[verb] for verb in VERBS), option
-
-
-HELP_KEYS = {verb: {key for key, _ in keys(import_module(module).Config)} for verb, module in VERBS.items()}

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -61,3 +63,19 @@ def thyme_rl(number: int = 7, **changes: Any) -> dict[str, Any]:
         "question": f"Which digit is on sign {number}?",
     }
     return row | changes
+
+
+def write_released_sets(folder: Path) -> None:
+    """Thyme-SFT and Thyme-RL with four rows a file, as released, and held.jsonl with three more questions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    demonstrations = pa.Table.from_pylist([thyme_sft(i) for i in range(4)])
+    files = dict.fromkeys(("wo_thinking_thyme_single_round", "2round", "computation"), demonstrations)
+    files = {f"Thyme-SFT/data/{name}-00000-of-00001.parquet": rows for name, rows in files.items()}
+    files["Thyme-RL/data/train-00000-of-00001.parquet"] = pa.Table.from_pylist([thyme_rl(i) for i in range(4)])
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, folder / name)
+    held = [json.dumps(thyme_rl(i)) + "\n" for i in range(4, 7)]
+    (folder / "held.jsonl").write_text("".join(held))

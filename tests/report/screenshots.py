@@ -4,10 +4,13 @@ Writes view.png (a group of the newest step, at a rollout with code that is righ
 (`thyme data synth rows`) as a third argument, review.png too.
 """
 
+import io
 import sys
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from PIL import Image
 
 from tests.report.browser import Browser
 from tests.report.conftest import served
@@ -18,7 +21,15 @@ from thyme.sandbox import SandboxConfig
 from thyme.verbs.data_review import Config, ReviewRows, open_rows, problems, rerun
 from thyme.verbs.spelling import open_run
 
+COLOURS = 128
+"""Of a picture that is kept: a page has few, and a palette makes its file a third as large."""
 SETTLED = "[...document.images].every((image) => image.complete)"
+
+
+def keep(photograph: bytes, path: Path) -> None:
+    """Writes a photograph with few colours."""
+    picture = Image.open(io.BytesIO(photograph)).convert("RGB")
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def view_pictures(run: Path, out: Path) -> None:
@@ -34,10 +45,10 @@ def view_pictures(run: Path, out: Path) -> None:
     with served(view_app({"a": opened})) as address, Browser(1500, 1100) as browser:
         browser.open(f"{address}#/rollouts/{file}/{line}")
         browser.wait(f"document.querySelector('article.at-hand header') && {SETTLED}")
-        (out / "view.png").write_bytes(browser.photograph())
+        keep(browser.photograph(), out / "view.png")
         browser.press("g")
         browser.wait("document.querySelectorAll('.curve').length > 0")
-        (out / "curves.png").write_bytes(browser.photograph())
+        keep(browser.photograph(), out / "curves.png")
 
 
 def review_picture(rows: Path, out: Path) -> None:
@@ -63,7 +74,7 @@ def review_picture(rows: Path, out: Path) -> None:
             browser.wait("document.querySelector('.asked')")
             browser.press("u")
             browser.wait(f"document.querySelector('#again .card') && {SETTLED}")
-            (out / "review.png").write_bytes(browser.photograph())
+            keep(browser.photograph(), out / "review.png")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.data.rows import thyme_rl, thyme_sft
+from tests.data.rows import write_released_sets
 from thyme.cli import main
 from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.model import load
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow")
 
 SMALL = (
     *("--threads", "1", "--rollout.max-tokens", "8", "--rollout.max-tokens-per-round", "8"),
@@ -33,14 +32,7 @@ def place(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A folder with what the recipes name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(hub_folder, "Qwen2.5-VL-7B-Instruct")
-    for folder in ("Thyme-SFT/data", "Thyme-RL/data"):
-        Path(folder).mkdir(parents=True)
-    for name in ("wo_thinking_thyme_single_round", "2round", "computation"):
-        rows = pa.Table.from_pylist([thyme_sft(i) for i in range(4)])
-        pq.write_table(rows, f"Thyme-SFT/data/{name}-00000-of-00001.parquet")
-    pq.write_table(pa.Table.from_pylist([thyme_rl(i) for i in range(4)]), "Thyme-RL/data/train-00000-of-00001.parquet")
-    with Path("held.jsonl").open("w") as file:
-        file.writelines(json.dumps(thyme_rl(i)) + "\n" for i in range(4, 7))
+    write_released_sets(Path())
 
 
 @pytest.mark.usefixtures("place")
