@@ -49,7 +49,7 @@ soak: $(READY) browser
 	$(PY) -m pytest -n 2 -m "soak and not gpu"
 
 bench: $(READY)
-	$(PY) bench/table.py
+	$(PY) -m thyme bench
 
 gate: $(READY)
 	$(PY) bench/gate.py

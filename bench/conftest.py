@@ -146,6 +146,8 @@ def gpu_state() -> dict[str, str]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     """Our table below that of pytest-benchmark, which knows no ceilings."""
+    if config.option.benchmark_quiet:
+        return
     done = getattr(config, "_benchmarksession", None)
     rows = [
         {"group": one.group, "name": one.name, "stats": {}, "extra_info": one.extra_info}

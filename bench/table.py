@@ -1,6 +1,6 @@
-"""`make bench`: runs every bench_*.py, writes build/bench.json and prints one table.
+"""What `thyme bench` and `make bench` run: pytest on bench_*.py, its results in build/bench.json, one table of them.
 
-    python bench/table.py [pytest options]                            run and print
+    python bench/table.py [pytest options and files]                  run and print
     python bench/table.py --print RESULTS.json...                     print what runs have written
            [--against KEPT.json] [--baseline OUT.json]                beside what is kept; keep the figures
 
@@ -11,6 +11,8 @@ quantity. Nothing fails on a time.
 
 import argparse
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -145,16 +147,79 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def compared(results: list[Row], kept: dict[str, Any]) -> None:
+def compared(results: list[Row], kept: dict[str, Any]) -> int:
     """Puts beside each figure how it stands to the one that is kept of the same contender and group: on a CPU by the
-    time of its cores, which other processes disturb less, else by device time."""
+    time of its cores, which other processes disturb less, else by device time.
+
+    Returns:
+        How many figures have one that is kept.
+    """
     before = {(row["group"], row["name"]): row["extra_info"] for row in kept["benchmarks"]}
+    found = 0
     for row in results:
         info, then = row["extra_info"], before.get((row["group"], row["name"]), {})
         for figure in ("cpu_ms", "ms"):
             if info.get(figure) and then.get(figure):
                 info["vs_kept"] = info[figure] / then[figure]
+                found += 1
                 break
+    return found
+
+
+def differences(now: dict[str, Any], kept: dict[str, Any]) -> list[str]:
+    """What two runs do not share of machine and versions, a line each: across them a ratio says little."""
+    places = [("device", "device"), ("processor", "cpu", "brand_raw"), ("processors", "cpu", "count")]
+    packages = now["machine_info"]["versions"] | kept["machine_info"]["versions"]
+    places += [(package, "versions", package) for package in packages]
+    lines = []
+    for name, *keys in places:
+        here, there = now["machine_info"], kept["machine_info"]
+        for key in keys:
+            here, there = (found.get(key, {}) for found in (here, there))
+        if here != there:
+            lines.append(f"{name}: {here or 'none'} here, {there or 'none'} there")
+    return lines
+
+
+def comparison(run: dict[str, Any], results: list[Row], path: Path) -> dict[str, Any]:
+    """Fills the column of ratios; says what they are to be read with."""
+    kept = json.loads(path.read_text())
+    shared = compared(results, kept)
+    return {"with": str(path), "is": stamp(kept), "shared": shared, "differences": differences(run, kept)}
+
+
+def comparison_lines(found: dict[str, Any], rows: int) -> list[str]:
+    lines = [f"compared with {found['with']}: {found['is']}", f"{found['shared']} of {rows} figures are kept there"]
+    if found["differences"]:
+        lines.append("not the same machine or versions, so a ratio is not of the code alone:")
+        lines += [f"  {line}" for line in found["differences"]]
+    return lines
+
+
+def measured(pytest_options: list[str]) -> int:
+    """Runs the benchmarks in a process of their own, and returns its exit code; what is measured by the time of a
+    Ctrl-C or SIGTERM is written."""
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.unlink(missing_ok=True)
+    run = [sys.executable, "-m", "pytest", *pytest_options, "-q", "--benchmark-only"]
+    run += [f"--benchmark-json={OUT}"]
+    if not any(word.startswith("--benchmark") for word in pytest_options):
+        run.append("--benchmark-quiet")  # one table is enough, the one below
+    # In a session of its own: a terminal's Ctrl-C and a parent's SIGTERM reach it once, by this process.
+    with subprocess.Popen(run, cwd=ROOT, start_new_session=True) as child:
+        told: list[int] = []
+
+        def tell(number: int, frame: object) -> None:
+            told.append(number)
+            if len(told) == 1:
+                child.send_signal(signal.SIGINT)
+
+        before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def main() -> int:
@@ -162,25 +227,28 @@ def main() -> int:
     parser.add_argument("--print", nargs="+", type=Path, metavar="RESULTS.json", help="print these, run nothing")
     parser.add_argument("--baseline", type=Path, metavar="OUT.json", help="keep the figures, for --benchmark-compare")
     parser.add_argument("--against", type=Path, metavar="KEPT.json", help="a column with the ratio to these")
+    parser.add_argument("--results", type=Path, metavar="OUT.json", help="write all of it, the comparison too")
     options, pytest_options = parser.parse_known_args()
-    command = ["pytest", "bench", *pytest_options]
-    if options.print is None:
-        OUT.parent.mkdir(exist_ok=True)
-        run = [sys.executable, "-m", *command, "-q", "--benchmark-only"]
-        run += ["--benchmark-columns=median,rounds", f"--benchmark-json={OUT}"]
-        code = subprocess.run(run, cwd=ROOT, check=False).returncode
-        if code:
-            return code
+    if not any(word == "bench" or word.startswith("bench/") for word in pytest_options):
+        pytest_options = ["bench", *pytest_options]
+    code = 0 if options.print is not None else measured(pytest_options)
+    if options.print is None and not OUT.is_file():  # nothing was run
+        return code
     found = [json.loads(path.read_text()) for path in options.print or [OUT]]
     results = [row for one in found for row in one["benchmarks"]]
     results.sort(key=lambda row: "of_ceiling" not in row["extra_info"])
-    if options.against is not None:
-        compared(results, json.loads(options.against.read_text()))
-    print(stamp(found[0]), *ceilings(results), *table(results), sep="\n")
+    against = None if options.against is None else comparison(found[0], results, options.against)
+    lines = [] if against is None else comparison_lines(against, len(results))
+    print(stamp(found[0]), *lines, *ceilings(results), *table(results), sep="\n")
+    kept = baseline(found, shlex.join(["pytest", *pytest_options]))
+    if options.results is not None:
+        options.results.write_text(json.dumps(kept if against is None else kept | {"compared": against}) + "\n")
     if options.baseline is not None:
+        for row in kept["benchmarks"]:
+            row["extra_info"].pop("vs_kept", None)  # of this comparison, not of this run
         options.baseline.parent.mkdir(parents=True, exist_ok=True)
-        options.baseline.write_text(json.dumps(baseline(found, " ".join(command)), indent=1) + "\n")
-    return 0
+        options.baseline.write_text(json.dumps(kept, indent=1) + "\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from tests.data.rows import thyme_sft, write_released_sets
 from tests.evals.benchmarks.published import ROWS, write_tsv
 from tests.pages import ROOT, Block, Command
 from tests.report.runs import small_run
-from thyme.cli import VERBS, main
+from thyme.cli import main
+from thyme.verbs.table import VERBS
 
 SERVERS = {"serve": "8000", "view": "8717", "data review": "8718"}
 """Verbs that go on until they are interrupted, which they are when the page ends, and the ports they listen on."""

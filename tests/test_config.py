@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thyme.cli import RECIPE_VERBS, VERBS, main
+from thyme.cli import main
 from thyme.config import from_dict, keys_of, load_recipe, part_of, shipped_recipes, to_toml
 from thyme.demo import verb as demo
 from thyme.engine.phases import PhaseSampling
@@ -17,6 +17,7 @@ from thyme.help import help_text
 from thyme.options import keys, parse
 from thyme.verbs import ask, eval, rl, rollout, sft
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.table import RECIPE_VERBS, VERBS
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "thyme" / "recipes").glob("*.toml"))

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.pages import DOCS, LANGUAGES, PAGES, ROOT, Block, Command, blocks
 from tests.reader import Reader, furnish, verb_of
-from thyme.cli import VERBS, main
+from thyme.cli import main
 from thyme.config import from_dict, load_recipe
 from thyme.options import keys
 from thyme.verbs.config import RunConfig
 from thyme.verbs.opening import open_model, save_model
 from thyme.verbs.recipe import Recipe
+from thyme.verbs.table import VERBS
 
 CHAPTERS = ("index", "train", "evaluate", "build_data", "serve", "add_an_op", "sandbox", "performance", "benchmarks")
 QUICK = {"sandbox.md"}

@@ -6,8 +6,11 @@ Errors of the user (a missing file, a broken image, an unknown key) are one line
 import errno
 import os
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
+
+from thyme.verbs.table import JSON_VERBS, RECIPE_VERBS, VERBS
 
 HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 
@@ -29,41 +32,13 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
   view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
   report RUN                  the same as one HTML file
+  bench [GROUP]               benchmarks of a checkout beside the machine's ceilings; --compare FILE; --list
   sandbox run FILE            run one snippet in the sandbox and show what came back
   doctor                      what this machine lacks, tried and not guessed: packages, GPU, kernels, parity, sandbox
+  completion bash | zsh | fish  what a shell needs to complete verbs, settings, recipes and files
+
+With --json a verb prints its result for programs: JSON alone on stdout, all else on stderr.
 """
-
-VERBS = {
-    "demo": "thyme.demo.verb",
-    "ask": "thyme.verbs.ask",
-    "base": "thyme.verbs.base",
-    "sft": "thyme.verbs.sft",
-    "anneal": "thyme.verbs.anneal",
-    "rl": "thyme.verbs.rl",
-    "resume": "thyme.verbs.resume",
-    "rollout": "thyme.verbs.rollout",
-    "eval": "thyme.verbs.eval",
-    "ablate": "thyme.verbs.ablate",
-    "plan": "thyme.verbs.plan",
-    "export": "thyme.verbs.export",
-    "serve": "thyme.verbs.serve",
-    "data build": "thyme.verbs.data_build",
-    "data compose": "thyme.verbs.data_compose",
-    "data synth": "thyme.verbs.data_synth",
-    "data check": "thyme.verbs.data_check",
-    "data convert": "thyme.verbs.data_convert",
-    "data dedup": "thyme.verbs.data_dedup",
-    "data stats": "thyme.verbs.data_stats",
-    "data review": "thyme.verbs.data_review",
-    "view": "thyme.verbs.view",
-    "report": "thyme.verbs.report",
-    "sandbox run": "thyme.verbs.sandbox_run",
-    "doctor": "thyme.verbs.doctor",
-}
-"""Verb -> the module that has its Config and `run(config)`."""
-
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "ablate", "plan", "data build"}
-"""Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """A disk that is full or not ours to write is the user's to mend, wherever it is met."""
@@ -82,9 +57,12 @@ def main(argv: list[str] | None = None) -> None:
 
         print(thyme.__version__)
         raise SystemExit(0)
+    from thyme import interrupt
+
     try:
-        verb, rest = _verb(args)
-        code = _run(verb, rest)
+        with interrupt.raised():
+            verb, rest = _verb(args)
+            code = _run(verb, rest)
     except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("THYME_TRACEBACK") == "1" or not _is_of_the_user(error):
             raise
@@ -93,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         if os.environ.get("THYME_TRACEBACK") == "1" or error.errno not in NO_ROOM:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted")
+    except KeyboardInterrupt as error:
+        _fail("; ".join(["interrupted", *getattr(error, "__notes__", ())]), interrupt.exit_code(error))
     if code:
         raise SystemExit(code)
 
@@ -133,19 +111,42 @@ def _run(verb: str, args: list[str]) -> int:
         defaults = None if needs_more else parse(module.Config, [], recipes=recipes, default_recipe=default_recipe)
         summary, everything = (module.__doc__ or "").partition("\n\n")[0], "--help-all" in args
         options: dict[str, Any] = {"defaults": defaults, "takes_recipe": takes_recipe, "everything": everything}
+        options["has_json"] = verb in JSON_VERBS
         print(help_text(verb, module.Config, summary, **options), end="")
         return 0
-    is_dry = takes_recipe and "--dry-run" in args
-    args = [arg for arg in args if not (is_dry and arg == "--dry-run")]
+    is_dry, args = _said("--dry-run", args, takes_recipe)
+    as_json, args = _said("--json", args, verb in JSON_VERBS)
     if hasattr(module, "parse"):  # its settings are another verb's
-        return module.run(module.parse(args)) or 0
+        return _ended(module, module.parse(args), as_json)
     config = parse(module.Config, args, recipes=recipes, default_recipe=default_recipe)
     if is_dry:
         print(to_toml(config), end="")
         for line in module.described(config) if hasattr(module, "described") else ():
             print(f"# {line}")
         return 0
-    return module.run(config) or 0
+    return _ended(module, config, as_json)
+
+
+def _said(word: str, args: list[str], is_known: bool) -> tuple[bool, list[str]]:
+    """Whether the word stands before any `--`, and the arguments without it."""
+    own = args[: args.index("--")] if "--" in args else args
+    if not is_known or word not in own:
+        return False, args
+    return True, [arg for arg in own if arg != word] + args[len(own) :]
+
+
+def _ended(module: Any, config: Any, as_json: bool) -> int:
+    """Runs the verb; its exit code. As JSON its result alone goes to stdout, what it says meanwhile to stderr."""
+    from thyme.result import Result
+    from thyme.verbs.notes import is_first_rank
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        ended = module.run(config)
+    if not isinstance(ended, Result):
+        ended = Result(None, ended or 0)
+    if as_json and is_first_rank():
+        print(ended.to_json())
+    return ended.code
 
 
 def _is_of_the_user(error: Exception) -> bool:
@@ -155,6 +156,6 @@ def _is_of_the_user(error: Exception) -> bool:
     return isinstance(error, SandboxUnavailable) or not isinstance(error, RuntimeError)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"thyme: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

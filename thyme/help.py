@@ -13,13 +13,22 @@ from itertools import pairwise
 from typing import Any
 
 from thyme.config import settings, shipped_recipes
-from thyme.options import flag, keys
+from thyme.options import flag, is_required, keys
 
 NAMES_WIDTH = 34
 """Columns of keys and defaults at most; a longer one pushes its text aside."""
 
 
-def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe: bool, everything: bool) -> str:
+def help_text(
+    verb: str,
+    cls: Any,
+    summary: str,
+    *,
+    defaults: Any,
+    takes_recipe: bool,
+    everything: bool,
+    has_json: bool = False,
+) -> str:
     """The help of a verb: its own settings in a line each, or with `everything` all of them in full.
 
     Args:
@@ -30,13 +39,14 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
         takes_recipe: whether a recipe may come first.
         everything: False says of other tables, of tables inside its own and of settings that few runs change only how
             many there are.
+        has_json: whether it comes to a result that `--json` prints.
     """
     width = shutil.get_terminal_size((100, 24)).columns
     places = [f.name for f in settings(cls) if f.metadata.get("positional")]
     hints = typing.get_type_hints(cls)
-    shown_places = [name.upper() + "..." * (typing.get_origin(hints[name]) is tuple) for name in places]
+    shown_places = [_place(cls, name, hints[name]) for name in places]
     usage = " ".join(["thyme", verb, *(["[RECIPE]"] if takes_recipe else []), *shown_places])
-    lines = [f"usage: {usage} [--key value ...]", "", *textwrap.wrap(summary, width), ""]
+    lines = [f"usage: {usage} [--key value ...]{' [--json]' * has_json}", "", *textwrap.wrap(summary, width), ""]
     if takes_recipe:
         said = f"a TOML file, or a shipped one: {', '.join(shipped_recipes())}; --dry-run prints what it comes to"
         lines += _entry("RECIPE", said, width, everything)
@@ -64,6 +74,11 @@ def help_text(verb: str, cls: Any, summary: str, *, defaults: Any, takes_recipe:
             *textwrap.wrap(f"--help-all lists every setting in full, those of {', '.join(folded)} too.", width),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _place(cls: Any, name: str, hint: Any) -> str:
+    said = name.upper() + "..." * (typing.get_origin(hint) is tuple)
+    return said if is_required(cls, name) else f"[{said}]"
 
 
 def _table(prefix: str, cls: Any, values: Any, width: int, everything: bool) -> list[str]:

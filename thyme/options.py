@@ -48,7 +48,7 @@ def parse(cls: type[C], args: list[str], *, recipes: Any = None, default_recipe:
         del given[:count]
     if given:
         raise ValueError(f"unexpected argument {given[0]!r}: settings are said as --key value")
-    missing = [name.upper() for name in names if name not in raw]
+    missing = [name.upper() for name in names if name not in raw and is_required(cls, name)]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing (--help says more)")
     for key, value in raw.items():
@@ -62,6 +62,12 @@ def parse(cls: type[C], args: list[str], *, recipes: Any = None, default_recipe:
         origins |= dict.fromkeys(raw, "the command line")
         config = dataclasses.replace(config, origins=origins)  # type: ignore[type-var]
     return config
+
+
+def is_required(cls: Any, name: str) -> bool:
+    """Whether a field has no value where nothing is said."""
+    (f,) = (f for f in settings(cls) if f.name == name)
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _split(cls: Any, args: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -132,7 +132,7 @@ def test_a_model_of_what_is_issued(title: str) -> None:
 
 def test_the_page_shows_commands() -> None:
     assert len(COMMANDS) >= 12
-    assert all(shlex.split(command)[0] in ("pytest", "python") for command in COMMANDS)
+    assert all(shlex.split(command)[0] in ("pytest", "python", "thyme") for command in COMMANDS)
 
 
 @pytest.mark.soak
@@ -146,6 +146,14 @@ def test_every_command_of_the_page_runs(command: str, tmp_path: Path) -> None:
             words += ["--collect-only", "-q"]
         elif "--shapes" not in words:
             words += ["--shapes", "8x64", "--without", "torch.compile"]
+    elif words[0] == "thyme":
+        words = ["-m", *words]
+        (tmp_path / "before.json").write_text(short_run())
+        if words[3:] == []:
+            words += ["--", "--collect-only"]
+        elif "--shapes" in words:
+            at = words.index("--shapes")
+            words[at:at] = ["--without", "torch.compile"]
     else:
         words = words[1:]
         (tmp_path / "before.json").write_text(short_run())

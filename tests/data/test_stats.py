@@ -41,12 +41,13 @@ def test_figures_are_what_a_count_by_hand_gives(tmp_path: Path) -> None:
 
 
 def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, figures = _file(tmp_path / "rows.jsonl"), tmp_path / "figures.json"
-    main(["data", "stats", str(path), "--json", str(figures)])
+    path = _file(tmp_path / "rows.jsonl")
+    main(["data", "stats", str(path)])
     out = capsys.readouterr().out
     assert "3 rows: 2 sft, 1 rl" in out and "scenarios: crop 1 (33.3%)" in out and "2 <code>" in out
     assert "not in the figures: 1 rows, picture" in out and "tokens are bytes" in out
-    assert json.loads(figures.read_text())["lengths"]["pictures"]["p100"] == 2
+    main(["data", "stats", str(path), "--json"])
+    assert json.loads(capsys.readouterr().out)["lengths"]["pictures"]["p100"] == 2
     path.write_text("no json\n")
     with pytest.raises(SystemExit):
         main(["data", "stats", str(path)])

@@ -58,7 +58,7 @@ class Loop:
         self.config = RolloutConfig(top_k=9)
         self.asked = Sampling()
 
-    def run(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Rollout]]:
+    def run(self, questions: Sequence[Question], sampling: Sampling, on_end: object = None) -> list[list[Rollout]]:
         self.asked = sampling
         return [[self.answer(q, i) for i in range(sampling.n)] for q in questions]
 

@@ -518,7 +518,7 @@ def test_doctor_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert layers[-1].name == "sandbox" and layers[-1].ok
     assert any(layer.name == "probe: open a network socket" and layer.ok for layer in layers)
     (tmp_path / "snippet.py").write_text("```\nprint('hello')\nImage.new('RGB', (9, 9)).save('a.png')\n```")
-    assert run_file(tmp_path / "snippet.py") == 0
+    assert run_file(tmp_path / "snippet.py")["status"] == "ok"
     shown = capsys.readouterr().out
     assert "hello" in shown and "fence" in shown and (tmp_path / "snippet.out1.png").exists()
     with pytest.raises(ValueError, match="cannot be read"):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from thyme.train.metrics import MetricsLog, ProgressLine
+from thyme.train.metrics import MetricsLog
 
 
 def lines(path: Path) -> list[dict]:
@@ -46,11 +46,3 @@ def test_a_resumed_stage_rewrites_what_it_repeats(tmp_path: Path) -> None:
 def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
     assert MetricsLog(None, "sft").log(3, {"loss": 1.0})["step"] == 3
     assert not list(tmp_path.iterdir())
-
-
-def test_progress_line_shows_the_latest_of_each_metric() -> None:
-    with ProgressLine(10, "sft", {"loss": "loss", "gate/one": "one"}) as draw:
-        draw({"step": 0, "loss": 2.0, "gate/one": 0.5, "time/wall_s": 1.0})
-        draw({"step": 1, "loss": 1.0})
-        (task,) = draw._progress.tasks
-        assert task.completed == 2 and task.fields["numbers"] == "loss 1  one 0.5"

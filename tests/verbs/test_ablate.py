@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,15 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_fails_is_named(
     """Only what is asked of the processes; what `resume` does has tests of its own."""
     called: list[list[str]] = []
 
-    def pretend(command: list[str], stdout: Any, stderr: Any) -> subprocess.CompletedProcess[str]:
-        called.append(command[3:])
-        print("Traceback\nthyme: the disk is full", file=stdout, flush=True)
-        return subprocess.CompletedProcess(command, 2)
+    class Pretended:
+        def __init__(self, command: list[str], stdout: Any, stderr: Any) -> None:
+            called.append(command[3:])
+            print("Traceback\nthyme: the disk is full", file=stdout, flush=True)
 
-    monkeypatch.setattr(ablate.subprocess, "run", pretend)
+        def wait(self) -> int:
+            return 2
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", Pretended)
     asked = ("--model", demo_checkpoint, "--name", "ab", *VARY, *TINY)
     said = refused(capsys, *asked)
     assert "code 0, seed 0: thyme rl runs/ab/recipes/ab-0-seed0.toml ended with 2: thyme: the disk is full" in said

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.report import runs
+from thyme.cli import main
 from thyme.pictures import read_picture
 from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.rollout.events import CodeBlock, CodeResult, TextPiece
@@ -106,8 +107,9 @@ def test_json_and_trace_say_what_happened(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (84, 84), "red").save("a.png")
     question = "What digit is on the red sign?"
-    config = Config(model=str(demo_checkpoint), image="a.png", question=question, max_tokens=4, json=True)
-    run(replace(config, trace=Path("trace.html"), temperature=1.0, seed=3))
+    config = Config(model=str(demo_checkpoint), image="a.png", question=question, max_tokens=4)
+    words = ["--max-tokens", "4", "--trace", "trace.html", "--temperature", "1.0", "--seed", "3", "--json"]
+    main(["ask", str(demo_checkpoint), "a.png", question, *words])
     said = json.loads(capsys.readouterr().out)
     assert (said["answer"], said["status"], said["tokens"]) == (None, "length", 4)
     assert len(said["rounds"]) == 1 and said["rounds"][0]["code"] is None

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,35 @@ def test_a_gated_stage_goes_on_where_it_was(
     thyme("resume", "runs/y")
     assert_equal(Path("runs/y"), whole / "y", "anneal")
     assert again == ([2] if step == 3 else [0, 1, 2])
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_signal_ends_a_step_that_is_saved_and_the_run_goes_on_from_there(
+    step: int, recipe: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no checkpoint was due."""
+    log, again = MetricsLog.log, []
+
+    def log_and_signal(self: MetricsLog, number: int, values: Metrics) -> Metrics:
+        if number + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        return log(self, number, values)
+
+    def log_and_note(self: MetricsLog, number: int, values: Metrics) -> Metrics:
+        again.append(number)
+        return log(self, number, values)
+
+    monkeypatch.setattr(MetricsLog, "log", log_and_signal)
+    with pytest.raises(SystemExit) as ended:
+        thyme("anneal", recipe, "--name", "y")
+    assert ended.value.code == 143 and "go on with: thyme resume runs/y" in capfd.readouterr().err
+    assert files(Path("runs/y/checkpoints")) == [f"anneal_{step}"]
+    monkeypatch.setattr(MetricsLog, "log", log_and_note)
+    thyme("resume", "runs/y")
+    assert again == list(range(step, 3))
+    final, expected = (run / "checkpoints/anneal/model.safetensors" for run in (Path("runs/y"), whole / "y"))
+    assert final.read_bytes() == expected.read_bytes()
+    assert timeless(lines(Path("runs/y/metrics.jsonl"))) == timeless(lines(whole / "y" / "metrics.jsonl"))
 
 
 def refused(capfd: pytest.CaptureFixture[str], *args: str | Path) -> str:

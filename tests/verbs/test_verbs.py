@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from thyme.cli import RECIPE_VERBS, VERBS, main
+from thyme.cli import main
 from thyme.options import parse
 from thyme.rollout.dialect import Dialect, read_dialect, write_dialect
 from thyme.sandbox import SandboxConfig
 from thyme.verbs.config import LoopConfig
 from thyme.verbs.opening import open_loop, open_model
+from thyme.verbs.table import RECIPE_VERBS, VERBS
 
 SMALL = (
     *("--threads", "1", "--engine.num-blocks", "200", "--engine.max-sequences", "8", "--engine.max-context", "1400"),
@@ -177,8 +178,8 @@ def test_no_verb_is_left_out() -> None:
     tried = {*ARGUMENTS, "resume", "ask", "data synth", "data check", "data convert", "sandbox run", "doctor"}
     # tests/demo tells the whole story in a few steps, tests/report looks at runs and rows; the others have a file here,
     # those that build data in tests/build and tests/data.
-    elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review", "ablate"}
-    elsewhere |= {"data build", "data compose", "data dedup", "data stats"}
+    elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review", "ablate", "bench"}
+    elsewhere |= {"data build", "data compose", "data dedup", "data stats", "completion"}
     assert set(VERBS) - tried == elsewhere
     assert set(ARGUMENTS) | {"demo", "plan", "data build", "ablate"} == RECIPE_VERBS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from thyme.build.outcome import Outcome
@@ -26,7 +26,14 @@ class Line(Protocol):
         """
 
 
-async def run_items(line: Line, plan: Plan, items: Iterable[int], store: Store, concurrency: int) -> int:
+async def run_items(
+    line: Line,
+    plan: Plan,
+    items: Iterable[int],
+    store: Store,
+    concurrency: int,
+    on_end: Callable[[Outcome | None], object] | None = None,
+) -> int:
     """Runs items to their ends.
 
     Args:
@@ -35,6 +42,7 @@ async def run_items(line: Line, plan: Plan, items: Iterable[int], store: Store, 
         items: their numbers.
         store: gets each end as it comes.
         concurrency: items under way at once.
+        on_end: is told of each end, and of each item that has none.
 
     Returns:
         How many items have no end, since a model did not answer: another run tries them again.
@@ -50,6 +58,8 @@ async def run_items(line: Line, plan: Plan, items: Iterable[int], store: Store, 
                 unanswered += 1
             else:
                 store.add(ended)
+            if on_end is not None:
+                on_end(ended)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -75,6 +75,7 @@ def check_file(
     images: str | Path | None = None,
     later: Later | None = None,
     on_problem: Callable[[Problem], object] | None = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> CheckReport:
     """Checks every row of a file; kinds may be mixed: a row with a response is an SFT row, another an RL row.
 
@@ -84,6 +85,7 @@ def check_file(
         images: the folder that relative paths of pictures start from; None: the file's own.
         later: asked about every row that is well formed; None: picture processor and tokenizer (`model_steps`).
         on_problem: gets every problem as it is found.
+        on_row: is called for every row that was looked at.
 
     Raises:
         ValueError: the file is missing, is no file of rows or holds none.
@@ -104,6 +106,7 @@ def check_file(
         if first is not None:
             report.bad_rows += 1
             report.reasons[first] += 1
+        on_row()
     if rows == 0:
         raise ValueError(f"data file {path}: no rows")
     report.problems = tuple(kept)

@@ -53,6 +53,7 @@ def convert(
     layout: Format = "auto",
     images: str | Path | None = None,
     keep: Keep | None = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> ConvertReport:
     """Writes the usable rows of files and folders to one file.
 
@@ -67,6 +68,7 @@ def convert(
         images: the folder that relative paths of pictures start from; None: each file's own.
         keep: what reviewers made of a row: its response, theirs or its own, or None for one that is left out; None
             keeps all as they are.
+        on_row: is called for every row that was read.
 
     Raises:
         ValueError: `out` exists or has another suffix, a file cannot be read, or no row can be used.
@@ -89,6 +91,7 @@ def convert(
                     reason, message = error.refusal
                     report.left_out[reason] += 1
                     report.examples.setdefault(reason, f"{path}: row {entry.number}: {message:.300}")
+                on_row()
         if not report.written:
             told = "; ".join(report.examples.values()) or "there are none"
             raise ValueError(f"{out}: no row to write: {told}")

@@ -101,6 +101,7 @@ def dedup(
     images: str | Path | None = None,
     distance: int = DISTANCE,
     on_match: Callable[[Match], object] | None = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> DedupReport:
     """Compares the rows of files with each other and with evaluation files.
 
@@ -111,6 +112,7 @@ def dedup(
         images: the folder that relative paths of pictures start from; None: each file's own.
         distance: bits that hashes of the same picture may differ in, 0 to 7.
         on_match: gets each match as it is found.
+        on_row: is called for every row of `paths` that is looked at.
 
     Raises:
         ValueError: a file that cannot be read, or a distance out of range.
@@ -120,11 +122,11 @@ def dedup(
     report, evaluation = DedupReport(), DedupReport()
     folder = None if images is None else Path(images)
     known, held = _Index(distance), _Index(distance)
-    for place, _, image, data in _pictures(against, layout, folder, evaluation):
+    for place, _, image, data in _pictures(against, layout, folder, evaluation, lambda: None):
         report.evaluation_pictures += 1
         for code in _positions(image, data):
             held.add(code, place, "")
-    for place, question, image, data in _pictures(paths, layout, folder, report):
+    for place, question, image, data in _pictures(paths, layout, folder, report, on_row):
         report.pictures += 1
         code = _key(image, data)
         for index in (held, known):
@@ -227,12 +229,17 @@ def _neighbours(value: int) -> Iterator[int]:
 
 
 def _pictures(
-    paths: Iterable[str | Path], layout: Format, folder: Path | None, report: DedupReport
+    paths: Iterable[str | Path],
+    layout: Format,
+    folder: Path | None,
+    report: DedupReport,
+    on_row: Callable[[], object],
 ) -> Iterator[tuple[Place, str, Image.Image, bytes]]:
     """Every question's pictures; what cannot be read is counted."""
     for table in _tables(paths):
         for entry in table.scan():
             report.rows += 1
+            on_row()
             try:
                 question, values = _asked(entry, layout)
                 base = table.path.parent if folder is None else folder

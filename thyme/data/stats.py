@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,12 @@ class Stats:
 
 
 def gather(
-    paths: list[Path], processor: Processor, *, layout: Format = "auto", images: str | Path | None = None
+    paths: list[Path],
+    processor: Processor,
+    *,
+    layout: Format = "auto",
+    images: str | Path | None = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> Stats:
     """The figures of files together.
 
@@ -99,6 +105,7 @@ def gather(
         processor: counts the tokens of text and of pictures.
         layout: of the rows; "auto" tells by each row's keys.
         images: the folder that relative paths of pictures start from; None: each file's own.
+        on_row: is called for every row.
 
     Raises:
         ValueError: a file that cannot be read, or no row at all.
@@ -115,6 +122,7 @@ def gather(
                 reason, message = error.refusal
                 stats.unreadable[reason] += 1
                 stats.examples.setdefault(reason, f"{path}: row {entry.number}: {message:.200}")
+            on_row()
     if not stats.rows:
         told = "; ".join(stats.examples.values()) or "there are none"
         raise ValueError(f"no row to count: {told}")

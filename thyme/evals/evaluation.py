@@ -1,7 +1,7 @@
 """Evaluation: held-out questions through the rollout loop, and the figures overall and by scenario."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,6 +49,7 @@ def evaluate(
     scorer: Scorer | None = None,
     best: int = 1,
     retries: int = 0,
+    on_end: Callable[[Rollout], object] | None = None,
 ) -> EvalResult:
     """Accuracy with 95 % intervals, overall and by scenario.
 
@@ -61,6 +62,7 @@ def evaluate(
             rules do not decide (`thyme.evals.scoring.by_scorer`); None: the rules say.
         best: rollouts that vote on each answer, all but one of them branches (`thyme.evals.branching`).
         retries: how often a round whose code failed is drawn again; before the vote.
+        on_end: is told of each answer as it ends.
 
     Raises:
         ValueError: no questions; the scorer cannot work as things are.
@@ -71,7 +73,7 @@ def evaluate(
     started = time.perf_counter()
     drawn = loop.config.sampling(n=1, seed=sampling.seed)  # of what is tried again: as rollouts are drawn in training
     with loop.keeping() if best > 1 or retries else nullcontext():
-        groups = loop.run(questions, sampling)
+        groups = loop.run(questions, sampling, on_end=on_end)
         groups = retried(loop, groups, retries, drawn) if retries else groups
         groups = best_of(loop, groups, best, drawn) if best > 1 else groups
     wall_s = time.perf_counter() - started

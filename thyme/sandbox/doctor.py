@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.result import Layer, SandboxUnavailable, Status
+from thyme.sandbox.result import Layer, SandboxUnavailable
 
 
 def report() -> list[Layer]:
@@ -22,10 +23,13 @@ def report() -> list[Layer]:
 
 def run_file(
     path: str | os.PathLike[str], image: str | os.PathLike[str] | None = None, config: SandboxConfig | None = None
-) -> int:
-    """Runs the snippet in a file and prints fixes, output, images, limits used and isolation. Returns an exit code.
+) -> dict[str, Any]:
+    """Runs the snippet in a file and prints fixes, output, images, limits used and isolation.
 
     Images are saved beside the snippet, as <name>.out<n>.png.
+
+    Returns:
+        The same for programs.
 
     Raises:
         ValueError: the snippet or the image cannot be read.
@@ -52,8 +56,8 @@ def run_file(
     if result.error is not None:
         where = f" (line {result.error.line})" if result.error.line else ""
         console.print(Text(f"{result.error.type}: {result.error.message}{where}", style="red"))
-    for number, picture in enumerate(result.images, 1):
-        target = source.with_suffix(f".out{number}.png")
+    targets = [source.with_suffix(f".out{number}.png") for number in range(1, len(result.images) + 1)]
+    for target, picture in zip(targets, result.images, strict=True):
         picture.save(target)
         console.print(Text(f"image    {target} ({picture.width}x{picture.height})", style="green"))
     table = Table("status", "wall", "cpu", "peak memory", "isolation")
@@ -66,4 +70,14 @@ def run_file(
         result.isolation,
     )
     console.print(table)
-    return 0 if result.status is Status.OK else 1
+    return {
+        "status": result.status.value,
+        "stdout": result.stdout,
+        "error": None if result.error is None else result.error._asdict(),
+        "repairs": [str(fix) for fix in result.fixes],
+        "images": targets,
+        "wall_s": result.wall_s,
+        "cpu_s": result.cpu_s,
+        "peak_mib": result.peak_mib,
+        "isolation": result.isolation,
+    }

@@ -44,6 +44,7 @@ class GroupScores:
         self._scorer, self._group_size = scorer, group_size
         self._open: dict[int, dict[int, Rollout]] = {}
         self._submitted: dict[int, Future[list[Reward]]] = {}
+        self._whole: dict[int, list[Rollout]] = {}
 
     def ended(self, rollout: Rollout) -> None:
         """Takes one rollout that has just ended."""
@@ -51,7 +52,8 @@ class GroupScores:
         group[rollout.index] = rollout
         if len(group) == self._group_size:
             whole = self._open.pop(rollout.group)
-            self._submitted[rollout.group] = self._scorer.submit([whole[index] for index in sorted(whole)])
+            self._whole[rollout.group] = [whole[index] for index in sorted(whole)]
+            self._submitted[rollout.group] = self._scorer.submit(self._whole[rollout.group])
 
     def collect(self, groups: Sequence[Sequence[Rollout]]) -> list[ScoredGroup]:
         """Waits for the rewards of every group; one whose future raises has none, and is named in the log.
@@ -64,6 +66,13 @@ class GroupScores:
         """
         return [
             ScoredGroup(rollouts=list(group), rewards=self._rewards(index, group)) for index, group in enumerate(groups)
+        ]
+
+    def so_far(self) -> list[ScoredGroup]:
+        """The groups whose rollouts have all ended, of a run that did not come to its end; see `collect`."""
+        return [
+            ScoredGroup(rollouts=group, rewards=self._rewards(index, group))
+            for index, group in sorted(self._whole.items())
         ]
 
     def _rewards(self, index: int, group: Sequence[Rollout]) -> list[Reward] | None:

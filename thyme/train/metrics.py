@@ -1,4 +1,4 @@
-"""Where a training run's numbers go: metrics.jsonl always, a progress line where somebody looks."""
+"""Where a training run's numbers go: metrics.jsonl always, a line of progress where somebody looks."""
 
 import json
 import math
@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from thyme.progress import progress
 from thyme.train.durable import write_text
 
 Metrics = dict[str, float]
@@ -82,48 +81,11 @@ class MetricsLog:
         return entry.get("stage") == self._stage and entry.get("step", 0) >= first_step
 
 
-class ProgressLine:
-    """One rich progress line with a few chosen metrics; give it to a stage as `on_step`, inside `with`.
-
-    Args:
-        total: steps at which the line is full.
-        label: name of the stage.
-        shown: metric name -> short name; a metric that a step lacks keeps its last value.
-    """
-
-    def __init__(self, total: int, label: str, shown: Mapping[str, str]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        numbers = TextColumn("{task.fields[numbers]}")
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), numbers
-        )
-        self._task = self._progress.add_task(label, total=total, numbers="")
-        self._total = total
-        self._shown = shown
-        self._latest: Metrics = {}
-
-    def __call__(self, metrics: Metrics) -> None:
-        self._latest.update({self._shown[name]: value for name, value in metrics.items() if name in self._shown})
-        numbers = "  ".join(f"{name} {value:.3g}" for name, value in self._latest.items())
-        done = int(metrics["step"]) + 1
-        self._progress.update(self._task, completed=done, total=max(self._total, done), numbers=numbers)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-
 @contextmanager
-def progress(
+def step_progress(
     total: int, label: str | None, shown: Mapping[str, str], *, then: OnStep | None = None
 ) -> Iterator[OnStep | None]:
-    """A progress line to give to a stage as `on_step`; none where there is no label.
+    """The progress line of a stage, to give it as `on_step`; none where there is no label.
 
     Args:
         total: steps at which the line is full.
@@ -134,10 +96,11 @@ def progress(
     if label is None:
         yield then
         return
-    with ProgressLine(total, label, shown) as line:
+    with progress(total, label) as line:
 
         def on_step(metrics: Metrics) -> bool | None:
-            line(metrics)
+            numbers = {short: metrics[name] for name, short in shown.items() if name in metrics}
+            line.at(int(metrics["step"]) + 1, tokens=metrics.get("batch/tokens", 0), numbers=numbers)
             return then(metrics) if then is not None else None
 
         yield on_step

@@ -4,10 +4,12 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
+from thyme.interrupt import Interrupted, Postponed
 from thyme.model.processor import Processor
 from thyme.model.weights import save
 from thyme.train import checkpoint, retention
@@ -34,6 +36,8 @@ class RunOptions(TypedDict, total=False):
     """What the run started from, for the checkpoints' manifests."""
     world: World | None
     """The ranks that run the stage together, each with the same options; None: this process alone."""
+    stop: Postponed | None
+    """Signals that end the stage after a step, with a checkpoint; None: they end it where it is."""
 
 
 class StageOptions(RunOptions, total=False):
@@ -84,6 +88,7 @@ class Stage:
         self._final, self._origin = options.get("final"), options.get("origin")
         self._save_model = options.get("save_model") or (lambda folder: save(trained.full, processor, folder))
         self._trained, self._world = trained, trained.world
+        self._stop = options.get("stop") or nullcontext()
         self._scores: list[float] = []
         if (resume_from := options.get("resume_from")) is not None:
             self.step, self.memory = checkpoint.read(resume_from, trained, optimizer, stage=name)
@@ -102,6 +107,7 @@ class Stage:
         Raises:
             FloatingPointError: so many steps in a row were skipped as the config allows.
             checkpoint.SaveError: a checkpoint could not be written, and the config says to stop then.
+            Interrupted: a signal came, and a checkpoint is written.
         """
         skipped = bool(values.get("optim/skipped"))
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
@@ -122,7 +128,12 @@ class Stage:
         if every and self.step % every == 0 and not skipped:
             self._save_on_the_way()
         wants_end = self._on_step is not None and self._world.is_main and bool(self._on_step(metrics))
-        self.stopped = self.stopped or self._world.from_main(wants_end)
+        wants_end, signum = self._world.from_main((wants_end, getattr(self._stop, "signum", None)))
+        self.stopped = self.stopped or wants_end
+        if signum is not None and not self.stopped:
+            if not skipped and self.saved_step != self.step:
+                self._save_on_the_way()
+            raise Interrupted(signum)
 
     def _save_on_the_way(self) -> None:
         if self._run_dir is None:
@@ -170,6 +181,7 @@ class Stage:
             _log.warning(f"thyme: {message}", *values)
 
     def __enter__(self) -> Self:
+        self._stop.__enter__()
         return self
 
     def __exit__(
@@ -183,6 +195,7 @@ class Stage:
             if error is None and self._final is not None and self._run_dir is not None:
                 self._write(self._final)
         finally:
+            self._stop.__exit__(kind, error, trace)
             self._log.close()
 
 

@@ -13,7 +13,9 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from thyme.config import from_dict, settings, to_dict, to_toml
+from thyme.interrupt import goes_on_with
 from thyme.options import value_of
+from thyme.result import Result
 from thyme.verbs import rl
 from thyme.verbs.config import TrainingConfig
 from thyme.verbs.folders import RUN_FILE, RUNS
@@ -109,7 +111,7 @@ def described(config: Config) -> Iterator[str]:
         yield f"{run.arm.name}, seed {run.seed}: {run.folder}"
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Runs what is not finished yet, and writes ablation.md, ablation.json and ablation.png."""
     folder, runs = RUNS / config.name, runs_of(config)
     if (folder / RUN_FILE).is_file():
@@ -122,15 +124,22 @@ def run(config: Config) -> None:
     # Seed by seed, so that what there is of an ablation that was stopped compares.
     missing.sort(key=lambda run: config.seeds.index(run.seed))
     failed = Event()
-    with ThreadPoolExecutor(config.jobs) as workers:
-        futures = [workers.submit(_train, run, folder, failed) for run in missing]
-    for future in futures:
-        future.result()
-    report(config, runs)
+    started: list[subprocess.Popen[bytes]] = []
+    with goes_on_with("the same command goes on"), ThreadPoolExecutor(config.jobs) as workers:
+        futures = [workers.submit(_train, run, folder, failed, started) for run in missing]
+        try:
+            for future in futures:
+                future.result()
+        except KeyboardInterrupt:
+            failed.set()
+            for process in started:
+                process.terminate()
+            raise
+    return Result(report(config, runs))
 
 
-def report(config: Config, runs: list[Run]) -> None:
-    """Writes what finished runs come to, and prints it."""
+def report(config: Config, runs: list[Run]) -> dict[str, Any]:
+    """Writes what finished runs come to, and prints it; returns what ablation.json says."""
     from thyme.evals.ablation.chart import draw_chart
     from thyme.evals.ablation.figures import compared, last_value
     from thyme.evals.ablation.table import to_markdown
@@ -154,10 +163,12 @@ def report(config: Config, runs: list[Run]) -> None:
     text = to_markdown(f"Ablation {config.name}", notes, config.seeds, found)
     (folder / "ablation.md").write_text(text)
     figures = {metric: [asdict(arm) for arm in arms] for metric, arms in found.items()}
-    (folder / "ablation.json").write_text(json.dumps({"seeds": config.seeds, "metrics": figures}, indent=2) + "\n")
+    told = {"seeds": config.seeds, "metrics": figures}
+    (folder / "ablation.json").write_text(json.dumps(told, indent=2) + "\n")
     draw_chart(folder / "ablation.png", f"Ablation {config.name}, {len(config.seeds)} seeds", found)
     print(text, end="")
     print(f"table {folder}/ablation.md   figures {folder}/ablation.json   chart {folder}/ablation.png")
+    return told
 
 
 def _is_finished(run: Run) -> bool:
@@ -173,7 +184,7 @@ def _is_finished(run: Run) -> bool:
     return state.is_finished
 
 
-def _train(run: Run, folder: Path, failed: Event) -> None:
+def _train(run: Run, folder: Path, failed: Event, started: list[subprocess.Popen[bytes]]) -> None:
     """A process that trains, or goes on where one was stopped; its output goes to the ablation's folder.
 
     None is started where another has failed: the pool's thread is at the next run before anybody could cancel it.
@@ -189,7 +200,9 @@ def _train(run: Run, folder: Path, failed: Event) -> None:
     log.parent.mkdir(exist_ok=True)
     print(f"{run.arm.name}, seed {run.seed}: thyme {verb} {what}", flush=True)
     with log.open("w") as output:
-        code = subprocess.run([sys.executable, "-m", "thyme", verb, str(what)], stdout=output, stderr=output).returncode
+        process = subprocess.Popen([sys.executable, "-m", "thyme", verb, str(what)], stdout=output, stderr=output)
+        started.append(process)
+        code = process.wait()
     if code:
         failed.set()
         said = log.read_text(errors="replace").strip().rpartition("\n")[2]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
+from thyme.result import Result
 from thyme.train.config import AnnealConfig
 from thyme.verbs.config import TrainingConfig
 
@@ -36,7 +37,7 @@ def described(config: Config) -> Iterator[str]:
     return described(config, "anneal")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Trains and saves the model."""
     from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
@@ -45,9 +46,8 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "anneal", config.distributed, data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config, run.world.device), config)
-        train(config, opened, run.folder, **run.stage("anneal"))
-    if run.world.is_main:
-        print(f"checkpoint: {run.folder / 'checkpoints' / 'anneal'}")
+        history = train(config, opened, run.folder, **run.stage("anneal"))
+    return run.result("anneal", history)
 
 
 def train(

@@ -6,7 +6,6 @@ line prints that one line. Pictures that code made are kept, named by content, i
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -21,6 +20,7 @@ from rich.syntax import Syntax
 from thyme.config import POSITIONAL
 from thyme.engine.config import EngineConfig
 from thyme.pictures import read_picture
+from thyme.result import Result
 from thyme.rollout.config import RolloutConfig
 from thyme.sandbox.config import SandboxConfig
 from thyme.verbs.config import LoopConfig, RunConfig
@@ -56,18 +56,14 @@ class Config(RunConfig):
     """Tokens the model may draw in all."""
     trace: Path | None = None
     """An HTML file to write: the rollout as a page, with pictures, regions and tokens in colours."""
-    json: bool = False
-    """Print one JSON object and nothing else: answer, status, and each round with its code and what came back."""
     preview: int = 40
     """Columns of the small previews of pictures, on a terminal that has colours; 0: none."""
     sandbox: SandboxConfig = field(default_factory=lambda: SandboxConfig(workers=1))
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Answers on the terminal."""
-    rollout = answer(config, Console(soft_wrap=True, highlight=False, quiet=config.json))
-    if config.json:
-        print(json.dumps(_told(rollout, _store(config)), indent=1))
+    return Result(_told(answer(config, Console(soft_wrap=True, highlight=False)), _store(config)))
 
 
 def answer(config: Config, console: Console) -> Rollout:
@@ -143,7 +139,7 @@ def _write_trace(config: Config, rollout: Rollout, processor: Processor) -> None
 
 
 def _told(rollout: Rollout, store: ImageFolder) -> dict[str, Any]:
-    """What `--json` prints; pictures by the path they are kept at."""
+    """For programs; pictures by the path they are kept at."""
     rounds: list[dict[str, Any]] = []
     for turn in rollout.turns:
         result = turn.result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
+from thyme.result import Result
 from thyme.toy.config import BaseStageConfig
 from thyme.train.config import DistributedConfig
 from thyme.verbs.config import ToyRunConfig
@@ -26,7 +27,7 @@ class Config(ToyRunConfig):
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Trains and saves the model."""
     from thyme.verbs.opening import open_model
     from thyme.verbs.rows import require_toy
@@ -35,9 +36,8 @@ def run(config: Config) -> None:
     require_toy(config)
     with open_run(config, "base", config.distributed) as run:
         opened = open_model(config, run.world.device)
-        train(config, opened, run.folder, **run.stage("base"))
-    if run.world.is_main:
-        print(f"checkpoint: {run.folder / 'checkpoints' / 'base'}")
+        history = train(config, opened, run.folder, **run.stage("base"))
+    return run.result("base", history)
 
 
 def train(
@@ -55,14 +55,14 @@ def train(
     from thyme.toy.base import train_base
     from thyme.toy.captions import captions
     from thyme.toy.streams import caption_stream
-    from thyme.train.metrics import progress
+    from thyme.train.metrics import step_progress
     from thyme.verbs.opening import save_model
 
     toy = config.toy
     heldout = captions(toy.seed, config.base.gate_captions, toy.material, mix=toy.captions, split="heldout")
     world = options.get("world")
     shown = {"loss": "loss", "gate/ground": "locate", "gate/one": "read"}
-    with progress(config.base.steps, label if world is None or world.is_main else None, shown) as line:
+    with step_progress(config.base.steps, label if world is None or world.is_main else None, shown) as line:
         return train_base(
             opened.model,
             opened.processor,

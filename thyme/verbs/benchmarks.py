@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thyme.interrupt import goes_on_with
+from thyme.progress import progress
 from thyme.verbs.notes import note
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from thyme.verbs.config import EvaluatedConfig
 
 
-def score_file(config: EvaluatedConfig, path: Path) -> None:
-    """Scores predictions that somebody made, and writes score.json."""
+def score_file(config: EvaluatedConfig, path: Path) -> dict[str, Any]:
+    """Scores predictions that somebody made; writes score.json, and returns what it says."""
     from thyme.evals.benchmarks.predictions import read_predictions
     from thyme.evals.benchmarks.report import score_predictions, table
     from thyme.verbs.folders import run_dir
@@ -41,15 +43,19 @@ def score_file(config: EvaluatedConfig, path: Path) -> None:
     print(table([score]), end="")
     _say(score)
     print(f"figures: {folder}/score.json")
+    return score.to_json()
 
 
-def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
+def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] | list[dict[str, Any]]:
     """Asks the model every row of the benchmarks, or held-out questions, with tools and under each control; writes
     predictions, traces, score.json and table.md.
 
     Args:
         config: of the run.
         control: names of controls by commas, or "all".
+
+    Returns:
+        What score.json says: an object of each benchmark, of one alone not in a list.
     """
     from thyme.evals import disturbances
     from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS, named
@@ -64,7 +70,8 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
         controls.remove("base")
     folder = run_dir(config)
     scores, sections, tables = [], [], []
-    with _judge(config) as scorer:
+    how = "the same command" + " with --eval.resume true" * (not config.eval.resume)
+    with goes_on_with(f"answers are kept; {how} goes on"), _judge(config) as scorer:
         runs: dict[tuple[str, str], list[dict[str, Answered]]] = {}
         asked = [(name, "") for name in (TOOLS, *(n for n in controls if n != "base"))]
         if disturbing and TOOL_FREE not in controls:
@@ -89,12 +96,14 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> None:
         scores.append(score)
         sections.append(score.to_json() | section)
     text = table(scores) + "".join(f"\n{one}" for one in tables)
-    (folder / "score.json").write_text(json.dumps(sections[0] if len(sections) == 1 else sections, indent=2) + "\n")
+    figures = sections[0] if len(sections) == 1 else sections
+    (folder / "score.json").write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "table.md").write_text(text)
     print(text, end="")
     for score, section in zip(scores, sections, strict=True):
         _say(score, section["tools"])
     print(f"figures: {folder}/score.json, {folder}/table.md; predictions: {folder}/predictions/")
+    return figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,6 @@ class _Run:
         from thyme.evals.benchmarks.robustness import DisturbedRows
         from thyme.evals.benchmarks.run import Answers, Asking
         from thyme.evals.evidence import EvidenceFile
-        from thyme.train.metrics import progress
 
         config, name = self.config, rows.benchmark.name
         traces = self.folder / "rollouts" / f"{name}.jsonl"
@@ -137,14 +145,14 @@ class _Run:
         with (
             closing(answers),
             nullcontext() if evidence is None else closing(evidence),
-            progress(len(items), name, {"right": "right"}) as show,
+            progress(len(items), name, "question") as line,
         ):
 
             def told(answered: Answered) -> None:
                 nonlocal right
                 right += answered.value
-                if show is not None:
-                    show({"step": len(answers.done) - 1, "right": right / len(answers.done)})
+                tokens = answered.tokens * max(1, len(answered.values))
+                line.at(len(answers.done), tokens=tokens, numbers={"right": right / len(answers.done)})
 
             asking = Asking(
                 rows=rows,

@@ -13,16 +13,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thyme.build.config import BuildConfig, EndpointConfig, Shard
 from thyme.data.config import DataConfig
+from thyme.interrupt import goes_on_with, left_to_asyncio
+from thyme.progress import progress
+from thyme.result import Result
 from thyme.rewards.config import JudgeConfig
 from thyme.verbs.config import LoopConfig
 
 if TYPE_CHECKING:
     from thyme.build.chat import Chat
     from thyme.build.draft import Writer
+    from thyme.build.outcome import Outcome
     from thyme.build.plan import Plan
     from thyme.build.raw import RawRows
     from thyme.build.run import Line
@@ -54,11 +58,12 @@ def spoken(args: Sequence[str]) -> list[str]:
     return [word for arg in args for word in (("--build.rows", "rl") if arg == "--rl" else (arg,))]
 
 
-def run(config: Config) -> int:
+def run(config: Config) -> Result:
     """Builds what is not built yet, prints the funnel, and writes it to funnel.json.
 
     Returns:
-        1 where rows have no end yet, since a model did not answer: the same command tries them again.
+        The funnel; the exit code is 1 where rows have no end yet, since a model did not answer: the same command
+        tries them again.
 
     Raises:
         ValueError: nothing to read, or the folder is of another build.
@@ -77,15 +82,18 @@ def run(config: Config) -> int:
     raw = RawRows(config.data.train, layout=config.data.format, images=config.data.images)
     plan, shard = Plan(raw, config.build), Shard.read(config.shard)
     folder = RUNS / config.name
-    with Store(folder, shard, _identity(config, plan)) as store:
+    with (
+        goes_on_with("rows that have ended are kept; the same command goes on"),
+        Store(folder, shard, _identity(config, plan)) as store,
+    ):
         _write_recipe(config, folder)
         todo = [number for number in plan.of(shard) if number not in store.done]
         print(f"{len(raw)} raw rows, {len(plan)} items; {len(plan.of(shard)) - len(todo)} are done, {len(todo)} to do")
         unanswered = _run(config, raw, plan, todo, store) if todo else 0
-    _report(config, folder, dict(raw.left_out))
+    funnel = _report(config, folder, dict(raw.left_out))
     if unanswered:
         print(f"{unanswered} rows have no end yet, a model did not answer: the same command tries them again")
-    return int(unanswered > 0)
+    return Result(funnel | {"unanswered": unanswered, "rows": folder / "rows"}, int(unanswered > 0))
 
 
 @asynccontextmanager
@@ -126,14 +134,23 @@ def _run(config: Config, raw: RawRows, plan: Plan, todo: Sequence[int], store: S
         from thyme.build.ray_workers import run_on_ray
 
         return run_on_ray(partial(open_line, config), plan, todo, store, build)
-    return asyncio.run(_alone(config, raw, plan, todo, store))
+    with left_to_asyncio():
+        return asyncio.run(_alone(config, raw, plan, todo, store))
 
 
 async def _alone(config: Config, raw: RawRows, plan: Plan, todo: Sequence[int], store: Store) -> int:
     from thyme.build.run import run_items
 
+    kept = 0
+
+    def on_end(ended: Outcome | None) -> None:
+        nonlocal kept
+        kept += ended is not None and ended.row is not None
+        shown.advance(numbers={"kept": kept})
+
     async with open_line(config, raw) as line:
-        return await run_items(line, plan, todo, store, config.build.concurrency)
+        with progress(len(todo), "build", "item") as shown:
+            return await run_items(line, plan, todo, store, config.build.concurrency, on_end)
 
 
 async def _chat(stack: AsyncExitStack, endpoint: EndpointConfig, cache: Path, table: str) -> Chat | None:
@@ -184,7 +201,7 @@ def _write_recipe(config: Config, folder: Path) -> None:
     (folder / "config.toml").write_text(to_toml(replace(config, shard="")))
 
 
-def _report(config: Config, folder: Path, left_out: dict[str, int]) -> None:
+def _report(config: Config, folder: Path, left_out: dict[str, int]) -> dict[str, Any]:
     from thyme.build.funnel import Funnel
     from thyme.build.review import apply_decisions
     from thyme.build.store import journaled
@@ -201,3 +218,4 @@ def _report(config: Config, folder: Path, left_out: dict[str, int]) -> None:
     data = funnel.to_json() | {"not_sampled": left_out}
     (folder / "funnel.json").write_text(json.dumps(data, indent=2) + "\n")
     print(f"rows: {folder / 'rows'}")
+    return data

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thyme.config import POSITIONAL
 from thyme.data.config import Format
+from thyme.result import Result
+from thyme.verbs.notes import note
+from thyme.verbs.rows import row_progress
 
 if TYPE_CHECKING:
-    from thyme.data.check import Later
+    from thyme.data.check import CheckReport, Later
     from thyme.data.rows import Demonstration, Question
     from thyme.model.processor import Processor
 
@@ -30,30 +33,50 @@ class Config:
     """Checkpoint whose tokenizer and picture sizes are asked; none: bytes, and Qwen2.5-VL's sizes."""
 
 
-def run(config: Config) -> None:
-    """Prints every problem as it is found, a line each, and the counts of each file.
+def run(config: Config) -> Result:
+    """Prints every problem as it is found, a line each, and the counts of each file; the exit code is 2 where rows are
+    bad.
 
     Raises:
-        ValueError: there are bad rows, or no rows at all.
+        ValueError: no rows at all.
     """
-    from thyme.data.check import check_file, plain_processor
+    from thyme.data.check import Problem, check_file, plain_processor
     from thyme.data.tables.opening import data_files
     from thyme.model.processor import Processor
 
     processor = plain_processor() if config.model is None else Processor.load(config.model)
     later, bad = training_steps(processor), dict[Path, int]()
-    for path in data_files(config.paths):
-        report = check_file(path, layout=config.format, images=config.images, later=later, on_problem=print)
-        print(f"{path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images")
-        if report.other_prompts:
-            print(f"{path}: {report.other_prompts} rows with another system prompt, in whose place training puts ours")
-        if report.bad_rows:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.most_common())
-            print(f"{path}: {report.bad_rows} bad rows: {reasons}")
-            bad[path] = report.bad_rows
+    found: list[dict[str, Any]] = []
+    files = data_files(config.paths)
+    with row_progress(files, "check") as line:
+        for path in files:
+            problems: list[Problem] = []
+
+            def tell(problem: Problem, problems: list[Problem] = problems) -> None:
+                problems.append(problem)
+                print(problem)
+
+            how: Any = {"layout": config.format, "images": config.images, "later": later}
+            report = check_file(path, **how, on_problem=tell, on_row=line.advance)
+            found.append({"path": path, "report": report, "problems": problems})
+            for told in _told(path, report):
+                print(told)
+            if report.bad_rows:
+                bad[path] = report.bad_rows
     if bad:
         where = ", ".join(f"{path}: {count}" for path, count in bad.items())
-        raise ValueError(f"{where} bad rows, named above: mend or drop them")
+        note(f"{where} bad rows, named above: mend or drop them")
+    return Result({"files": found}, 2 if bad else 0)
+
+
+def _told(path: Path, report: CheckReport) -> Iterator[str]:
+    """The counts of a file."""
+    yield f"{path}: {report.sft_rows} SFT rows, {report.rl_rows} RL rows, {report.images} images"
+    if report.other_prompts:
+        yield f"{path}: {report.other_prompts} rows with another system prompt, in whose place training puts ours"
+    if report.bad_rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.most_common())
+        yield f"{path}: {report.bad_rows} bad rows: {reasons}"
 
 
 def training_steps(processor: Processor) -> Later:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from thyme.config import POSITIONAL
+from thyme.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Config:
             raise ValueError(f"quality: {self.quality} must be from 1 to 100")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Writes what is missing, a row and its picture at a time, and says how many there are."""
     from thyme.build.compose import compose
     from thyme.build.photographs import Photographs
@@ -62,6 +63,7 @@ def run(config: Config) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
     print(f"{rows}: {max(done, config.count)} rows, {done} of them were there")
+    return Result({"path": rows, "rows": max(done, config.count), "were_there": done})
 
 
 def _whole_rows(rows: Path, config: Config) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from thyme.config import POSITIONAL
 from thyme.data.config import Format, Layout
+from thyme.result import Result
+from thyme.verbs.rows import row_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,15 @@ class Config:
     """The folder that relative paths of pictures start from; none: the folder of the file that names them."""
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Says how many rows were written, and how many were left out and why."""
     from thyme.data.convert import convert
+    from thyme.data.tables.opening import data_files
 
-    report = convert(config.paths, config.out, config.to, layout=config.format, images=config.images)
+    files = data_files(config.paths)
+    with row_progress(files, "convert") as line:
+        report = convert(files, config.out, config.to, layout=config.format, images=config.images, on_row=line.advance)
     for reason, count in report.left_out.most_common():
         print(f"left out {count} rows, {reason}: the first is {report.examples[reason]}")
     print(f"{config.out}: {report.written} rows")
+    return Result({"path": config.out, "written": report.written, "left_out": report.left_out})

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from thyme.config import POSITIONAL
 from thyme.data.config import Format
+from thyme.result import Result
+from thyme.verbs.rows import row_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +35,38 @@ class Config:
 SHOWN = 100
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Prints each match as it is found, and the counts."""
     from thyme.data.dedup import DedupReport, Match, dedup
     from thyme.data.kept import write_kept
     from thyme.data.tables.opening import data_files
 
     files = data_files(config.paths)
-    told: list[str] = []
+    found: list[dict[str, object]] = []
 
     def tell(match: Match) -> None:
         kind = "leaks" if match.leaks else "repeats" if match.same_question else "shows the picture of"
-        told.append(kind)
-        if config.report is None and len(told) <= SHOWN and kind != "shows the picture of":
+        found.append(_as_json(match, kind))
+        if config.report is None and len(found) <= SHOWN and kind != "shows the picture of":
             row, like = match.row, match.like
             at = f"{row.path}: row {row.row}, picture {row.picture}"
             print(f"{at} {kind} {like.path}: row {like.row}, picture {like.picture} ({match.bits} bits of 64 differ)")
         if config.report is not None:
             with config.report.open("a") as file:
-                file.write(json.dumps(_as_json(match, kind)) + "\n")
+                file.write(json.dumps(found[-1]) + "\n")
 
     if config.report is not None:
         config.report.unlink(missing_ok=True)
-    report: DedupReport = dedup(
-        files, config.against, layout=config.format, images=config.images, distance=config.distance, on_match=tell
-    )
+    with row_progress(files, "dedup") as line:
+        report: DedupReport = dedup(
+            files,
+            config.against,
+            layout=config.format,
+            images=config.images,
+            distance=config.distance,
+            on_match=tell,
+            on_row=line.advance,
+        )
     print(
         f"{report.rows} rows, {report.pictures} pictures: {len(report.repeated)} rows repeat, {report.shared} share a "
         f"picture with another question; {len(report.leaked)} leak from "
@@ -65,10 +74,16 @@ def run(config: Config) -> None:
     )
     for reason, count in report.unreadable.most_common():
         print(f"not compared: {count} rows, {reason}: the first is {report.examples[reason]}")
+    written: dict[Path, int] = {}
     if config.out is not None:
         for path in files:
             dropped = {row for file, row in report.repeated | report.leaked if file == path}
-            print(f"{config.out / path.name}: {write_kept(path, config.out / path.name, dropped)} rows")
+            written[config.out / path.name] = write_kept(path, config.out / path.name, dropped)
+            print(f"{config.out / path.name}: {written[config.out / path.name]} rows")
+    counts = {"rows": report.rows, "pictures": report.pictures, "shared": report.shared}
+    counts |= {"repeated": len(report.repeated), "leaked": len(report.leaked)}
+    counts |= {"evaluation_pictures": report.evaluation_pictures}
+    return Result(counts | {"unreadable": report.unreadable, "matches": found, "written": written})
 
 
 def _as_json(match: object, kind: str) -> dict[str, object]:

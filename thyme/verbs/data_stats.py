@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyme.config import POSITIONAL
 from thyme.data.config import Format
+from thyme.result import Result
+from thyme.verbs.rows import row_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,9 @@ class Config:
     """The folder that relative paths of pictures start from; none: the folder of the file that names them."""
     model: Path | None = None
     """Checkpoint whose tokenizer and picture sizes count; none: a token a byte, and Qwen2.5-VL's sizes."""
-    json: Path | None = None
-    """A file for the figures as JSON; none: they are only printed."""
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Prints the table.
 
     Raises:
@@ -38,10 +37,11 @@ def run(config: Config) -> None:
     from thyme.model.processor import Processor
 
     processor = plain_processor() if config.model is None else Processor.load(config.model)
-    stats = gather(data_files(config.paths), processor, layout=config.format, images=config.images)
-    for line in stats.table():
-        print(line)
+    files = data_files(config.paths)
+    with row_progress(files, "stats") as line:
+        stats = gather(files, processor, layout=config.format, images=config.images, on_row=line.advance)
+    for text in stats.table():
+        print(text)
     if config.model is None:
         print("tokens are bytes: --model FOLDER counts those of a checkpoint")
-    if config.json is not None:
-        config.json.write_text(json.dumps(stats.to_json(), indent=2) + "\n")
+    return Result(stats.to_json())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyme.config import POSITIONAL
+from thyme.result import Result
 from thyme.toy.config import ToyConfig
 
 
@@ -24,10 +25,12 @@ class Config:
     toy: ToyConfig = field(default_factory=ToyConfig)
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Writes the files and says how many rows each has."""
     from thyme.toy.writer import write_synthetic
 
     counts = {"sft": config.sft, "rl": config.rl, "heldout": config.heldout}
-    for path, rows in write_synthetic(config.folder, config.toy, **counts).items():
+    written = write_synthetic(config.folder, config.toy, **counts)
+    for path, rows in written.items():
         print(f"{path}: {rows} rows")
+    return Result({"written": written})

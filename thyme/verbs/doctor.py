@@ -1,9 +1,9 @@
 """Say what this machine lacks and the command that mends it: packages, GPU, kernels, parity, the sandbox's layers."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from thyme.result import Result
 from thyme.verbs.doctor_check import Check
 
 
@@ -15,18 +15,13 @@ class Config:
     """Compare each kernel with its reference; without a GPU by Triton's interpreter."""
     parity: bool = True
     """Compare the engine with the trainer on a small model."""
-    json: bool = False
-    """Print JSON, for programs."""
 
 
-def run(config: Config) -> int:
+def run(config: Config) -> Result:
     """Prints everything; the exit code is 2 where something fails that this project needs."""
     checks = examine(config)
-    if config.json:
-        print(json.dumps([asdict(check) for check in checks], indent=2))
-    else:
-        _print(checks)
-    return 2 if any(check.needed and not check.ok for check in checks) else 0
+    _print(checks)
+    return Result(checks, 2 if any(check.needed and not check.ok for check in checks) else 0)
 
 
 def examine(config: Config) -> list[Check]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thyme.evals.config import EvalConfig
+from thyme.progress import progress
+from thyme.result import Result
 from thyme.verbs import benchmarks
 from thyme.verbs.config import EvaluatedConfig, ScoredConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from thyme.evals import EvalResult
     from thyme.evals.evidence import EvidenceFigures
     from thyme.rollout.rollout import RolloutLoop
-    from thyme.rollout.types import Question
+    from thyme.rollout.types import Question, Rollout
     from thyme.verbs.opening import Opened
 
 
@@ -34,18 +36,17 @@ class Config(EvaluatedConfig):
     base."""
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
-        benchmarks.score_file(config, Path(config.score))
-    elif config.eval.benchmark or config.control or config.eval.robustness:
-        benchmarks.evaluate_rows(config, config.control)
-    else:
-        evaluate_heldout(config)
+        return Result(benchmarks.score_file(config, Path(config.score)))
+    if config.eval.benchmark or config.control or config.eval.robustness:
+        return Result(benchmarks.evaluate_rows(config, config.control))
+    return Result(evaluate_heldout(config))
 
 
-def evaluate_heldout(config: Config) -> None:
-    """Evaluates on held-out questions."""
+def evaluate_heldout(config: Config) -> dict[str, Any]:
+    """Evaluates on held-out questions; returns what eval.json says."""
     from thyme.evals.evidence import shown
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_model
@@ -67,6 +68,7 @@ def evaluate_heldout(config: Config) -> None:
     if looked_at is not None:
         print(shown(looked_at))
     print(f"figures: {folder}/eval.json")
+    return figures
 
 
 def evidence_of(result: EvalResult) -> EvidenceFigures | None:
@@ -85,11 +87,17 @@ def measure(config: Config, opened: Opened) -> EvalResult:
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop:
-        return judged(config, config.eval, loop, asked)
+    with open_loop(config, opened) as loop, progress(len(asked) * config.eval.samples, "eval", "answer") as line:
+        return judged(config, config.eval, loop, asked, lambda one: line.advance(tokens=one.num_sampled))
 
 
-def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequence[Question]) -> EvalResult:
+def judged(
+    config: ScoredConfig,
+    how: EvalConfig,
+    loop: RolloutLoop,
+    asked: Sequence[Question],
+    on_end: Callable[[Rollout], object] | None = None,
+) -> EvalResult:
     """An evaluation by rules, and by the config's judge, if it has one, where rules do not decide."""
     from thyme.evals import evaluate
     from thyme.rewards.config import RewardConfig
@@ -97,6 +105,7 @@ def judged(config: ScoredConfig, how: EvalConfig, loop: RolloutLoop, asked: Sequ
 
     sampling = loop.config.sampling(**how.drawn())
     if config.judge.url is None:
-        return evaluate(loop, asked, sampling, best=how.best_of, retries=how.retries)
+        return evaluate(loop, asked, sampling, best=how.best_of, retries=how.retries, on_end=on_end)
     with open_scorer(RewardConfig(mode="result"), config.judge) as scorer:
-        return evaluate(loop, asked, sampling, scorer=scorer, best=how.best_of, retries=how.retries)
+        more = {"best": how.best_of, "retries": how.retries}
+        return evaluate(loop, asked, sampling, scorer=scorer, on_end=on_end, **more)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from thyme.config import POSITIONAL
+from thyme.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Config:
     """Of the merged weights; each sum is computed in float32 and rounded once."""
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Writes the merged model.
 
     Raises:
@@ -47,6 +48,7 @@ def run(config: Config) -> None:
     if dialect is not None:
         write_dialect(config.out, dialect)
     print(f"model: {config.out}")
+    return Result({"model": config.out})
 
 
 def _base(config: Config) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from thyme.result import Result
 from thyme.verbs import anneal, rl, sft
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Config(sft.Config, anneal.Config, rl.Config):
             raise ValueError(f"kv_gib: {self.kv_gib} must be at least 0, image_share: {self.image_share} in [0, 1]")
 
 
-def run(config: Config) -> int:
-    """Prints the plan; 1 where neither it nor a change that was tried fits."""
+def run(config: Config) -> Result:
+    """Prints the plan; the exit code is 1 where neither it nor a change that was tried fits."""
     from thyme.train.fitting import changed, fitting
     from thyme.train.memory import plan
     from thyme.verbs.jobs import job_of
@@ -60,7 +61,7 @@ def run(config: Config) -> int:
     changes = fitting(job, budget, kv_bytes)
     if changes is None:
         print("\nNo change that was tried makes it fit: take more or larger GPUs, or shorter samples")
-        return 1
+        return Result(_told(found, budget, kv_bytes, None), 1)
     if changes:
         print("\nIt fits with these changes:\n")
         for key, value in changes.items():
@@ -70,7 +71,17 @@ def run(config: Config) -> int:
         print(f"\n{table(found, budget, kv_bytes)}")
     for line in _notes(config, job, found, budget):
         print(line)
-    return 0
+    return Result(_told(found, budget, kv_bytes, changes))
+
+
+def _told(found: Plan, budget: int, kv_bytes: int, changes: dict[str, Any] | None) -> dict[str, Any]:
+    """For programs, in bytes of one GPU: the plan with the changes that make it fit, None where none does."""
+    phases = {phase: dict(items) for phase, items in found.phases.items()}
+    if "rollout" in phases:
+        phases["rollout"]["KV cache"] = kv_bytes
+    peak = max(sum(items.values()) for items in phases.values())
+    counts = {"budget": budget, "peak": peak, "host": found.host, "kv_token": found.kv_token}
+    return {"fits": peak <= budget, "changes": changes, "phases": phases, **counts, "parameters": found.counts}
 
 
 def table(found: Plan, budget: int, kv_bytes: int) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyme.config import POSITIONAL
+from thyme.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Config:
             raise ValueError(f"rollouts: {self.rollouts} must be at least 0")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Writes the file, and says where it is and how large.
 
     Raises:
@@ -44,3 +45,4 @@ def run(config: Config) -> None:
     partial.replace(out)
     left = f" of {page.of}" if page.rollouts < page.of else ""
     print(f"{page.rollouts}{left} rollouts, {out.stat().st_size / 1024**2:.1f} MiB: {out}")
+    return Result({"path": out, "rollouts": page.rollouts, "of": page.of, "bytes": out.stat().st_size})

@@ -11,6 +11,7 @@ from typing import Any
 from thyme.config import INTERNAL, POSITIONAL, from_dict, keys_of, to_dict, to_toml
 from thyme.options import flag
 from thyme.options import parse as parse_options
+from thyme.result import Result
 from thyme.train.durable import write_text
 from thyme.train.manifest import text_digest
 from thyme.verbs.config import EMBEDDED
@@ -67,7 +68,7 @@ def parse(args: list[str]) -> Config:
     return Config(run=Path(args[0]), changes=tuple(args[1:]))
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result | None:
     """Goes on with the run, or says that it is finished.
 
     Raises:
@@ -94,14 +95,14 @@ def run(config: Config) -> None:
     _check(changed, new)
     if state.is_finished and not any(key.endswith((".steps", ".epochs")) for key in changed):
         print(f"{folder} is finished: its checkpoints are in {folder / 'checkpoints'}; more steps go on from there")
-        return
+        return None
     if changed and is_first_rank():
         text = to_toml(new)
         state.config, state.is_finished = text_digest(text), False
         state.write(folder)
         write_text(path, text)
     model = new.model if new.model == EMBEDDED else state.origin.model
-    module.run(replace(new, model=model, origins=state.origins, resumes=folder))
+    return module.run(replace(new, model=model, origins=state.origins, resumes=folder))
 
 
 def _changed(old: Any, new: Any) -> list[str]:

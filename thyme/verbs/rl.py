@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
+from thyme.result import Result
 from thyme.train.config import RlConfig
 from thyme.verbs.config import TrainingConfig
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from thyme.train.stage import RunOptions
     from thyme.verbs.opening import Opened
 
-SHOWN = {"reward/mean": "reward", "rollout/code_share": "code", "sandbox/success_rate": "code ok"}
+SHOWN = {
+    "reward/mean": "reward",
+    "rollout/code_share": "code",
+    "sandbox/success_rate": "code ok",
+    "perf/rollout_tok_per_s": "tok/s drawn",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ def described(config: Config) -> Iterator[str]:
     return described(config, "rl")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Trains and saves the model."""
     from thyme.verbs.kv_size import beside_training
     from thyme.verbs.opening import adapted, open_loop, open_model
@@ -94,9 +100,8 @@ def run(config: Config) -> None:
         opened = adapted(open_model(config, run.world.device), config)
         engine = beside_training(config.engine, opened.model, config.rl, config.lora, gpus=run.world.size)
         with open_loop(replace(config, engine=engine), opened) as loop:
-            train(config, opened, loop, run.folder, **run.stage("rl"))
-    if run.world.is_main:
-        print(f"checkpoint: {run.folder / 'checkpoints' / 'rl'}")
+            history = train(config, opened, loop, run.folder, **run.stage("rl"))
+    return run.result("rl", history)
 
 
 def train(

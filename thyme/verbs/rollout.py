@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from thyme.progress import progress
+from thyme.result import Result
 from thyme.verbs.config import ScoredConfig
+
+if TYPE_CHECKING:
+    from thyme.rollout.types import Rollout
+    from thyme.train.group_scores import ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +29,7 @@ class Config(ScoredConfig):
             raise ValueError(f"count: {self.count} must be at least 1")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Samples, writes, and says where."""
     from thyme.rewards.opening import open_scorer
     from thyme.train.group_scores import GroupScores
@@ -32,15 +40,31 @@ def run(config: Config) -> None:
 
     require_rows(config, "train")
     folder, opened = run_dir(config), open_model(config)
+    path = folder / "rollouts" / "step_0.jsonl"
     once = replace(config, data=replace(config.data, ahead_steps=0))  # nothing is asked for a second time
     with (
         prepared_questions(once, opened) as questions,
         open_loop(config, opened) as loop,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
+        progress(config.count * config.rollout.group_size, "rollout", "rollout") as line,
     ):
         sampling = loop.config.sampling(seed=config.seed)
         scores = GroupScores(scorer, sampling.n)
-        groups = scores.collect(loop.run(questions.stream(0, config.count), sampling, on_end=scores.ended))
-    path = folder / "rollouts" / "step_0.jsonl"
+
+        def on_end(rollout: Rollout) -> None:
+            scores.ended(rollout)
+            line.advance(tokens=rollout.num_sampled)
+
+        try:
+            groups = scores.collect(loop.run(questions.stream(0, config.count), sampling, on_end=on_end))
+        except KeyboardInterrupt as error:
+            record(path, groups := scores.so_far())
+            error.add_note(f"{_said(groups)}, whole groups alone, are kept: {path}")
+            raise
     record(path, groups)
-    print(f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions: {path}")
+    print(f"{_said(groups)}: {path}")
+    return Result({"path": path, "rollouts": sum(len(group.rollouts) for group in groups), "questions": len(groups)})
+
+
+def _said(groups: Sequence[ScoredGroup]) -> str:
+    return f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions"

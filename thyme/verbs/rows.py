@@ -7,12 +7,13 @@ alone; what coming steps need is decoded and prepared ahead of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from thyme.progress import Line, is_watched, progress
 from thyme.verbs.config import EMBEDDED, RowsConfig, RunConfig, TrainingConfig
 from thyme.verbs.folders import model_folder
 from thyme.verbs.notes import note
@@ -173,3 +174,12 @@ def _told(files: DataSet[Any]) -> Iterator[None]:
     finally:
         if files.left_out.total() > before:
             note(f"data.train: {files.summary()}")
+
+
+@contextmanager
+def row_progress(files: Sequence[Path], label: str) -> Iterator[Line]:
+    """The progress line of what goes through the rows of files; they are counted only where somebody looks."""
+    from thyme.data.tables.opening import count_rows
+
+    with progress(count_rows(files) if is_watched() else None, label, "row") as line:
+        yield line

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyme.config import POSITIONAL
+from thyme.result import Result
 from thyme.sandbox.config import SandboxConfig
 
 
@@ -20,8 +21,9 @@ class Config:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
 
-def run(config: Config) -> int:
+def run(config: Config) -> Result:
     """Runs and prints; the exit code says whether the snippet ended well."""
     from thyme.sandbox.doctor import run_file
 
-    return run_file(config.file, config.image, config.sandbox)
+    came_back = run_file(config.file, config.image, config.sandbox)
+    return Result(came_back, 0 if came_back["status"] == "ok" else 1)

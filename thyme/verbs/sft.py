@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
+from thyme.result import Result
 from thyme.train.config import SftConfig
 from thyme.verbs.config import TrainingConfig
 
@@ -34,7 +35,7 @@ def described(config: Config) -> Iterator[str]:
     return described(config, "sft")
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Result:
     """Trains and saves the model."""
     from thyme.verbs.opening import adapted, open_model
     from thyme.verbs.rows import data_digest, require_training_rows
@@ -43,9 +44,8 @@ def run(config: Config) -> None:
     require_training_rows(config)
     with open_run(config, "sft", config.distributed, data_digest=data_digest(config)) as run:
         opened = adapted(open_model(config, run.world.device), config)
-        train(config, opened, run.folder, **run.stage("sft"))
-    if run.world.is_main:
-        print(f"checkpoint: {run.folder / 'checkpoints' / 'sft'}")
+        history = train(config, opened, run.folder, **run.stage("sft"))
+    return run.result("sft", history)
 
 
 def train(

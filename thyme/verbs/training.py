@@ -15,7 +15,7 @@ from thyme.rollout.rollout import RolloutLoop
 from thyme.rollout.types import Question
 from thyme.train.config import StageConfig
 from thyme.train.distributed import World
-from thyme.train.metrics import Metrics, OnStep, progress
+from thyme.train.metrics import Metrics, OnStep, step_progress
 from thyme.train.stage import RunOptions, StageOptions
 from thyme.train.tracking import tracked
 from thyme.verbs.config import TrainingConfig
@@ -70,7 +70,7 @@ def told(
     if world is not None and not world.is_main:
         yield None
         return
-    with progress(steps, label, shown, then=then) as line:
+    with step_progress(steps, label, shown, then=then) as line:
         if folder is None or config.track.to == "none":
             yield line
             return

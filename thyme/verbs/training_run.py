@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thyme.config import to_toml
+from thyme.interrupt import Postponed, goes_on_with
+from thyme.result import Result
 from thyme.train.durable import recover, write_text
 from thyme.train.manifest import Origin, folder_digest, text_digest
 from thyme.train.retention import newest_intact
@@ -81,7 +83,16 @@ class TrainingRun:
             ValueError: a checkpoint is of a run that started from something else.
         """
         newest = self.world.on_main(lambda: self._newest(name)) if self._is_resumed else None
-        return {"resume_from": newest, "final": name, "origin": self._origin, "world": self.world}
+        more: RunOptions = {"origin": self._origin, "world": self.world, "stop": Postponed("step")}
+        return {"resume_from": newest, "final": name, **more}
+
+    def result(self, name: str, history: Sequence[Mapping[str, float]]) -> Result:
+        """Says where the stage's checkpoint is; for programs the metrics of its last step too."""
+        checkpoint = self.folder / "checkpoints" / name
+        if self.world.is_main:
+            print(f"checkpoint: {checkpoint}")
+        last = history[-1] if history else None
+        return Result({"run": self.folder, "checkpoint": checkpoint, "steps": len(history), "last": last})
 
     def _newest(self, stage: str) -> Path | None:
         found = newest_intact(self.folder / "checkpoints", stage)
@@ -115,7 +126,7 @@ def open_run(
             not resumed, or another process has it. Of a resumed run model or data are no longer what they were.
     """
     folder = config.resumes or RUNS / config.name
-    with ExitStack() as stack:
+    with goes_on_with(f"go on with: thyme resume {folder}"), ExitStack() as stack:
         origin = None
         if is_first_rank():
             origin = stack.enter_context(_begun(config, verb, folder, data_digest))

@@ -39,6 +39,11 @@ class Parquet:
             self._columns = file.schema_arrow.names
         self._starts = [0, *accumulate(self._rows)]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        return self._starts[-1]
+
     def scan(self, without: Collection[str] = ()) -> Iterator[Entry]:
         """See `Table.scan`; memory is bounded by a page of each column, as the file's writer cut them."""
         columns = [name for name in self._columns if name not in without]
