@@ -14,10 +14,12 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
+from thyme.sandbox.memory_plan import plan_of
 from thyme.sandbox.needed_pages import pages_needed
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
@@ -35,20 +37,52 @@ _READY_S = 4.0
 """How long a child may take to make its root."""
 
 
-class _Child(NamedTuple):
-    """A forked child. Channel and ruleset are of use until it has got its order."""
+@dataclass(slots=True, eq=False)
+class _Child:
+    """A forked child. The ruleset is of use until it has got its order; over the channel it has sent, beside its mount
+    namespace, what its memory is read through."""
 
     pid: int
     pidfd: int
     place: Place
     channel: socket.socket
     ruleset: int
+    furnished: bool = False
+    """Whether its mount namespace was taken from the channel."""
+    memory: tuple[int, ...] = ()
+    """Descriptors of its /proc/self/maps, pagemap and mem, once somebody asked."""
 
-    def close(self) -> None:
-        """Closes what hands an order over."""
-        self.channel.close()
+    def ordered(self) -> None:
+        """It has its order."""
         if self.ruleset >= 0:
             os.close(self.ruleset)
+        self.ruleset = -1
+
+    def close(self) -> None:
+        """Closes whatever leads to it but the pidfd: without an order it leaves."""
+        self.ordered()
+        self.channel.close()
+        for fd in self.memory:
+            os.close(fd)
+        self.memory = ()
+
+    def read_through(self) -> tuple[int, int, int]:
+        """Descriptors of its /proc/self/maps, pagemap and mem.
+
+        Raises:
+            OSError: it has not sent them.
+        """
+        if not self.memory:
+            self.channel.settimeout(_READY_S)
+            if not self.furnished:
+                for fd in socket.recv_fds(self.channel, MESSAGE_BYTES, 1)[1]:
+                    os.close(fd)
+                self.furnished = True
+            self.memory = tuple(socket.recv_fds(self.channel, MESSAGE_BYTES, 3)[1])
+        if len(self.memory) != 3:
+            raise OSError("the process cannot be looked into")
+        maps, pagemap, mem = self.memory
+        return maps, pagemap, mem
 
 
 class ForkLoop:
@@ -148,7 +182,9 @@ class ForkLoop:
         order: Order = json.loads(message)
         images = self._images(order)
         child: _Child | None = None
+        ordered = False
         try:
+            original = self._child_of(order["fork_of"])
             child = self._unpark(images) or self._furnished(self._spawn(images, early=False), images)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
@@ -156,17 +192,37 @@ class ForkLoop:
                 self._plan.allow(child.ruleset, f"{self._plan.images}/{stored.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._tell({"forked": order["id"]}, [child.pidfd])
-            socket.send_fds(child.channel, [_errand(order, images).encode()], [*descriptors, *more])
+            if original is None:
+                message = _errand(order, images).encode()
+            else:
+                maps, pagemap, mem = original.read_through()
+                message = plan_of(maps, child.read_through()[0])
+                more += [mem, pagemap]
+            socket.send_fds(child.channel, [message], [*descriptors, *more])
+            ordered = True
         except OSError as error:
             self._ended.append({"id": order["id"], "failed": str(error)})
         finally:
             for fd in descriptors:
                 os.close(fd)
             if child is not None:
-                child.close()  # without an order it leaves
+                child.ordered() if ordered else child.close()
         self._may_park = True
 
     # --- children ----------------------------------------------------------------------------------------------------
+
+    def _child_of(self, id_: str | None) -> _Child | None:
+        """The child that has got the order of this id; None without an id.
+
+        Raises:
+            OSError: there is none any more.
+        """
+        if id_ is None:
+            return None
+        for found, child in self._working.values():
+            if found == id_:
+                return child
+        raise ChildProcessError("the process to be copied has ended")
 
     def _images(self, order: Order) -> list[Image]:
         """The input image of an order, and further ones."""
@@ -243,6 +299,7 @@ class ForkLoop:
         _, descriptors, _, _ = socket.recv_fds(child.channel, MESSAGE_BYTES, 1)
         if not descriptors:
             raise ChildProcessError("it has ended")
+        child.furnished = True
         uid, mounts = self._plan.uid_of(child.place.slot), []
         try:
             mounts += [root.detached(image) for image in images]
@@ -267,6 +324,7 @@ class ForkLoop:
         id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
+        ended.close()
         status, cpu_s = self._template.reap(ended.pid)
         self.slots.release(ended.place)
         over_quota = pidfd in self._over_quota
@@ -285,6 +343,7 @@ class ForkLoop:
         for pidfd in self._working:
             _kill(pidfd)
         for _, child in self._working.values():
+            child.close()
             self._template.reap(child.pid)
             self.slots.release(child.place)
         if self._parked is not None:

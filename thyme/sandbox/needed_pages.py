@@ -61,7 +61,7 @@ def pages_needed(
     """
     first = CallList()
     pagemap = first.add("open pagemap", _fork.SYS_openat, proc, b"self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    first.add("send", _fork.SEND_DESCRIPTOR, Given(0), pagemap)
+    first.add("send", _fork.SEND_DESCRIPTORS, Given(0), pagemap)
     channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     session, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     memory = [os.memfd_create("trial", os.MFD_CLOEXEC) for _ in range(3)]
