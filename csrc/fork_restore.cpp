@@ -14,7 +14,6 @@ namespace {
 constexpr int kBroken = 3;  // exit status
 constexpr int kNumSignals = 65;
 constexpr std::uint64_t kPresent = 1ULL << 63, kSwapped = 1ULL << 62, kOfAFile = 1ULL << 61, kOnlyHere = 1ULL << 56;
-constexpr std::size_t kGap = 2;  // pages in between that are copied along: any page may be, and a call costs more
 
 // Where the original stands. Copied like all else, so that a copy finds it.
 struct {
@@ -76,11 +75,8 @@ inline bool copy_own(const Step& step, Workshop& workshop, int memory, int pages
             const std::uint64_t entry = workshop.entries[i];
             const bool own = (entry & kSwapped) || ((entry & kPresent) && (entry & kOnlyHere) && !(entry & kOfAFile));
             if (!own) continue;
-            if (last > first && i - last > kGap) {
-                if (!copy(start + first * kPage, (last - first) * kPage, memory)) return false;
-                last = first = i;
-            }
-            if (last == first) first = i;
+            if (i != last && last > first && !copy(start + first * kPage, (last - first) * kPage, memory)) return false;
+            if (i != last || last == first) first = i;
             last = i + 1;
         }
         if (last > first && !copy(start + first * kPage, (last - first) * kPage, memory)) return false;

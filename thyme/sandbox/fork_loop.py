@@ -19,7 +19,7 @@ from typing import Any
 
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
-from thyme.sandbox.memory_plan import plan_of
+from thyme.sandbox.memory_plan import Baseline, plan_of
 from thyme.sandbox.needed_pages import pages_needed
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
@@ -108,6 +108,8 @@ class ForkLoop:
         self._parked: _Child | None = None
         self._parks = "parking" not in setup.off
         self._may_park = True
+        self._baseline: Baseline | None = None
+        """What is mapped in a child without an order; known once one was forked from another."""
 
     def learn(self, ranges: Sequence[tuple[int, int]], proc: int) -> None:
         """Finds out which pages children need, and has those that are parked get them beforehand.
@@ -196,7 +198,7 @@ class ForkLoop:
                 message = _errand(order, images).encode()
             else:
                 maps, pagemap, mem = original.read_through()
-                message = plan_of(maps, child.read_through()[0])
+                message = plan_of(maps, self._as_born(child))
                 more += [mem, pagemap]
             socket.send_fds(child.channel, [message], [*descriptors, *more])
             ordered = True
@@ -210,6 +212,11 @@ class ForkLoop:
         self._may_park = True
 
     # --- children ----------------------------------------------------------------------------------------------------
+
+    def _as_born(self, child: _Child) -> Baseline:
+        if self._baseline is None:
+            self._baseline = Baseline(child.read_through()[0])
+        return self._baseline
 
     def _child_of(self, id_: str | None) -> _Child | None:
         """The child that has got the order of this id; None without an id.

@@ -19,6 +19,8 @@ from thyme import _fork
 
 _MARK = b"restore\0"
 _STEP = struct.Struct("=QQq")
+_Step = tuple[int, int, int]
+"""Start, size, what is done: csrc/fork_restore.hpp."""
 _UNMAP, _MAP, _COPY, _BREAK, _GROW = -1, -2, -3, -4, -5
 _READ_WRITE, _EXECUTE = 3, 4
 _GROWING = (b"[heap]", b"[stack]")
@@ -44,24 +46,46 @@ class _Mapping(NamedTuple):
     name: bytes
 
 
-def plan_of(maps: int, own: int) -> bytes:
+class Baseline:
+    """What is mapped in a child that has no order yet: the same in each of them, but how far down the stack reaches.
+
+    Args:
+        maps: descriptor of /proc/self/maps of such a child.
+
+    Raises:
+        CannotCopy: there are too many mappings.
+    """
+
+    def __init__(self, maps: int) -> None:
+        self.lines = frozenset(_lines(maps))
+        self.heap_end = _heap_end(self.lines)
+        self.copies = {line: copy for line in self.lines if b" rw-p " in line for copy in [_copies(_parsed([line]))]}
+        """Lines of what may have been written to -> the steps that copy it."""
+
+
+def plan_of(maps: int, baseline: Baseline) -> bytes:
     """The order that has a child become the copy of another.
 
     Args:
         maps: descriptor of /proc/self/maps of the original, which holds still.
-        own: the same of the child.
+        baseline: what the child has mapped.
 
     Raises:
         CannotCopy: it has mapped what the child cannot map.
     """
-    theirs, ours = set(_lines(maps)), set(_lines(own))
-    same = theirs & ours
-    steps = [*_heap(theirs, ours), *_adjusted(_parsed(theirs - same), _parsed(ours - same))]
-    steps += [(m.start, m.end - m.start, _COPY) for m in _parsed(line for line in same if b" rw-p " in line)]
-    steps = _around_service(steps)
+    theirs = set(_lines(maps))
+    same = theirs & baseline.lines
+    heap_end = _heap_end(theirs)
+    steps = [(heap_end, 0, _BREAK)] if heap_end != baseline.heap_end else []
+    steps += _around_service(_adjusted(_parsed(theirs - same), _parsed(baseline.lines - same)))
+    steps += [copy for line, copies in baseline.copies.items() if line in same for copy in copies]
     if len(steps) > _MOST_STEPS:
         raise CannotCopy(f"{len(steps)} steps to copy its memory, more than {_MOST_STEPS}")
-    return _MARK + struct.pack("=Q", len(steps)) + b"".join(_STEP.pack(*step) for step in steps)
+    return _MARK + struct.pack("=Q", len(steps)) + b"".join([_STEP.pack(*step) for step in steps])
+
+
+def _copies(mappings: Sequence[_Mapping]) -> list[_Step]:
+    return _around_service((m.start, m.end - m.start, _COPY) for m in mappings)
 
 
 def _lines(descriptor: int) -> list[bytes]:
@@ -87,17 +111,11 @@ def _parsed(lines: Iterable[bytes]) -> list[_Mapping]:
     return sorted(found)
 
 
-def _heap(theirs: Iterable[bytes], ours: Iterable[bytes]) -> list[tuple[int, int, int]]:
-    """Puts the end of the heap to where the original has it, where they differ."""
-    end, own_end = (max((m.end for m in _parsed(filter(_is_heap, lines))), default=0) for lines in (theirs, ours))
-    return [(end, 0, _BREAK)] if end != own_end else []
+def _heap_end(lines: Iterable[bytes]) -> int:
+    return max((mapping.end for mapping in _parsed(line for line in lines if line.endswith(b"[heap]"))), default=0)
 
 
-def _is_heap(line: bytes) -> bool:
-    return line.endswith(b"[heap]")
-
-
-def _adjusted(theirs: Sequence[_Mapping], ours: Sequence[_Mapping]) -> Iterable[tuple[int, int, int]]:
+def _adjusted(theirs: Sequence[_Mapping], ours: Sequence[_Mapping]) -> Iterable[_Step]:
     """Steps after which what differs is mapped as in the original, with the original's pages."""
     starts, own_starts = [m.start for m in theirs], [m.start for m in ours]
     edges = sorted({edge for mapping in (*theirs, *ours) for edge in (mapping.start, mapping.end)})
@@ -105,7 +123,7 @@ def _adjusted(theirs: Sequence[_Mapping], ours: Sequence[_Mapping]) -> Iterable[
         yield from _piece(start, end, _at(theirs, starts, start), _at(ours, own_starts, start))
 
 
-def _piece(start: int, end: int, want: _Mapping | None, have: _Mapping | None) -> Iterable[tuple[int, int, int]]:
+def _piece(start: int, end: int, want: _Mapping | None, have: _Mapping | None) -> Iterable[_Step]:
     size = end - start
     if want is None:
         if have is not None and have.name not in _GROWING:
@@ -134,7 +152,7 @@ def _at(mappings: Sequence[_Mapping], starts: Sequence[int], address: int) -> _M
     return mappings[place] if place >= 0 and address < mappings[place].end else None
 
 
-def _around_service(steps: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def _around_service(steps: Iterable[_Step]) -> list[_Step]:
     """The steps, less what lies where the copy works."""
     low, size = _fork.SERVICE
     high, found = low + size, []

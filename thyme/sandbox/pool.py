@@ -47,8 +47,8 @@ class SandboxSession:
     def run(self, code: str) -> SandboxResult:
         """Runs one snippet and waits for it. Never raises because of the snippet; see SandboxResult.status.
 
-        In a fork whose parent's code has to be run again first, it is; where that gives something else than it gave, the
-        snippet is REFUSED.
+        In a fork whose parent's code has to be run again first, it is; where that gives something else than it gave,
+        the snippet is REFUSED.
         """
         while self._due:
             if refused := self._repeated(self._waited(self._due[0].code)):
@@ -66,10 +66,10 @@ class SandboxSession:
     def fork(self, n: int = 1) -> list[SandboxSession]:
         """Sessions that go on from here: with this one's variables, files and random state, and from then on apart.
 
-        Where the layer "live fork" holds (Sandbox.layers) each gets this one's memory and files as they are, in a jail of
-        its own. Elsewhere, and where something cannot be copied (a mapped file, an open one outside of the scratch, no
-        room among max_sessions), the code that was run here is run again before the first snippet of the fork, under the
-        same seed; `fork_detail` says why.
+        Where the layer "live fork" holds (Sandbox.layers) each gets this one's memory and files as they are, in a jail
+        of its own. Elsewhere, and where something cannot be copied (a mapped file, an open one outside of the scratch,
+        no room among max_sessions), the code that was run here is run again before the first snippet of the fork, under
+        the same seed; `fork_detail` says why.
 
         Args:
             n: how many.

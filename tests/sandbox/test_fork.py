@@ -1,0 +1,24 @@
+"""A session that is forked: the fork is what a session would be in which all was run again, and nobody's business but its
+own from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sandbox.forks import STORIES, Story, differences
+from thyme.sandbox import Sandbox, SandboxConfig
+
+
+@pytest.fixture(scope="module")
+def again() -> Iterator[Sandbox]:
+    """Runs code again in place of copying."""
+    with Sandbox(SandboxConfig(workers=2, timeout_s=20.0, memory_mib=512), _off=frozenset({"fork"})) as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize("story", STORIES, ids=[story.name for story in STORIES])
+def test_a_fork_gives_what_a_replay_gives(story: Story, sandbox: Sandbox, again: Sandbox, image) -> None:
+    assert list(differences(story, sandbox, again, image)) == []
+    assert sandbox._client.restarts == 0
