@@ -1,5 +1,5 @@
-"""A session that is forked: the fork is what a session would be in which all was run again, and nobody's business but its
-own from then on."""
+"""A session that is forked: the fork is what a session would be in which all was run again, and from then on nothing of
+one reaches the other."""
 
 from __future__ import annotations
 

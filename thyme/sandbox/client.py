@@ -168,9 +168,14 @@ class Client:
             if self.closed:
                 raise ValueError("fork: the sandbox is closed")
             fork = self.forks.begin(session, count, live=self.broken is None and holds(self.layers, LIVE_FORK))
+            fork.future.add_done_callback(lambda f: self._drop(fork) if f.cancelled() else None)
             self._dispatch()
         self.outbox.flush()
         return fork
+
+    def _drop(self, fork: Fork) -> None:
+        with self.lock:
+            self.forks.drop(fork)
 
     def reopen(self, session: SessionState) -> SessionState:
         """A session with the images and the seed of another one, which is open, and nothing else."""

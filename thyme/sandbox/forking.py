@@ -63,9 +63,11 @@ class Forks:
         if session.round is not None or any(round_.session is session for round_ in self._rounds.waiting):
             raise ValueError("fork: the session is busy: wait for what it runs")
         fork = Fork(session, b"", count=count)
-        if session.child is None:  # nothing to copy
+        if session.child is None and not session.had_child:  # nothing was run
             fork.copies = [self.copied(session) for _ in range(count)]
             self._outbox.put(fork.future, fork.copies)
+        elif session.child is None:
+            self._refuse(fork, "its process has ended")
         elif not live:
             self._refuse(fork, "no live forks on this machine")
         elif not self._rounds.has_room(count):
@@ -126,6 +128,12 @@ class Forks:
         self._outbox.put(fork.future, result)
         fork.is_over = True
         self._drop_copies(fork)
+
+    def drop(self, fork: Fork) -> None:
+        """Nobody wants the copies any more."""
+        fork.failed = "nobody waits for it"
+        if fork.is_over:
+            self._drop_copies(fork)
 
     def _look(self, fork: Fork) -> None:
         """Ends the fork where all copies are there or one cannot be had."""

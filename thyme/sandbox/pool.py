@@ -102,6 +102,8 @@ class SandboxSession:
             self._past.clear()
         if result.status is not Status.REFUSED:
             self._past.append(Past(code, digest(result)))
+        if self._state.child is None:
+            self._past.clear()
         return result
 
     def _repeated(self, result: SandboxResult) -> SandboxResult | None:
