@@ -398,7 +398,8 @@ class Client:
         """Ends what is over its time, starts what may start, and returns when it is to be called again."""
         for session in list(self.rounds.live.values()):
             child, round_ = session.child, session.round
-            assert child is not None
+            if child is None:  # a copy, gone with another one
+                continue
             if round_ is None:
                 burns = child.cpu_time() - child.idle_cpu_s > _IDLE_CPU_S
                 if burns or now >= child.idle_since + self.config.idle_s:
