@@ -20,7 +20,7 @@ from typing import Any
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
 from thyme.sandbox.memory_plan import Baseline, plan_of
-from thyme.sandbox.needed_pages import pages_needed
+from thyme.sandbox.needed_pages import pages_needed, pages_of
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
@@ -33,6 +33,8 @@ _POLL_S = 0.02
 _LAST_CLEANING_S = 2.0
 _MOST_ENDED = 64
 """Of which the client is told at once."""
+_BACK_TO_USUAL = 4
+"""Orders for new sessions in a row after which the next is not expected to be for a copy."""
 _READY_S = 4.0
 """How long a child may take to make its root."""
 
@@ -110,6 +112,10 @@ class ForkLoop:
         self._may_park = True
         self._baseline: Baseline | None = None
         """What is mapped in a child without an order; known once one was forked from another."""
+        self._usual = b""
+        """Pages that any child needs."""
+        self._num_copies = self._since_copy = 0
+        """Copies made; orders since the last of them."""
 
     def learn(self, ranges: Sequence[tuple[int, int]], proc: int) -> None:
         """Finds out which pages children need, and has those that are parked get them beforehand.
@@ -122,7 +128,8 @@ class ForkLoop:
             OSError: a child did not come to its end.
         """
         if self._parks:
-            self._template.expect(pages_needed(ranges, proc, self._template, self._requests, self.slots, self._plan))
+            self._usual = pages_needed(ranges, proc, self._template, self._requests, self.slots, self._plan)
+            self._template.expect(self._usual)
 
     def run(self) -> bool:
         """Serves until the client hangs up. Returns whether it did so without a goodbye."""
@@ -202,6 +209,7 @@ class ForkLoop:
                 more += [mem, pagemap]
             socket.send_fds(child.channel, [message], [*descriptors, *more])
             ordered = True
+            self._expect(original)
         except OSError as error:
             self._ended.append({"id": order["id"], "failed": str(error)})
         finally:
@@ -217,6 +225,19 @@ class ForkLoop:
         if self._baseline is None:
             self._baseline = Baseline(child.read_through()[0])
         return self._baseline
+
+    def _expect(self, original: _Child | None) -> None:
+        """Has children that are forked ahead get the pages that they will probably need, after an order for a copy of
+        `original`, or for a new session: copies come in rows, and need all that the original wrote to."""
+        if original is None:
+            self._since_copy += 1
+            if self._num_copies and self._since_copy == _BACK_TO_USUAL:
+                self._template.expect(self._usual)
+            return
+        is_row = self._num_copies and self._since_copy < _BACK_TO_USUAL
+        self._num_copies, self._since_copy = self._num_copies + 1 if is_row else 1, 0
+        if self._parks and self._baseline is not None and self._num_copies & (self._num_copies - 1) == 0:
+            self._template.expect(pages_of(original.read_through()[1], self._baseline.writable))
 
     def _child_of(self, id_: str | None) -> _Child | None:
         """The child that has got the order of this id; None without an id.

@@ -61,6 +61,8 @@ class Baseline:
         self.heap_end = _heap_end(self.lines)
         self.copies = {line: copy for line in self.lines if b" rw-p " in line for copy in [_copies(_parsed([line]))]}
         """Lines of what may have been written to -> the steps that copy it."""
+        self.writable = [(step[0], step[0] + step[1]) for copies in self.copies.values() for step in copies]
+        """(start, end) of the same."""
 
 
 def plan_of(maps: int, baseline: Baseline) -> bytes:

@@ -98,6 +98,17 @@ def pages_needed(
             end.close()
 
 
+def pages_of(pagemap: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The same of a child that is there: the pages of its own, which a copy of it will get.
+
+    Args:
+        pagemap: descriptor of its /proc/self/pagemap.
+        ranges: where to look.
+    """
+    own = ((address, True) for address, is_own in _present(pagemap, ranges) if is_own)
+    return b"".join(struct.pack("=QQ", *piece) for piece in _pieces(own))
+
+
 def _present(pagemap: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bool]]:
     """Addresses of pages that are there, and whether no other process has them; without those that were copied into
     the process when it was forked."""
