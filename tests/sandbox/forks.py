@@ -230,8 +230,8 @@ STORIES = [
     ),
     Story(
         "saved outside of the scratch",
-        ("Image.new('RGB', (7, 7)).save('/home/me/out.png')",),
-        ("print(Image.open('/home/me/out.png').size)",),
+        ("Image.new('RGB', (7, 7)).save('/elsewhere/out.png')",),
+        ("print(Image.open('/elsewhere/out.png').size)",),
     ),
     Story(
         "an image under a wrong name",

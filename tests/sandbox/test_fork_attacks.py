@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.host import Host, check_crop, children_of, eventually, snippets_of
+from tests.sandbox.host import PYTHON_BELOW_TMP, Host, check_crop, children_of, eventually, snippets_of
 from tests.sandbox.test_modes import BY_NAME, SMOKE
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxSession, Status, forking
 
@@ -174,8 +174,8 @@ def test_every_attack_from_a_copy(name: str, sandbox: Sandbox, hasty: Sandbox, h
 
 def contents(session: SandboxSession) -> str:
     return session.run(
-        "import os\nprint([(p, open(p).read()) for t in ('/mnt/data', '/tmp') for d, _, fs in sorted(os.walk(t)) "
-        "for p in sorted(os.path.join(d, f) for f in fs) if not d.startswith('/tmp/wt')])"
+        f"import os\nprint([(p, open(p).read()) for t in ('/mnt/data', '/tmp') for d, _, fs in sorted(os.walk(t)) "
+        f"for p in sorted(os.path.join(d, f) for f in fs) if not d.startswith({PYTHON_BELOW_TMP})])"
     ).stdout
 
 

@@ -14,11 +14,11 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
+from thyme.sandbox.forked_child import READY_S, ForkedChild
 from thyme.sandbox.memory_plan import Baseline, plan_of
 from thyme.sandbox.needed_pages import pages_needed, pages_of
 from thyme.sandbox.paths import place_of
@@ -35,56 +35,6 @@ _MOST_ENDED = 64
 """Of which the client is told at once."""
 _BACK_TO_USUAL = 4
 """Orders for new sessions in a row after which the next is not expected to be for a copy."""
-_READY_S = 4.0
-"""How long a child may take to make its root."""
-
-
-@dataclass(slots=True, eq=False)
-class _Child:
-    """A forked child. The ruleset is of use until it has got its order; over the channel it has sent, beside its mount
-    namespace, what its memory is read through."""
-
-    pid: int
-    pidfd: int
-    place: Place
-    channel: socket.socket
-    ruleset: int
-    furnished: bool = False
-    """Whether its mount namespace was taken from the channel."""
-    memory: tuple[int, ...] = ()
-    """Descriptors of its /proc/self/maps, pagemap and mem, once somebody asked."""
-
-    def ordered(self) -> None:
-        """It has its order."""
-        if self.ruleset >= 0:
-            os.close(self.ruleset)
-        self.ruleset = -1
-
-    def close(self) -> None:
-        """Closes whatever leads to it but the pidfd: without an order it leaves."""
-        self.ordered()
-        self.channel.close()
-        for fd in self.memory:
-            os.close(fd)
-        self.memory = ()
-
-    def read_through(self) -> tuple[int, int, int]:
-        """Descriptors of its /proc/self/maps, pagemap and mem.
-
-        Raises:
-            OSError: it has not sent them.
-        """
-        if not self.memory:
-            self.channel.settimeout(_READY_S)
-            if not self.furnished:
-                for fd in socket.recv_fds(self.channel, MESSAGE_BYTES, 1)[1]:
-                    os.close(fd)
-                self.furnished = True
-            self.memory = tuple(socket.recv_fds(self.channel, MESSAGE_BYTES, 3)[1])
-        if len(self.memory) != 3:
-            raise OSError("the process cannot be looked into")
-        maps, pagemap, mem = self.memory
-        return maps, pagemap, mem
 
 
 class ForkLoop:
@@ -102,12 +52,12 @@ class ForkLoop:
         self.slots = slots
         self._control, self._config, self._plan, self._template = control, setup.config, plan, template
         self._requests = Requests(plan, setup.config)
-        self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
+        self._working: dict[int, tuple[str, ForkedChild]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
         self._ended: list[dict[str, Any]] = []
         """What the client is to be told of children that ended; see `_tell`."""
-        self._parked: _Child | None = None
+        self._parked: ForkedChild | None = None
         self._parks = "parking" not in setup.off
         self._may_park = True
         self._baseline: Baseline | None = None
@@ -190,7 +140,7 @@ class ForkLoop:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
         images = self._images(order)
-        child: _Child | None = None
+        child: ForkedChild | None = None
         ordered = False
         try:
             original = self._child_of(order["fork_of"])
@@ -221,12 +171,12 @@ class ForkLoop:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def _as_born(self, child: _Child) -> Baseline:
+    def _as_born(self, child: ForkedChild) -> Baseline:
         if self._baseline is None:
             self._baseline = Baseline(child.read_through()[0])
         return self._baseline
 
-    def _expect(self, original: _Child | None) -> None:
+    def _expect(self, original: ForkedChild | None) -> None:
         """Has children that are forked ahead get the pages that they will probably need, after an order for a copy of
         `original`, or for a new session: copies come in rows, and need all that the original wrote to."""
         if original is None:
@@ -239,7 +189,7 @@ class ForkLoop:
         if self._parks and self._baseline is not None and self._num_copies & (self._num_copies - 1) == 0:
             self._template.expect(pages_of(original.read_through()[1], self._baseline.writable))
 
-    def _child_of(self, id_: str | None) -> _Child | None:
+    def _child_of(self, id_: str | None) -> ForkedChild | None:
         """The child that has got the order of this id; None without an id.
 
         Raises:
@@ -260,7 +210,7 @@ class ForkLoop:
         folder_of = self._plan.folder_of_image
         return [Image(file=file, path=place_of(path), folder=folder_of(path)) for path, file in told]
 
-    def _spawn(self, images: Sequence[Image] = (), *, early: bool) -> _Child:
+    def _spawn(self, images: Sequence[Image] = (), *, early: bool) -> ForkedChild:
         """Forks a child that puts half of its jail on, in a root with room for `images`, and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
@@ -281,7 +231,7 @@ class ForkLoop:
                 self.slots.release(place)
             raise
         self._poll.register(pidfd, select.POLLIN)
-        return _Child(pid, pidfd, place, ours, ruleset)
+        return ForkedChild(pid, pidfd, place, ours, ruleset)
 
     def _wants_to_park(self) -> bool:
         return self._parks and self._may_park and self._parked is None
@@ -293,7 +243,7 @@ class ForkLoop:
         with contextlib.suppress(OSError):
             self._parked = self._spawn(early=True)
 
-    def _unpark(self, images: Sequence[Image]) -> _Child | None:
+    def _unpark(self, images: Sequence[Image]) -> ForkedChild | None:
         """The child that was forked ahead, if there is one, it lives, and the images have room in its root."""
         root, parked = self._plan.root, self._parked
         if parked is None or (root is not None and not all(map(root.has_room_for, images))):
@@ -307,7 +257,7 @@ class ForkLoop:
         except OSError:
             return None
 
-    def _furnished(self, child: _Child, images: Sequence[Image]) -> _Child:
+    def _furnished(self, child: ForkedChild, images: Sequence[Image]) -> ForkedChild:
         """The child, which has seen nothing of a snippet yet, with the images in its root.
 
         Raises:
@@ -322,8 +272,8 @@ class ForkLoop:
                 raise
         return child
 
-    def _furnish(self, root: BaseRoot, child: _Child, images: Sequence[Image]) -> None:
-        child.channel.settimeout(_READY_S)
+    def _furnish(self, root: BaseRoot, child: ForkedChild, images: Sequence[Image]) -> None:
+        child.channel.settimeout(READY_S)
         _, descriptors, _, _ = socket.recv_fds(child.channel, MESSAGE_BYTES, 1)
         if not descriptors:
             raise ChildProcessError("it has ended")
@@ -339,7 +289,7 @@ class ForkLoop:
             for fd in (*mounts, descriptors[0]):
                 os.close(fd)
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: ForkedChild) -> None:
         """A child that ended before it got an order."""
         self._poll.unregister(child.pidfd)
         child.close()
