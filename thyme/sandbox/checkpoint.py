@@ -9,6 +9,8 @@ the note what it needs. Nothing of this is trusted: a snippet that tampers with 
 from __future__ import annotations
 
 import fcntl
+import gc
+import io
 import os
 import re
 import resource
@@ -38,6 +40,7 @@ _UNSAFE = re.compile(r"[^\w ,:/.-]", re.ASCII)
 _open, _close, _read, _write, _fstat, _stat = os.open, os.close, os.read, os.write, os.fstat, os.stat
 _scandir, _mkdir, _rmdir, _umask, _chdir, _getcwd = os.scandir, os.mkdir, os.rmdir, os.umask, os.chdir, os.getcwd
 _dup2, _lseek, _fcntl = os.dup2, os.lseek, fcntl.fcntl
+_get_objects = gc.get_objects
 _getrlimit, _setrlimit = resource.getrlimit, resource.setrlimit
 _hold, _open_descriptors = _fork.hold, _fork.open_descriptors
 
@@ -76,7 +79,7 @@ def fork(interpreter: Interpreter) -> bool:
     on: not where the client is gone."""
     try:
         note = _noted(interpreter)
-    except (CannotFork, OSError, MemoryError) as problem:
+    except Exception as problem:  # whatever a snippet left of what this stands on
         _write(SOCKET, b'{"held":"%s"}' % _UNSAFE.sub(" ", str(problem))[:200].encode("ascii", "replace"))
         return True
     is_copy = _hold(SOCKET, READY)
@@ -151,11 +154,22 @@ def _opened(places: dict[tuple[int, int], str]) -> Iterator[_Open]:
         key = facts.st_dev, facts.st_ino
         if key in own:
             yield _Open(descriptor, own[key], 0, 0)
-        elif key in places and facts.st_nlink:
-            flags = _fcntl(descriptor, fcntl.F_GETFL) & _FLAGS
-            yield _Open(descriptor, places[key], flags, _lseek(descriptor, 0, os.SEEK_CUR))
-        else:
-            raise CannotFork("a file is open that lies neither in its scratch nor is its image")
+            continue
+        path = places[key] if key in places and facts.st_nlink else _name_of(descriptor, key)
+        flags = _fcntl(descriptor, fcntl.F_GETFL) & _FLAGS
+        yield _Open(descriptor, path, flags, _lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def _name_of(descriptor: int, key: tuple[int, int]) -> str:
+    """The path of a file outside of the scratch, a font say, by the object that has it open."""
+    for found in _get_objects():
+        if type(found) is io.FileIO and not found.closed and found.fileno() == descriptor:
+            path = found.name
+            if isinstance(path, str) and path.startswith("/"):
+                facts = _stat(path)
+                if (facts.st_dev, facts.st_ino) == key:
+                    return path
+    raise CannotFork("a file is open whose path is not known")
 
 
 def _settle(interpreter: Interpreter, note: _Note) -> None:

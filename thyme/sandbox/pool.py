@@ -67,8 +67,8 @@ class SandboxSession:
         """Sessions that go on from here: with this one's variables, files and random state, and from then on apart.
 
         Where the layer "live fork" holds (Sandbox.layers) each gets this one's memory and files as they are, in a jail
-        of its own. Elsewhere, and where something cannot be copied (a mapped file, an open one outside of the scratch,
-        no room among max_sessions), the code that was run here is run again before the first snippet of the fork, under
+        of its own. Elsewhere, and where something cannot be copied (a mapped file, one that is open and deleted, no
+        room among max_sessions), the code that was run here is run again before the first snippet of the fork, under
         the same seed; `fork_detail` says why.
 
         Args:
