@@ -106,7 +106,9 @@ def test_nothing_comes_of(trick: str, own: Sandbox, image) -> None:
         assert neighbour.run("x = 'mine'").status is Status.OK
         parent.run("x = 1")
         parent.run(TRICKS[trick])
+        ordered = own._client.rounds._num_ordered
         copies = parent.fork(2)
+        assert len(copies) == 2 and own._client.rounds._num_ordered <= ordered + 2
         for session in (*copies, parent):
             result = session.run(_FORBIDDEN)
             assert "ESCAPED" not in result.stdout, (trick, session.fork_detail, result)
