@@ -302,3 +302,14 @@ def test_the_fork_server_killed_meanwhile(image) -> None:
             assert copy.run("print('x' in globals())").status is Status.OK
             copy.close()
         check_crop(sandbox, image)
+
+
+def test_where_there_are_no_live_forks_the_code_runs_again(monkeypatch: pytest.MonkeyPatch, image) -> None:
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256, max_sessions=4)) as sandbox, sandbox.session(image) as parent:
+        parent.run("x = 3")
+        client = sandbox._client
+        monkeypatch.setattr(client.server, "layers", tuple(x for x in client.layers if x.name != "live fork"))
+        (copy,) = parent.fork()
+        assert copy.fork_detail == "no live forks on this machine"
+        assert copy.run("print(x)").stdout == "3\n"
+        copy.close()

@@ -101,14 +101,15 @@ def prepare(
 def report_memory(calls: CallList, proc: int) -> None:
     """Has a list of calls send, over the first descriptor given, what the memory of its process can be read through
     from then on, by whoever holds it: /proc/self/maps, pagemap and mem. Opened by the process itself: no other one may,
-    once it is jailed."""
+    once it is jailed. Where that cannot be, it is not forked with its memory."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
     files = [
-        calls.add(f"open {name}", _fork.SYS_openat, proc, f"self/{name}".encode(), os.O_RDONLY | os.O_CLOEXEC)
+        calls.add(f"open {name}", _fork.SYS_openat, proc, f"self/{name}".encode(), flags, may_fail=True)
         for name in ("maps", "pagemap", "mem")
     ]
     calls.add("send", _fork.SEND_DESCRIPTORS, Given(0), *files, may_fail=True)
     for file in files:
-        calls.add("close", _fork.SYS_close, file)
+        calls.add("close", _fork.SYS_close, file, may_fail=True)
 
 
 def confine(calls: CallList, plan: JailPlan, ruleset: Argument) -> None:
