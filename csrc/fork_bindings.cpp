@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <cerrno>
+#include <fcntl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -66,6 +67,33 @@ PyObject* system_call(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return PyLong_FromLong(result < 0 ? -errno : result);
 }
 
+// (socket, ready): False in the process that called it, True in a copy of it, None where nobody is there any more.
+PyObject* hold(PyObject*, PyObject* arguments) {
+    int socket = 0;
+    const char* ready = nullptr;
+    Py_ssize_t size = 0;
+    if (!PyArg_ParseTuple(arguments, "iy#", &socket, &ready, &size)) return nullptr;
+    switch (thyme::hold(socket, ready, static_cast<std::size_t>(size))) {
+        case thyme::Held::kOriginal: Py_RETURN_FALSE;
+        case thyme::Held::kCopy: Py_RETURN_TRUE;
+        default: Py_RETURN_NONE;
+    }
+}
+
+PyObject* open_descriptors(PyObject*, PyObject* argument) {
+    const long first = PyLong_AsLong(argument);
+    const long end = sysconf(_SC_OPEN_MAX);
+    if (first == -1 && PyErr_Occurred()) return nullptr;
+    PyObject* found = PyList_New(0);
+    for (long descriptor = first; found != nullptr && descriptor < end; ++descriptor) {
+        if (fcntl(static_cast<int>(descriptor), F_GETFD) < 0) continue;
+        PyObject* number = PyLong_FromLong(descriptor);
+        if (number == nullptr || PyList_Append(found, number) < 0) Py_CLEAR(found);
+        Py_XDECREF(number);
+    }
+    return found;
+}
+
 PyObject* gather_arenas(PyObject*, PyObject* argument) {
     const std::size_t size = PyLong_AsSize_t(argument);
     if (PyErr_Occurred()) return nullptr;
@@ -101,7 +129,7 @@ constexpr struct {
     {"SYS_umask", SYS_umask},         {"SYS_umount2", SYS_umount2},       {"SYS_unshare", SYS_unshare},
     {"SYS_write", SYS_write},
     {"MOST_CALLS", thyme::kMostCalls},
-    {"MOST_PAGES_BYTES", thyme::kMostPages * sizeof(thyme::Pages)}, {"SEND_DESCRIPTOR", thyme::kSendDescriptor}, {"CLOSE_FROM", thyme::kCloseFrom},
+    {"MOST_PAGES_BYTES", thyme::kMostPages * sizeof(thyme::Pages)}, {"SEND_DESCRIPTORS", thyme::kSendDescriptors}, {"CLOSE_FROM", thyme::kCloseFrom},
 };
 
 PyMethodDef methods[] = {
@@ -111,6 +139,9 @@ PyMethodDef methods[] = {
      "Makes a list of system calls: (-1, 0), or which failed and its errno."},
     {"serve", serve, METH_O,
      "Forks for whoever asks over a socket: (note, order) in a child that got one, None at its end."},
+    {"hold", hold, METH_VARARGS,
+     "Says it is ready over a socket and waits: False in the caller, True in each copy made of it meanwhile, None at the end."},
+    {"open_descriptors", open_descriptors, METH_O, "The descriptors that are open, from one on."},
     {"gather_arenas", gather_arenas, METH_O, "Has the interpreter's next arenas lie side by side, up to so many bytes."},
     {"close_region", close_region, METH_NOARGS, "Gives back what is left of that; later arenas come from elsewhere."},
     {"share_pages", share_pages, METH_O, "Backs ranges of memory, packed as (start, size, protection), by a sealed file."},
@@ -126,5 +157,7 @@ PyMODINIT_FUNC PyInit__fork() {
     for (const auto& [name, number] : kNumbers) {
         if (made != nullptr && PyModule_AddIntConstant(made, name, number) < 0) Py_CLEAR(made);
     }
+    PyObject* place = Py_BuildValue("(kk)", reinterpret_cast<unsigned long>(&service), sizeof service);
+    if (made != nullptr && (place == nullptr || PyModule_AddObject(made, "SERVICE", place) < 0)) Py_CLEAR(made);
     return made;
 }

@@ -12,14 +12,14 @@ namespace {
 
 constexpr int kMostOpen = 1 << 16;
 
+}  // namespace
+
 int close_from(int first) {
     if (syscall(SYS_close_range, first, ~0U, 0) != 0) {  // before Linux 5.9
         for (int descriptor = first; descriptor < kMostOpen; ++descriptor) close(descriptor);
     }
     return 0;
 }
-
-}  // namespace
 
 Outcome make_calls(char* list, std::size_t size, const int* descriptors, int num_descriptors, long parameter) {
     std::int64_t count = 0;
@@ -53,8 +53,11 @@ Outcome make_calls(char* list, std::size_t size, const int* descriptors, int num
                 default: return {i, EINVAL};
             }
         }
-        if (call.number == kSendDescriptor) {
-            results[i] = send_descriptor(static_cast<int>(values[0]), static_cast<int>(values[1])) ? 0 : -1;
+        if (call.number == kSendDescriptors) {
+            const int sent[] = {static_cast<int>(values[1]), static_cast<int>(values[2]), static_cast<int>(values[3])};
+            int count = 0;
+            while (count < 3 && sent[count] > 0) ++count;
+            results[i] = send_descriptors(static_cast<int>(values[0]), sent, count) ? 0 : -1;
         } else if (call.number == kCloseFrom) {
             results[i] = close_from(static_cast<int>(values[0]));
         } else {

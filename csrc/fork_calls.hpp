@@ -27,10 +27,14 @@ struct Call {
     std::uint8_t unused[6];
 };
 
-// In place of a system call: sends its second argument, a descriptor, over the socket that is the first.
-constexpr std::int64_t kSendDescriptor = -1;
+// In place of a system call: sends one to three descriptors, up to the first that is not above 0, over the socket that is
+// the first argument.
+constexpr std::int64_t kSendDescriptors = -1;
 // In place of a system call: closes every descriptor from its argument on.
 constexpr std::int64_t kCloseFrom = -2;
+
+// Closes every descriptor from `first` on. Returns 0.
+int close_from(int first);
 
 // A list is an int64, the number of calls, then these, then the data, which the calls may change.
 struct Outcome {

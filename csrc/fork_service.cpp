@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -46,28 +47,28 @@ bool receive(int socket, Message& message) {
     return size > 0;
 }
 
-// Sends bytes, and a descriptor where it is not negative. False where nobody listens any more.
-bool send(int socket, void* bytes, std::size_t size, int descriptor) {
+// Sends bytes, and descriptors where there are any. False where nobody listens any more.
+bool send(int socket, void* bytes, std::size_t size, const int* descriptors, int count) {
     iovec content{bytes, size};
     Control control{};
     msghdr header{};
     header.msg_iov = &content;
     header.msg_iovlen = 1;
-    if (descriptor >= 0) {
+    if (count > 0) {
         header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(sizeof(int));
+        header.msg_controllen = CMSG_SPACE(count * sizeof(int));
         cmsghdr* part = CMSG_FIRSTHDR(&header);
         part->cmsg_level = SOL_SOCKET;
         part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(sizeof(int));
-        std::memcpy(CMSG_DATA(part), &descriptor, sizeof descriptor);
+        part->cmsg_len = CMSG_LEN(count * sizeof(int));
+        std::memcpy(CMSG_DATA(part), descriptors, count * sizeof(int));
     }
     return sendmsg(socket, &header, MSG_NOSIGNAL) >= 0;
 }
 
 bool answer(int socket, int first, int second, int descriptor) {
     int numbers[2] = {first, second};
-    return send(socket, numbers, sizeof numbers, descriptor);
+    return send(socket, numbers, sizeof numbers, &descriptor, descriptor >= 0);
 }
 
 // Waits for a child that has ended.
@@ -92,6 +93,19 @@ void make_ready(const Pages* pages, std::size_t count) {
     }
 }
 
+// Becomes the child whose memory came last with the order.
+[[noreturn]] void be_copied(Service& service, int keep) {
+    const Message& order = service.order;
+    if (order.num_descriptors < 2) _exit(kBroken);
+    const int* const given = order.descriptors + order.num_descriptors - 2;
+    if (given[0] <= keep + 1 || given[1] <= keep + 1 || dup3(given[0], keep, O_CLOEXEC) < 0 ||
+        dup3(given[1], keep + 1, O_CLOEXEC) < 0) {
+        _exit(kBroken);
+    }
+    close_from(keep + 2);
+    become(order.bytes, order.size, service.workshop, keep, keep + 1);
+}
+
 // What a child does up to its return.
 void be_born(int socket, Service& service) {
     close(socket);
@@ -114,14 +128,16 @@ void be_born(int socket, Service& service) {
     if (make_calls(after, birth.after, order.descriptors, order.num_descriptors, birth.parameter).failed >= 0) {
         _exit(kBroken);
     }
+    if (is_plan(order.bytes, order.size)) be_copied(service, birth.keep);
+    close_from(birth.keep);
     service.is_child = true;
 }
 
 }  // namespace
 
-bool send_descriptor(int socket, int descriptor) {
+bool send_descriptors(int socket, const int* descriptors, int count) {
     char byte = 0;
-    return send(socket, &byte, 1, descriptor);
+    return send(socket, &byte, 1, descriptors, count);
 }
 
 void serve_forks(int socket, Service& service) {

@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fork_restore.hpp"
+
 namespace thyme {
 
 constexpr std::size_t kMostMessageBytes = 256 * 1024;
-constexpr int kMostDescriptors = 5;
+constexpr int kMostDescriptors = 7;
 constexpr std::size_t kMostPages = 2048;
 
 struct Message {
@@ -24,7 +26,7 @@ struct Birth {
     std::int32_t num_descriptors;  // that an order has, or more; what comes with fewer is none
     std::int32_t early;            // whether the pages that it will need are made ready before
     std::uint32_t before, after;   // bytes of both lists
-    std::uint32_t unused;
+    std::uint32_t keep;  // descriptors from here on are closed behind the second list
 };
 
 // Pages that a child will write to; of size 0: one that it will read.
@@ -33,13 +35,14 @@ struct Pages {
 };
 
 // What the service and its children work with.
-struct Service {
+struct alignas(kPage) Service {
     bool is_child = false;  // false: the service has ended
     Message request, order;
     Pages pages[kMostPages];
     std::size_t num_pages = 0;
     const char* note = nullptr;  // in the request
     std::size_t note_size = 0;
+    Workshop workshop;
 };
 
 // Answers on `socket` (SOCK_SEQPACKET) until its other end is closed.
@@ -51,13 +54,14 @@ struct Service {
 //
 // A child makes its first calls with the descriptors of the request, waits for its order, makes the calls that come
 // then with the descriptors of the order, and returns, with order and note. It ends, with status 3, where a call fails,
-// and with 0 where no order comes. The parent returns at the end.
+// and with 0 where no order comes. Where the order is a Plan, whose last two descriptors are the memory and the pagemap of
+// another child, it becomes a copy of that one instead. The parent returns at the end.
 //
 // The process must have one thread. It writes to nothing but `service`, its stack and the C library's own data: what
 // lies in huge pages stays there, and a fork copies one entry for each.
 void serve_forks(int socket, Service& service);
 
-// Sends a byte with a descriptor. False where nobody listens any more.
-bool send_descriptor(int socket, int descriptor);
+// Sends a byte with descriptors. False where nobody listens any more.
+bool send_descriptors(int socket, const int* descriptors, int count);
 
 }  // namespace thyme

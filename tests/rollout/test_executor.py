@@ -14,9 +14,11 @@ import pytest
 from tests.rollout.test_rollout import Processor
 from tests.sandbox.host import eventually, open_descriptors, picture, snippets_of
 from thyme.rollout.config import RolloutConfig
-from thyme.rollout.executor import Executor
-from thyme.rollout.types import Question
-from thyme.sandbox import Sandbox, SandboxConfig, Status
+from thyme.rollout.executor import Diverged, Executor
+from thyme.rollout.output import Output
+from thyme.rollout.snapshots import Snapshots, room_for_snapshots
+from thyme.rollout.types import Question, Turn
+from thyme.sandbox import Sandbox, SandboxConfig, SandboxResult, Status
 
 ROOT = Path(__file__).parents[2]
 QUESTION = Question(id="q", image=picture(40, 30), image_path="pic.png", question="what?", solution="7")
@@ -112,3 +114,50 @@ def test_inside_a_running_event_loop(sandbox: Sandbox) -> None:
             return run.run(1, QUESTION, 0, "print(6 * 7)").result()[0].stdout
 
     assert asyncio.run(program()) == "42\n"
+
+
+def turn(code: str, outcome: tuple[SandboxResult, Output]) -> Turn:
+    result, output = outcome
+    return Turn(text="", code=code, result=result, output_text=output.text, num_images=0)
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["forked", "run again"])
+def test_a_branch_goes_on_from_a_session_that_was_kept(live: bool) -> None:
+    """Of code that gives something else each time only a fork can be had; what is beyond it is run again."""
+    codes = ["import time, random\nx = [time.time_ns()]\nprint(x)", "x.append(random.random())\nprint(x[1])"]
+    off = frozenset() if live else frozenset({"fork"})
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256, max_sessions=16), _off=off) as sandbox:
+        live = any(layer.name == "live fork" and layer.ok for layer in sandbox.layers())
+        snapshots = Snapshots(room_for_snapshots(sandbox))
+        with Executor(sandbox, Processor(), RolloutConfig(), snapshots=snapshots) as run:  # type: ignore[arg-type]
+            turns = [turn(code, run.run(1, QUESTION, 5, code).result()) for code in codes]
+            third = run.run(1, QUESTION, 5, "x.append(random.random())\nprint(x)").result()[0]
+            run.end(1).result()
+        assert len(snapshots) == (3 if live else 0)
+        with Executor(sandbox, Processor(), RolloutConfig(), snapshots=snapshots) as run:  # type: ignore[arg-type]
+            if not live:
+                with pytest.raises(Diverged, match="gave something else"):
+                    run.run(2, QUESTION, 5, "print(x)", turns).result()
+                return
+            branches = [run.run(i, QUESTION, 5, "x.append(random.random())\nprint(x)", turns) for i in (2, 3)]
+            assert [branch.result()[0].stdout for branch in branches] == [third.stdout] * 2
+            first = run.run(4, QUESTION, 5, "print(x)", turns[:1]).result()[0]
+            assert first.stdout == turns[0].result.stdout  # type: ignore[union-attr]
+            other = run.run(5, QUESTION, 6, "print('x' in globals())", []).result()[0]
+            assert other.stdout == "False\n"
+        snapshots.close()
+        assert eventually(lambda: not sandbox._client.rounds.live)
+
+
+def test_a_session_kept_from_an_earlier_round_saves_what_came_before(sandbox: Sandbox) -> None:
+    with Executor(sandbox, Processor(), RolloutConfig(), snapshots=(kept := Snapshots(1))) as run:  # type: ignore[arg-type]
+        codes = ["import time\nx = time.time_ns()\nprint(x)", "y = x % 7\nprint(y)"]
+        turns = [turn(codes[0], run.run(1, QUESTION, 5, codes[0]).result())]
+        run.end(1).result()
+        if not len(kept):
+            pytest.skip("no live forks here")
+        turns.append(turn(codes[1], run.run(2, QUESTION, 5, codes[1], turns).result()))
+        run.end(2).result()
+        assert len(kept) == 1, "there is room for one"
+        assert run.run(3, QUESTION, 5, "print(y)", turns).result()[0].stdout == turns[1].result.stdout  # type: ignore[union-attr]
+    kept.close()

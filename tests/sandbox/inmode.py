@@ -1,5 +1,6 @@
 """Runs attacks as somebody else: `python -m tests.sandbox.inmode MODE` becomes that somebody, starts itself again,
-reads [[name, code, expected statuses, hangs], ...] as JSON and prints what isolates and what went wrong.
+reads [[[name, code, expected statuses, hangs], ...], n] as JSON, runs them and every n-th story of a fork, and prints
+what isolates and what went wrong.
 
 Modes: "user", an ordinary user; "bare-user", one without namespaces; "container", what a container gets by default: 14
 capabilities and a filter against unshare, setns and mounts; "nothing", neither namespaces nor Landlock.
@@ -85,10 +86,11 @@ def become(mode: str) -> None:
 def run() -> None:
     import numpy as np
 
+    from tests.sandbox.forks import STORIES, differences
     from tests.sandbox.host import picture
     from thyme.sandbox import Sandbox, SandboxConfig
 
-    cases, failures, image = json.load(sys.stdin), [], picture()
+    (cases, step), failures, image = json.load(sys.stdin), [], picture()
     config = {"workers": 2, "memory_mib": 512}
     with (
         Sandbox(SandboxConfig(timeout_s=20.0, **config)) as sandbox,
@@ -102,6 +104,8 @@ def run() -> None:
             session.run("im = Image.open(image_path).crop((10, 20, 40, 50))")
             images = session.run("im.save('a.png')").images
         works = len(images) == 1 and np.array_equal(np.asarray(images[0]), np.asarray(image)[20:50, 10:40])
+        with Sandbox(SandboxConfig(timeout_s=20.0, **config), _off=frozenset({"fork"})) as again:
+            forks = {s.name: found for s in STORIES[::step] if (found := [*differences(s, sandbox, again, image)])}
         layers = {layer.name: layer.ok for layer in sandbox.layers()}
         restarts = sandbox._client.restarts + hasty._client.restarts
     print(
@@ -111,6 +115,7 @@ def run() -> None:
                 "layers": layers,
                 "failures": failures,
                 "works": works,
+                "forks": forks,
                 "restarts": restarts,
                 "uid": os.getuid(),
             }

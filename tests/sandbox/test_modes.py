@@ -52,7 +52,7 @@ SMOKE = [
 MODES = {"user": "full", "bare-user": "strong", "container": "strong"}
 
 
-def storm(mode: str, attacks: list[Attack], host: Host) -> dict:
+def storm(mode: str, attacks: list[Attack], host: Host, *, every: int) -> dict:
     cases = [
         (
             f"{a.category}: {a.name}",
@@ -65,7 +65,7 @@ def storm(mode: str, attacks: list[Attack], host: Host) -> dict:
     before = host.facts()
     done = subprocess.run(
         [sys.executable, "-m", "tests.sandbox.inmode", mode],
-        input=json.dumps(cases),
+        input=json.dumps([cases, every]),
         text=True,
         capture_output=True,
         cwd=ROOT,
@@ -80,6 +80,8 @@ def storm(mode: str, attacks: list[Attack], host: Host) -> dict:
 def judge(report: dict, mode: str) -> None:
     assert report["failures"] == []
     assert report["works"]
+    assert report["forks"] == {}
+    assert report["layers"]["live fork"] == (MODES[mode] == "full")
     assert report["restarts"] == 0
     assert report["isolation"] == MODES[mode]
     assert all(ok for name, ok in report["layers"].items() if name.startswith("probe"))
@@ -87,13 +89,13 @@ def judge(report: dict, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_mode(mode: str, host: Host) -> None:
-    judge(storm(mode, [BY_NAME[name] for name in SMOKE], host), mode)
+    judge(storm(mode, [BY_NAME[name] for name in SMOKE], host, every=5), mode)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_mode_with_every_attack(mode: str, host: Host) -> None:
-    judge(storm(mode, ATTACKS, host), mode)
+    judge(storm(mode, ATTACKS, host, every=1), mode)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_refuses_without_the_core() -> None:
     """What a machine without Landlock and namespaces gets: a refusal that names each probe, its errno and a remedy."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.sandbox.inmode", "nothing"],
-        input="[]",
+        input="[[], 1]",
         text=True,
         capture_output=True,
         cwd=ROOT,

@@ -58,7 +58,7 @@ def live(note, order):
     signal.pause()
 def request(before, after, note=b"", num_descriptors=1):
     lists = before.encode(), after.encode()
-    return struct.pack("=qiiiIII", 6, 3, num_descriptors, 0, *map(len, lists), 0) + b"".join(lists) + note
+    return struct.pack("=qiiiIII", 6, 3, num_descriptors, 0, *map(len, lists), 1 << 16) + b"".join(lists) + note
 def moved():  # the channel to where it is looked for
     calls = CallList()
     calls.add("dup3", _fork.SYS_dup3, Given(0), 3, 0)

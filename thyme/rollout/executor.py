@@ -19,8 +19,10 @@ from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output, render
 from thyme.rollout.same_result import is_same
+from thyme.rollout.snapshots import Key, Snapshots, past_of
 from thyme.rollout.types import Question, Turn
 from thyme.sandbox import Sandbox, SandboxResult, SandboxSession, Status
+from thyme.sandbox.past import Past, digest
 
 
 class Diverged(RuntimeError):
@@ -33,14 +35,29 @@ class Executor:
     Args:
         sandbox, processor, config: of the run.
         show_results: False withholds from the model what its code returned.
+        snapshots: where sessions are kept as they stand after each code block, for branches; None: they are not. It
+            outlives the executor.
     """
 
     def __init__(
-        self, sandbox: Sandbox, processor: Processor, config: RolloutConfig, *, show_results: bool = True
+        self,
+        sandbox: Sandbox,
+        processor: Processor,
+        config: RolloutConfig,
+        *,
+        show_results: bool = True,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._sandbox, self._processor, self._config = sandbox, processor, config
         self._show_results = show_results
         self._sessions: dict[int, SandboxSession] = {}
+        self._snapshots = snapshots
+        self._ran: dict[int, tuple[Past, ...] | None] = {}
+        """What each session has run, None where its variables were lost."""
+        self._forking: dict[Key, asyncio.Lock] = {}
+        """A session is forked for one at a time."""
+        self._keeping: dict[int, asyncio.Task[None]] = {}
+        """Sessions that are being forked to be kept."""
         # Daemonic: a program may end with a run suspended for ever, its iterator neither exhausted nor closed.
         self._thread = threading.Thread(target=self._serve, name="thyme-rollout", daemon=True)
 
@@ -65,7 +82,8 @@ class Executor:
             question: whose image and image path the session sees.
             seed: of the session's random generators.
             code: the snippet.
-            before: turns of the rollout that this one branched off, whose code a session that is opened runs first.
+            before: turns of the rollout that this one branched off. A session that is opened is a fork of one that was
+                kept after them; where there is none it runs their code first.
 
         Returns:
             A future of what the sandbox returned, and of the same as the model is shown it. It raises Diverged where
@@ -81,14 +99,11 @@ class Executor:
         self, rollout: int, question: Question, seed: int, code: str, before: Sequence[Turn]
     ) -> tuple[SandboxResult, Output]:
         if rollout not in self._sessions:
-            self._sessions[rollout] = self._sandbox.session(
-                question.image, question.image_path or None, seed=seed, more_images=question.more_images
-            )
-            await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
-            for turn in before:
-                if turn.code is not None and not is_same(await self._sessions[rollout].arun(turn.code), turn):
-                    raise Diverged(f"question {question.id!r}: code that was run again gave something else")
+            await self._open(rollout, question, seed, before)
+        if rollout in self._keeping:
+            await self._keeping.pop(rollout)
         result = await self._sessions[rollout].arun(code)
+        self._note(rollout, question, seed, code, result)
         output = render(
             result if self._show_results else SandboxResult(status=Status.OK),
             self._processor,
@@ -99,7 +114,50 @@ class Executor:
         )
         return result, output
 
+    async def _open(self, rollout: int, question: Question, seed: int, before: Sequence[Turn]) -> None:
+        """Brings the rollout's session to where it was after `before`: by a fork of one that is kept from there or from
+        some rounds earlier, and by running the rest again."""
+        turns = [turn for turn in before if turn.code is not None]
+        session, done = None, len(turns)
+        past = past_of(turns)
+        if self._snapshots is not None and past is not None:
+            while done and session is None:
+                key = question.id, seed, past[:done]
+                async with self._forking.setdefault(key, asyncio.Lock()):
+                    session = await self._snapshots.fork(key)
+                done -= session is None
+        if session is None:
+            session, done = self._new_session(question, seed), 0
+        self._sessions[rollout], self._ran[rollout] = session, past
+        await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
+        for turn in turns[done:]:
+            assert turn.code is not None
+            if not is_same(await session.arun(turn.code), turn):
+                raise Diverged(f"question {question.id!r}: code that was run again gave something else")
+
+    def _new_session(self, question: Question, seed: int) -> SandboxSession:
+        return self._sandbox.session(
+            question.image, question.image_path or None, seed=seed, more_images=question.more_images
+        )
+
+    def _note(self, rollout: int, question: Question, seed: int, code: str, result: SandboxResult) -> None:
+        """Has the session be kept as it stands, while the model goes on."""
+        past = None if result.restarted else self._ran.get(rollout)
+        past = self._ran[rollout] = None if past is None else (*past, Past(code, digest(result)))
+        if self._snapshots is None or past is None or not self._snapshots.wants((question.id, seed, past)):
+            return
+        self._keeping[rollout] = asyncio.create_task(self._keep(self._snapshots, rollout, (question.id, seed, past)))
+
+    async def _keep(self, snapshots: Snapshots, rollout: int, key: Key) -> None:
+        (kept,) = await self._sessions[rollout].afork()
+        if kept.fork_detail or not snapshots.wants(key):
+            kept.close()
+        else:
+            snapshots.add(key, kept)
+
     async def _end(self, rollout: int) -> None:
+        if keeping := self._keeping.pop(rollout, None):
+            await keeping
         if session := self._sessions.pop(rollout, None):
             session.close()
 

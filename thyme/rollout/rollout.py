@@ -22,6 +22,7 @@ from thyme.rollout.journal import Journal
 from thyme.rollout.pieces import Kept, Key, Stem
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.scheduler import RolloutScheduler, RunTiming
+from thyme.rollout.snapshots import Snapshots, room_for_snapshots
 from thyme.rollout.tree import TreeConfig
 from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
@@ -59,6 +60,7 @@ class RolloutLoop:
         """Of the last completed run."""
         self._journal: Journal | None = None
         self._kept: dict[Key, Kept] | None = None
+        self._snapshots: Snapshots | None = None
 
     def run(
         self,
@@ -175,15 +177,16 @@ class RolloutLoop:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Inside the block rollouts keep their KV when they end, for `fork`, for as long as nothing else needs the
-        room."""
+        """Inside the block rollouts keep their KV when they end, and forks of their sandbox sessions after each code
+        block, for `fork`, for as long as nothing else needs the room."""
         if self._kept is not None:
             raise ValueError("keeping: already inside such a block")
-        self._kept = {}
+        self._kept, self._snapshots = {}, Snapshots(room_for_snapshots(self.sandbox))
         try:
             yield
         finally:
-            kept, self._kept = self._kept, None
+            self._snapshots.close()
+            kept, self._kept, self._snapshots = self._kept, None, None
             for each in kept.values():
                 self.engine.release(each.sequence)
 
@@ -220,4 +223,5 @@ class RolloutLoop:
             streaming=streaming,
             stems=stems,
             keep=self._kept,
+            snapshots=self._snapshots,
         )

@@ -33,6 +33,7 @@ from thyme.rollout.pieces import Kept, Key, Piece, Stem, Tree, branches_of, key_
 from thyme.rollout.prompts import build_prompt
 from thyme.rollout.replay import replay
 from thyme.rollout.sampling import Sampling
+from thyme.rollout.snapshots import Snapshots, room_for_snapshots
 from thyme.rollout.text_stream import TextStream
 from thyme.rollout.trajectory import COLUMNS, Trajectory
 from thyme.rollout.tree import TreeConfig
@@ -83,6 +84,7 @@ class RolloutScheduler:
         streaming: also yield the text as it is decoded.
         stems: in place of questions: what `sampling.n` rollouts each branch off, and the index of the first of them.
         keep: is given the sequences of rollouts that end, held; None: they are released.
+        snapshots: where sandbox sessions are kept for branches; None: nowhere, but for the branches of a tree.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class RolloutScheduler:
         streaming: bool,
         stems: Sequence[tuple[Stem, int]] = (),
         keep: dict[Key, Kept] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.engine, self.processor, self.config = engine, processor, config
         self.params = sampling.engine_params(processor, min(config.max_tokens_per_round, config.max_tokens))
@@ -108,7 +111,8 @@ class RolloutScheduler:
         self.deterministic = engine.config.deterministic
         # Never more rollouts than sessions: nobody then waits for a session that only its own progress could free.
         sessions = sandbox.config.max_sessions
-        self.limit = min(config.max_in_flight or sessions, sessions)
+        kept_sessions = room_for_snapshots(sandbox) if snapshots is not None or sampling.tree.trunks else 0
+        self.limit = min(config.max_in_flight or sessions, sessions - kept_sessions)
         self.on_round = on_round
         largest = min(self.limit, engine.config.max_sequences)
         self.known, self.begun = kept, begun
@@ -128,7 +132,10 @@ class RolloutScheduler:
         self.keeps = keep is not None
         self.flights: dict[int, Flight] = {}
         self.outstanding: deque[Flight] = deque()  # in the order their code ended
-        self.executor = Executor(sandbox, processor, config, show_results=sampling.show_results)
+        self.own_snapshots = Snapshots(kept_sessions) if snapshots is None and kept_sessions else None
+        self.executor = Executor(
+            sandbox, processor, config, show_results=sampling.show_results, snapshots=snapshots or self.own_snapshots
+        )
         self.pictures = PicturesAhead(processor)
         self.closing: list[Future[None]] = []
         self.counts: Counter[str] = Counter()
@@ -161,6 +168,8 @@ class RolloutScheduler:
                 if self.owns_kept:
                     for kept in self.kept_sequences.values():
                         self.engine.release(kept.sequence)
+                if self.own_snapshots is not None:
+                    self.own_snapshots.close()
                 self.pictures.close()
                 self.wall_s = time.perf_counter() - self.started
 

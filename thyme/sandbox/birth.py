@@ -74,6 +74,8 @@ def prepare(
                 jail.landlock_allow_own(calls, Given(1), folder, plan.abi)
         if reports:
             plan.root.report(calls, Given(0))
+            if plan.forks_live:
+                report_memory(calls, plan.proc)
     # first out of the way, then into place: a source may sit where another belongs
     kept: list[Argument] = [plan.null, plan.null, plan.null, *map(Given, range(num_kept))]
     sources = [calls.add("dup", _fork.SYS_dup, source) for source in kept]
@@ -96,6 +98,20 @@ def prepare(
     return calls
 
 
+def report_memory(calls: CallList, proc: int) -> None:
+    """Has a list of calls send, over the first descriptor given, what the memory of its process can be read through
+    from then on, by whoever holds it: /proc/self/maps, pagemap and mem. Opened by the process itself: no other one may,
+    once it is jailed. Where that cannot be, it is not forked with its memory."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    files = [
+        calls.add(f"open {name}", _fork.SYS_openat, proc, f"self/{name}".encode(), flags, may_fail=True)
+        for name in ("maps", "pagemap", "mem")
+    ]
+    calls.add("send", _fork.SEND_DESCRIPTORS, Given(0), *files, may_fail=True)
+    for file in files:
+        calls.add("close", _fork.SYS_close, file, may_fail=True)
+
+
 def confine(calls: CallList, plan: JailPlan, ruleset: Argument) -> None:
     """Adds the layers that come last to a list: which files, then which system calls."""
     if plan.abi:
@@ -105,13 +121,13 @@ def confine(calls: CallList, plan: JailPlan, ruleset: Argument) -> None:
 
 
 def take_order(plan: JailPlan) -> CallList:
-    """What is left of the jail, and then what came with the order in its place."""
+    """What is left of the jail, and then what came with the order in its place. All other descriptors are closed next
+    (csrc/fork_service.cpp)."""
     calls = CallList()
     jail.set_name("thyme-snippet", calls.add)
     confine(calls, plan, Given(len(_PLACES)))
     for number, place in enumerate(_PLACES):
         calls.add("dup3", _fork.SYS_dup3, Given(number), place, os.O_CLOEXEC)
-    calls.add("close", _fork.CLOSE_FROM, CODE + 1)
     return calls
 
 
@@ -149,5 +165,5 @@ class Requests:
             layout = None if root is None or fits else root.layout(*images)
             before = prepare(self._plan, self._config, place.scratch, layout=layout, first=first).encode()
         uid, sizes = self._plan.uid_of(place.slot), (len(before), len(self._after))
-        header = _HEADER.pack(uid, CHANNEL, self._num_descriptors, early, *sizes, 0)
+        header = _HEADER.pack(uid, CHANNEL, self._num_descriptors, early, *sizes, CODE + 1)
         return b"".join((header, before, self._after, (place.scratch or "").encode()))

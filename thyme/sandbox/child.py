@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from thyme.sandbox import paths
+from thyme.sandbox import checkpoint, paths
 from thyme.sandbox.birth import CODE, SOCKET, STDOUT, make_places, places_of
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.errand import Errand, decode
@@ -89,6 +89,10 @@ def serve(job: Job, config: SandboxConfig) -> NoReturn:
             seed(job.seed)
         interpreter = Interpreter(job, config)
         while order := _read(SOCKET, 32):
+            if order == checkpoint.ORDER:
+                if not checkpoint.fork(interpreter):
+                    break
+                continue
             frame = interpreter.run(_pread(CODE, int(order), 0).decode("utf-8", "replace"))
             sent = _encode(frame).encode("utf-8", "replace")
             if len(sent) > _FRAME_BYTES:

@@ -21,14 +21,23 @@ from typing import TYPE_CHECKING, Any
 from thyme.sandbox.cgroup import Group
 from thyme.sandbox.child_handle import FRAME_BYTES, kill_process
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.forking import Forks
 from thyme.sandbox.image_store import ImageStore, StoredImage
 from thyme.sandbox.outbox import Outbox
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.reader import Reader
-from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
+from thyme.sandbox.result import (
+    LIVE_FORK,
+    Layer,
+    SandboxResult,
+    SandboxUnavailable,
+    SnippetError,
+    Status,
+    holds,
+)
 from thyme.sandbox.round_queue import RoundQueue
 from thyme.sandbox.run_folder import make_run_folder, remove_run_folder
-from thyme.sandbox.session_state import Round, SessionState
+from thyme.sandbox.session_state import Copy, Fork, Round, SessionState
 from thyme.sandbox.untrusted_result import how_it_ended, read_result
 from thyme.sandbox.zygote_handle import ZygoteHandle
 
@@ -62,6 +71,7 @@ class Client:
         self.group = Group(config, off)
         try:
             self.images = ImageStore(self.run_dir / "images")
+            self.forks = Forks(config, self.rounds, self.images, self.outbox, self._discard)
             self._start()
             self.reader = Reader(
                 self.lock, on_time=self._on_time, on_error=self._on_own_error, afterwards=self.outbox.flush
@@ -147,6 +157,30 @@ class Client:
                 self._dispatch()
         self.outbox.flush()
         return round_
+
+    def fork(self, session: SessionState, count: int) -> Fork:
+        """Starts a fork of a session; see Forks.begin.
+
+        Raises:
+            ValueError: as that does, and where the sandbox is closed.
+        """
+        with self.lock:
+            if self.closed:
+                raise ValueError("fork: the sandbox is closed")
+            fork = self.forks.begin(session, count, live=self.broken is None and holds(self.layers, LIVE_FORK))
+            fork.future.add_done_callback(lambda f: self._drop(fork) if f.cancelled() else None)
+            self._dispatch()
+        self.outbox.flush()
+        return fork
+
+    def _drop(self, fork: Fork) -> None:
+        with self.lock:
+            self.forks.drop(fork)
+
+    def reopen(self, session: SessionState) -> SessionState:
+        """A session with the images and the seed of another one, which is open, and nothing else."""
+        with self.lock:
+            return self.forks.copied(session)
 
     def cancel(self, round_: Round) -> None:
         """Takes a snippet back; one that runs is killed."""
@@ -257,7 +291,7 @@ class Client:
         self._forget(session)
         if round_ is None:
             return
-        if started or round_.tries >= _MAX_TRIES:
+        if started or round_.tries >= _MAX_TRIES or isinstance(round_, Copy):
             self._finish(round_, Status.CRASHED, error=SnippetError("SandboxRestarted", reason, None))
         else:
             round_.deadline = round_.started = None
@@ -329,6 +363,11 @@ class Client:
                 round_.deadline = min(round_.deadline or 0.0, time.monotonic() + _EXIT_S)
         elif round_ is None:  # nobody asked
             self._discard(session)
+        elif isinstance(round_, Fork):
+            if not self.forks.held(round_, frame, self.server):
+                self._end(session, Status.CRASHED, SnippetError("ProtocolError", "it does not hold still", None))
+        elif isinstance(round_, Copy):
+            self.forks.came(round_, frame)
         else:
             self._on_answer(session, round_, frame)
 
@@ -359,7 +398,8 @@ class Client:
         """Ends what is over its time, starts what may start, and returns when it is to be called again."""
         for session in list(self.rounds.live.values()):
             child, round_ = session.child, session.round
-            assert child is not None
+            if child is None:  # a copy, gone with another one
+                continue
             if round_ is None:
                 burns = child.cpu_time() - child.idle_cpu_s > _IDLE_CPU_S
                 if burns or now >= child.idle_since + self.config.idle_s:
@@ -420,7 +460,12 @@ class Client:
             restarted=round_.restarted,
             cpu_s=cpu_s,
         )
-        self.outbox.put(round_.future, result)
+        if isinstance(round_, Fork):
+            self.forks.end(round_, result)
+        elif isinstance(round_, Copy):
+            self.forks.fell(round_, "" if error is None else error.message)
+        else:
+            self.outbox.put(round_.future, result)
 
     def _refuse(self, round_: Round, reason: str) -> None:
         self._finish(round_, Status.REFUSED, error=SnippetError("Refused", reason, None))

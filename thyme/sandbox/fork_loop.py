@@ -14,11 +14,13 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
-from thyme.sandbox.needed_pages import pages_needed
+from thyme.sandbox.forked_child import READY_S, ForkedChild
+from thyme.sandbox.memory_plan import Baseline, plan_of
+from thyme.sandbox.needed_pages import pages_needed, pages_of
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
@@ -31,24 +33,8 @@ _POLL_S = 0.02
 _LAST_CLEANING_S = 2.0
 _MOST_ENDED = 64
 """Of which the client is told at once."""
-_READY_S = 4.0
-"""How long a child may take to make its root."""
-
-
-class _Child(NamedTuple):
-    """A forked child. Channel and ruleset are of use until it has got its order."""
-
-    pid: int
-    pidfd: int
-    place: Place
-    channel: socket.socket
-    ruleset: int
-
-    def close(self) -> None:
-        """Closes what hands an order over."""
-        self.channel.close()
-        if self.ruleset >= 0:
-            os.close(self.ruleset)
+_BACK_TO_USUAL = 4
+"""Orders for new sessions in a row after which the next is not expected to be for a copy."""
 
 
 class ForkLoop:
@@ -66,14 +52,20 @@ class ForkLoop:
         self.slots = slots
         self._control, self._config, self._plan, self._template = control, setup.config, plan, template
         self._requests = Requests(plan, setup.config)
-        self._working: dict[int, tuple[str, _Child]] = {}  # by pidfd; with the id of the order
+        self._working: dict[int, tuple[str, ForkedChild]] = {}  # by pidfd; with the id of the order
         self._over_quota: set[int] = set()  # pidfds of children killed for their scratch
         self._poll = select.poll()
         self._ended: list[dict[str, Any]] = []
         """What the client is to be told of children that ended; see `_tell`."""
-        self._parked: _Child | None = None
+        self._parked: ForkedChild | None = None
         self._parks = "parking" not in setup.off
         self._may_park = True
+        self._baseline: Baseline | None = None
+        """What is mapped in a child without an order; known once one was forked from another."""
+        self._usual = b""
+        """Pages that any child needs."""
+        self._num_copies = self._since_copy = 0
+        """Copies made; orders since the last of them."""
 
     def learn(self, ranges: Sequence[tuple[int, int]], proc: int) -> None:
         """Finds out which pages children need, and has those that are parked get them beforehand.
@@ -86,7 +78,8 @@ class ForkLoop:
             OSError: a child did not come to its end.
         """
         if self._parks:
-            self._template.expect(pages_needed(ranges, proc, self._template, self._requests, self.slots, self._plan))
+            self._usual = pages_needed(ranges, proc, self._template, self._requests, self.slots, self._plan)
+            self._template.expect(self._usual)
 
     def run(self) -> bool:
         """Serves until the client hangs up. Returns whether it did so without a goodbye."""
@@ -147,8 +140,10 @@ class ForkLoop:
         """Hands an order to the child that is parked, or to one forked for it."""
         order: Order = json.loads(message)
         images = self._images(order)
-        child: _Child | None = None
+        child: ForkedChild | None = None
+        ordered = False
         try:
+            original = self._child_of(order["fork_of"])
             child = self._unpark(images) or self._furnished(self._spawn(images, early=False), images)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
@@ -156,17 +151,56 @@ class ForkLoop:
                 self._plan.allow(child.ruleset, f"{self._plan.images}/{stored.file}")
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._tell({"forked": order["id"]}, [child.pidfd])
-            socket.send_fds(child.channel, [_errand(order, images).encode()], [*descriptors, *more])
+            if original is None:
+                message = _errand(order, images).encode()
+            else:
+                maps, pagemap, mem = original.read_through()
+                message = plan_of(maps, self._as_born(child))
+                more += [mem, pagemap]
+            socket.send_fds(child.channel, [message], [*descriptors, *more])
+            ordered = True
+            self._expect(original)
         except OSError as error:
             self._ended.append({"id": order["id"], "failed": str(error)})
         finally:
             for fd in descriptors:
                 os.close(fd)
             if child is not None:
-                child.close()  # without an order it leaves
+                child.ordered() if ordered else child.close()
         self._may_park = True
 
     # --- children ----------------------------------------------------------------------------------------------------
+
+    def _as_born(self, child: ForkedChild) -> Baseline:
+        if self._baseline is None:
+            self._baseline = Baseline(child.read_through()[0])
+        return self._baseline
+
+    def _expect(self, original: ForkedChild | None) -> None:
+        """Has children that are forked ahead get the pages that they will probably need, after an order for a copy of
+        `original`, or for a new session: copies come in rows, and need all that the original wrote to."""
+        if original is None:
+            self._since_copy += 1
+            if self._num_copies and self._since_copy == _BACK_TO_USUAL:
+                self._template.expect(self._usual)
+            return
+        is_row = self._num_copies and self._since_copy < _BACK_TO_USUAL
+        self._num_copies, self._since_copy = self._num_copies + 1 if is_row else 1, 0
+        if self._parks and self._baseline is not None and self._num_copies & (self._num_copies - 1) == 0:
+            self._template.expect(pages_of(original.read_through()[1], self._baseline.writable))
+
+    def _child_of(self, id_: str | None) -> ForkedChild | None:
+        """The child that has got the order of this id; None without an id.
+
+        Raises:
+            OSError: there is none any more.
+        """
+        if id_ is None:
+            return None
+        for found, child in self._working.values():
+            if found == id_:
+                return child
+        raise ChildProcessError("the process to be copied has ended")
 
     def _images(self, order: Order) -> list[Image]:
         """The input image of an order, and further ones."""
@@ -176,7 +210,7 @@ class ForkLoop:
         folder_of = self._plan.folder_of_image
         return [Image(file=file, path=place_of(path), folder=folder_of(path)) for path, file in told]
 
-    def _spawn(self, images: Sequence[Image] = (), *, early: bool) -> _Child:
+    def _spawn(self, images: Sequence[Image] = (), *, early: bool) -> ForkedChild:
         """Forks a child that puts half of its jail on, in a root with room for `images`, and waits for its order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         place: Place | None = None
@@ -197,7 +231,7 @@ class ForkLoop:
                 self.slots.release(place)
             raise
         self._poll.register(pidfd, select.POLLIN)
-        return _Child(pid, pidfd, place, ours, ruleset)
+        return ForkedChild(pid, pidfd, place, ours, ruleset)
 
     def _wants_to_park(self) -> bool:
         return self._parks and self._may_park and self._parked is None
@@ -209,7 +243,7 @@ class ForkLoop:
         with contextlib.suppress(OSError):
             self._parked = self._spawn(early=True)
 
-    def _unpark(self, images: Sequence[Image]) -> _Child | None:
+    def _unpark(self, images: Sequence[Image]) -> ForkedChild | None:
         """The child that was forked ahead, if there is one, it lives, and the images have room in its root."""
         root, parked = self._plan.root, self._parked
         if parked is None or (root is not None and not all(map(root.has_room_for, images))):
@@ -223,7 +257,7 @@ class ForkLoop:
         except OSError:
             return None
 
-    def _furnished(self, child: _Child, images: Sequence[Image]) -> _Child:
+    def _furnished(self, child: ForkedChild, images: Sequence[Image]) -> ForkedChild:
         """The child, which has seen nothing of a snippet yet, with the images in its root.
 
         Raises:
@@ -238,11 +272,12 @@ class ForkLoop:
                 raise
         return child
 
-    def _furnish(self, root: BaseRoot, child: _Child, images: Sequence[Image]) -> None:
-        child.channel.settimeout(_READY_S)
+    def _furnish(self, root: BaseRoot, child: ForkedChild, images: Sequence[Image]) -> None:
+        child.channel.settimeout(READY_S)
         _, descriptors, _, _ = socket.recv_fds(child.channel, MESSAGE_BYTES, 1)
         if not descriptors:
             raise ChildProcessError("it has ended")
+        child.furnished = True
         uid, mounts = self._plan.uid_of(child.place.slot), []
         try:
             mounts += [root.detached(image) for image in images]
@@ -254,7 +289,7 @@ class ForkLoop:
             for fd in (*mounts, descriptors[0]):
                 os.close(fd)
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: ForkedChild) -> None:
         """A child that ended before it got an order."""
         self._poll.unregister(child.pidfd)
         child.close()
@@ -267,6 +302,7 @@ class ForkLoop:
         id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
+        ended.close()
         status, cpu_s = self._template.reap(ended.pid)
         self.slots.release(ended.place)
         over_quota = pidfd in self._over_quota
@@ -285,6 +321,7 @@ class ForkLoop:
         for pidfd in self._working:
             _kill(pidfd)
         for _, child in self._working.values():
+            child.close()
             self._template.reap(child.pid)
             self.slots.release(child.place)
         if self._parked is not None:

@@ -65,6 +65,11 @@ class ImageStore:
                 return self._use(self._of_object(image))
         raise ValueError(f"image must be a PIL image, a path or None, got {type(image).__name__}")
 
+    def retain(self, stored: StoredImage) -> None:
+        """One more user of what `acquire` gave and nobody gave back yet."""
+        with self._lock:
+            self._use(stored)
+
     def release(self, stored: StoredImage) -> None:
         """Gives back what `acquire` gave; the file may go when nobody has it."""
         with self._lock:

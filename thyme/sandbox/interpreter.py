@@ -21,7 +21,7 @@ from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.released_dialect import rewrite
 from thyme.sandbox.repair import Repaired, repair
 from thyme.sandbox.result import Fix, SnippetError
-from thyme.sandbox.result_images import ResultImages
+from thyme.sandbox.result_images import ResultImages, Seen
 from thyme.sandbox.snippet_error import is_full, line_of, memory_error, runtime_error, syntax_error, text_of
 from thyme.sandbox.source import num_lines
 from thyme.sandbox.stdout import new_stdout, num_printed
@@ -113,9 +113,23 @@ class Interpreter:
             "error": None if error is None else self._shortened(error, num_lines(code)),
             "images": sizes,
             "fixes": [(f.kind, f.line, f.message[:300]) for f in (*fixes, *notes.fixes)][:_MOST_FIXES],
-            "cpu_s": round(_process_time() - self.cpu_before, 4),
+            "cpu_s": round(self.cpu_used(), 4),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+
+    def cpu_used(self) -> float:
+        """CPU seconds of the session so far."""
+        return _process_time() - self.cpu_before
+
+    def moved(self, seen: Seen, cpu_s: float) -> None:
+        """The process is another one by now, which has used nothing yet, with a scratch of its own.
+
+        Args:
+            seen: what was known of the scratch before.
+            cpu_s: CPU seconds used before.
+        """
+        self.images.moved(seen)
+        self.cpu_before = _process_time() - cpu_s
 
     def _repair(self, code: str) -> Repaired:
         notes: tuple[Fix, ...] = ()

@@ -61,7 +61,7 @@ def pages_needed(
     """
     first = CallList()
     pagemap = first.add("open pagemap", _fork.SYS_openat, proc, b"self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    first.add("send", _fork.SEND_DESCRIPTOR, Given(0), pagemap)
+    first.add("send", _fork.SEND_DESCRIPTORS, Given(0), pagemap)
     channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     session, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     memory = [os.memfd_create("trial", os.MFD_CLOEXEC) for _ in range(3)]
@@ -96,6 +96,17 @@ def pages_needed(
             os.close(fd)
         for end in (channel, theirs, session, far_end):
             end.close()
+
+
+def pages_of(pagemap: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The same of a child that is there: the pages of its own, which a copy of it will get.
+
+    Args:
+        pagemap: descriptor of its /proc/self/pagemap.
+        ranges: where to look.
+    """
+    own = ((address, True) for address, is_own in _present(pagemap, ranges) if is_own)
+    return b"".join(struct.pack("=QQ", *piece) for piece in _pieces(own))
 
 
 def _present(pagemap: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bool]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from concurrent.futures import Future
-
-from thyme.sandbox.result import SandboxResult
+from typing import Any
 
 
 class Outbox:
@@ -18,9 +17,9 @@ class Outbox:
 
     def __init__(self, lock: threading.RLock) -> None:
         self._lock = lock
-        self._results: list[tuple[Future[SandboxResult], SandboxResult]] = []
+        self._results: list[tuple[Future[Any], Any]] = []
 
-    def put(self, future: Future[SandboxResult], result: SandboxResult) -> None:
+    def put(self, future: Future[Any], result: Any) -> None:
         """Notes what `future` will come to. The caller holds the lock and calls `flush` once it does not."""
         self._results.append((future, result))
 

@@ -13,7 +13,7 @@ from thyme.sandbox import jail, paths
 from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
 from thyme.sandbox.preload import anybody_may_read
 from thyme.sandbox.protocol import Setup
-from thyme.sandbox.result import Layer
+from thyme.sandbox.result import LIVE_FORK, Layer, holds
 from thyme.sandbox.root import IMAGES, INPUT, BaseRoot, Image, base_root
 
 _UID_BASE = 1_900_000_000
@@ -50,6 +50,9 @@ class JailPlan:
     """The folder where the stored images lie, for the fork-server."""
     slots: str
     """The folder where the scratch folders lie that are on a disk."""
+
+    forks_live: bool
+    """Whether a session can be forked with its memory: its process then reports what that is read through."""
 
     @property
     def rooted(self) -> bool:
@@ -112,11 +115,6 @@ def enter_namespace(name: str, off: frozenset[str]) -> Layer:
     return Layer(f"{name} namespace", True, False, "entered")
 
 
-def holds(layers: Sequence[Layer], name: str) -> bool:
-    """Whether the layer of this name is there and in place."""
-    return any(layer.name == name and layer.ok for layer in layers)
-
-
 def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], proc: int) -> JailPlan:
     """Tries what this machine offers beyond namespaces and notes each layer. Changes the root of the process.
 
@@ -133,6 +131,7 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], proc:
     uid_base = 0
     if isolated and os.geteuid() == 0 and "uid" not in off:
         uid_base = _own_user_ids(layers, readable if root is not None else (*readable, setup.run_dir))
+    forks_live = _live_forks(layers, root is not None and "fork" not in off)
     return JailPlan(
         abi=abi,
         readable=tuple(jail.landlock_rule(path, abi) for path in (*readable, *jail.DEVICES)) if abi else (),
@@ -146,6 +145,7 @@ def make_plan(setup: Setup, layers: list[Layer], readable: Sequence[Path], proc:
         limits=_limits(setup.config, has_quota=holds(layers, "private root")),
         images=IMAGES if root is not None else str(setup.run_dir / "images"),
         slots=str(setup.run_dir / "slots"),
+        forks_live=forks_live,
     )
 
 
@@ -180,6 +180,14 @@ def _seccomp_filter(layers: list[Layer]) -> jail.SeccompFilter | None:
         return None
     layers.append(Layer("seccomp", True, True, f"allow-list of {program.num_instructions} instructions"))
     return program
+
+
+def _live_forks(layers: list[Layer], possible: bool) -> bool:
+    detail = "a session's memory and files are copied into a child jailed anew"
+    if not possible:
+        detail = "the code of the session's rounds runs again: paths into its scratch on a disk are its own"
+    layers.append(Layer(LIVE_FORK, possible, False, detail))
+    return possible
 
 
 def _own_user_ids(layers: list[Layer], needed: Sequence[Path]) -> int:

@@ -8,12 +8,14 @@ import sys
 import warnings
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.client import Client
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable
-from thyme.sandbox.session_state import SessionState
+from thyme.sandbox.past import Past, digest
+from thyme.sandbox.result import Layer, SandboxResult, SandboxUnavailable, SnippetError, Status
+from thyme.sandbox.session_state import Fork, SessionState
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +24,15 @@ if TYPE_CHECKING:
 class SandboxSession:
     """The snippets of one rollout: one process, whose variables live from round to round. Made by Sandbox.session."""
 
-    def __init__(self, owner: Sandbox, client: Client, state: SessionState) -> None:
+    def __init__(self, owner: Sandbox, client: Client, state: SessionState, history: Sequence[Past] = ()) -> None:
         self._owner = owner  # a sandbox is closed when nobody holds it or a session of it
         self._client, self._state = client, state
+        self._past = list(history)
+        """What was run since its variables were last lost."""
+        self._due: list[Past] = []
+        """Of that, what its process has not run yet."""
+        self.fork_detail = ""
+        """Of a fork: "" where it has its parent's memory, else why the code is run again."""
 
     @property
     def image_path(self) -> str:
@@ -37,21 +45,99 @@ class SandboxSession:
         return self._state.seed
 
     def run(self, code: str) -> SandboxResult:
-        """Runs one snippet and waits for it. Never raises because of the snippet; see SandboxResult.status."""
-        round_ = self._client.submit(self._state, code)
-        try:
-            return round_.future.result()
-        except BaseException:
-            round_.future.cancel()
-            raise
+        """Runs one snippet and waits for it. Never raises because of the snippet; see SandboxResult.status.
+
+        In a fork whose parent's code has to be run again first, it is; where that gives something else than it gave,
+        the snippet is REFUSED.
+        """
+        while self._due:
+            if refused := self._repeated(self._waited(self._due[0].code)):
+                return refused
+        return self._noted(code, self._waited(code))
 
     async def arun(self, code: str) -> SandboxResult:
         """`run` for asyncio. A cancelled await kills the snippet."""
-        return await asyncio.wrap_future(self._client.submit(self._state, code).future)
+        while self._due:
+            again = await asyncio.wrap_future(self._client.submit(self._state, self._due[0].code).future)
+            if refused := self._repeated(again):
+                return refused
+        return self._noted(code, await asyncio.wrap_future(self._client.submit(self._state, code).future))
+
+    def fork(self, n: int = 1) -> list[SandboxSession]:
+        """Sessions that go on from here: with this one's variables, files and random state, and from then on apart.
+
+        Where the layer "live fork" holds (Sandbox.layers) each gets this one's memory and files as they are, in a jail
+        of its own. Elsewhere, and where something cannot be copied (a mapped file, one that is open and deleted, no
+        room among max_sessions), the code that was run here is run again before the first snippet of the fork, under
+        the same seed; `fork_detail` says why.
+
+        Args:
+            n: how many.
+
+        Raises:
+            ValueError: n below 1; the session is closed, or runs something.
+        """
+        return self._forked(self._begin_fork(n).future.result(), n)
+
+    async def afork(self, n: int = 1) -> list[SandboxSession]:
+        """`fork` for asyncio."""
+        return self._forked(await asyncio.wrap_future(self._begin_fork(n).future), n)
 
     def close(self) -> None:
         """Ends the process and deletes its scratch. Further runs are REFUSED."""
         self._client.close_session(self._state)
+
+    def _waited(self, code: str) -> SandboxResult:
+        round_ = self._client.submit(self._state, code)
+        try:
+            result: SandboxResult = round_.future.result()
+        except BaseException:
+            round_.future.cancel()
+            raise
+        return result
+
+    def _noted(self, code: str, result: SandboxResult) -> SandboxResult:
+        """Keeps in mind what has to be run again to come to the same variables."""
+        if result.restarted:
+            self._past.clear()
+        if result.status is not Status.REFUSED:
+            self._past.append(Past(code, digest(result)))
+        if self._state.child is None:
+            self._past.clear()
+        return result
+
+    def _repeated(self, result: SandboxResult) -> SandboxResult | None:
+        """Goes on with what is due, None, where a snippet gave what it gave before; else what the caller gets."""
+        expected = self._due.pop(0).digest
+        if result.status is Status.REFUSED:
+            return result
+        if digest(result) == expected:
+            return None
+        self._due.clear()
+        self.close()
+        reason = "code that was run again gave something else than in the session that was forked"
+        return replace(
+            result, status=Status.REFUSED, stdout="", images=(), error=SnippetError("Diverged", reason, None)
+        )
+
+    def _begin_fork(self, n: int) -> Fork:
+        if n < 1:
+            raise ValueError(f"fork: n must be at least 1, got {n}")
+        return self._client.fork(self._state, n)
+
+    def _forked(self, outcome: list[SessionState] | SandboxResult, n: int) -> list[SandboxSession]:
+        if isinstance(outcome, list):
+            made = [SandboxSession(self._owner, self._client, state, self._past) for state in outcome]
+            for session in made:
+                session._due = list(self._due)
+            return made
+        made = [
+            SandboxSession(self._owner, self._client, self._client.reopen(self._state), self._past) for _ in range(n)
+        ]
+        for session in made:
+            session._due = list(self._past)
+            session.fork_detail = outcome.error.message if outcome.error is not None else outcome.status.value
+        return made
 
     def __enter__(self) -> SandboxSession:
         return self

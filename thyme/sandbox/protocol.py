@@ -68,3 +68,5 @@ class Order(TypedDict):
     more_images: list[tuple[str, str]]
     """Further images: the path the model was told, and the name of the stored one."""
     seed: int
+    fork_of: str | None
+    """The id of the process it is to be a copy of, which holds still meanwhile; None for a new session's."""

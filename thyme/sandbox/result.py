@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,6 +82,15 @@ class Layer(NamedTuple):
     core: bool
     """True where the sandbox refuses to run without it."""
     detail: str
+
+
+LIVE_FORK = "live fork"
+"""The layer that says whether sessions are forked with their memory."""
+
+
+def holds(layers: Sequence[Layer], name: str) -> bool:
+    """Whether the layer of this name is there and in place."""
+    return any(layer.name == name and layer.ok for layer in layers)
 
 
 class SandboxUnavailable(RuntimeError):

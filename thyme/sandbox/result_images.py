@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -31,6 +31,15 @@ _join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
 _image_open, _tobytes, _save = Image.open, Image.Image.tobytes, Image.Image.save
 
 
+class Seen(NamedTuple):
+    """What was known of a scratch."""
+
+    known: frozenset[str]
+    """Files that are as they were after the last round that left something."""
+    is_up_to_date: bool
+    """Whether nothing was made or deleted since."""
+
+
 class ResultImages:
     """Finds the files that are a round's result and hands their pixels over.
 
@@ -45,7 +54,7 @@ class ResultImages:
         """What lay in the scratch after the last round that left something; see `_list_files`."""
         self._home = path_map.places[paths.DATA] + paths.HOME_BELOW
         self._folders = (*path_map.places.values(), self._home)
-        self._device = _stat(self._home).st_dev
+        self.device = _stat(self._home).st_dev
         """Of the scratch; what else is below its folders is mounted there: the input image, installed packages."""
         self._touched = self._when_touched()
 
@@ -95,6 +104,18 @@ class ResultImages:
                 offset += size[0] * size[1] * BYTES_PER_PIXEL
         return sizes, ""
 
+    def seen(self) -> Seen:
+        """What it knows of the scratch, in terms that hold in another scratch with the same files."""
+        now = self._list_files()
+        known = frozenset(path for path, facts in now.items() if self._files.get(path) == facts)
+        return Seen(known, self._when_touched() == self._touched)
+
+    def moved(self, seen: Seen) -> None:
+        """The scratch is another one by now, with the same files."""
+        self.device = _stat(self._folders[0]).st_dev
+        self._files = {path: facts for path, facts in self._list_files().items() if path in seen.known}
+        self._touched = self._when_touched() if seen.is_up_to_date else []
+
     def _excess(self, image: Image.Image, name: str, num_before: int, num_pixels_before: int) -> str:
         """Why the image cannot be returned after others; "" where it can."""
         width, height = image.size
@@ -134,7 +155,7 @@ class ResultImages:
                     for entry in entries:
                         path = _join(folder, entry.name)
                         facts = entry.stat(follow_symlinks=False)
-                        if facts.st_dev != self._device:
+                        if facts.st_dev != self.device:
                             continue
                         if stat.S_ISDIR(facts.st_mode):
                             pending.append(path)

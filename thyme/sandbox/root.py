@@ -120,7 +120,7 @@ class BaseRoot:
         """Has a list of calls send the mount namespace of its process over a socket, if anybody listens."""
         flags = os.O_RDONLY | os.O_CLOEXEC
         namespace = calls.add("open self/ns/mnt", _fork.SYS_openat, self._proc, b"self/ns/mnt", flags)
-        calls.add("send", _fork.SEND_DESCRIPTOR, channel, namespace, may_fail=True)
+        calls.add("send", _fork.SEND_DESCRIPTORS, channel, namespace, may_fail=True)
         calls.add("close", _fork.SYS_close, namespace)
 
     def detached(self, image: Image) -> int:

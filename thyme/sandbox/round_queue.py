@@ -10,7 +10,7 @@ from pathlib import Path
 from thyme.sandbox.child_handle import ChildHandle
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.protocol import Order
-from thyme.sandbox.session_state import Round, SessionState
+from thyme.sandbox.session_state import Copy, Round, SessionState
 from thyme.sandbox.zygote_handle import ZygoteHandle
 
 _FORK_S = 5.0
@@ -95,6 +95,48 @@ class RoundQueue:
         self.waiting = deque(round_ for round_ in self.waiting if session not in (None, round_.session))
         return taken
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many more sessions may have a process now."""
+        return self._num_sessions() + count <= self._config.max_sessions
+
+    def occupy(self, session: SessionState, round_: Round) -> None:
+        """The session's process has something to do."""
+        session.round = round_
+        self.num_running += 1
+
+    def start_copy(self, copy: Copy, server: ZygoteHandle, original: str) -> bool:
+        """Orders a process that is the copy of another one; False where the fork-server takes no order now.
+
+        Args:
+            copy: what its session does until it is there.
+            server: makes it.
+            original: the id of the process that is copied.
+
+        Raises:
+            OSError: no descriptor is left.
+        """
+        session, now = copy.session, time.monotonic()
+        child = self._ordered(session, server, original)
+        if child is None:
+            return False
+        session.had_child = True
+        child.idle_since = now
+        copy.started, copy.deadline = now, now + _FORK_S
+        self.occupy(session, copy)
+        return True
+
+    def _ordered(self, session: SessionState, server: ZygoteHandle, original: str | None = None) -> ChildHandle | None:
+        """The session's process, ordered a moment ago; None where the fork-server takes no order now."""
+        self._num_ordered += 1
+        child = ChildHandle(self._num_ordered, self._config)
+        if not _order(child, session, server, original):
+            child.close()
+            return None
+        session.child = child
+        self.live[child.id] = session
+        self._on_child(session)
+        return child
+
     def end_round(self, session: SessionState) -> None:
         """The session's process runs nothing any more."""
         if session.round is not None:
@@ -123,26 +165,20 @@ class RoundQueue:
         session, now, limit = round_.session, time.monotonic(), self._config.timeout_s
         child = session.child
         if child is None:
-            self._num_ordered += 1
-            child = ChildHandle(self._num_ordered, self._config)
-            if not _order(child, session, server):
-                child.close()
+            child = self._ordered(session, server)
+            if child is None:
                 return False
-            session.child = child
-            self.live[child.id] = session
-            self._on_child(session)
             round_.restarted = session.had_child
             session.had_child = True
             round_.tries += 1
             limit = _FORK_S
         round_.started, round_.deadline = now, now + limit
         child.send(round_.code)
-        session.round = round_
-        self.num_running += 1
+        self.occupy(session, round_)
         return True
 
 
-def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle) -> bool:
+def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle, original: str | None) -> bool:
     """Sends the order to fork; False where it cannot be sent now."""
     image = session.image
     order = Order(
@@ -152,6 +188,7 @@ def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle) -> b
         image_format=image.format if image else None,
         more_images=[(path, Path(stored.file).name) for path, stored in session.more_images],
         seed=session.seed,
+        fork_of=original,
     )
     with child.far_end:
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from thyme.sandbox.child_handle import ChildHandle
 from thyme.sandbox.image_store import StoredImage
-from thyme.sandbox.result import SandboxResult
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -37,7 +37,8 @@ class Round:
 
     session: SessionState
     code: bytes
-    future: Future[SandboxResult] = field(default_factory=Future)
+    future: Future[Any] = field(default_factory=Future)
+    """Of a SandboxResult."""
     started: float | None = None
     """When it was handed over, with the order to fork where the session has no process; by the monotonic clock."""
     deadline: float | None = None
@@ -46,3 +47,26 @@ class Round:
     """Whether the session had lost its variables before."""
     tries: int = 0
     """How often a process was ordered for it."""
+
+
+@dataclass(slots=True, eq=False)
+class Fork(Round):
+    """A session is forked: its process holds still. The future comes to the new sessions' states, or to a result that
+    says why there are none."""
+
+    count: int = 1
+    copies: list[SessionState] = field(default_factory=list)
+    missing: int = 0
+    """Copies that were ordered and have not come to be."""
+    is_held: bool = False
+    """Whether its process said that it holds still."""
+    failed: str = ""
+    """Why there will be none."""
+    is_over: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Copy(Round):
+    """A copy comes to be: what its session's process is at first."""
+
+    fork: Fork = field(kw_only=True)

@@ -24,10 +24,10 @@ from typing import NamedTuple
 from thyme.sandbox import jail
 from thyme.sandbox.fork_loop import ForkLoop
 from thyme.sandbox.needed_pages import ranges_of
-from thyme.sandbox.plan import enter_namespace, enter_namespaces, holds, make_plan
+from thyme.sandbox.plan import enter_namespace, enter_namespaces, make_plan
 from thyme.sandbox.preload import preload, readable_paths
 from thyme.sandbox.protocol import MESSAGE_BYTES, Setup
-from thyme.sandbox.result import Layer
+from thyme.sandbox.result import Layer, holds
 from thyme.sandbox.run_folder import remove_run_folder
 from thyme.sandbox.slots import Slots
 from thyme.sandbox.template import Template

@@ -1,0 +1,54 @@
+// A process made the copy of another one that is jailed alike: its memory is put into a child that was forked from the
+// same template, has a jail of its own, and has run nothing yet.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace thyme {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kRestoreStack = 64 * 1024;
+constexpr std::size_t kMostEntries = 4096;
+
+// One step of a plan. Addresses and sizes are whole pages.
+struct Step {
+    std::uint64_t start, size;
+    std::int64_t what;  // one of those below, or PROT_* that the pages get
+};
+
+constexpr std::int64_t kUnmap = -1;
+constexpr std::int64_t kMap = -2;    // fresh pages, to read and write
+constexpr std::int64_t kCopy = -3;   // what the original has here of its own, through its memory and its pagemap
+constexpr std::int64_t kBreak = -4;  // the end of the heap is put to `start`
+constexpr std::int64_t kGrow = -5;   // the stack reaches down to `start`
+
+// What begins an order to become a copy; behind it lie the steps.
+struct Plan {
+    char mark[8];
+    std::uint64_t num_steps;
+};
+
+constexpr char kPlanMark[8] = {'r', 'e', 's', 't', 'o', 'r', 'e', 0};
+
+// Room that the copy works in: no step may touch it.
+struct Workshop {
+    alignas(16) char stack[kRestoreStack];
+    std::uint64_t entries[kMostEntries];
+};
+
+// Whether a message is an order to become a copy.
+bool is_plan(const char* bytes, std::size_t size);
+
+// Follows the plan, which lies outside of what it touches, and goes on where the original called `hold`. `pages` and
+// `memory` are the original's /proc/self/pagemap and /proc/self/mem; every descriptor from the lower of both on is closed before
+// anything that the original could have written is run. Ends the process, with status 3, where a step fails.
+[[noreturn]] void become(const char* plan, std::size_t size, Workshop& workshop, int memory, int pages);
+
+enum class Held { kOriginal, kCopy, kLeft };
+
+// Sends `ready` over `socket` and waits there for a word, while copies are made. Returns once in the original (kLeft where
+// the other end is closed), and once in every copy, which then has the original's signal handlers.
+Held hold(int socket, const char* ready, std::size_t size);
+
+}  // namespace thyme
