@@ -122,7 +122,8 @@ def test_the_walks_name_files_that_exist_in_the_order_of_the_story() -> None:
 def test_the_verbs_of_the_readme_are_verbs_and_the_verbs_are_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     commands = re.findall(
-        r"^(?:\.venv/bin/)?thyme (\w+(?: (?:build|check|compose|convert|dedup|review|run|stats|synth)\b)?)",
+        r"^(?:\.venv/bin/)?thyme "
+        r"(\w+(?: (?:build|check|compose|convert|dedup|review|rollout|run|stats|synth|train)\b)?)",
         text,
         re.MULTILINE,
     )

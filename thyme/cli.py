@@ -27,6 +27,8 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
   data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
+  profile rollout | train     where the time of rollouts or of RL goes: a trace for Perfetto, ops, how far from the
+                              machine's roof, the largest gaps; takes a RECIPE (docs/profile.md)
   view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
   report RUN                  the same as one HTML file
   sandbox run FILE            run one snippet in the sandbox and show what came back
@@ -55,6 +57,8 @@ VERBS = {
     "data dedup": "thyme.verbs.data_dedup",
     "data stats": "thyme.verbs.data_stats",
     "data review": "thyme.verbs.data_review",
+    "profile rollout": "thyme.verbs.profile_rollout",
+    "profile train": "thyme.verbs.profile_train",
     "view": "thyme.verbs.view",
     "report": "thyme.verbs.report",
     "sandbox run": "thyme.verbs.sandbox_run",
@@ -62,7 +66,20 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "ablate", "plan", "data build"}
+RECIPE_VERBS = {
+    "demo",
+    "base",
+    "sft",
+    "anneal",
+    "rl",
+    "rollout",
+    "eval",
+    "ablate",
+    "plan",
+    "data build",
+    "profile rollout",
+    "profile train",
+}
 """Verbs that take a recipe before their settings."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

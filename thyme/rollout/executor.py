@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
+from thyme import trace
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output, render
@@ -81,22 +82,25 @@ class Executor:
         self, rollout: int, question: Question, seed: int, code: str, before: Sequence[Turn]
     ) -> tuple[SandboxResult, Output]:
         if rollout not in self._sessions:
-            self._sessions[rollout] = self._sandbox.session(
-                question.image, question.image_path or None, seed=seed, more_images=question.more_images
-            )
+            with trace.span("sandbox", "open session", rollout):
+                self._sessions[rollout] = self._sandbox.session(
+                    question.image, question.image_path or None, seed=seed, more_images=question.more_images
+                )
             await asyncio.sleep(0)  # the executor may have been left meanwhile: then nothing starts any more
             for turn in before:
                 if turn.code is not None and not is_same(await self._sessions[rollout].arun(turn.code), turn):
                     raise Diverged(f"question {question.id!r}: code that was run again gave something else")
-        result = await self._sessions[rollout].arun(code)
-        output = render(
-            result if self._show_results else SandboxResult(status=Status.OK),
-            self._processor,
-            image_path=question.image_path,
-            compat=self._config.compat,
-            max_chars=self._config.max_output_chars,
-            timeout_s=self._sandbox.config.timeout_s,
-        )
+        with trace.span("sandbox", "run", rollout):
+            result = await self._sessions[rollout].arun(code)
+        with trace.span("sandbox", "render", rollout):
+            output = render(
+                result if self._show_results else SandboxResult(status=Status.OK),
+                self._processor,
+                image_path=question.image_path,
+                compat=self._config.compat,
+                max_chars=self._config.max_output_chars,
+                timeout_s=self._sandbox.config.timeout_s,
+            )
         return result, output
 
     async def _end(self, rollout: int) -> None:

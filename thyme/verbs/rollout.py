@@ -27,6 +27,7 @@ def run(config: Config) -> None:
     from thyme.train.group_scores import GroupScores
     from thyme.train.rl import record
     from thyme.verbs.folders import run_dir
+    from thyme.verbs.live_line import rate_shown
     from thyme.verbs.opening import open_loop, open_model
     from thyme.verbs.rows import prepared_questions, require_rows
 
@@ -40,7 +41,9 @@ def run(config: Config) -> None:
     ):
         sampling = loop.config.sampling(seed=config.seed)
         scores = GroupScores(scorer, sampling.n)
-        groups = scores.collect(loop.run(questions.stream(0, config.count), sampling, on_end=scores.ended))
+        with rate_shown(loop.engine, "rollout"):
+            rollouts = loop.run(questions.stream(0, config.count), sampling, on_end=scores.ended)
+        groups = scores.collect(rollouts)
     path = folder / "rollouts" / "step_0.jsonl"
     record(path, groups)
     print(f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions: {path}")
