@@ -112,8 +112,12 @@ def test_the_roofline_ratio_is_the_least_time_of_the_time_it_took(text_model: Mo
 
 
 def test_idle_host_and_device_are_the_time_between_two_ends(text_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes on by 1 us each time it is read, and by 100 between two steps."""
+    """A clock that goes on by 1 us each time it is read, by 100 between two steps, and by 50 while a record is told."""
     now = 0
+
+    def told(_: StepRecord) -> None:
+        nonlocal now
+        now += 50_000
 
     def clock() -> int:
         nonlocal now
@@ -123,7 +127,7 @@ def test_idle_host_and_device_are_the_time_between_two_ends(text_model: Model, m
     monkeypatch.setattr(step_record, "perf_counter_ns", clock)
     engine = engine_of(text_model)
     engine.add([5, 6, 7], PARAMS)
-    recorder = StepRecorder(engine)
+    recorder = StepRecorder(engine, on_record=told)
     engine.step()
     now += 100_000
     engine.step()

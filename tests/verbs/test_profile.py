@@ -103,6 +103,17 @@ def test_training_is_profiled_to_its_updates(demo_checkpoint: Path, capsys: pyte
     assert len(attention) >= 2 and all(row["flops"] > 0 for row in attention)  # forward and backward
 
 
+def test_rollouts_of_a_hugging_face_folder_are_profiled(hub_folder: Path) -> None:
+    thyme("data", "synth", "rows", "--sft", "0", "--rl", "3", "--heldout", "0")
+    thyme(
+        *("profile", "rollout", "--model", hub_folder, "--data.train", "rows/rl.jsonl", *SMALL, "--count", "1"),
+        *("--steps", "1", "--warmup", "0"),
+    )
+    page = Path("runs/profile/trace/verdict.md").read_text()
+    assert accounted(page) >= 95 and "of 1 step went" in page
+    checked(Path("runs/profile/trace/trace.json"))
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from thyme.verbs.config import ScoredConfig
+
+if TYPE_CHECKING:
+    from thyme.rollout.rollout import RolloutLoop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +51,14 @@ def run(config: Config) -> None:
     path = folder / "rollouts" / "step_0.jsonl"
     record(path, groups)
     print(f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions: {path}")
+    print(spent(loop))
+
+
+def spent(loop: RolloutLoop) -> str:
+    """A line on the last run: throughput, how much of the sandbox's time was hidden, how much was computed twice."""
+    timing, unique = loop.timing, loop.engine.stats()["unique_tokens"]
+    assert timing is not None
+    rate = timing.sampled_tokens / timing.wall_s
+    code = f"{timing.code_blocks} code blocks ran for {timing.sandbox_s:.1f} s, decoding waited {timing.idle_s:.1f} s"
+    shared = f"{timing.prefilled_tokens / max(1, unique):.3f} given tokens computed for each there was"
+    return f"{timing.sampled_tokens:,} tokens in {timing.wall_s:.1f} s: {rate:,.0f} tok/s; {code}; {shared}"
