@@ -162,6 +162,8 @@ def _bytes(name: str, given: Any, out: Any) -> int:
     written = sum(map(_size, _tensors(out)))
     if name in _GATHERS:
         return 2 * written
+    if name == "index_put_":  # the whole is returned, and only these are written
+        return 2 * _size(given[0][2])
     return written + sum(map(_size, _tensors(given)))
 
 
