@@ -7,6 +7,7 @@ import product
 import pytest
 import workloads
 
+from thyme.engine.step_cost import Ceilings
 from thyme.toy.model import tiny_config, tiny_processor
 
 
@@ -16,11 +17,23 @@ def test_the_first_workload_is_nano_vllms() -> None:
     assert (sum(len(prompt) for prompt, _ in requests), sum(out for _, out in requests)) == (142_827, 133_966)
 
 
-def test_every_workload_runs_and_draws_what_it_asks_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workloads, "SHAPES", {"toy": tiny_config()})
     monkeypatch.setattr(product, "processor", tiny_processor)
+    monkeypatch.setattr(workloads, "_measured", [Ceilings(1e10, 1e11)])
+
+
+@pytest.mark.usefixtures("_toy")
+def test_turns_come_back_after_their_tools() -> None:
+    (row,) = workloads.main(["--model", "toy", "--scale", "64", "--work", "W4"])
+    drawn = row["out_tok_per_s"] * row["seconds"]
+    assert row["ended"] == {"length": 4} and drawn == pytest.approx(4 * (300 // 64))
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_toy")
+def test_every_workload_runs_and_draws_what_it_asks_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
     args = ("--model", "toy", "--scale", "64", "--json", str(out), "--work", *workloads.WORKS)
     rows = workloads.main(list(args))

@@ -111,7 +111,7 @@ def rows() -> list[Demonstration]:
 
 @pytest.fixture(scope="module")
 def loop(rows: list[Demonstration], sandbox: Sandbox) -> Iterator[RolloutLoop]:
-    model = by_heart(rows, steps=40)
+    model = by_heart(rows, steps=24, learning_rate=3e-3)
     engine = Engine(model, EngineConfig(max_sequences=4, num_blocks=64, quiet=True))
     config = RolloutConfig(
         prompt_style="short", max_tokens_per_round=110, max_tokens=200, group_size=2, temperature=0.0
@@ -125,7 +125,7 @@ def test_code_that_sleeps_is_named_first_and_stands_in_the_trace(
 ) -> None:
     scorer = RuleScorer(lambda rollout: score(rollout, RuleJudge()))
     asked = [rows[0].question]
-    with Profiler(ProfileKeys(steps=1, warmup=1, ops=False), loop, tmp_path) as profiler:
+    with Profiler(ProfileKeys(steps=1, warmup=0, ops=False), loop, tmp_path) as profiler:
         for step in range(profiler.num_steps):
             with trace.span("steps", f"step {step}"):
                 (group,) = ask_round(loop, scorer, Laps(), World(), asked, step)

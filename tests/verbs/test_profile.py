@@ -1,5 +1,6 @@
 """`thyme profile` as a user runs it: what it writes, that the sums are the steps', what it refuses."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -69,33 +70,18 @@ def test_a_reward_that_sleeps_is_named_first(demo_checkpoint: Path, capsys: pyte
 
 def test_training_is_profiled_to_its_updates(demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("spread.py").write_text("def reward(rollouts):\n    return [float(r.index) for r in rollouts]\n")
-    thyme(
-        *(
-            "profile",
-            "train",
-            "--model",
-            demo_checkpoint,
-            *SMALL,
-            "--rl.batch-size",
-            "2",
-            "--steps",
-            "1",
-            "--name",
-            "y",
-        ),
-        *("--reward.function", "spread.py:reward", "--rl.epochs-per-batch", "2", "--torch-profiler"),
-    )
+    spread = ("--reward.function", "spread.py:reward", "--rl.batch-size", "2", "--rl.epochs-per-batch", "2")
+    of = ("--model", demo_checkpoint, *SMALL, *spread)
+    thyme("profile", "train", *of, "--steps", "1", "--warmup", "0", "--name", "y")
     page = Path("runs/y/trace/verdict.md").read_text()
     for name in ("forward", "backward", "the optimizer's step"):
-        assert re.search(rf"^\| training: {name} \| [\d.]+ \| [\d.]+% \| \d+\.\d+ \| \d+% \|$", page, re.MULTILINE), (
-            name
-        )
+        row = rf"^\| training: {name} \| [\d.]+ \| [\d.]+% \| \d+\.\d+ \| \d+% \|$"
+        assert re.search(row, page, re.MULTILINE), name
     assert "| log-probs before the update |" in page and "No update was made" not in page
     assert accounted(page) >= 95
     events = checked(Path("runs/y/trace/trace.json"))
     assert sum(event["name"] == "backward" for event in events) == 2
     assert not Path("runs/y/checkpoints").exists() and not Path("runs/y/metrics.jsonl").exists()
-    assert Path("runs/y/trace/torch.json.gz").stat().st_size > 1000
     ops = {row["name"]: row for row in json.loads(Path("runs/y/trace/ops.json").read_text())}
     assert {"thyme.grpo_loss", "thyme.paged_attention", "thyme.sample", "torch._fused_adamw_"} <= set(ops)
     assert "## Ops of one more step" in page and max(ops, key=lambda name: ops[name]["seconds"]) in page
@@ -103,15 +89,19 @@ def test_training_is_profiled_to_its_updates(demo_checkpoint: Path, capsys: pyte
     assert len(attention) >= 2 and all(row["flops"] > 0 for row in attention)  # forward and backward
 
 
+@pytest.mark.soak
 def test_rollouts_of_a_hugging_face_folder_are_profiled(hub_folder: Path) -> None:
     thyme("data", "synth", "rows", "--sft", "0", "--rl", "3", "--heldout", "0")
     thyme(
         *("profile", "rollout", "--model", hub_folder, "--data.train", "rows/rl.jsonl", *SMALL, "--count", "1"),
-        *("--steps", "1", "--warmup", "0"),
+        *("--steps", "1", "--warmup", "1", "--torch-profiler"),
     )
     page = Path("runs/profile/trace/verdict.md").read_text()
     assert accounted(page) >= 95 and "of 1 step went" in page
     checked(Path("runs/profile/trace/trace.json"))
+    with gzip.open("runs/profile/trace/torch.json.gz") as file:
+        names = {event["name"] for event in json.load(file)["traceEvents"]}
+    assert any(name.startswith("aten::") for name in names)
 
 
 @pytest.mark.parametrize(
