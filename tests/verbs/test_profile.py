@@ -50,7 +50,7 @@ def test_a_reward_that_sleeps_is_named_first(demo_checkpoint: Path, capsys: pyte
     assert out.startswith(page) and "runs/x/trace/trace.json" in out
     assert re.search(r"^1\. \*\*waiting for rewards\*\*", page, re.MULTILINE)
     assert accounted(page) >= 95
-    assert "thyme profile rollout --model" in page and "--reward.function slow.py:reward" in page
+    assert "thyme profile rollout --model" in page and "--reward.function slow.py:reward --ops false" in page
     events = checked(folder / "trace.json")
     steps = [event for event in events if event.get("cat") == "steps" and event["name"].startswith("step ")]
     assert [event["name"] for event in steps] == ["step 1", "step 2"]  # step 0 is the warm-up

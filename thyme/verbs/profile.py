@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thyme.config import RARE
+from thyme.options import flag
 
 if TYPE_CHECKING:
     from thyme.engine.step_record import StepRecord
@@ -230,7 +231,10 @@ def _command(what: str, config: RunConfig) -> str:
             for name in key.split("."):
                 value = value[name] if isinstance(value, dict) else getattr(value, name)
             values = value if isinstance(value, tuple) else (value,)
-            words += ["--" + key.replace("_", "-"), *map(str, values)]
+            words += [
+                flag(key),
+                *(str(each).lower() if isinstance(each, bool | None) else str(each) for each in values),
+            ]
     return " ".join(words)
 
 
