@@ -23,6 +23,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Arguments = dict[str, Any]
 
+watch: Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
+"""Calls a public op by its name, and may time it; None: ops are called as they are."""
 _DENSE = torch.contiguous_format
 _LIBRARY = torch.library.Library("thyme", "FRAGMENT")
 
@@ -63,6 +65,9 @@ def registered(run: Callable[P, T]) -> Callable[P, T]:
     @wraps(run)
     def op(*args: P.args, **kwargs: P.kwargs) -> T:
         if not torch.compiler.is_compiling():
+            if watch is not None:
+                watched: T = watch(name, run, args, kwargs)
+                return watched
             return run(*args, **kwargs)
         given = row.spread(public | dict(zip(public, args, strict=False)) | kwargs)
         out = node(*[given[one] for one in names])

@@ -12,12 +12,14 @@ import pytest
 
 from tests.rewards.judge_server import NO, SOON, YES, Asked, JudgeServer, Reply, says
 from tests.rewards.rollouts import answered, question, rollout
+from tests.trace_rules import assert_consistent
 from thyme.rewards import JudgeConfig, Reward, RewardConfig
 from thyme.rewards.judge import JudgeUnavailable
 from thyme.rewards.judge_prompts import CONSISTENCY, CORRECTNESS
 from thyme.rewards.opening import open_scorer
 from thyme.rewards.scorer import ScorerError
 from thyme.rollout.types import Rollout
+from thyme.trace import Trace, tracing
 
 FULL = Reward(total=2.0, result=1.0, consistency=1.0, formatting=1.0)
 FORM_ALONE = Reward(total=0.5, formatting=1.0)
@@ -129,6 +131,22 @@ def test_no_more_requests_are_open_than_allowed_and_as_many_are(server: JudgeSer
         futures = [scorer.submit(group(*(f"{n} {g}" for n in range(4)), id=f"q{g}")) for g in range(3)]
         assert all(reward.total == 0.0 for future in futures for reward in future.result(60))
     assert len(server.asked) == 12 and server.most_open == 3
+
+
+def test_requests_that_overlap_have_rows_of_their_own_in_a_trace(server: JudgeServer) -> None:
+    barrier = threading.Barrier(3)
+
+    def reply(asked: Asked, number: int) -> Reply:
+        barrier.wait(timeout=30)
+        return YES(asked, number)
+
+    server.reply = reply
+    with tracing(Trace()) as recorded, open_scorer(RewardConfig(mode="result"), judge(server)) as scorer:
+        scorer.submit(group("azure", "navy", "indigo")).result(30)
+    events = recorded.events()
+    assert_consistent(events)
+    asked = [event for event in events if event.get("cat") == "judge"]
+    assert [event["name"] for event in asked] == ["ask"] * 3 and len({event["tid"] for event in asked}) == 3
 
 
 def test_submitting_waits_for_nothing_and_one_group_does_not_wait_for_another(server: JudgeServer) -> None:

@@ -85,6 +85,8 @@ def test_a_verb_runs_on_any_model(verb: str, model: Path, rows: Path, capsys: py
     elif verb == "rollout":
         rows = [json.loads(line) for line in (run / "rollouts" / "step_0.jsonl").read_text().splitlines()]
         assert len(rows) == 4 and "4 rollouts of 2 questions" in out
+        drawn = sum(sum(row["tokens"]["sampled"]) for row in rows)
+        assert f"\n{drawn} tokens in " in out and "0 code blocks ran for 0.0 s, decoding waited 0.0 s; 1." in out
     else:
         assert json.loads((run / "eval.json").read_text())["overall"]["n"] == 3
         assert "all          n    3" in out

@@ -30,6 +30,7 @@ from thyme.engine.sequence import (
 )
 from thyme.engine.sequence_factory import SequenceFactory
 from thyme.engine.sequence_table import SequenceTable
+from thyme.engine.step_record import StepRecorder, recorded
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
@@ -110,6 +111,7 @@ class EngineCore:
         self.factory = SequenceFactory(self.reader, automaton, self.phases, self._is_eos)
         self._prompts = LivePrompts()
         self._unique_tokens = 0
+        self.recorder: StepRecorder | None = None
         if not config.quiet:
             size = self.runner.kv_cache.nbytes / 2**30
             _log.info(
@@ -174,6 +176,7 @@ class EngineCore:
         """Some sequence still waits or runs; held ones do neither."""
         return self.scheduler.has_unfinished
 
+    @recorded
     def step(self) -> list[Completion]:
         """One pass through the model; returns the rounds that ended with it. Raises ValueError while paused."""
         if self.is_paused:

@@ -19,6 +19,7 @@ from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
 from thyme.engine.image_features import ImageFeatures
 from thyme.engine.phases import CODE
 from thyme.engine.sequence import REOPENED, Sampled
+from thyme.engine.step_record import StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
@@ -110,7 +111,8 @@ class ModelRunner:
             attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
         )
         """What computes attention."""
-        self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
+        self.shares_prefixes = self.attention.reads_shared_prefix and not deterministic
+        self.recorder: StepRecorder | None = None
         self._vocab_size = text.vocab_size
         on_gpu, can_capture = self.device.type == "cuda", self.attention.reads_shared_prefix
         if decode_graphs and on_gpu and not can_capture:
@@ -179,6 +181,8 @@ class ModelRunner:
             least = MIN_ROWS if self.deterministic else 1
             shown = padded(batch, padded_size(len(batch.rows), self._most_decoded, least))
         sent = self._upload(self._arrays(shown, replays=replays))
+        if self.recorder is not None:
+            self.recorder.begin(batch)
         if "copies" in sent:
             source, target = sent["copies"]
             self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
@@ -190,6 +194,8 @@ class ModelRunner:
             hidden = self._nothing()
         scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
         if not len(batch.sample_rows):
+            if self.recorder is not None:
+                self.recorder.end()
             empty = np.zeros(0, dtype=np.uint8)
             return Sampled(empty.astype(np.int64), empty, empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
         if len(batch.logit_tokens) < len(hidden):
@@ -213,12 +219,14 @@ class ModelRunner:
         floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
         found = found | (phases << 24).int()
         packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
+        if self.recorder is not None:
+            self.recorder.end()
         return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
 
     def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
         """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
         arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
-        if self._shares_prefixes and batch.num_tokens:
+        if self.shares_prefixes and batch.num_tokens:
             block_size = self.kv_cache.shape[3]
             shown = (batch.block_tables, batch.context_lens, batch.counts, block_size)
             groups = shared_groups(*shown)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from thyme import trace
 from thyme.rewards.config import JudgeConfig
 from thyme.rewards.judge import JudgeUnavailable
 from thyme.rewards.judge_prompts import (
@@ -110,7 +111,8 @@ class HttpJudge:
             self._count("calls")
             started = time.monotonic()
             try:
-                said, answer = await self._said(prompt, read)
+                with trace.span("judge", "ask", asyncio.current_task()):
+                    said, answer = await self._said(prompt, read)
             except (openai.OpenAIError, TimeoutError, _NoVerdict) as error:
                 self._count("failures")
                 raise self._failure(error) from error

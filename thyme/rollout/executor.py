@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
+from thyme import trace
 from thyme.model.processor import Processor
 from thyme.rollout.config import RolloutConfig
 from thyme.rollout.output import Output, render
@@ -99,19 +100,23 @@ class Executor:
         self, rollout: int, question: Question, seed: int, code: str, before: Sequence[Turn]
     ) -> tuple[SandboxResult, Output]:
         if rollout not in self._sessions:
-            await self._open(rollout, question, seed, before)
+            with trace.span("sandbox", "open session", rollout):
+                await self._open(rollout, question, seed, before)
         if rollout in self._keeping:
-            await self._keeping.pop(rollout)
-        result = await self._sessions[rollout].arun(code)
+            with trace.span("sandbox", "keep session", rollout):
+                await self._keeping.pop(rollout)
+        with trace.span("sandbox", "run", rollout):
+            result = await self._sessions[rollout].arun(code)
         self._note(rollout, question, seed, code, result)
-        output = render(
-            result if self._show_results else SandboxResult(status=Status.OK),
-            self._processor,
-            image_path=question.image_path,
-            compat=self._config.compat,
-            max_chars=self._config.max_output_chars,
-            timeout_s=self._sandbox.config.timeout_s,
-        )
+        with trace.span("sandbox", "render", rollout):
+            output = render(
+                result if self._show_results else SandboxResult(status=Status.OK),
+                self._processor,
+                image_path=question.image_path,
+                compat=self._config.compat,
+                max_chars=self._config.max_output_chars,
+                timeout_s=self._sandbox.config.timeout_s,
+            )
         return result, output
 
     async def _open(self, rollout: int, question: Question, seed: int, before: Sequence[Turn]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from thyme import trace
 from thyme.engine import Completion
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
@@ -51,6 +52,8 @@ class Flight:
     """Its result, None when no code is being run."""
     due_step: int = 0
     """Engine step before which a deterministic run does not admit the result."""
+    marks: list[int] = field(default_factory=lambda: [trace.now()])
+    """When it began, and when each part of it ended that is in the trace."""
 
     def end_round(self, completion: Completion, text: str, max_rounds: int) -> RolloutStatus | None:
         """Records a round that has ended, with its text.
@@ -100,6 +103,11 @@ class Flight:
             )
         )
         return ended
+
+    def mark(self, part: str) -> None:
+        """Adds what it did since the last part to the trace."""
+        trace.add("rollouts", part, self.marks[-1], self.sequence.id)
+        self.marks.append(trace.now())
 
     @property
     def session_seed(self) -> int:

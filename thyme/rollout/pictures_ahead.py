@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
 
+from thyme import trace
 from thyme.model.image_processor import ImageInputs
 from thyme.model.processor import Processor
 from thyme.rollout.types import Question
@@ -54,8 +55,9 @@ class PicturesAhead:
 
     def _prepare(self, picture: Image.Image) -> Future[ImageInputs]:
         def prepared() -> ImageInputs:
-            picture.load()  # decoded once, here: the executor's thread reads it too
-            return self._processor.preprocess(picture)
+            with trace.span("pictures", "prepare"):
+                picture.load()  # decoded once, here: the executor's thread reads it too
+                return self._processor.preprocess(picture)
 
         if id(picture) not in self._pictures:
             self._pictures[id(picture)] = self._threads.submit(prepared)

@@ -19,6 +19,7 @@ from itertools import islice
 
 import numpy as np
 
+from thyme import trace
 from thyme.engine import Completion, Engine, Prompt
 from thyme.engine import Sequence as EngineSequence
 from thyme.engine.tags import TokenKind
@@ -206,7 +207,9 @@ class RolloutScheduler:
                 self._branch(piece, piece.stem)
                 continue
             prompt = build_prompt(piece.question, self.config.prompt_style, self.processor)
-            prompt = Prompt(prompt.token_ids, self.pictures.take(piece.question))
+            with trace.span("loop", "wait for pictures"):
+                pictures = self.pictures.take(piece.question)
+            prompt = Prompt(prompt.token_ids, pictures)
             self.pictures.want(piece.question for piece in islice(self.waiting, _AHEAD) if piece.is_new)
             params = replace(self.params, n=piece.count, seed=piece.seed)
             for i, sequence in enumerate(self.engine.add_group(prompt, params, hold=True)):
@@ -330,6 +333,7 @@ class RolloutScheduler:
 
     def _end_round(self, flight: Flight, completion: Completion) -> Iterator[Event]:
         self.counts["sampled_tokens"] += len(completion.token_ids)
+        flight.mark(f"round {len(flight.turns)}")
         is_text = np.asarray(completion.kinds) != TokenKind.END
         text = self.processor.decode(np.asarray(completion.token_ids)[is_text].tolist())
         ended = flight.end_round(completion, text, self.max_rounds)
@@ -352,6 +356,7 @@ class RolloutScheduler:
     def _resume(self, flight: Flight) -> Iterator[Event]:
         assert flight.future is not None
         future, flight.future = flight.future, None
+        flight.mark(f"code {len(flight.turns)}")
         try:
             result, output = future.result()
         except Diverged as error:
@@ -371,6 +376,8 @@ class RolloutScheduler:
 
     def _finish(self, flight: Flight, status: RolloutStatus) -> Iterator[Event]:
         rollout = flight.finished(status)
+        name = f"{rollout.question.id}/{rollout.index}"
+        trace.add("rollouts", name, flight.marks[0], flight.sequence.id, status=status.value)
         is_trunk = rollout.group in self.trees and rollout.parent is None
         if self.keeps or is_trunk:
             self._keep(rollout, Kept(flight.sequence, flight.first_round, self.engine.weight_version))
@@ -421,6 +428,7 @@ class RolloutScheduler:
 
     def _wait(self, flights: Sequence[Flight], *, idle: bool) -> None:
         before = time.perf_counter()
-        wait([f.future for f in flights if f.future is not None], return_when=FIRST_COMPLETED)
+        with trace.span("loop", "wait for the sandbox"):
+            wait([f.future for f in flights if f.future is not None], return_when=FIRST_COMPLETED)
         if idle:
             self.idle_s += time.perf_counter() - before

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from thyme import trace
 from thyme.rewards import Reward, Scorer
 from thyme.rewards.scorer import ScorerError
 from thyme.rollout.types import Rollout, RolloutStatus
@@ -53,7 +54,11 @@ class GroupScores:
         if len(group) == self._group_size:
             whole = self._open.pop(rollout.group)
             self._whole[rollout.group] = [whole[index] for index in sorted(whole)]
-            self._submitted[rollout.group] = self._scorer.submit(self._whole[rollout.group])
+            asked, name = trace.now(), rollout.question.id
+            with trace.span("loop", "submit for scoring"):
+                future = self._scorer.submit(self._whole[rollout.group])
+            future.add_done_callback(lambda _: trace.add("rewards", name, asked, ("group", rollout.group, asked)))
+            self._submitted[rollout.group] = future
 
     def collect(self, groups: Sequence[Sequence[Rollout]]) -> list[ScoredGroup]:
         """Waits for the rewards of every group; one whose future raises has none, and is named in the log.

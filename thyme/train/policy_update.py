@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thyme import trace
 from thyme.kernels.grpo_loss import GrpoLossConfig
 from thyme.model.model import Model
 from thyme.model.processor import Processor
@@ -160,7 +161,8 @@ def with_old_logprobs(
     out: list[TrainBatch] = []
     for batch in aligned(batches, trained):
         moved = batch.to(trained.full.device)
-        logprobs = trained(trained_logprobs, moved, allowed, moved.temperatures, fused_head=fused_head)
+        with trace.span("steps", "old log-probs", lengths=batch.lengths, rows=len(batch.rows), grids=batch.grids):
+            logprobs = trained(trained_logprobs, moved, allowed, moved.temperatures, fused_head=fused_head)
         out.append(replace(batch, old_logprobs=logprobs.to(batch.weights.device)))
     return [replace(batch, old_logprobs=done.old_logprobs) for batch, done in zip(batches, out, strict=False)]
 
@@ -205,8 +207,14 @@ def policy_step(
         everyones = [batch if len(batch.rows) else replace(batch, ref_logprobs=batch.weights) for batch in everyones]
     for packed in everyones:
         batch = packed.to(device)
-        loss, metrics = trained(rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=fused_head)
-        loss.backward()
+        also_reference = reference is not None and batch.ref_logprobs is None
+        work = {"lengths": batch.lengths, "rows": len(batch.rows), "grids": batch.grids, "reference": also_reference}
+        with trace.span("steps", "forward", **work):
+            loss, metrics = trained(
+                rollout_loss, batch, allowed, loss_config, reference=reference, fused_head=fused_head
+            )
+        with trace.span("steps", "backward", **work):
+            loss.backward()
         optimizer.add_up()
         losses.append(loss.detach())
         if len(batch.rows):
@@ -215,7 +223,8 @@ def policy_step(
     if not everyones:
         return Update(loss=collected, optim={"optim/grad_norm": 0.0, "optim/rate_share": rate, "optim/skipped": 0.0})
     (total,) = world.sum([float(torch.stack(losses).sum())])
-    stepped = step_metrics(optimizer, rate, total)
+    with trace.span("steps", "optimizer"):
+        stepped = step_metrics(optimizer, rate, total)
     return Update(loss=collected, optim=stepped, suspects=suspects(stepped, batches, losses, world))
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from thyme import trace
 from thyme.data.streams import Stream
 from thyme.model.model import Model
 from thyme.model.processor import Processor
@@ -84,7 +85,8 @@ def train_rl(
             loop.engine.weight_version = stage.memory["weight_version"]
         with stage:
             while stage.step < config.steps and not stage.stopped:
-                run.step()
+                with trace.span("steps", f"step {stage.step}"):
+                    run.step()
         run.journals.forget(next_step=stage.step, saved_step=stage.saved_step)
     return stage.history
 
@@ -183,7 +185,8 @@ class _Run:
         begun, held = self.world.from_main(self.alarms.check(metrics, num_rollouts=num_rollouts))
         if self.run_dir is not None and (begun or _is_recorded(step, self.config)):
             path = self.run_dir / "rollouts" / f"step_{step}.jsonl"
-            record(path, groups, self.world, seen)
+            with trace.span("steps", "record rollouts"):
+                record(path, groups, self.world, seen)
         self.alarm_log.write(step, begun, groups, path)
         return dict(held)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thyme import trace
 from thyme.kernels.grpo_loss import GrpoMetrics
 from thyme.rollout.types import Rollout, RolloutStatus
 from thyme.train.distributed import World
@@ -163,11 +164,14 @@ class Laps:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
+        self._traced = trace.now()
 
     def end(self, part: str) -> None:
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
+        trace.add("steps", part, self._traced, is_own=True)
+        self._traced = trace.now()
 
     def metrics(self) -> Metrics:
         return {f"time/{part}": seconds for part, seconds in self.seconds.items()}

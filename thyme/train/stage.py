@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
+from thyme import trace
 from thyme.interrupt import Interrupted, Postponed
 from thyme.model.processor import Processor
 from thyme.model.weights import save
@@ -113,7 +114,8 @@ class Stage:
         self.memory["skipped"] = self.memory.get("skipped", 0) + 1 if skipped else 0
         if self._evaluate is not None and self._evaluate_steps and (self.step + 1) % self._evaluate_steps == 0:
             self._trained.publish()
-            values = values | self._world.on_main(self._evaluate)
+            with trace.span("steps", "evaluate"):
+                values = values | self._world.on_main(self._evaluate)
         metrics = self._log.log(self.step, values)
         self.history.append(copy.copy(metrics))
         self.step += 1
@@ -160,7 +162,7 @@ class Stage:
     def _write(self, name: str) -> None:
         assert self._run_dir is not None
         self._log.sync()  # no checkpoint is on disk whose steps are not
-        with self._world.phase("save"):
+        with self._world.phase("save"), trace.span("steps", "checkpoint"):
             self._trained.publish()
             checkpoint.write(
                 self._run_dir / "checkpoints" / name,

@@ -11,6 +11,7 @@ from thyme.result import Result
 from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
+    from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Rollout
     from thyme.train.group_scores import ScoredGroup
 
@@ -35,6 +36,7 @@ def run(config: Config) -> Result:
     from thyme.train.group_scores import GroupScores
     from thyme.train.rl import record
     from thyme.verbs.folders import run_dir
+    from thyme.verbs.live_line import roof_told
     from thyme.verbs.opening import open_loop, open_model
     from thyme.verbs.rows import prepared_questions, require_rows
 
@@ -53,17 +55,30 @@ def run(config: Config) -> Result:
 
         def on_end(rollout: Rollout) -> None:
             scores.ended(rollout)
-            line.advance(tokens=rollout.num_sampled)
+            line.advance()
 
         try:
-            groups = scores.collect(loop.run(questions.stream(0, config.count), sampling, on_end=on_end))
+            with roof_told(loop.engine, line):
+                rollouts = loop.run(questions.stream(0, config.count), sampling, on_end=on_end)
+            groups = scores.collect(rollouts)
         except KeyboardInterrupt as error:
             record(path, groups := scores.so_far())
             error.add_note(f"{_said(groups)}, whole groups alone, are kept: {path}")
             raise
     record(path, groups)
     print(f"{_said(groups)}: {path}")
+    print(spent(loop))
     return Result({"path": path, "rollouts": sum(len(group.rollouts) for group in groups), "questions": len(groups)})
+
+
+def spent(loop: RolloutLoop) -> str:
+    """A line on the last run: throughput, how much of the sandbox's time was hidden, how much was computed twice."""
+    timing, unique = loop.timing, loop.engine.stats()["unique_tokens"]
+    assert timing is not None
+    rate = timing.sampled_tokens / timing.wall_s
+    code = f"{timing.code_blocks} code blocks ran for {timing.sandbox_s:.1f} s, decoding waited {timing.idle_s:.1f} s"
+    shared = f"{timing.prefilled_tokens / max(1, unique):.3f} given tokens computed for each there was"
+    return f"{timing.sampled_tokens:,} tokens in {timing.wall_s:.1f} s: {rate:,.0f} tok/s; {code}; {shared}"
 
 
 def _said(groups: Sequence[ScoredGroup]) -> str:

@@ -22,6 +22,8 @@ VERBS = {
     "data dedup": "thyme.verbs.data_dedup",
     "data stats": "thyme.verbs.data_stats",
     "data review": "thyme.verbs.data_review",
+    "profile rollout": "thyme.verbs.profile_rollout",
+    "profile train": "thyme.verbs.profile_train",
     "view": "thyme.verbs.view",
     "report": "thyme.verbs.report",
     "sandbox run": "thyme.verbs.sandbox_run",
@@ -31,7 +33,10 @@ VERBS = {
 }
 """Verb -> the module that has its Config and `run(config)`."""
 
-RECIPE_VERBS = {"demo", "base", "sft", "anneal", "rl", "rollout", "eval", "ablate", "plan", "data build"}
+RECIPE_VERBS = {
+    *("demo", "base", "sft", "anneal", "rl", "rollout", "eval", "ablate", "plan", "data build"),
+    *("profile rollout", "profile train"),
+}
 """Verbs that take a recipe before their settings."""
 
 JSON_VERBS = set(VERBS) - {"demo", "serve", "data review", "view", "completion"}
