@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thyme.kernels.fp8 import quantize_weight
+from thyme.kernels.fp8_linear import fp8_linear_triton
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.kv_cache import mrope_write_kv_triton
 from thyme.kernels.linear_grpo_loss import linear_grpo_loss_triton
@@ -47,6 +49,7 @@ OPS = (
     "rmsnorm",
     "add_rmsnorm",
     "swiglu",
+    "fp8_linear",
 )
 EPS = 1e-6
 
@@ -177,6 +180,9 @@ def _small(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype)
         return _differentiated(lambda x: mrope_triton(x, cos, sin), heads)
     if name == "swiglu":
         return _differentiated(swiglu_triton, random(9, 2 * 1_100).to(dtype))
+    if name == "fp8_linear":
+        wide, bias, codes = random(9, 1_030).to(dtype), random(150).to(dtype), quantize_weight(random(150, 1_030))
+        return lambda: [fp8_linear_triton(wide, *codes, bias)]
     x, residual, weight = (random(*shape).to(dtype) for shape in ((9, 3, 130), (9, 3, 130), (130,)))
     if name == "rmsnorm":
         return _differentiated(lambda x, w: rmsnorm_triton(x, w, EPS), x, weight)

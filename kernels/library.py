@@ -281,6 +281,10 @@ OPS = {
         lambda arguments: _like("gate")(arguments) if arguments["up"] is not None else _half(arguments["gate"]),
         ("gate", "up"),
     ),
+    "fp8_linear": Op(
+        "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor",
+        lambda arguments: arguments["x"].new_empty(arguments["x"].shape[0], arguments["codes"].shape[0]),
+    ),
     "mrope": Op("(Tensor heads, Tensor cos, Tensor sin) -> Tensor", _like("heads"), ("heads",)),
     "mrope_write_kv": Op(
         "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "
