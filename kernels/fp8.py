@@ -3,7 +3,7 @@
 A code is an e4m3 number (Micikevicius et al., arXiv 2209.05433): 4 bits of exponent, 3 of mantissa, up to 448, without
 infinities. What it stands for is code times scale, and a scale is as small as keeps the largest code at 448:
 
-    weights: scale = max |w| / 448 over each block of 128 rows and 128 columns, float32, as released fp8 checkpoints have
+    weights: scale = max |w| / 448 over each block of 128 rows and 128 columns, float32, as in released checkpoints
     heads:   scale = the least power of two with max |x| / scale <= 448, over the D numbers of a head of a token
 
 The power of two costs a mantissa of 3 bits nothing, takes one byte (E8M0: its exponent + 127), and makes code times
@@ -33,24 +33,44 @@ def num_blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes [N, K], scales [ceil(N / 128), ceil(K / 128)] float32) of a weight [N, K], rounded to the nearest code."""
+def quantize_weight(weight: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(codes [N, K], scales [ceil(N / 128), ceil(K / 128)] float32) of a weight [N, K], rounded to the nearest code.
+
+    Args:
+        stored: scales that the weight had in 8 bits before it was widened. A block that still is what its codes under
+            that scale say has those very codes again; one that was trained since has a scale of its own.
+    """
     check_tensor("weight", weight, (None, None), FLOATS_AND_DOUBLE)
+    if stored is not None:
+        check_tensor("stored", stored, tuple(map(num_blocks, weight.shape)), (torch.float32,), weight.device)
     codes = torch.empty(weight.shape, dtype=FP8, device=weight.device)
     scales = torch.empty(*map(num_blocks, weight.shape), device=weight.device)
     for start in range(0, len(weight), _ROWS_AT_ONCE):  # what is wide is a part of it
         rows = slice(start, start + _ROWS_AT_ONCE)
         blocks = slice(start // BLOCK, num_blocks(min(start + _ROWS_AT_ONCE, len(weight))))
         scales[blocks] = _block_scales(weight[rows])
+        if stored is not None:
+            scales[blocks] = torch.where(_fits(weight[rows], stored[blocks]), stored[blocks], scales[blocks])
         codes[rows] = encode(weight[rows], scales[blocks])
     return codes, scales
 
 
+def _largest(x: Tensor) -> Tensor:
+    """The largest of each block of [N, K], which holds nothing negative."""
+    rows, columns = (num_blocks(size) for size in x.shape)
+    sizes = (0, columns * BLOCK - x.shape[1], 0, rows * BLOCK - x.shape[0])
+    return F.pad(x, sizes).view(rows, BLOCK, columns, BLOCK).amax((1, 3))
+
+
 def _block_scales(weight: Tensor) -> Tensor:
-    rows, columns = (num_blocks(size) for size in weight.shape)
-    sizes = (0, columns * BLOCK - weight.shape[1], 0, rows * BLOCK - weight.shape[0])
-    largest = F.pad(weight.abs().float(), sizes).view(rows, BLOCK, columns, BLOCK).amax((1, 3))
-    return torch.where(largest > 0, largest / LARGEST, 1.0)
+    largest = _largest(weight.abs().float())
+    return torch.where(largest == 0, 1.0, largest / LARGEST)
+
+
+def _fits(weight: Tensor, scales: Tensor) -> Tensor:
+    """Of each block, whether it is what its codes under this scale say."""
+    differs = dequantize_weight(encode(weight, scales), scales, weight.dtype) != weight
+    return _largest(differs.float()) == 0
 
 
 def encode(weight: Tensor, scales: Tensor) -> Tensor:

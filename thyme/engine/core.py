@@ -92,6 +92,7 @@ class EngineCore:
             image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
             packs_weights=packs,
+            fp8_weights=config.weight_dtype == "fp8",
             max_sequences=config.max_sequences,
             decode_graphs=config.decode_graphs,
         )

@@ -26,6 +26,7 @@ from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
+from thyme.model.fp8 import Fp8View, fp8_nbytes
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
@@ -75,6 +76,7 @@ class ModelRunner:
         float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
         image_cache_bytes, attention: see EngineConfig.
         packs_weights: run a PackedView of the model instead.
+        fp8_weights: run an Fp8View of the model instead.
         max_sequences, decode_graphs: see EngineConfig.
 
     Raises:
@@ -93,12 +95,15 @@ class ModelRunner:
         image_cache_bytes: int = 0,
         attention: AttentionName = "auto",
         packs_weights: bool = False,
+        fp8_weights: bool = False,
         max_sequences: int = 1,
         decode_graphs: bool | None = False,
     ) -> None:
         text = model.config.text
         self.model = model
         self.packed = PackedView(model, torch.float32 if float32_head else None) if packs_weights else None
+        if fp8_weights:
+            self.packed = Fp8View(model)
         """What is run instead of `model`; its copies are made with the next batch."""
         self.device = model.device
         self.deterministic = deterministic
@@ -162,7 +167,7 @@ class ModelRunner:
         """The weights have changed, where they lie or elsewhere: nothing made from the old ones is used again."""
         self.images.forget()
         if self.packed is not None:
-            self.packed.free()
+            self.packed.outdate()
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
         if self.graphs is not None and addresses != self._addresses:
             self.graphs.forget()
@@ -172,7 +177,8 @@ class ModelRunner:
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
         if self.packed is not None:
-            self.packed.refresh()
+            if self.packed.refresh() and self.graphs is not None:
+                self.graphs.forget()
             self.model = self.images.model = self.packed.model
         shown, replays = batch, self.graphs is not None and decodes_only(batch)
         if replays:
@@ -424,7 +430,9 @@ def _head_dtype(config: EngineConfig) -> torch.dtype | None:
 
 
 def packed_bytes(model: Model, config: EngineConfig) -> int:
-    """What packed copies of the weights will take; 0 where there are none."""
+    """What the engine's copies of the weights will take; 0 where there are none."""
+    if config.weight_dtype == "fp8":
+        return fp8_nbytes(model)
     return packed_nbytes(model, _head_dtype(config)) if packs_weights(model, config) else 0
 
 
@@ -435,7 +443,7 @@ def packs_weights(model: Model, config: EngineConfig) -> bool:
         ValueError: they are asked for by name and the model is not in float32 or bfloat16 on a CPU.
     """
     if config.pack_weights is None:
-        if config.deterministic or not can_pack(model):
+        if config.deterministic or config.weight_dtype == "fp8" or not can_pack(model):
             return False
         return packed_nbytes(model, _head_dtype(config)) <= _free_memory(model.device) // 4
     if config.pack_weights and not can_pack(model):
