@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from tests import tiny
 from thyme.engine import EngineConfig, Prompt, SamplingParams
-from thyme.kernels.fp8 import dequantize_weight, quantize_weight
+from thyme.kernels.fp8 import dequantize_heads, dequantize_weight, quantize_heads, quantize_weight
+from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.model import LoraConfig, Model, ModelConfig, add_adapters, build
 from thyme.model.fp8 import fp8_nbytes
 
@@ -167,3 +169,86 @@ def test_by_default_nothing_is_packed_beside_it(model: Model, make_engine: Calla
     assert [type(linear).__name__ for linear in make_engine(model, weight_dtype="fp8").runner.packed._linears] == [
         "Fp8Linear"
     ] * 8
+
+
+# The KV cache in 8 bits.
+
+
+def test_a_whole_prompt_and_its_chunks_see_the_same_cache(model: Model, make_engine: Any, prompts: Any) -> None:
+    """Chunks, prefix cache, preemption and padding change no bit: codes depend on their token alone. Without
+    deterministic a key that is rounded otherwise may have another code, which is far more than its rounding."""
+    exact = dict(kv_dtype="fp8", deterministic=True)
+    whole = make_engine(model, prefix_cache=False, **exact).generate(prompts, DRAWN)
+    ways = (
+        {"prefill_chunk": 3, "max_batch_tokens": 33},
+        {"num_blocks": 24, "max_context": 60},
+        {"decode_graphs": True},
+    )
+    for way in ways:
+        for a, b in zip(whole, make_engine(model, **exact, **way).generate(prompts, DRAWN), strict=True):
+            assert a.token_ids == b.token_ids, way
+            assert a.logprobs.tobytes() == b.logprobs.tobytes(), way
+
+
+def test_the_cache_is_read_as_it_was_rounded(
+    model: Model, make_engine: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against an engine whose cache is float32 and holds what 8 bits have made of keys and values."""
+    ours = make_engine(model, kv_dtype="fp8").generate(prompts, DRAWN)
+    monkeypatch.setattr("thyme.engine.model_runner.mrope_write_kv", _write_rounded)
+    rounded_cache = make_engine(model).generate(prompts, DRAWN)
+    monkeypatch.undo()
+    plain = make_engine(model).generate(prompts, DRAWN)
+    for a, b in zip(ours, rounded_cache, strict=True):
+        assert a.token_ids == b.token_ids
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=2e-5)
+    assert max(abs(a.entropies[0] - b.entropies[0]) for a, b in zip(ours, plain, strict=True)) > 1e-4
+
+
+def _write_rounded(qkv: Any, cos: Any, sin: Any, k_cache: Any, v_cache: Any, slots: Any) -> Any:
+    q = mrope_write_kv(qkv, cos, sin, k_cache, v_cache, slots)
+    for cache in (k_cache, v_cache):
+        rows = cache.view(-1, *cache.shape[2:])
+        rows[slots] = dequantize_heads(*quantize_heads(rows[slots]), torch.float32)
+    return q
+
+
+def test_copies_take_their_scales_along(model: Model, make_engine: Any) -> None:
+    """Samples of one prompt write to copies of its last block."""
+    prompt = list(range(3, 13))
+    exact = dict(kv_dtype="fp8", deterministic=True)
+    together = make_engine(model, **exact).generate([prompt], replace(DRAWN, n=3))
+    for i, among in enumerate(together):
+        (alone,) = make_engine(model, **exact).generate([prompt], replace(DRAWN, seed=7 + i))
+        assert alone.token_ids == among.token_ids
+        assert alone.logprobs.tobytes() == among.logprobs.tobytes()
+
+
+def test_both_under_deterministic(model: Model, make_engine: Any, prompts: Any) -> None:
+    options = dict(weight_dtype="fp8", kv_dtype="fp8", deterministic=True)
+    together = make_engine(model, prefill_chunk=3, max_batch_tokens=40, **options).generate(prompts, DRAWN)
+    for prompt, among in list(zip(prompts, together, strict=True))[::4]:
+        (alone,) = make_engine(model, prefix_cache=False, **options).generate([prompt], DRAWN)
+        assert alone.token_ids == among.token_ids
+        assert alone.logprobs.tobytes() == among.logprobs.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blocks_know_what_they_take(model: Model, make_engine: Any, prompts: Any, dtype: torch.dtype) -> None:
+    """Two layers, keys and values, two heads of 12 numbers and a scale."""
+    narrow = build(model.config, seed=3, dtype=dtype)
+    engine, plain = (make_engine(narrow, kv_dtype=kind, num_blocks=None, kv_bytes=100_000) for kind in ("fp8", "model"))
+    block = 4 * 2 * 2 * 2 * (12 + 1)
+    assert engine.blocks.num_blocks == 100_000 // block
+    assert engine.stats()["kv_bytes"] == 100_000 // block * block
+    assert plain.blocks.num_blocks == 100_000 // (4 * 2 * 2 * 2 * 12 * dtype.itemsize)
+    engine.generate(prompts, GREEDY)
+    engine.sleep()
+    assert engine.stats()["kv_bytes"] == 0
+    engine.wake()
+    assert engine.stats()["kv_bytes"] == 100_000 // block * block
+
+
+def test_flash_attention_is_refused_by_name(model: Model, make_engine: Any) -> None:
+    with pytest.raises(ValueError, match="attention 'flash_attn' cannot run: it reads no cache in fp8"):
+        make_engine(model, kv_dtype="fp8", attention="flash_attn")

@@ -22,6 +22,7 @@ from thyme.engine.sequence import REOPENED, Sampled
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
+from thyme.kernels.fp8 import FP8
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
@@ -77,6 +78,7 @@ class ModelRunner:
         image_cache_bytes, attention: see EngineConfig.
         packs_weights: run a PackedView of the model instead.
         fp8_weights: run an Fp8View of the model instead.
+        fp8_cache: keep keys and values in 8 bits.
         max_sequences, decode_graphs: see EngineConfig.
 
     Raises:
@@ -96,6 +98,7 @@ class ModelRunner:
         attention: AttentionName = "auto",
         packs_weights: bool = False,
         fp8_weights: bool = False,
+        fp8_cache: bool = False,
         max_sequences: int = 1,
         decode_graphs: bool | None = False,
     ) -> None:
@@ -109,10 +112,17 @@ class ModelRunner:
         self.deterministic = deterministic
         self.float32_head = float32_head
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        self._cache_dtype = FP8 if fp8_cache else model.dtype
         self.allocate()
         self._scale = text.head_dim**-0.5
         self.attention = attention_backend(
-            attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
+            attention,
+            self.device,
+            model.dtype,
+            block_size,
+            text.head_dim,
+            batch_invariant=deterministic,
+            fp8_cache=fp8_cache,
         )
         """What computes attention."""
         self._shares_prefixes = self.attention.reads_shared_prefix and not deterministic
@@ -149,8 +159,22 @@ class ModelRunner:
         """Takes the memory of the KV cache; what is in it is not defined."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # one tensor that large does not fit between what the allocator keeps cached
-        self.kv_cache = torch.empty(self._shape, dtype=self.model.dtype, device=self.device)
+        self.kv_cache = torch.empty(self._shape, dtype=self._cache_dtype, device=self.device)
         self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
+        self._take_scales()
+
+    def _take_scales(self) -> None:
+        """Those of a cache in 8 bits, [L, 2, blocks, block_size, Nkv] uint8."""
+        shape = self._shape[:-1] if self._cache_dtype == FP8 and self._layers else (0,)
+        self._kv_scales = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        self._scales: list[dict[str, Tensor]] = [{} for _ in self._layers]
+        if self._cache_dtype == FP8:
+            self._scales = [{"k_scales": layer[0], "v_scales": layer[1]} for layer in self._kv_scales]
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Of the KV cache, scales included."""
+        return self.kv_cache.nbytes + self._kv_scales.nbytes
 
     def free(self) -> None:
         """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
@@ -160,7 +184,8 @@ class ModelRunner:
         if self.graphs is not None:
             self.graphs.forget()  # they know the cache's addresses
         self._layers = []
-        self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
+        self.kv_cache = torch.empty(0, dtype=self._cache_dtype, device=self.device)
+        self._take_scales()
         self.images.forget()
 
     def weights_updated(self) -> None:
@@ -187,7 +212,9 @@ class ModelRunner:
         sent = self._upload(self._arrays(shown, replays=replays))
         if "copies" in sent:
             source, target = sent["copies"]
-            self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
+            cache = self.kv_cache if self._cache_dtype != FP8 else self.kv_cache.view(torch.uint8)
+            for part in (cache, self._kv_scales) if self._kv_scales.numel() else (cache,):
+                part[:, :, target] = part[:, :, source]
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
         if batch.num_tokens:
@@ -261,11 +288,11 @@ class ModelRunner:
             options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-            caches = self._layers[layer]
+            caches, scales = self._layers[layer], self._scales[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
-            q = mrope_write_kv(qkv, cos, sin, *caches, slots)
-            out = self.attention.run(q, *caches, *placement, **options)
+            q = mrope_write_kv(qkv, cos, sin, *caches, slots, **scales)
+            out = self.attention.run(q, *caches, *placement, **options, **scales)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
         input_ids, positions = sent["input_ids"], sent["positions"]
@@ -407,7 +434,8 @@ def num_kv_blocks(model: Model, config: EngineConfig, reserved: int) -> int:
     text = model.config.text
     if config.num_blocks is not None:
         return config.num_blocks
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    head = text.head_dim + 1 if config.kv_dtype == "fp8" else text.head_dim * model.dtype.itemsize
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head
     if config.kv_bytes is not None:
         limit = config.kv_bytes
     else:
