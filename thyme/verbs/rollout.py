@@ -24,6 +24,7 @@ class Config(ScoredConfig):
 def run(config: Config) -> None:
     """Samples, writes, and says where."""
     from thyme.rewards.opening import open_scorer
+    from thyme.train.engine_mismatch import engine_mismatch
     from thyme.train.group_scores import GroupScores
     from thyme.train.rl import record
     from thyme.verbs.folders import run_dir
@@ -44,3 +45,6 @@ def run(config: Config) -> None:
     path = folder / "rollouts" / "step_0.jsonl"
     record(path, groups)
     print(f"{sum(len(group.rollouts) for group in groups)} rollouts of {len(groups)} questions: {path}")
+    if "fp8" in (config.engine.weight_dtype, config.engine.kv_dtype):
+        drawn = [rollout for group in groups for rollout in group.rollouts]
+        print(engine_mismatch(opened.model, opened.processor, drawn, loop.config) or "nothing was drawn")
