@@ -1,12 +1,14 @@
 """What an engine in fp8 costs: what is said of it, against log-probs computed one rollout at a time."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.train.rl_material import ROLLOUT, hand_rollout
+from tests.train.rl_material import ROLLOUT as COLD
+from tests.train.rl_material import hand_rollout
 from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, PackedAttention, Processor
 from thyme.rollout import RolloutLoop
@@ -14,6 +16,8 @@ from thyme.rollout.types import Question, Rollout
 from thyme.sandbox import Sandbox
 from thyme.train.engine_mismatch import EngineMismatch, engine_mismatch
 from thyme.train.tokenization import positions
+
+ROLLOUT = replace(COLD, temperature=0.7)
 
 
 def drawn(model: Model, sandbox: Sandbox, asked: list[Question], **config: Any) -> list[Rollout]:
