@@ -83,7 +83,7 @@ def _linear_kernel(
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=in_row[:, None] & in_token[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _sum_kernel(
     partial_ptr, bias_ptr, out_ptr, num_tokens, OUTPUTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr
 ):
