@@ -39,6 +39,8 @@ class Configuration:
     """At the shape that its times are printed for."""
     spot: bool = False
     """Also compiled for the other targets."""
+    since: int = 80
+    """The first of them that has what it takes."""
     rare: bool = False
     """Compiled only where --rare asks for it."""
     aligned: frozenset[str] = field(default_factory=frozenset)
@@ -84,6 +86,7 @@ def _configuration(
     excused: tuple[str, ...] = (),
     work: dict[str, Any] | None = None,
     spot: bool = False,
+    since: int = 80,
     rare: bool = False,
 ) -> Configuration:
     """`options` is what the op's launch configuration says: warps and stages, and tile sizes, which are constants."""
@@ -101,6 +104,7 @@ def _configuration(
         excused=excused,
         work=model.Work(**work or {}),
         spot=spot,
+        since=since,
         rare=rare,
         aligned=frozenset(aligned.split()),
         unaligned=frozenset(unaligned.split()),

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thyme.kernels.fp8 import FP8, quantize_heads, quantize_weight
+from thyme.kernels.fp8_linear import fp8_linear_triton
 from thyme.kernels.grpo_loss import GrpoLossConfig, grpo_loss_triton
 from thyme.kernels.kv_cache import mrope_write_kv_triton
 from thyme.kernels.linear_grpo_loss import linear_grpo_loss_triton
@@ -42,11 +44,14 @@ OPS = (
     "paged_attention, mixed",
     "paged_attention, any batch",
     "paged_attention, shared prefix",
+    "paged_attention, fp8",
     "mrope_write_kv",
+    "mrope_write_kv, fp8",
     "mrope",
     "rmsnorm",
     "add_rmsnorm",
     "swiglu",
+    "fp8_linear",
 )
 EPS = 1e-6
 
@@ -133,11 +138,11 @@ def _linear(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
 
 def _attention(_: str, form: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
     queries, contexts = ([1] * 3, [550, 530, 17])
-    if form in ("mixed", "any batch"):
-        queries, contexts = ([1, 20, 3], [600, 33, 17]) if form == "mixed" else ([1, 3, 2], [600, 520, 17])
+    if form in ("mixed", "any batch", "fp8"):
+        queries, contexts = ([1, 20, 3], [600, 33, 17]) if form != "any batch" else ([1, 3, 2], [600, 520, 17])
     heads, kv_heads, dim, block = 14, 2, 64, 16
     needed = [-(-context // block) for context in contexts]
-    caches = random(2, sum(needed), block, kv_heads, dim).to(dtype)
+    caches = tuple(random(2, sum(needed), block, kv_heads, dim).to(dtype))
     tables = torch.full((len(needed), max(needed)), -1, dtype=torch.int32)
     for row, own in enumerate(torch.arange(sum(needed), dtype=torch.int32).flip(0).split(needed)):
         tables[row, : len(own)] = own
@@ -151,10 +156,14 @@ def _attention(_: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
     if form == "shared prefix":
         groups, blocks = (torch.tensor(x, dtype=torch.int32, device=q.device) for x in ([0, 2, 3], [32, 0]))
         more["shared"] = SharedPrefix(groups, blocks)
+    if form == "fp8":
+        caches, scales = zip(*map(quantize_heads, caches), strict=True)
+        more |= dict(zip(("k_scales", "v_scales"), scales, strict=True))
+        arguments = (q, *caches, *arguments[3:])
     return lambda: [paged_attention_triton(*arguments, **more)]
 
 
-def _write(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
+def _write(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dtype) -> Call:
     tokens, queries, keys, dim = 9, 5, 2, 48
     qkv = random(tokens, queries + 2 * keys, dim).to(dtype)
     slots = torch.arange(tokens, device=qkv.device) * 7
@@ -163,9 +172,12 @@ def _write(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype)
     bias = random(qkv[0].numel()).to(dtype)
 
     def write() -> list[Tensor]:
-        caches = torch.zeros(2, 4, 16, keys, dim, dtype=dtype, device=qkv.device)
+        caches = torch.zeros(2, 4, 16, keys, dim, dtype=FP8 if form == "fp8" else dtype, device=qkv.device)
+        scales = torch.zeros(2, 4, 16, keys, dtype=torch.uint8, device=qkv.device)
+        more = {"k_scales": scales[0], "v_scales": scales[1]} if form == "fp8" else {}
         with torch.no_grad():
-            return [mrope_write_kv_triton(qkv, cos, sin, *caches, slots, bias=bias), caches]
+            q = mrope_write_kv_triton(qkv, cos, sin, *caches, slots, bias=bias, **more)
+        return [q, caches.float(), scales]
 
     return write
 
@@ -177,6 +189,9 @@ def _small(name: str, _: str, random: Callable[..., Tensor], dtype: torch.dtype)
         return _differentiated(lambda x: mrope_triton(x, cos, sin), heads)
     if name == "swiglu":
         return _differentiated(swiglu_triton, random(9, 2 * 1_100).to(dtype))
+    if name == "fp8_linear":
+        wide, bias, codes = random(9, 1_030).to(dtype), random(150).to(dtype), quantize_weight(random(150, 1_030))
+        return lambda: [fp8_linear_triton(wide, *codes, bias)]
     x, residual, weight = (random(*shape).to(dtype) for shape in ((9, 3, 130), (9, 3, 130), (130,)))
     if name == "rmsnorm":
         return _differentiated(lambda x, w: rmsnorm_triton(x, w, EPS), x, weight)

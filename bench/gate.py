@@ -195,7 +195,9 @@ def main() -> int:
         chosen = [
             one
             for one in configurations()
-            if (capability == 90 or one.spot) and (options.rare or not one.rare) and options.module in ("", one.module)
+            if (capability == 90 or (one.spot and capability >= one.since))
+            and (options.rare or not one.rare)
+            and options.module in ("", one.module)
         ]
         for module in dict.fromkeys(one.module for one in chosen):
             own = [one for one in chosen if one.module == module]

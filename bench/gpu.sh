@@ -8,7 +8,7 @@
 #     engine         tests/kernels/test_gpu_engine.py
 #     memcheck       every kernel under compute-sanitizer
 #     ceilings       copy and matmul
-#     bench-OP       grpo_loss linear_logprob sample paged_attention rmsnorm swiglu kv_cache mrope, as engine and trainer
+#     bench-OP       grpo_loss linear_logprob sample paged_attention rmsnorm swiglu kv_cache mrope fp8_linear, as engine and trainer
 #                    call them, the largest shapes first; "bench" is all of them
 #     bare-OP        grpo_loss sample, with all ids and without temperatures; "bare" both
 #     compile-OP     torch.compile of each, beside ours; "compile" all
@@ -26,7 +26,7 @@ OUT=$(mkdir -p "${OUT:-build/gpu}" && cd "${OUT:-build/gpu}" && pwd)
 LIMIT=${LIMIT:-560}
 TEST_LIMIT=${TEST_LIMIT:-60}
 PYTHON=${PYTHON:-python3}
-OPS="grpo_loss linear_logprob sample paged_attention rmsnorm swiglu kv_cache mrope"
+OPS="grpo_loss linear_logprob sample paged_attention rmsnorm swiglu kv_cache mrope fp8_linear"
 export PYTHONPATH="${PACKAGES:-}${PACKAGES:+:}$PWD${PYTHONPATH:+:$PYTHONPATH}"
 unset TRITON_INTERPRET
 failed=0

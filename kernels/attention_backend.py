@@ -56,7 +56,14 @@ class AttentionBackend:
 
 
 def attention_backend(
-    name: str, device: torch.device, dtype: torch.dtype, block_size: int, head_dim: int, *, batch_invariant: bool
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    block_size: int,
+    head_dim: int,
+    *,
+    batch_invariant: bool,
+    fp8_cache: bool = False,
 ) -> AttentionBackend:
     """What computes attention over caches of this kind.
 
@@ -64,6 +71,7 @@ def attention_backend(
         name: one of BACKENDS.
         device, dtype, block_size, head_dim: of the caches.
         batch_invariant: a sequence must have the same bits in any batch, which FlashAttention does not promise.
+        fp8_cache: the caches are in 8 bits, with a scale for each head of a token, which FlashAttention does not read.
 
     Raises:
         ValueError: an unknown name, or one that cannot run here; the message says why and what to do.
@@ -78,7 +86,10 @@ def attention_backend(
         if not on_gpu and not triton.knobs.runtime.interpret:
             raise ValueError(f"attention 'triton' needs a GPU and the model is on {device}: use 'auto'")
         return AttentionBackend(ours, partial(paged_attention_triton, batch_invariant=batch_invariant), True)
-    found, obstacle = _flash(device, dtype, block_size, head_dim, batch_invariant)
+    if fp8_cache:
+        found, obstacle = None, "it reads no cache in fp8 with a scale a head; leave kv_dtype out"
+    else:
+        found, obstacle = _flash(device, dtype, block_size, head_dim, batch_invariant)
     if found is not None:
         return found
     if name == "flash_attn":

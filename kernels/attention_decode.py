@@ -34,6 +34,8 @@ def _decode_kernel(
     slot_stride,
     kv_head_stride,
     table_stride,
+    k_scale_ptr,
+    v_scale_ptr,
     BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -68,6 +70,10 @@ def _decode_kernel(
     largest, total, acc = nothing(ROWS, DIM_PADDED)
     k_ptr += kv_head * kv_head_stride
     v_ptr += kv_head * kv_head_stride
+    num_kv = tl.num_programs(0)
+    if k_scale_ptr is not None:
+        k_scale_ptr += kv_head
+        v_scale_ptr += kv_head
     table = tables_ptr + tl.cast(sequence, tl.int64) * table_stride
     end = tl.minimum(context, (split + 1) * length)
     position = tl.full([ROWS], 0, tl.int32) + (end - 1)
@@ -90,6 +96,9 @@ def _decode_kernel(
             scale_log2e,
             block_stride,
             slot_stride,
+            k_scale_ptr,
+            v_scale_ptr,
+            num_kv,
             BLOCK_SIZE,
             DIM,
             KEYS,
@@ -135,6 +144,7 @@ def decode(
         problem.scale_log2e,
         at_least,
         *problem.strides,
+        **problem.scales,
         **problem.config("decode"),
         FINEST=min(FINEST, split),
         SPLIT=split,

@@ -26,6 +26,9 @@ def _keys_between(
     scale_log2e,
     block_stride,
     slot_stride,
+    k_scale_ptr,
+    v_scale_ptr,
+    num_kv,
     BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -56,6 +59,9 @@ def _keys_between(
             scale_log2e,
             block_stride,
             slot_stride,
+            k_scale_ptr,
+            v_scale_ptr,
+            num_kv,
             BLOCK_SIZE,
             DIM,
             KEYS,
@@ -81,6 +87,9 @@ def _keys_between(
             scale_log2e,
             block_stride,
             slot_stride,
+            k_scale_ptr,
+            v_scale_ptr,
+            num_kv,
             BLOCK_SIZE,
             DIM,
             LAST_KEYS,
@@ -106,6 +115,8 @@ def _prefill_kernel(
     slot_stride,
     kv_head_stride,
     table_stride,
+    k_scale_ptr,
+    v_scale_ptr,
     BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -138,6 +149,10 @@ def _prefill_kernel(
 
     k_ptr += kv_head * kv_head_stride
     v_ptr += kv_head * kv_head_stride
+    num_kv = tl.num_programs(1)
+    if k_scale_ptr is not None:
+        k_scale_ptr += kv_head
+        v_scale_ptr += kv_head
     table = tables_ptr + tl.cast(sequence, tl.int64) * table_stride
     position = context - num_queries + start_query
     seen_by_all = (position + 1) // KEYS * KEYS
@@ -155,6 +170,9 @@ def _prefill_kernel(
             scale_log2e,
             block_stride,
             slot_stride,
+            k_scale_ptr,
+            v_scale_ptr,
+            num_kv,
             BLOCK_SIZE,
             GROUP,
             DIM,
@@ -178,6 +196,9 @@ def _prefill_kernel(
                 scale_log2e,
                 block_stride,
                 slot_stride,
+                k_scale_ptr,
+                v_scale_ptr,
+                num_kv,
                 BLOCK_SIZE,
                 GROUP,
                 DIM,
@@ -207,6 +228,7 @@ def prefill(problem: Problem, out: Tensor, split: int) -> None:
         problem.scale_log2e,
         len(problem.context_lens),
         *problem.strides,
+        **problem.scales,
         **config,
         SPLIT=split if problem.batch_invariant else 0,
     )

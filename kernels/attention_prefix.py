@@ -30,6 +30,8 @@ def _prefix_kernel(
     slot_stride,
     kv_head_stride,
     table_stride,
+    k_scale_ptr,
+    v_scale_ptr,
     BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -70,6 +72,10 @@ def _prefix_kernel(
     largest, total, acc = nothing(ROWS, DIM_PADDED)
     k_ptr += kv_head * kv_head_stride
     v_ptr += kv_head * kv_head_stride
+    num_kv = tl.num_programs(0)
+    if k_scale_ptr is not None:
+        k_scale_ptr += kv_head
+        v_scale_ptr += kv_head
     table = tables_ptr + tl.cast(begin, tl.int64) * table_stride
     key = split * SPLIT + tl.arange(0, KEYS)
     block = tl.load(table + key // BLOCK_SIZE)
@@ -90,6 +96,9 @@ def _prefix_kernel(
             scale_log2e,
             block_stride,
             slot_stride,
+            k_scale_ptr,
+            v_scale_ptr,
+            num_kv,
             BLOCK_SIZE,
             DIM,
             KEYS,
@@ -130,6 +139,7 @@ def prefix(
         problem.scale_log2e,
         len(num_blocks),
         *problem.strides,
+        **problem.scales,
         **config,
         SPLIT=split,
     )

@@ -39,6 +39,13 @@ class Problem(NamedTuple):
     cu_seqlens_q: Tensor
     scale_log2e: float
     batch_invariant: bool
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+
+    @property
+    def scales(self) -> dict[str, Tensor | None]:
+        """Of a cache in 8 bits, as the kernels name them."""
+        return {"k_scale_ptr": self.k_scales, "v_scale_ptr": self.v_scales}
 
     @property
     def group(self) -> int:
@@ -55,7 +62,8 @@ class Problem(NamedTuple):
         shape = {"BLOCK_SIZE": self.k_cache.shape[1], "GROUP": self.group, "DIM": self.q.shape[2]}
         hopper = capability(self.q.device) == 9
         sizes = (self.group, self.q.shape[2], self.q.itemsize)
-        return shape | launch_config(kernel, *sizes, batch_invariant=self.batch_invariant, hopper=hopper)
+        kind = {"batch_invariant": self.batch_invariant, "is_fp8": self.k_scales is not None}
+        return shape | launch_config(kernel, *sizes, **kind, hopper=hopper)
 
 
 @cache
@@ -71,14 +79,22 @@ def num_processors(device: torch.device) -> int:
 
 
 def launch_config(
-    kernel: str, group: int, dim: int, itemsize: int, *, batch_invariant: bool = False, hopper: bool = True
+    kernel: str,
+    group: int,
+    dim: int,
+    itemsize: int,
+    *,
+    batch_invariant: bool = False,
+    is_fp8: bool = False,
+    hopper: bool = True,
 ) -> dict[str, int]:
     """Tiles, warps and stages of one of prefill, prefix and decode.
 
     Rows are filled with the heads of a group (7 of them need no eighth) times queries or sequences. Decode is bound by
     reading keys: the 16 rows a tensor core wants at least. A prefix is read once for as many sequences as fit. Prefill
     takes what fills a Hopper SM with three tiles of keys and values on their way. Tiles of wide heads are smaller, so
-    that nothing spills; those of float32 most, which has no tensor cores here.
+    that nothing spills, as are those of a cache in 8 bits, which is widened in registers; those of float32 most, which
+    has no tensor cores here.
 
     With batch_invariant all three multiply tiles of one shape, by one instruction: only then has a query the same bits
     whichever of them computes it. It is the largest for which prefill has the registers to keep two sums.
@@ -89,7 +105,9 @@ def launch_config(
     if batch_invariant:
         rows, keys, warps = 64, 32, 4
     elif kernel == "prefill" and hopper:
-        keys = 128
+        keys = 64 if is_fp8 else 128
+    elif kernel == "prefix" and is_fp8:
+        keys = 32
     if itemsize == 4 and dim_padded >= 64:
         rows, keys, stages = min(rows, 32), 16, 2
         warps = 16 if kernel == "prefix" and not batch_invariant else 8
@@ -138,6 +156,12 @@ def nothing(ROWS: tl.constexpr, DIM_PADDED: tl.constexpr):
 
 
 @triton.jit
+def power_of_two(biased):
+    """2^(biased - 127) of a byte, 0 for 0: it is the exponent of a float32."""
+    return (biased.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def absorb(
     q,
     largest,
@@ -152,12 +176,18 @@ def absorb(
     scale_log2e,
     block_stride,
     slot_stride,
+    k_scale_ptr,
+    v_scale_ptr,
+    num_kv,
     BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """The running softmax of the rows of q, with the KEYS keys from `start` on, which lie in the blocks `block`. A row
-    sees those up to its position and before `end`; where position is None, all of them."""
+    sees those up to its position and before `end`; where position is None, all of them.
+
+    Of a cache in 8 bits, a key's scale multiplies its scores and a value's its weight, which are fewer numbers than
+    codes are and, since scales are powers of two, rounds nothing: bits are those of a widened cache."""
     key = start + tl.arange(0, KEYS)
     dim = tl.arange(0, acc.shape[1])
     ok = (dim < DIM)[None, :]
@@ -165,7 +195,10 @@ def absorb(
         ok = ok & (key < end)[:, None]
     slot = block.to(tl.int64) * block_stride + (key % BLOCK_SIZE) * slot_stride
     k = tl.load(k_ptr + slot[:, None] + dim[None, :], mask=ok, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+    if k_scale_ptr is not None:
+        place = (block.to(tl.int64) * BLOCK_SIZE + key % BLOCK_SIZE) * num_kv
+        scores *= power_of_two(tl.load(k_scale_ptr + place, mask=key < end, other=0))[None, :]
     if position is not None:
         scores = tl.where(key[None, :] <= position[:, None], scores, -float("inf"))
     new_largest = tl.maximum(largest, tl.max(scores, 1) * scale_log2e)
@@ -173,7 +206,14 @@ def absorb(
     correction = tl.exp2(largest - new_largest)
     total = tl.fma(total, correction, tl.sum(p, 1))
     v = tl.load(v_ptr + slot[:, None] + dim[None, :], mask=ok, other=0.0)
-    acc = tl.dot(p.to(v.dtype), v, acc * correction[:, None], input_precision="ieee")
+    if v_scale_ptr is not None:
+        place = (block.to(tl.int64) * BLOCK_SIZE + key % BLOCK_SIZE) * num_kv
+        v_scale = power_of_two(tl.load(v_scale_ptr + place, mask=key < end, other=0))
+        if q.dtype == tl.float16:  # whose exponents have no room for a weight times a scale
+            v = v.to(tl.float32) * v_scale[:, None]
+        else:
+            p *= v_scale[None, :]
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * correction[:, None], input_precision="ieee")
     return new_largest, total, acc
 
 

@@ -6,7 +6,8 @@ Slot s of the cache is place s % block_size of block s // block_size; token t go
 
 Shapes: qkv [T, Nq + 2 Nkv, D] as the projection leaves it; k_cache, v_cache [blocks, block_size, Nkv, D], contiguous;
 slot_mapping [T] int64.
-Numerics: qkv + bias is rounded to their dtype, then turned in float32 and rounded, as the separate steps round.
+Numerics: qkv + bias is rounded to their dtype, then turned in float32 and rounded, as the separate steps round. What a
+cache in 8 bits gets is rounded once more, each head of a token under a scale of its own.
 Traffic: 2 (Nq + 2 Nkv) D elements a token, where mrope and a write apart move 2 (Nq + 3 Nkv) D, and a bias added apart
 as much again: what it saves on few tokens is launches.
 """
@@ -21,7 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from thyme import _native
+from thyme.kernels.attention_tiles import power_of_two
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_tensor, on_its_device
+from thyme.kernels.fp8 import check_capability, quantize_heads
+from thyme.kernels.fp8_cache import check_cache
 from thyme.kernels.library import registered
 from thyme.kernels.mrope import check_heads, launch_config, mrope, mrope_ref, turned
 
@@ -35,14 +39,24 @@ def mrope_write_kv_ref(
     slot_mapping: Tensor,
     *,
     bias: Tensor | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """`mrope_write_kv` in torch: the definition."""
-    return _write(mrope_ref, _store_ref, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+    return _write(mrope_ref, _store_ref, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, k_scales, v_scales)
 
 
 def _store_ref(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
     used = (slots >= 0).nonzero().flatten()
     cache.flatten(0, 1).index_copy_(0, slots[used], heads[used])
+
+
+def _store_codes(
+    store: Callable[[Tensor, Tensor, Tensor], None], cache: Tensor, scales: Tensor, slots: Tensor, heads: Tensor
+) -> None:
+    codes, biased = quantize_heads(heads)
+    store(cache.view(torch.uint8), slots, codes.view(torch.uint8))
+    _store_ref(scales, slots, biased)
 
 
 def _store_native(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
@@ -64,15 +78,28 @@ def _write(
     v_cache: Tensor,
     slot_mapping: Tensor,
     bias: Tensor | None,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
 ) -> Tensor:
-    queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, FLOATS_AND_DOUBLE)
+    scales = (k_scales, v_scales)
+    queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, scales, FLOATS_AND_DOUBLE)
     if bias is not None:
         qkv = qkv + bias.view(qkv.shape[1:])
     turning, v = qkv.split((queries + keys, keys), 1)
     q, k = turn(turning, cos, sin).split((queries, keys), 1)
-    store(k_cache, slot_mapping, k)
-    store(v_cache, slot_mapping, v)
+    for cache, scale, heads in ((k_cache, k_scales, k), (v_cache, v_scales, v)):
+        if scale is None:
+            store(cache, slot_mapping, heads)
+        else:
+            _store_codes(store, cache, scale, slot_mapping, heads)
     return q
+
+
+@triton.jit
+def biased_scale(largest):
+    """The exponent + 127 of the least power of two that brings float32 numbers >= 0 to 448 = 1.75 x 2^8 or less."""
+    bits = largest.to(tl.int32, bitcast=True)
+    return tl.maximum((bits >> 23) - 8 + ((bits & 0x7FFFFF) > 0x600000).to(tl.int32), 1)
 
 
 @triton.jit
@@ -85,6 +112,8 @@ def _mrope_kernel(
     q_ptr,
     k_cache_ptr,
     v_cache_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     stride,
     head_stride,
     QUERIES: tl.constexpr,
@@ -118,6 +147,21 @@ def _mrope_kernel(
     slot = tl.load(slot_ptr + token)
     written = in_head & (head >= QUERIES) & (slot >= 0)
     is_key = written & (head < QUERIES + KEYS)
+    if k_scale_ptr is not None:
+        # Of the rounded numbers, as of a cache that keeps them.
+        a = tl.where(is_key, turned_a.to(tl.float32), a.to(tl.float32))
+        b = tl.where(is_key, turned_b.to(tl.float32), b.to(tl.float32))
+        largest = tl.max(tl.maximum(tl.abs(a), tl.abs(b)), 1)
+        biased = biased_scale(largest)
+        inverse = power_of_two(254 - biased)[:, None]
+        a, b = (a * inverse).to(tl.float8e4nv), (b * inverse).to(tl.float8e4nv)
+        turned_a, turned_b = a, b
+        own = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+        named = (own >= QUERIES) & (slot >= 0)
+        at_key = slot * KEYS + own - QUERIES
+        tl.store(k_scale_ptr + at_key, biased.to(tl.uint8), mask=named & (own < QUERIES + KEYS))
+        is_v = named & (own >= QUERIES + KEYS) & (own < QUERIES + 2 * KEYS)
+        tl.store(v_scale_ptr + at_key - KEYS, biased.to(tl.uint8), mask=is_v)
     k = k_cache_ptr + (slot * KEYS + head - QUERIES) * (2 * HALF) + pair
     tl.store(k, turned_a, mask=is_key)
     tl.store(k + HALF, turned_b, mask=is_key)
@@ -137,9 +181,13 @@ def mrope_write_kv_triton(
     slot_mapping: Tensor,
     *,
     bias: Tensor | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """`mrope_write_kv` in Triton; float32, bfloat16 or float16, tables of float32."""
-    queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, FLOATS)
+    queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, (k_scales, v_scales), FLOATS)
+    if k_scales is not None:
+        check_capability(qkv.device)
     num_tokens, num_heads, dim = qkv.shape
     q = torch.empty(num_tokens, queries, dim, dtype=qkv.dtype, device=qkv.device)
     if num_tokens > 0:
@@ -154,6 +202,8 @@ def mrope_write_kv_triton(
             q,
             k_cache,
             v_cache,
+            k_scales,
+            v_scales,
             qkv.stride(0),
             qkv.stride(1),
             QUERIES=queries,
@@ -172,6 +222,7 @@ def _check(
     v_cache: Tensor,
     slot_mapping: Tensor,
     bias: Tensor | None,
+    scales: tuple[Tensor | None, Tensor | None],
     dtypes: tuple[torch.dtype, ...],
 ) -> tuple[int, int]:
     """(query heads, key heads)."""
@@ -179,8 +230,7 @@ def _check(
         raise ValueError("qkv requires a gradient, and mrope_write_kv has none: call it under torch.no_grad()")
     check_tensor("qkv", qkv, (None, None, None), dtypes)
     num_tokens, num_heads, dim = qkv.shape
-    check_tensor("k_cache", k_cache, (None, None, None, dim), (qkv.dtype,), qkv.device)
-    check_tensor("v_cache", v_cache, tuple(k_cache.shape), (qkv.dtype,), qkv.device)
+    check_cache(k_cache, v_cache, *scales, qkv)
     check_tensor("slot_mapping", slot_mapping, (num_tokens,), (torch.int64,), qkv.device)
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("k_cache and v_cache must be contiguous: a slot is addressed by its number")
@@ -206,6 +256,8 @@ def mrope_write_kv(
     slot_mapping: Tensor,
     *,
     bias: Tensor | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Turns the queries and keys of T tokens and writes keys and values into their slots, in place; Triton on a GPU,
     C++ on a CPU where it has the dtype.
@@ -213,10 +265,12 @@ def mrope_write_kv(
     Args:
         qkv: [T, Nq + 2 Nkv, D] of the caches' dtype, D even: query heads, key heads, value heads.
         cos, sin: [T, 1, D / 2] float32 (or float64 on a CPU), of `mrope_tables`.
-        k_cache, v_cache: [blocks, block_size, Nkv, D], contiguous.
+        k_cache, v_cache: [blocks, block_size, Nkv, D], contiguous; of qkv's dtype, or float8_e4m3fn with scales.
         slot_mapping: [T] int64, block * block_size + place of each token; -1: the token is padding, of which only the
             queries are returned. No slot twice.
         bias: [(Nq + 2 Nkv) D] of qkv's dtype, added first; None where the projection has added it.
+        k_scales, v_scales: [blocks, block_size, Nkv] uint8, written beside codes in 8 bits: each head of a token has
+            the least power of two under which it fits (fp8.py).
 
     Returns:
         the turned queries, [T, Nq, D] in qkv's dtype; not differentiable.
@@ -226,5 +280,7 @@ def mrope_write_kv(
             THYME_VALIDATE=1, also a slot out of range.
     """
     if qkv.is_cuda:
-        return mrope_write_kv_triton(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias)
-    return _write(mrope, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
+        return mrope_write_kv_triton(
+            qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias, k_scales=k_scales, v_scales=v_scales
+        )
+    return _write(mrope, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, k_scales, v_scales)

@@ -286,10 +286,14 @@ OPS = {
         lambda arguments: _like("gate")(arguments) if arguments["up"] is not None else _half(arguments["gate"]),
         ("gate", "up"),
     ),
+    "fp8_linear": Op(
+        "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor",
+        lambda arguments: arguments["x"].new_empty(arguments["x"].shape[0], arguments["codes"].shape[0]),
+    ),
     "mrope": Op("(Tensor heads, Tensor cos, Tensor sin) -> Tensor", _like("heads"), ("heads",)),
     "mrope_write_kv": Op(
         "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "
-        "Tensor? bias) -> Tensor",
+        "Tensor? bias, Tensor(c!)? k_scales, Tensor(d!)? v_scales) -> Tensor",
         lambda arguments: arguments["qkv"].new_empty(
             arguments["qkv"].shape[0],
             arguments["qkv"].shape[1] - 2 * arguments["k_cache"].shape[2],
@@ -298,7 +302,8 @@ OPS = {
     ),
     "paged_attention": Op(
         "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor context_lens, Tensor cu_seqlens_q, "
-        "float scale, int? max_query_len, Tensor? cu_groups, Tensor? group_blocks, bool batch_invariant) -> Tensor",
+        "float scale, int? max_query_len, Tensor? cu_groups, Tensor? group_blocks, bool batch_invariant, "
+        "Tensor? k_scales, Tensor? v_scales) -> Tensor",
         _like("q"),
         spread=_without_prefix,
         gathered=_with_prefix,

@@ -50,6 +50,8 @@ from thyme.kernels.checks import (
     on_its_device,
     values_visible,
 )
+from thyme.kernels.fp8 import check_capability
+from thyme.kernels.fp8_cache import check_cache, widened
 from thyme.kernels.library import registered
 from thyme.kernels.shared_prefix import SharedPrefix, check_shared_prefix
 
@@ -71,11 +73,26 @@ def paged_attention_ref(
     max_query_len: int | None = None,
     shared: SharedPrefix | None = None,
     batch_invariant: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """`paged_attention` in torch: the definition. Sequences with equally many queries are computed together."""
-    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, FLOATS_AND_DOUBLE, scale, max_query_len)
+    _check(
+        q,
+        k_cache,
+        v_cache,
+        block_tables,
+        context_lens,
+        cu_seqlens_q,
+        FLOATS_AND_DOUBLE,
+        scale,
+        max_query_len,
+        k_scales,
+        v_scales,
+    )
     _check_values(q, k_cache, block_tables, context_lens, cu_seqlens_q, max_query_len)
     check_shared_prefix(k_cache, block_tables, context_lens, cu_seqlens_q, shared)
+    k_cache, v_cache, block_tables = widened(k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, q.dtype)
     by_length = defaultdict(list)
     for sequence, length in enumerate(cu_seqlens_q.diff().tolist()):
         by_length[length].append(sequence)
@@ -127,11 +144,18 @@ def paged_attention_native(
     max_query_len: int | None = None,
     shared: SharedPrefix | None = None,
     batch_invariant: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """`paged_attention` in C++ (csrc/paged_attention.hpp): float32 or bfloat16 on a CPU, nothing gathered, on torch's
     threads."""
-    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, NATIVE, scale, max_query_len)
+    _check(
+        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, NATIVE, scale, max_query_len, k_scales, v_scales
+    )
+    if k_scales is not None:
+        _check_values(q, k_cache, block_tables, context_lens, cu_seqlens_q, max_query_len)
     check_shared_prefix(k_cache, block_tables, context_lens, cu_seqlens_q, shared)
+    k_cache, v_cache, block_tables = widened(k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, q.dtype)
     out = torch.empty(q.shape, dtype=q.dtype)
     if len(q) > 0:
         narrow = q.dtype == torch.bfloat16
@@ -181,10 +205,16 @@ def paged_attention_triton(
     max_query_len: int | None = None,
     shared: SharedPrefix | None = None,
     batch_invariant: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """`paged_attention` in Triton; float32, bfloat16 or float16. Decode takes 4 (D + 2) Nq bytes of scratch for every
     sequence and split that the width of block_tables has room for, unless that is one."""
-    _check(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, FLOATS, scale, max_query_len)
+    _check(
+        q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, FLOATS, scale, max_query_len, k_scales, v_scales
+    )
+    if k_scales is not None:
+        check_capability(q.device)
     _check_values(q, k_cache, block_tables, context_lens, cu_seqlens_q, max_query_len)
     check_shared_prefix(k_cache, block_tables, context_lens, cu_seqlens_q, shared)
     num_tokens, num_heads, dim = q.shape
@@ -204,6 +234,8 @@ def paged_attention_triton(
         cu_seqlens_q.contiguous(),
         scale * math.log2(math.e),
         batch_invariant,
+        k_scales,
+        v_scales,
     )
     split = attention_tiles.SPLIT
     if max_query_len != 1:
@@ -234,10 +266,11 @@ def _check(
     dtypes: tuple[torch.dtype, ...],
     scale: float,
     max_query_len: int | None,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
 ) -> None:
     check_tensor("q", q, (None, None, None), dtypes)
-    check_tensor("k_cache", k_cache, (None, None, None, q.shape[2]), (q.dtype,), q.device)
-    check_tensor("v_cache", v_cache, tuple(k_cache.shape), (q.dtype,), q.device)
+    check_cache(k_cache, v_cache, k_scales, v_scales, q)
     check_tensor("context_lens", context_lens, (None,), (torch.int32,), q.device)
     check_tensor("block_tables", block_tables, (len(context_lens), None), (torch.int32,), q.device)
     check_tensor("cu_seqlens_q", cu_seqlens_q, (len(context_lens) + 1,), (torch.int32,), q.device)
@@ -300,6 +333,8 @@ def paged_attention(
     max_query_len: int | None = None,
     shared: SharedPrefix | None = None,
     batch_invariant: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the new tokens of B sequences over their paged contexts; their k and v are in there already.
 
@@ -307,7 +342,8 @@ def paged_attention(
 
     Args:
         q: [T, Nq, D], the new tokens of all sequences, packed; rotated already.
-        k_cache, v_cache: [blocks, block_size, Nkv, D] of q's dtype; Nq is a multiple of Nkv.
+        k_cache, v_cache: [blocks, block_size, Nkv, D] of q's dtype, or float8_e4m3fn with scales; Nq is a multiple of
+            Nkv.
         block_tables: [B, max_blocks] int32, the blocks of each sequence in order; entries past its context may be
             anything.
         context_lens: [B] int32, tokens in the cache, the new ones included. 0 with one new token: a row that fills up a
@@ -320,6 +356,8 @@ def paged_attention(
             promise about block_tables, which changes the result by rounding at most; on a CPU nothing is made of it.
         batch_invariant: a query's bits shall depend on its context alone, not on the batch or chunk that it comes in;
             small batches are then slower, and prefill is. On a CPU the C++ does so anyway.
+        k_scales, v_scales: [blocks, block_size, Nkv] uint8, of caches in 8 bits: a number is its code times
+            2^(scale - 127). On a CPU the blocks that are read are widened first.
 
     Returns:
         [T, Nq, D] in q's dtype.
@@ -345,4 +383,6 @@ def paged_attention(
         max_query_len=max_query_len,
         shared=shared,
         batch_invariant=batch_invariant,
+        k_scales=k_scales,
+        v_scales=v_scales,
     )

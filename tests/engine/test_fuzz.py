@@ -10,6 +10,7 @@ import torch
 
 from tests import tiny
 from thyme.engine import Completion, Engine, EngineConfig, Prompt, SamplingParams, Sequence, SequenceStatus
+from thyme.kernels.fp8 import dequantize_heads, quantize_heads
 from thyme.model import Model, ModelConfig, PackedAttention, build
 from thyme.model.rope import mrope_positions
 
@@ -55,8 +56,15 @@ def modes(tokens: list[bytes]) -> list[str]:
     return found
 
 
+class Fp8Attention(PackedAttention):
+    """Every token's keys and values as 8 bits have them."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return super().attend(q, *(dequantize_heads(*quantize_heads(x), x.dtype) for x in (k, v)))
+
+
 @torch.no_grad()
-def rescore(model: Model, sequences: list[Sequence]) -> list[np.ndarray]:
+def rescore(model: Model, sequences: list[Sequence], kind: type[PackedAttention]) -> list[np.ndarray]:
     """Log-probs [T, V] at temperature 1 of whole sequences, computed without a cache."""
     rows, positions, pixels, grids = [], [], [], []
     for sequence in sequences:
@@ -71,7 +79,7 @@ def rescore(model: Model, sequences: list[Sequence]) -> list[np.ndarray]:
     if grids:
         extra["image_features"] = model.encode_images(torch.from_numpy(np.concatenate(pixels)), grids)
         extra["image_positions"] = (ids == 60).nonzero()[:, 0]
-    attention = PackedAttention([len(sequence) for sequence in sequences])
+    attention = kind([len(sequence) for sequence in sequences])
     hidden = model(ids, torch.from_numpy(np.concatenate(positions, axis=1)), attention, **extra)
     logits = model.logits(hidden)
     return [part.numpy() for part in logits.split([len(sequence) for sequence in sequences])]
@@ -80,7 +88,7 @@ def rescore(model: Model, sequences: list[Sequence]) -> list[np.ndarray]:
 class Life:
     """One engine, and everything that may happen to it."""
 
-    def __init__(self, seed: int, model: Model, processor: Any, images: list[Any]) -> None:
+    def __init__(self, seed: int, model: Model, processor: Any, images: list[Any], kv_dtype: Any = "model") -> None:
         self.draw = draw = np.random.default_rng(seed)
         self.model, self.processor, self.images = model, processor, images
         size = int(draw.integers(1, 9))
@@ -97,8 +105,11 @@ class Life:
             deterministic=bool(draw.random() < 0.3),
             pin_bytes=None if draw.random() < 0.6 else int(draw.integers(0, 60)) * size * 2 * 2 * 2 * 12 * 4,
             pin_seconds=None if draw.random() < 0.3 else float(draw.integers(1, 40)),
+            kv_dtype=kv_dtype,
             quiet=True,
         )
+        self.is_fp8 = kv_dtype == "fp8"
+        self.differences: list[np.ndarray] = []
         self.engine = Engine(model, self.config, processor=processor)
         self.now = 0.0
         self.engine.scheduler.parking.clock = lambda: self.now
@@ -193,7 +204,7 @@ class Life:
         if self.draw.random() < 0.5:
             with self.engine.asleep():
                 self.engine.scheduler.check_integrity()
-            self.engine.runner.kv_cache.fill_(torch.nan)
+            self.engine.runner.kv_cache.view(torch.uint8).fill_(127 if self.is_fp8 else 255)  # not a number
         self.append()
         self.engine.resume()
 
@@ -252,13 +263,16 @@ class Life:
         ]
         assert completion.temperatures.tolist() == expected
 
+    def rescored(self, sequences: list[Sequence]) -> list[np.ndarray]:
+        return rescore(self.model, sequences, Fp8Attention if self.is_fp8 else PackedAttention)
+
     def check_ended(self) -> None:
         """Every token of the sequences that are over against a recomputation."""
         ended = [known for known in self.ended if not known.is_mixed and any(c.token_ids for c in known.completions)]
         self.ended = []
         if not ended:
             return
-        for known, logits in zip(ended, rescore(self.model, [k.sequence for k in ended]), strict=True):
+        for known, logits in zip(ended, self.rescored([k.sequence for k in ended]), strict=True):
             logits[:, list(self.banned)] = -np.inf
             if self.banned and self.processor is not None:
                 logits[:, self.processor.vocab_size :] = -np.inf
@@ -278,11 +292,15 @@ class Life:
         raw = torch.from_numpy(logits).double().log_softmax(-1).numpy()
         worst = np.abs(completion.logprobs_raw - raw[rows, drawn]).max()
         greedy = completion.temperatures == 0
-        assert (logits[rows, drawn] >= logits.max(-1) - 1e-4)[greedy & (rows >= num_forced)].all()
+        self.differences.append(np.abs(completion.logprobs_raw - raw[rows, drawn]))
+        assert (logits[rows, drawn] >= logits.max(-1) - (0.05 if self.is_fp8 else 1e-4))[
+            greedy & (rows >= num_forced)
+        ].all()
         at = torch.from_numpy(logits / np.where(greedy, 1.0, completion.temperatures)[:, None]).double().log_softmax(-1)
         expected = np.where(greedy, 0.0, at.numpy()[rows, drawn])
         worst = max(worst, np.abs(completion.logprobs - expected).max())
-        assert worst < 2e-4, f"log-probs differ by {worst}"
+        # A number at the edge of two codes that is rounded otherwise has the other code: rare, and then seen.
+        assert worst < (0.05 if self.is_fp8 else 2e-4), f"log-probs differ by {worst}"
         self.worst = max(self.worst, float(worst))
         self.tokens += len(drawn)
 
@@ -311,16 +329,19 @@ def tagged_model(fragments: Any) -> Model:
     return build(ModelConfig(model_type="qwen2", text=text), seed=5)
 
 
-def live(seed: int, tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any) -> Life:
+def live(
+    seed: int, tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any, kv_dtype: str = "model"
+) -> Life:
     if seed % 2:
-        return Life(seed, tagged_model, fragments, [])
-    return Life(seed, vision_model, None, [make_image(4, 4, 1), make_image(2, 6, 2), make_image(4, 4, 3)])
+        return Life(seed, tagged_model, fragments, [], kv_dtype)
+    images = [make_image(4, 4, 1), make_image(2, 6, 2), make_image(4, 4, 3)]
+    return Life(seed, vision_model, None, images, kv_dtype)
 
 
 def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, float]:
     """Sums of what happened over all lives."""
     sums: dict[str, float] = dict.fromkeys(("tokens", "steps"), 0)
-    worst = 0.0
+    worst, differences = 0.0, [np.zeros(0)]
     for seed in seeds:
         life = live(seed, *materials)
         try:
@@ -333,7 +354,8 @@ def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, flo
         ).items():
             sums[name] = sums.get(name, 0) + value
         worst = max(worst, life.worst)
-    return sums | {"worst": worst}
+        differences += life.differences
+    return sums | {"worst": worst, "typical": float(np.quantile(np.concatenate(differences), 0.9))}
 
 
 def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any) -> None:
@@ -353,3 +375,15 @@ def test_many_random_lives(
     sums = check_lives(range(first, first + 21), 500, tagged_model, vision_model, fragments, make_image)
     print(sums)
     assert sums["steps"] > 15_000
+
+
+@pytest.mark.soak
+def test_random_lives_of_a_cache_in_8_bits(
+    tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any
+) -> None:
+    """Against a recomputation that rounds keys and values alike: 9 of 10 tokens differ by rounding alone."""
+    sums = check_lives(range(300, 310), 220, tagged_model, vision_model, fragments, make_image, "fp8")
+    print(sums)
+    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "images_encoded"):
+        assert sums[name] > 0, name
+    assert sums["tokens"] > 1000 and sums["typical"] < 2e-4

@@ -65,3 +65,18 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot(self, widened(a), widened(b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(autouse=True)
+def _rounds_to_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter cuts float32 off to e4m3, and carries nothing into the exponent: rounded to the nearest,
+    which torch does, they are what a GPU makes of them."""
+    convert = InterpreterBuilder.create_fp_to_fp
+
+    def create_fp_to_fp(self: InterpreterBuilder, x: TensorHandle, to: tl.dtype, mode: object) -> TensorHandle:
+        if x.dtype.scalar != tl.float32 or to.scalar != tl.float8e4nv:
+            return convert(self, x, to, mode)
+        codes = torch.from_numpy(np.array(x.data)).to(torch.float8_e4m3fn).view(torch.uint8)
+        return TensorHandle(codes.numpy(), to.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from thyme.kernels.fp8 import FP8, quantize_heads
 from thyme.kernels.kv_cache import mrope_write_kv, mrope_write_kv_ref, mrope_write_kv_triton
 from thyme.kernels.mrope import mrope, mrope_ref, mrope_tables, mrope_triton
 from thyme.kernels.paged_attention import paged_attention
@@ -213,3 +214,63 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_arguments(run: Run, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**(problem(2, 3, 1, 8) | change))
+
+
+# Caches in 8 bits.
+
+
+def in_8_bits(args: dict[str, Any]) -> dict[str, Any]:
+    """The same caches as codes, all of them no number, and scales of 99."""
+    shape = args["k_cache"].shape
+    codes = {name: torch.full(shape, 127, dtype=torch.uint8).view(FP8) for name in ("k_cache", "v_cache")}
+    return args | codes | {name: torch.full(shape[:3], 99, dtype=torch.uint8) for name in ("k_scales", "v_scales")}
+
+
+def call_8_bits(run: Run, args: dict[str, Any]) -> list[Tensor]:
+    """[q, k_cache, v_cache, k_scales, v_scales], codes as bytes."""
+    args = args | {name: args[name].clone() for name in ("k_cache", "v_cache", "k_scales", "v_scales")}
+    q = run(**args)
+    return [q, *(args[name].view(torch.uint8) for name in ("k_cache", "v_cache", "k_scales", "v_scales"))]
+
+
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@ALL
+def test_codes_are_those_of_what_a_cache_would_keep(
+    run: Run, shape: tuple[int, ...], dtype: torch.dtype, has_bias: bool
+) -> None:
+    """Written and quantized apart, to the bit; nothing else is touched."""
+    if run is mrope_write_kv_triton and dtype == torch.bfloat16:
+        dtype = torch.float16  # the interpreter cannot round to bfloat16
+    args = problem(*shape, dtype)
+    args["qkv"] *= torch.logspace(-3, 3, len(args["qkv"]))[:, None, None].to(dtype)
+    if has_bias:
+        args["bias"] = torch.randn(args["qkv"][0].numel()).to(dtype)
+    q, *kept = call(run, args)
+    slots = args["slot_mapping"][args["slot_mapping"] >= 0]
+    got = call_8_bits(run, in_8_bits(args))
+    assert torch.equal(got[0], q)
+    for cache, codes, scales in zip(kept, got[1:3], got[3:], strict=True):
+        wanted, biased = (torch.full_like(x, value) for x, value in ((codes, 127), (scales, 99)))
+        made = quantize_heads(cache.flatten(0, 1)[slots])
+        wanted.flatten(0, 1)[slots], biased.flatten(0, 1)[slots] = made[0].view(torch.uint8), made[1]
+        assert torch.equal(codes, wanted)
+        assert torch.equal(scales, biased)
+
+
+BAD_8_BITS: dict[str, tuple[dict[str, Any], str]] = {
+    "one of two": ({"v_scales": None}, "k_scales and v_scales go together: give both or neither"),
+    "none": ({"k_scales": None, "v_scales": None}, "k_cache is in float8_e4m3fn, whose codes mean nothing without"),
+    "not in 8 bits": ({"k_cache": torch.ones(4, 5, 1, 8)}, "k_cache must be torch.float8_e4m3fn, got torch.float32"),
+    "shape": ({"v_scales": torch.ones(4, 5, 2).byte()}, r"v_scales must have shape \[4, 5, 1\], got \[4, 5, 2\]"),
+    "type": ({"k_scales": torch.ones(4, 5, 1)}, "k_scales must be torch.uint8, got torch.float32"),
+    "layout": ({"k_scales": torch.ones(5, 4, 1).byte().transpose(0, 1)}, "k_scales must be contiguous"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_8_BITS.values(), ids=BAD_8_BITS)
+@ALL
+def test_bad_caches_in_8_bits(run: Run, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(**(in_8_bits(problem(2, 3, 1, 8)) | change))

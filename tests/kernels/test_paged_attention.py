@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thyme.kernels import attention_tiles, shared_prefix
 from thyme.kernels import paged_attention as attention_module
+from thyme.kernels.fp8 import dequantize_heads, quantize_heads
 from thyme.kernels.paged_attention import (
     paged_attention,
     paged_attention_native,
@@ -492,3 +493,67 @@ def test_a_wrong_hint_is_seen_where_values_are() -> None:
     for run in (paged_attention_ref, paged_attention_triton):
         with pytest.raises(ValueError, match="max_query_len is 1, a sequence has 2 new tokens"):
             run(**args, max_query_len=1)
+
+
+# Caches in 8 bits.
+
+
+def in_8_bits(args: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the problem with its caches in 8 bits, and with caches of q's dtype that hold what those say)."""
+    narrow, wide = dict(args), dict(args)
+    for name in ("k_cache", "v_cache"):
+        magnitudes = torch.logspace(-4, 4, args[name][..., 0].numel()).view(args[name].shape[:3])
+        codes, scales = quantize_heads(args[name] * magnitudes[..., None] ** 0.1)
+        narrow |= {name: codes, f"{name[0]}_scales": scales}
+        wide[name] = dequantize_heads(codes, scales, args["q"].dtype)
+    return narrow, wide
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@ALL
+def test_a_cache_in_8_bits_against_the_loop(
+    run: Run, shape: tuple[Any, ...], dtype: torch.dtype, tolerances: dict
+) -> None:
+    """The rounding of keys and values aside, whatever is no number in slots that nobody uses, and in their scales."""
+    if run is paged_attention_native and dtype == torch.float16:
+        dtype = torch.bfloat16
+    narrow, wide = in_8_bits(problem(*shape, dtype=dtype))
+    out = run(**narrow)
+    assert (out.dtype, out.shape) == (dtype, narrow["q"].shape)
+    atol, rtol = tolerances["attention", dtype]
+    torch.testing.assert_close(out.double(), call(oracle, wide), atol=8 * atol, rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"batch_invariant": True}, {"shared": True}], ids=["plain", "any batch", "shared"]
+)
+@ALL
+def test_its_bits_are_those_of_a_widened_cache(run: Run, more: dict[str, Any]) -> None:
+    """Powers of two round nothing, wherever they are multiplied in. Of a shared prefix tiles are smaller in 8 bits."""
+    args = problem([1, 1, 1, 5], [200, 190, 70, 66], 4, 2, 32, 16)
+    if "shared" in more:
+        args["block_tables"][1, :8] = args["block_tables"][0, :8]
+        groups, blocks = (torch.tensor(x, dtype=torch.int32) for x in ([0, 2, 4], [8, 0]))
+        more = {"shared": SharedPrefix(groups, blocks)}
+    narrow, wide = in_8_bits(args)
+    got, wanted = run(**narrow, **more), run(**wide, **more)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(got, wanted) or (run is paged_attention_triton and "shared" in more)
+
+
+BAD_8_BITS: dict[str, tuple[dict[str, Any], str]] = {
+    "one of two": ({"v_scales": None}, "k_scales and v_scales go together: give both or neither"),
+    "none": ({"k_scales": None, "v_scales": None}, "k_cache is in float8_e4m3fn, whose codes mean nothing without"),
+    "not in 8 bits": ({"v_cache": torch.ones(4, 16, 2, 16)}, "v_cache must be torch.float8_e4m3fn, got torch.float32"),
+    "shape": ({"v_scales": torch.ones(4, 16, 1).byte()}, r"v_scales must have shape \[4, 16, 2\], got \[4, 16, 1\]"),
+    "type": ({"k_scales": torch.ones(4, 16, 2)}, "k_scales must be torch.uint8, got torch.float32"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_8_BITS.values(), ids=BAD_8_BITS)
+@ALL
+def test_bad_caches_in_8_bits(run: Run, change: dict[str, Any], message: str) -> None:
+    narrow, _ = in_8_bits(problem([1], [20], 4, 2, 16, 16))
+    with pytest.raises(ValueError, match=message):
+        run(**narrow | change)

@@ -9,7 +9,7 @@ import torch
 
 from tests.train.test_lora_training import tensors
 from tests.train.test_trainable import packed, saved_bytes
-from thyme.engine import Engine, EngineConfig
+from thyme.engine import Engine, EngineConfig, SamplingParams
 from thyme.model import ImageInputs, LoraConfig, Model, ModelConfig, Processor, add_adapters, build
 from thyme.model.sizes import SIZES
 from thyme.toy.model import tiny_config
@@ -166,6 +166,20 @@ def test_a_token_of_the_cache_is_the_engine_s(model: Model) -> None:
     budget = found.total("rollout") + 1000
     assert found.kv_bytes(budget) == 1000 and found.fits(10**12, 0)
     assert not found.fits(max(map(found.total, found.phases)), 10**12)
+
+
+def test_an_engine_in_fp8_is_counted_to_the_byte(model: Model) -> None:
+    """Its cache by the token; its copy of the weights in the rollout, and in no phase in which it sleeps."""
+    sizes: dict[str, Any] = dict(num_blocks=7, block_size=16, max_sequences=4, quiet=True)
+    config = EngineConfig(weight_dtype="fp8", kv_dtype="fp8", **sizes)
+    engine = Engine(model, config)
+    engine.generate([[5, 6, 7]], SamplingParams(max_tokens=2, seed=1))
+    job = Job(model=model.config, stage=RlConfig(), itemsize=4)
+    found, plain = plan(replace(job, fp8_weights=True, fp8_cache=True)), plan(job)
+    assert found.kv_token * 7 * 16 == engine.stats()["kv_bytes"]
+    copy = engine.stats()["packed_bytes"]
+    assert copy > 0 and found.total("rollout") == plain.total("rollout") + copy
+    assert all(found.total(phase) == plain.total(phase) for phase in plain.phases if phase != "rollout")
 
 
 def test_the_seven_billion_are_those_of_the_hub() -> None:

@@ -92,6 +92,17 @@ def test_a_verb_runs_on_any_model(verb: str, model: Path, rows: Path, capsys: py
         assert "all          n    3" in out
 
 
+def test_a_rollout_in_fp8_says_what_it_costs(demo_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "mismatch of the engine with the model as it is trained: kl "
+    thyme("rollout", "--model", demo_checkpoint, "--name", "plain", *ARGUMENTS["rollout"])
+    assert said not in capfd.readouterr().out
+    thyme("rollout", "--model", demo_checkpoint, "--name", "x", *ARGUMENTS["rollout"], "--engine.weight-dtype", "fp8")
+    out = capfd.readouterr().out.partition(said)[2]
+    kl, tokens = float(out.split()[0]), int(out.rpartition(" tokens")[0].split()[-1])
+    rows = [json.loads(line) for line in Path("runs/x/rollouts/step_0.jsonl").read_text().splitlines()]
+    assert 1e-9 < kl < 0.1 and 0 < tokens <= 6 * len(rows)
+
+
 def test_a_checkpoint_inside_of_training_is_a_model_too(demo_checkpoint: Path) -> None:
     thyme("sft", "--model", demo_checkpoint, "--name", "x", *ARGUMENTS["sft"])
     inner = Path("runs/x/checkpoints/sft_1")

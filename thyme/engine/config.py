@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+EngineDtype = Literal["model", "fp8"]
 AttentionName = Literal["auto", "triton", "flash_attn", "reference"]
 
 
@@ -64,6 +65,14 @@ class EngineConfig:
     change and given back by sleep. None: on a CPU in float32 or bfloat16, where the copy takes no more than a quarter
     of the free memory, and not under deterministic: the trainer's products are not packed, and its log-probs would
     differ from the engine's in the last bits."""
+    weight_dtype: EngineDtype = "model"
+    """Of the decoder's projections, in the engine alone. fp8: a copy in e4m3 by blocks of 128 x 128, made at start and
+    after each change of the weights, which stay as they are: half the bytes of bfloat16 to read in decoding, and a
+    mismatch with the trainer (`thyme rollout` prints it). On a CPU it saves no time: weights are widened in each
+    call."""
+    kv_dtype: EngineDtype = "model"
+    """Of the KV cache. fp8: e4m3 with a power of two for each head of each token, 1 + 1 / D bytes a number: twice the
+    tokens of bfloat16 in the same memory. Attention is then ours; on a CPU what a step reads is widened first."""
     quiet: bool = False
     """Do not log the size of the cache at start."""
 
@@ -89,6 +98,15 @@ class EngineConfig:
         if self.attention not in get_args(AttentionName):
             raise ValueError(
                 f"EngineConfig.attention must be one of {', '.join(get_args(AttentionName))}, got {self.attention!r}"
+            )
+        for name in ("weight_dtype", "kv_dtype"):
+            if getattr(self, name) not in get_args(EngineDtype):
+                known = " or ".join(get_args(EngineDtype))
+                raise ValueError(f"EngineConfig.{name} must be {known}, got {getattr(self, name)!r}")
+        if self.pack_weights and self.weight_dtype == "fp8":
+            raise ValueError(
+                "EngineConfig.pack_weights does not go with weight_dtype fp8, whose products read another copy: leave "
+                "one of the two out"
             )
         if self.head_dtype not in ("float32", "model"):
             raise ValueError(f"EngineConfig.head_dtype must be float32 or model, got {self.head_dtype!r}")

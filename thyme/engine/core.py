@@ -93,10 +93,12 @@ class EngineCore:
             image_cache_bytes=config.image_cache_bytes,
             attention=config.attention,
             packs_weights=packs,
+            fp8_weights=config.weight_dtype == "fp8",
+            fp8_cache=config.kv_dtype == "fp8",
             max_sequences=config.max_sequences,
             decode_graphs=config.decode_graphs,
         )
-        block_bytes = self.runner.kv_cache.nbytes // num_blocks
+        block_bytes = self.runner.kv_nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
         self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded)
         self.stopping = StopChecker(
@@ -113,7 +115,7 @@ class EngineCore:
         self._unique_tokens = 0
         self.recorder: StepRecorder | None = None
         if not config.quiet:
-            size = self.runner.kv_cache.nbytes / 2**30
+            size = self.runner.kv_nbytes / 2**30
             _log.info(
                 "KV cache: %d blocks of %d tokens, %d tokens, %.2f GiB; sequences of up to %d tokens; attention: %s",
                 num_blocks,
@@ -372,7 +374,7 @@ class EngineCore:
             "image_cache_bytes": self.runner.images.cached_bytes,
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
-            "kv_bytes": self.runner.kv_cache.nbytes,
+            "kv_bytes": self.runner.kv_nbytes,
             "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,

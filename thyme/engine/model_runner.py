@@ -23,10 +23,12 @@ from thyme.engine.step_record import StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
+from thyme.kernels.fp8 import FP8
 from thyme.kernels.kv_cache import mrope_write_kv
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
+from thyme.model.fp8 import Fp8View, fp8_nbytes
 from thyme.model.model import MIN_ROWS, Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
@@ -76,6 +78,8 @@ class ModelRunner:
         float32_head: logits in float32, whatever the model's dtype: they are then rounded nowhere.
         image_cache_bytes, attention: see EngineConfig.
         packs_weights: run a PackedView of the model instead.
+        fp8_weights: run an Fp8View of the model instead.
+        fp8_cache: keep keys and values in 8 bits.
         max_sequences, decode_graphs: see EngineConfig.
 
     Raises:
@@ -94,21 +98,32 @@ class ModelRunner:
         image_cache_bytes: int = 0,
         attention: AttentionName = "auto",
         packs_weights: bool = False,
+        fp8_weights: bool = False,
+        fp8_cache: bool = False,
         max_sequences: int = 1,
         decode_graphs: bool | None = False,
     ) -> None:
         text = model.config.text
         self.model = model
         self.packed = PackedView(model, torch.float32 if float32_head else None) if packs_weights else None
+        if fp8_weights:
+            self.packed = Fp8View(model)
         """What is run instead of `model`; its copies are made with the next batch."""
         self.device = model.device
         self.deterministic = deterministic
         self.float32_head = float32_head
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        self._cache_dtype = FP8 if fp8_cache else model.dtype
         self.allocate()
         self._scale = text.head_dim**-0.5
         self.attention = attention_backend(
-            attention, self.device, model.dtype, block_size, text.head_dim, batch_invariant=deterministic
+            attention,
+            self.device,
+            model.dtype,
+            block_size,
+            text.head_dim,
+            batch_invariant=deterministic,
+            fp8_cache=fp8_cache,
         )
         """What computes attention."""
         self.shares_prefixes = self.attention.reads_shared_prefix and not deterministic
@@ -146,8 +161,22 @@ class ModelRunner:
         """Takes the memory of the KV cache; what is in it is not defined."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # one tensor that large does not fit between what the allocator keeps cached
-        self.kv_cache = torch.empty(self._shape, dtype=self.model.dtype, device=self.device)
+        self.kv_cache = torch.empty(self._shape, dtype=self._cache_dtype, device=self.device)
         self._layers = [(layer[0], layer[1]) for layer in self.kv_cache]
+        self._take_scales()
+
+    def _take_scales(self) -> None:
+        """Those of a cache in 8 bits, [L, 2, blocks, block_size, Nkv] uint8."""
+        shape = self._shape[:-1] if self._cache_dtype == FP8 and self._layers else (0,)
+        self._kv_scales = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        self._scales: list[dict[str, Tensor]] = [{} for _ in self._layers]
+        if self._cache_dtype == FP8:
+            self._scales = [{"k_scales": layer[0], "v_scales": layer[1]} for layer in self._kv_scales]
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Of the KV cache, scales included."""
+        return self.kv_cache.nbytes + self._kv_scales.nbytes
 
     def free(self) -> None:
         """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
@@ -157,14 +186,15 @@ class ModelRunner:
         if self.graphs is not None:
             self.graphs.forget()  # they know the cache's addresses
         self._layers = []
-        self.kv_cache = torch.empty(0, dtype=self.model.dtype, device=self.device)
+        self.kv_cache = torch.empty(0, dtype=self._cache_dtype, device=self.device)
+        self._take_scales()
         self.images.forget()
 
     def weights_updated(self) -> None:
         """The weights have changed, where they lie or elsewhere: nothing made from the old ones is used again."""
         self.images.forget()
         if self.packed is not None:
-            self.packed.free()
+            self.packed.outdate()
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
         if self.graphs is not None and addresses != self._addresses:
             self.graphs.forget()
@@ -174,7 +204,8 @@ class ModelRunner:
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
         if self.packed is not None:
-            self.packed.refresh()
+            if self.packed.refresh() and self.graphs is not None:
+                self.graphs.forget()
             self.model = self.images.model = self.packed.model
         shown, replays = batch, self.graphs is not None and decodes_only(batch)
         if replays:
@@ -185,7 +216,9 @@ class ModelRunner:
             self.recorder.begin(batch)
         if "copies" in sent:
             source, target = sent["copies"]
-            self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
+            cache = self.kv_cache if self._cache_dtype != FP8 else self.kv_cache.view(torch.uint8)
+            for part in (cache, self._kv_scales) if self._kv_scales.numel() else (cache,):
+                part[:, :, target] = part[:, :, source]
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
         if batch.num_tokens:
@@ -263,11 +296,11 @@ class ModelRunner:
             options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-            caches = self._layers[layer]
+            caches, scales = self._layers[layer], self._scales[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
-            q = mrope_write_kv(qkv, cos, sin, *caches, slots)
-            out = self.attention.run(q, *caches, *placement, **options)
+            q = mrope_write_kv(qkv, cos, sin, *caches, slots, **scales)
+            out = self.attention.run(q, *caches, *placement, **options, **scales)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
         input_ids, positions = sent["input_ids"], sent["positions"]
@@ -409,7 +442,8 @@ def num_kv_blocks(model: Model, config: EngineConfig, reserved: int) -> int:
     text = model.config.text
     if config.num_blocks is not None:
         return config.num_blocks
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    head = text.head_dim + 1 if config.kv_dtype == "fp8" else text.head_dim * model.dtype.itemsize
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head
     if config.kv_bytes is not None:
         limit = config.kv_bytes
     else:
@@ -432,7 +466,9 @@ def _head_dtype(config: EngineConfig) -> torch.dtype | None:
 
 
 def packed_bytes(model: Model, config: EngineConfig) -> int:
-    """What packed copies of the weights will take; 0 where there are none."""
+    """What the engine's copies of the weights will take; 0 where there are none."""
+    if config.weight_dtype == "fp8":
+        return fp8_nbytes(model)
     return packed_nbytes(model, _head_dtype(config)) if packs_weights(model, config) else 0
 
 
@@ -443,7 +479,7 @@ def packs_weights(model: Model, config: EngineConfig) -> bool:
         ValueError: they are asked for by name and the model is not in float32 or bfloat16 on a CPU.
     """
     if config.pack_weights is None:
-        if config.deterministic or not can_pack(model):
+        if config.deterministic or config.weight_dtype == "fp8" or not can_pack(model):
             return False
         return packed_nbytes(model, _head_dtype(config)) <= _free_memory(model.device) // 4
     if config.pack_weights and not can_pack(model):

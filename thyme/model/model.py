@@ -36,6 +36,8 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.processor: Processor | None = None
+        self.stored_scales: dict[str, Tensor] = {}
+        """Of weights that were loaded from 8 bits, by parameter: [ceil(N / 128), ceil(K / 128)] float32."""
         self.lora: LoraConfig | None = None
         """What `thyme.model.lora` added; None: no adapters."""
         self.lora_base = ""

@@ -13,6 +13,7 @@ model's own.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.dtype = dtype or source.weight.dtype
         self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
-        self._packed: Tensor | None = None
+        self._packed: Any = None
         self._made_from: tuple[int, int] | None = None
 
     @property
@@ -53,13 +54,25 @@ class PackedLinear(nn.Module):
         weight = self.weight
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if state != self._made_from:
-            self._packed = None  # first, so that there are never two
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype))
+            self._pack(weight.detach())
             self._made_from = state
+
+    def _pack(self, weight: Tensor) -> None:
+        self._packed = None  # first, so that there are never two
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype))
+
+    def outdate(self) -> None:
+        """Whatever the weight says of itself, it has changed: the next `refresh` makes the copy anew."""
+        self.free()
 
     def free(self) -> None:
         """Gives the memory of the copy back, until `refresh`."""
         self._packed = self._made_from = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the copy, where there is one."""
+        return 0 if self._packed is None else self.weight.numel() * self.dtype.itemsize
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
@@ -73,9 +86,9 @@ class PackedLinear(nn.Module):
 class _PackedLora(nn.Module):
     """A projection with adapters: the product packed, the adapters the source's own."""
 
-    def __init__(self, source: LoraLinear) -> None:
+    def __init__(self, base: PackedLinear, source: LoraLinear) -> None:
         super().__init__()
-        self.base = PackedLinear(source)
+        self.base = base
         self.source = source
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,12 +118,20 @@ class PackedView:
         self._linears = [one for one in self._linears if one.weight is not head.weight] + [head]
         self.model = view
 
-    def refresh(self) -> None:
-        """Brings `model` up to date with what training did to the weights; cheap where that is nothing."""
-        if self._source.lora is not self._lora:
+    def refresh(self) -> bool:
+        """Brings `model` up to date with what training did to the weights; cheap where that is nothing. Whether its
+        copies lie elsewhere than before, since adapters came or went."""
+        is_new = self._source.lora is not self._lora
+        if is_new:
             self._build()
         for linear in self._linears:
             linear.refresh()
+        return is_new
+
+    def outdate(self) -> None:
+        """The weights have changed: the next `refresh` makes all copies anew."""
+        for linear in self._linears:
+            linear.outdate()
 
     def free(self) -> None:
         """Gives the memory of the copies back, until `refresh`."""
@@ -119,15 +140,12 @@ class PackedView:
 
     @property
     def nbytes(self) -> int:
-        """Of the packed copies there are."""
-        made = [linear for linear in self._linears if linear._packed is not None]
-        return sum(linear.weight.numel() * linear.dtype.itemsize for linear in made)
+        """Of the copies there are."""
+        return sum(linear.nbytes for linear in self._linears)
 
     def _view(self, module: nn.Module) -> nn.Module:
         if isinstance(module, LoraLinear):
-            adapted = _PackedLora(module)
-            self._linears.append(adapted.base)
-            return adapted
+            return _PackedLora(self._packed(module), module)
         if isinstance(module, nn.Linear):
             return self._packed(module)
         view = copy.copy(module)

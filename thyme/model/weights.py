@@ -21,6 +21,7 @@ from torch import Tensor
 
 from thyme.model.adapter import ADAPTER_FOLDER, fill_adapters, save_adapter
 from thyme.model.config import ModelConfig
+from thyme.model.fp8_checkpoint import CODES, SCALE, check_quantization, check_scales, joined, widened
 from thyme.model.hf import as_ids, model_config_from_hf, model_config_to_hf, read_json
 from thyme.model.hub_names import hub_name, pieces
 from thyme.model.lora import merged_parameters
@@ -64,7 +65,9 @@ def read_config(folder: Path) -> ModelConfig:
     """config.json, with the end-of-sequence ids of generation_config.json where that names some."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}: give a folder with config.json and *.safetensors")
-    config = model_config_from_hf(read_json(folder / "config.json"))
+    said = read_json(folder / "config.json")
+    check_quantization(said, folder)
+    config = model_config_from_hf(said)
     generation = folder / "generation_config.json"
     eos = as_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
     return config.with_eos(eos) if eos else config
@@ -170,7 +173,9 @@ def _fill(model: Model, stored: dict[str, tuple[Any, str]], folder: Path) -> Non
     """Copies every stored tensor into the parameter it belongs to, after all names and shapes were checked."""
     wanted = [(p, piece) for name, p in model.named_parameters() for piece in pieces(model.config, name, p.shape)]
     names = {piece.name for _, piece in wanted}
-    spare = {key for key in stored.keys() - names if not _COMPUTED.search(key)}
+    in_8_bits = {name for name in names & stored.keys() if _dtype_of(stored, name) == CODES}
+    scales = {name + SCALE for name in in_8_bits}
+    spare = {key for key in stored.keys() - names - scales if not _COMPUTED.search(key)}
     tied_head = model.lm_head is None and _LM_HEAD in spare and _EMBEDDING in stored
     if tied_head:
         spare.remove(_LM_HEAD)
@@ -185,15 +190,40 @@ def _fill(model: Model, stored: dict[str, tuple[Any, str]], folder: Path) -> Non
             raise ValueError(
                 f"{folder}: {piece.name} has shape {list(view.get_shape())}, config.json asks for {list(piece.shape)}"
             )
-        if view.get_dtype() not in _DTYPES:
+        if piece.name in in_8_bits:
+            check_scales(stored, piece, folder)
+        elif view.get_dtype() not in _DTYPES:
             raise ValueError(f"{folder}: {piece.name} is stored as {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
     for parameter, piece in wanted:
-        file, key = stored[piece.name]
-        parameter[piece.rows].copy_(file.get_tensor(key).view(parameter[piece.rows].shape))
+        if piece.name not in in_8_bits:
+            file, key = stored[piece.name]
+            parameter[piece.rows].copy_(file.get_tensor(key).view(parameter[piece.rows].shape))
+    model.stored_scales = {}
+    for name, parameter in model.named_parameters() if in_8_bits else ():
+        _widen(model, name, parameter, stored, in_8_bits)
     if tied_head:
         head, embedding = (file.get_tensor(key) for file, key in (stored[_LM_HEAD], stored[_EMBEDDING]))
         if not torch.equal(head, embedding):
             raise ValueError(f"{folder}: config.json ties the embeddings, but {_LM_HEAD} differs from {_EMBEDDING}")
+
+
+def _dtype_of(stored: dict[str, tuple[Any, str]], name: str) -> str:
+    file, key = stored[name]
+    return str(file.get_slice(key).get_dtype())
+
+
+def _widen(model: Model, name: str, parameter: Tensor, stored: dict[str, tuple[Any, str]], in_8_bits: set[str]) -> None:
+    """Fills in what the checkpoint has of a parameter in 8 bits, and keeps the scales where all of it is."""
+    own = pieces(model.config, name, parameter.shape)
+    scales = []
+    for piece in own:
+        if piece.name in in_8_bits:
+            weight, scale = widened(stored, piece, parameter.dtype)
+            parameter[piece.rows].copy_(weight)
+            scales.append(scale)
+    whole = joined(own, scales) if len(scales) == len(own) else None
+    if whole is not None:
+        model.stored_scales[name] = whole
 
 
 def _write(model: Model, processor: Processor | None, folder: Path) -> None:

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 
 from thyme.model.config import LoraConfig, ModelConfig
+from thyme.model.fp8 import fp8_nbytes
 from thyme.model.lora import add_adapters
 from thyme.model.model import Model
 from thyme.train.activations import Pass, backward_bytes, forward_bytes, saved_bytes
@@ -54,6 +55,10 @@ class Job:
     """The engine's max_batch_tokens."""
     sequences: int = 128
     """The engine's max_sequences."""
+    fp8_weights: bool = False
+    """The engine's weight_dtype is fp8: it has a copy while it is awake."""
+    fp8_cache: bool = False
+    """Its kv_dtype is."""
 
     def __post_init__(self) -> None:
         if self.gpus > 1 and (self.stage.optimizer_offload or self.stage.optimizer_state != "fp32"):
@@ -97,6 +102,8 @@ class Counts:
     """In the largest trained parameter."""
     matrix: int
     """In the largest matrix that Muon has."""
+    fp8: int
+    """Bytes of the decoder's projections in 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +147,8 @@ def plan(job: Job) -> Plan:
     if isinstance(job.stage, RlConfig):
         decode = forward_bytes(text, vision, tokens=job.step_tokens, patches=4 * job.step_tokens, itemsize=job.itemsize)
         phases["rollout"] = here | {"workspace": decode + job.sequences * text.vocab_size * (job.itemsize + 4)}
+        if job.fp8_weights:
+            phases["rollout"]["weights in fp8"] = counts.fp8
         if job.stage.kl_coef > 0 or job.stage.needs_old_logprobs:
             forward = forward_bytes(text, vision, tokens=how.tokens, patches=how.patches, itemsize=job.itemsize)
             inside = max(forward, _head_workspace(job, how.rows)) + _streamed(job, counts)
@@ -149,8 +158,14 @@ def plan(job: Job) -> Plan:
     end = here | {"gradients": at_end, "workspace": inside}
     phases["backward"] = max(start, end, key=lambda phase: sum(phase.values()))
     phases["step"] = here | {"gradients": grown, "workspace": _step_workspace(job, counts)}
-    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * job.itemsize
-    return Plan(phases=phases, host=_host(job, counts), kv_token=kv_token, counts=counts)
+    return Plan(phases=phases, host=_host(job, counts), kv_token=kv_token_nbytes(job), counts=counts)
+
+
+def kv_token_nbytes(job: Job) -> int:
+    """Bytes of one token in the KV cache, over all layers."""
+    text = job.model.text
+    head = text.head_dim + 1 if job.fp8_cache else text.head_dim * job.itemsize
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head
 
 
 def count(job: Job) -> Counts:
@@ -175,6 +190,7 @@ def count(job: Job) -> Counts:
         block=max(sizes),
         largest=max(p.numel() for _, p in trained),
         matrix=max((p.numel() for (_, p), is_muon in zip(trained, muon, strict=True) if is_muon), default=0),
+        fp8=fp8_nbytes(model),
     )
 
 

@@ -147,8 +147,9 @@ def _attention_pairs(random: Callable[..., Any], device: str) -> dict[str, Pair]
 
 
 def _small_pairs(random: Callable[..., Any]) -> dict[str, Pair]:
-    from thyme.kernels import rmsnorm, swiglu
+    from thyme.kernels import fp8, fp8_linear, rmsnorm, swiglu
 
+    codes = fp8.quantize_weight(random(70, 130))
     x, residual, weight, gates = random(9, 130), random(9, 130), random(130), random(9, 220)
     return {
         "rmsnorm": (
@@ -160,6 +161,10 @@ def _small_pairs(random: Callable[..., Any]) -> dict[str, Pair]:
             lambda: list(rmsnorm.add_rmsnorm_ref(x, residual, weight, 1e-6)),
         ),
         "swiglu": (lambda: [swiglu.swiglu_triton(gates)], lambda: [swiglu.swiglu_ref(gates)]),
+        "fp8_linear": (
+            lambda: [fp8_linear.fp8_linear_triton(x, *codes)],
+            lambda: [fp8_linear.fp8_linear_ref(x, *codes)],
+        ),
     }
 
 

@@ -42,6 +42,8 @@ def job_of(
         longest=longest or 0,
         step_tokens=config.engine.max_batch_tokens,
         sequences=config.engine.max_sequences,
+        fp8_weights=config.engine.weight_dtype == "fp8",
+        fp8_cache=config.engine.kv_dtype == "fp8",
     )
 
 

@@ -47,6 +47,8 @@ def beside_training(
         longest=engine.max_context or 0,
         step_tokens=engine.max_batch_tokens,
         sequences=engine.max_sequences,
+        fp8_weights=engine.weight_dtype == "fp8",
+        fp8_cache=engine.kv_dtype == "fp8",
     )
     found = plan(job)
     left, context = found.kv_bytes(total - RESERVE), engine.max_context or text.max_position_embeddings

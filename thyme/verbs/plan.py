@@ -126,10 +126,11 @@ def _notes(config: Config, job: Job, found: Plan, budget: int) -> Iterator[str]:
 
 
 def _kv_wanted(config: Config, job: Job) -> int:
+    from thyme.train.memory import kv_token_nbytes
+
     if config.stage != "rl":
         return 0
-    engine, text = config.engine, job.model.text
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * job.itemsize
+    engine, token = config.engine, kv_token_nbytes(job)
     if engine.kv_bytes is not None:
         return engine.kv_bytes
     return int(config.kv_gib * GIB) if engine.num_blocks is None else engine.num_blocks * engine.block_size * token

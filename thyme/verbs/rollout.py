@@ -33,6 +33,7 @@ class Config(ScoredConfig):
 def run(config: Config) -> Result:
     """Samples, writes, and says where."""
     from thyme.rewards.opening import open_scorer
+    from thyme.train.engine_mismatch import engine_mismatch
     from thyme.train.group_scores import GroupScores
     from thyme.train.rl import record
     from thyme.verbs.folders import run_dir
@@ -68,7 +69,13 @@ def run(config: Config) -> Result:
     record(path, groups)
     print(f"{_said(groups)}: {path}")
     print(spent(loop))
-    return Result({"path": path, "rollouts": sum(len(group.rollouts) for group in groups), "questions": len(groups)})
+    mismatch = None
+    if "fp8" in (config.engine.weight_dtype, config.engine.kv_dtype):
+        drawn = [rollout for group in groups for rollout in group.rollouts]
+        mismatch = engine_mismatch(opened.model, opened.processor, drawn, loop.config)
+        print(mismatch or "nothing was drawn")
+    counts = {"rollouts": sum(len(group.rollouts) for group in groups), "questions": len(groups)}
+    return Result({"path": path, **counts, "timing": loop.timing, "mismatch": mismatch})
 
 
 def spent(loop: RolloutLoop) -> str:
