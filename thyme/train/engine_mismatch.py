@@ -53,7 +53,7 @@ def engine_mismatch(
         logprobs = trained_logprobs(model, moved, allowed, moved.temperatures, fused_head=False)
         scored = replace(batch, old_logprobs=logprobs.to(batch.weights.device))
         assert scored.old_logprobs is not None and scored.rollout_logprobs is not None
-        sums.append(divergence_sums(scored))
+        sums.append(divergence_sums(scored, {}))
         differences.append((scored.old_logprobs - scored.rollout_logprobs).abs())
     if not differences:
         return None
