@@ -44,6 +44,8 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "resume": ("--rl.steps", "3"),
     "ablate": (*LOOP, *FEW["rl"], "--rl.steps", "1", "--eval.num-questions", "2", "--seeds", "0"),
     "rollout": LOOP,
+    "profile rollout": (*LOOP, "--steps", "1"),
+    "profile train": (*LOOP, *FEW["rl"], "--steps", "1"),
     "eval": (*LOOP, "--eval.num-questions", "3"),
     "ask": ("--max-tokens", "8"),
     "serve": LOOP,

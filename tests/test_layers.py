@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "interrupt": set(),
     "pictures": set(),
+    "trace": set(),
     "sandbox": {"_fork", "pictures"},
     "model": {"kernels", "pictures"},
     "engine": {"model", "kernels", "repetition", "trace"},
