@@ -97,6 +97,8 @@ class Life:
             deterministic=bool(draw.random() < 0.3),
             pin_bytes=None if draw.random() < 0.6 else int(draw.integers(0, 60)) * size * 2 * 2 * 2 * 12 * 4,
             pin_seconds=None if draw.random() < 0.3 else float(draw.integers(1, 40)),
+            speculation=("off", "greedy", "all")[seed % 3],
+            draft_tokens=1 + seed % 7,
             quiet=True,
         )
         self.engine = Engine(model, self.config, processor=processor)
