@@ -124,7 +124,8 @@ class Drafts:
         self._sources.move_to_end(prompt)
         before = source.nbytes
         source.grow(key, token_ids)
-        self._count(prompt, source, before)
+        self._own_bytes += source.nbytes - before
+        self._shrink(prompt)
 
     def close(self, prompt: bytes, key: int) -> None:
         """A sequence has ended."""
@@ -135,6 +136,7 @@ class Drafts:
             source.is_known = True
             self._common.grow(key, text)
             self._common.close(key)
+            self._shrink()
 
     def after(self, prompt: bytes, tail: Sequence[int], most: int) -> tuple[list[int], int]:
         """At most `most` tokens that may follow on the tail, and how many tokens of it they are told from, 0 for no
@@ -144,20 +146,21 @@ class Drafts:
             return [], 0
         before = source.nbytes
         draft, length = source.after(tail, most)
-        self._count(prompt, source, before)
+        self._own_bytes += source.nbytes - before
         if length < MATCHES[0]:
             elsewhere, agreed = self._common.after(tail, most)
             if agreed > length:
                 draft, length = elsewhere, agreed
+        self._shrink(prompt)
         return draft.tolist(), length
 
-    def _count(self, prompt: bytes, source: _Source, before: int) -> None:
-        self._own_bytes += source.nbytes - before
+    def _shrink(self, prompt: bytes | None = None) -> None:
+        """Forgets what is too much, after something of this prompt has grown."""
         if 4 * self._common.nbytes > self.max_bytes:
             self._common = _Source()
-        if 4 * source.nbytes > self.max_bytes:
+        if prompt is not None and 4 * self._sources[prompt].nbytes > self.max_bytes:
             self._forget(prompt)
-        while self._sources and self.nbytes > self.max_bytes:
+        while self.nbytes > self.max_bytes:
             self._forget(next(iter(self._sources)))
 
     def _forget(self, prompt: bytes) -> None:
