@@ -259,6 +259,7 @@ class Watch:
                 before = np.flatnonzero(batch.drafted.depths > 0) - 1
                 self.temperatures |= set(sampled.records[3, before].tolist())
                 self.num_rows = max(self.num_rows, len(set(batch.rows.tolist())))
+                assert batch.num_tokens <= engine.config.max_batch_tokens
             return sampled
 
         engine._draw, engine.runner.run = drew, ran  # type: ignore[method-assign]
@@ -300,6 +301,7 @@ def compare(
     assert drafted.rounds.keys() == plain.rounds.keys()
     for key, expected in plain.rounds.items():
         assert_same(drafted.rounds[key], expected)
+    assert speculating.stats()["sampled_tokens"] == plain.engine.stats()["sampled_tokens"]
     return drafted, watch
 
 
@@ -482,6 +484,19 @@ def test_text_that_is_not_greedy_is_not_drafted_unless_asked_for(model: Model, f
         for _ in range(2):
             engine.generate([PROMPT, PROMPT], params)
         assert (engine.stats()["verifications"] > 0) == drafts
+
+
+def test_nothing_is_drafted_before_a_round_has_begun(model: Model, fragments: Any) -> None:
+    """The last token of a prompt is computed alone, in a row whose states are those of the sequence before."""
+    params = replace(FREE, code_temperature=0.2, temperature=1.5)
+    prompt = [9, 8, 7, 6, 5]
+    expected = drawing(model, fragments).generate([prompt], params)
+    engine = drawing(model, fragments, speculation="all", prefix_cache=False, prefill_chunk=4)
+    for _ in range(2):
+        assert engine.speculation is not None
+        engine.speculation.drafts = Oracle([prompt + expected[0].token_ids], fragments.vocab_size, mistakes=0.0)
+        engine.table.states[:] = engine.automaton.walk(np.array([fragments.tokens.index(b"<code>")]))[2]
+        assert_same(engine.generate([prompt], params), expected)
 
 
 def test_many_sequences_have_no_drafts(model: Model, fragments: Any) -> None:
