@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.by_heart import by_heart
 from tests.engine.test_stopping import Scripted
 from thyme.engine import (
     Completion,
@@ -24,6 +25,7 @@ from thyme.engine import (
     EngineConfig,
     Phases,
     PhaseSampling,
+    Prompt,
     SamplingParams,
     SequenceStatus,
     TagPair,
@@ -34,6 +36,8 @@ from thyme.engine.drafts import MATCHES, Drafts
 from thyme.engine.phases import CODE, TEXT
 from thyme.model import Model, ModelConfig, build
 from thyme.repetition import RepetitionConfig
+from thyme.rollout.prompts import build_prompt
+from thyme.toy.scenarios import demonstrations
 
 ARRAYS = (
     "logprobs",
@@ -545,6 +549,35 @@ def test_drafts_stay_within_their_bytes() -> None:
     assert 59 in kept and 0 not in kept
     drafts.grow(b"long", (), 99, draw.integers(0, 1000, 100_000).tolist())
     assert drafts.nbytes <= drafts.max_bytes and drafts.length(b"long", 99) == 0
+
+
+@pytest.mark.soak
+def test_the_code_of_a_toy_comes_several_tokens_a_step() -> None:
+    """At the temperatures of GRPO-ATS only code is greedy: what is drafted is code alone."""
+    rows = [demonstrations(0, 1, {scenario: 1.0})[0] for scenario in ("zoom", "arithmetic")]
+    toy = by_heart(rows)
+    assert toy.processor is not None
+    prompts = []
+    for row in rows:
+        built = build_prompt(row.question, "short", toy.processor)
+        prompts.append(Prompt(built.token_ids, tuple(picture for _, picture in row.question.pictures)))
+    rounds = {}
+    for how in ("off", "greedy"):
+        options = SIZES | dict(num_blocks=200, block_size=16, max_context=512, max_batch_tokens=2048)
+        engine = Engine(toy, EngineConfig(speculation=how, **options))
+        rounds[how] = [
+            completion
+            for epoch in range(3)
+            for prompt in prompts
+            for completion in engine.generate(prompt, SamplingParams(n=4, max_tokens=72, seed=10 * epoch))
+        ]
+    assert_same(rounds["greedy"], rounds["off"])
+    stats = engine.stats()
+    per_verification = 1 + stats["accepted_tokens"] / stats["verifications"]
+    print(f"{per_verification:.2f} tokens a verification, {stats}")
+    assert per_verification >= 2.5
+    code = sum(int((one.kinds == TokenKind.CODE).sum()) for one in rounds["off"])
+    assert stats["accepted_tokens"] > code / 2
 
 
 @pytest.mark.parametrize("name", ["speculation_batch", "draft_tokens", "draft_bytes"])
