@@ -342,6 +342,7 @@ def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, 
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
     for name in ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded"):
         assert sums[name] > 0, name
+    assert 0 < sums["accepted_tokens"] < sums["drafted_tokens"]
     assert sums["branches"] > 30
     assert sums["tokens"] > 1000
 
