@@ -141,7 +141,14 @@ def test_host_cost(benchmark: Any, num_sequences: int, caches: str) -> None:
     def canned(batch: Any, bans: Any) -> Sampled:
         size = len(batch.sample_rows)
         zeros = np.zeros(size, dtype=np.uint8)
-        return Sampled(draw.integers(0, 90, size), zeros, zeros + 1, zeros, np.zeros((5, size), dtype=np.float32))
+        return Sampled(
+            draw.integers(0, 90, size),
+            zeros,
+            zeros + 1,
+            zeros,
+            zeros.astype(np.uint16),
+            np.zeros((5, size), dtype=np.float32),
+        )
 
     engine.runner.run = canned  # type: ignore[method-assign]
 

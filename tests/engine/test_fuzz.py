@@ -106,6 +106,8 @@ class Life:
             pin_bytes=None if draw.random() < 0.6 else int(draw.integers(0, 60)) * size * 2 * 2 * 2 * 12 * 4,
             pin_seconds=None if draw.random() < 0.3 else float(draw.integers(1, 40)),
             kv_dtype=kv_dtype,
+            speculation=("off", "greedy", "all")[seed % 3],
+            draft_tokens=1 + seed % 7,
             quiet=True,
         )
         self.is_fp8 = kv_dtype == "fp8"
@@ -362,6 +364,7 @@ def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, 
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
     for name in ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded"):
         assert sums[name] > 0, name
+    assert 0 < sums["accepted_tokens"] < sums["drafted_tokens"]
     assert sums["branches"] > 30
     assert sums["tokens"] > 1000
 

@@ -1,8 +1,8 @@
 """What one step computes: complete when constructed, read by the ModelRunner, never changed.
 
-B sequences with T tokens in all, packed; U rows of logits: of sequences whose last token is among them, and then of
-branches that begin with a hidden state that is kept (T may be 0); S samples (S > U when siblings draw their first
-tokens from the same logits). All arrays are host numpy.
+B sequences with T tokens in all, packed; U rows of logits: of sequences whose last token is among them, with one for
+each drafted token behind it, and then of branches that begin with a hidden state that is kept (T may be 0); S samples
+(S > U when siblings draw their first tokens from the same logits). All arrays are host numpy.
 """
 
 from dataclasses import dataclass
@@ -62,6 +62,19 @@ class Scored:
     bans: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """Of a step in which sequences compute tokens that are not drawn yet, each of which may turn out to be drawn: a
+    sequence with k of them has k + 1 samples, side by side; all [S]."""
+
+    depths: NDArray[np.int64]
+    """Drafted tokens before the sample."""
+    token_ids: NDArray[np.int64]
+    """The last of them; -1 where there is none."""
+    states: NDArray[np.int64]
+    """Of the tag automaton after it; of no meaning where there is none."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Batch:
     """One step."""
@@ -86,6 +99,8 @@ class Batch:
     """[2, copies] blocks (source, target) to copy before anything is written."""
     images: list[ImageSlice]
 
+    drafted: Drafted | None
+    """None: no sequence has a draft."""
     logit_tokens: NDArray[np.int64]
     """[U, without those of `branched`] index in T."""
     branched: list[Any]
@@ -126,7 +141,7 @@ class Batch:
 
         Args:
             table: the sequences; blocks for the tokens of this step are in place.
-            rows, counts: [B] which rows compute how many of their next tokens.
+            rows, counts: [B] which rows compute how many of their next tokens, drafted ones among them.
             forks: row -> rows of the siblings that sample from its logits.
             copies: target block -> source block.
             started: sequences whose round begins with this step.
@@ -143,23 +158,32 @@ class Batch:
             columns = np.arange(cumulative[-1]) + np.repeat(first - cumulative[:-1], counts)
         blocks = table.block_tables[token_rows, columns // table.block_size].astype(np.int64)
 
-        is_done = ends == table.num_tokens[rows]
-        done = np.flatnonzero(is_done)
-        samples = rows[done]
-        logits = np.arange(len(done))
+        ahead = ends - table.num_tokens[rows]
+        done = np.flatnonzero(ahead >= 0)
+        samples, depths = rows[done], np.zeros(len(done), dtype=np.int64)
+        logit_tokens = cumulative[1:][done].astype(np.int64) - 1
+        if is_drafted := bool((ahead > 0).any()):
+            widths = ahead[done] + 1
+            samples = np.repeat(samples, widths)
+            depths = np.arange(len(samples)) - np.repeat(np.cumsum(widths) - widths, widths)
+            logit_tokens = np.repeat(logit_tokens - ahead[done], widths) + depths
+        logits, num_logits = np.arange(len(samples)), len(samples)
         if forks:
             groups = [[row, *forks.get(row, ())] for row in samples.tolist()]
-            logits = np.repeat(logits, [len(group) for group in groups])
+            sizes = [len(group) for group in groups]
+            logits, depths = np.repeat(logits, sizes), np.repeat(depths, sizes)
             samples = np.array([row for group in groups for row in group], dtype=np.int64)
         branched: dict[int, Any] = {}
         if branches:
             kept = [branch.starts[-1].hidden for branch in branches]
             branched = {id(hidden): hidden for hidden in kept}
-            places = {number: place for place, number in enumerate(branched, start=len(done))}
-            logits = np.concatenate((logits, [places[id(hidden)] for hidden in kept]))
+            kept_at = {number: place for place, number in enumerate(branched, start=num_logits)}
+            logits = np.concatenate((logits, [kept_at[id(hidden)] for hidden in kept]))
             rows_of = [branch.row for branch in branches if branch.row is not None]
             samples = np.concatenate((samples, np.array(rows_of, dtype=np.int64)))
-        begins = np.flatnonzero(table.num_tokens[samples] == table.round_start[samples])
+            depths = np.concatenate((depths, np.zeros(len(rows_of), dtype=np.int64)))
+        places = table.num_tokens[samples] + depths
+        begins = np.flatnonzero(places == table.round_start[samples])
         return cls(
             rows=rows,
             counts=counts,
@@ -171,17 +195,18 @@ class Batch:
             cu_seqlens_q=cumulative,
             copies=np.array([list(copies.values()), list(copies.keys())], dtype=np.int64),
             images=_image_slices(table, rows, first, ends, cumulative[:-1]),
-            logit_tokens=cumulative[1:][done].astype(np.int64) - 1,
+            drafted=_drafted(table, samples, depths, places) if is_drafted else None,
+            logit_tokens=logit_tokens,
             branched=list(branched.values()),
             first=np.array([i for i in begins if _is_held(table, samples[i])], dtype=np.int64),
             sample_rows=samples,
             sample_logits=logits,
             temperatures=table.temperatures[samples],
             seeds=table.seeds[samples],
-            sample_positions=table.num_tokens[samples],
+            sample_positions=places,
             bans=table.ban[samples],
             truncation=_truncation(table, samples),
-            penalties=[_penalty(table, i, int(samples[i])) for i in np.flatnonzero(table.penalizes[samples])],
+            penalties=[_penalty(table, i, samples[i], places[i]) for i in np.flatnonzero(table.penalizes[samples])],
             scored=_scored(table, rows, first, ends, cumulative[:-1]),
             started=started,
         )
@@ -190,6 +215,23 @@ class Batch:
     def num_tokens(self) -> int:
         """T."""
         return len(self.input_ids)
+
+    def drafts(self) -> list[tuple[int, int, int]]:
+        """(row, tokens of its sequence before the draft, tokens of the draft) of each that has one."""
+        if self.drafted is None:
+            return []
+        depths = self.drafted.depths
+        last = np.flatnonzero((depths > 0) & np.append(depths[1:] == 0, True))
+        counts = depths[last]
+        starts = self.sample_positions[last] - counts
+        return list(zip(self.sample_rows[last].tolist(), starts.tolist(), counts.tolist(), strict=True))
+
+    def borne_out(self, samples: NDArray[np.int64], token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Given samples that count, those behind them that do too, since what was drafted is what was drawn;
+        `token_ids`: [S] that were drawn."""
+        assert self.drafted is not None
+        samples = samples[samples + 1 < len(token_ids)]
+        return samples[token_ids[samples] == self.drafted.token_ids[samples + 1]] + 1
 
 
 def _is_held(table: SequenceTable, row: int) -> bool:
@@ -237,8 +279,13 @@ def _truncation(table: SequenceTable, samples: NDArray[np.int64]) -> Truncation 
     return Truncation(table.top_k[samples], table.top_p[samples], table.min_p[samples])
 
 
-def _penalty(table: SequenceTable, sample: int, row: int) -> Penalty:
+def _drafted(table: SequenceTable, samples: NDArray[Any], depths: NDArray[Any], places: NDArray[Any]) -> Drafted:
+    token_ids = np.where(depths > 0, table.token_ids[samples, places - 1], -1).astype(np.int64)
+    return Drafted(depths, token_ids, table.states[samples, places - 1].astype(np.int64))
+
+
+def _penalty(table: SequenceTable, sample: int, row: int, place: int) -> Penalty:
     sequence = table.sequences[row]
     assert sequence is not None
-    ids = np.unique(table.token_ids[row, : table.num_tokens[row]]).astype(np.int64)
+    ids = np.unique(table.token_ids[row, :place]).astype(np.int64)
     return Penalty(int(sample), sequence.params.repetition_penalty, ids)

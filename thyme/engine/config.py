@@ -73,11 +73,28 @@ class EngineConfig:
     kv_dtype: EngineDtype = "model"
     """Of the KV cache. fp8: e4m3 with a power of two for each head of each token, 1 + 1 / D bytes a number: twice the
     tokens of bfloat16 in the same memory. Attention is then ours; on a CPU what a step reads is widened first."""
+    speculation: Literal["off", "greedy", "all"] = "off"
+    """Which tokens are guessed and verified several in one step (`thyme.engine.speculation`): those at temperature 0,
+    as code has it, or all. What is drawn is what is drawn without: the same bits under deterministic, else but for what
+    products of other shapes round differently."""
+    speculation_batch: int = 8
+    """Most sequences that run in a step with guessed tokens: with more of them the device has enough to do."""
+    draft_tokens: int = 16
+    """Most tokens that are guessed of one sequence in a step."""
+    draft_bytes: int = 64 << 20
+    """Bytes of what guesses are taken from, those prompts that were not seen for longest leaving first."""
     quiet: bool = False
     """Do not log the size of the cache at start."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_sequences", "max_batch_tokens"):
+        for name in (
+            "block_size",
+            "max_sequences",
+            "max_batch_tokens",
+            "speculation_batch",
+            "draft_tokens",
+            "draft_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"EngineConfig.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_blocks", "kv_bytes", "prefill_chunk", "max_context", "encoder_budget"):
@@ -110,6 +127,8 @@ class EngineConfig:
             )
         if self.head_dtype not in ("float32", "model"):
             raise ValueError(f"EngineConfig.head_dtype must be float32 or model, got {self.head_dtype!r}")
+        if self.speculation not in ("off", "greedy", "all"):
+            raise ValueError(f"EngineConfig.speculation must be off, greedy or all, got {self.speculation!r}")
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(f"EngineConfig.memory_fraction must lie in (0, 1], got {self.memory_fraction}")
         if self.max_batch_tokens < self.max_sequences:

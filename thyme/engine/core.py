@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
 from thyme.engine.live_prompts import LivePrompts
@@ -25,11 +27,13 @@ from thyme.engine.sequence import (
     Completion,
     FinishReason,
     RoundStart,
+    Sampled,
     Sequence,
     SequenceStatus,
 )
 from thyme.engine.sequence_factory import SequenceFactory
 from thyme.engine.sequence_table import SequenceTable
+from thyme.engine.speculation import Speculation
 from thyme.engine.step_record import StepRecorder, recorded
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
@@ -100,7 +104,12 @@ class EngineCore:
         )
         block_bytes = self.runner.kv_nbytes // num_blocks
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
-        self.scheduler = Scheduler(config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded)
+        self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
+        speculates = config.speculation != "off"
+        self.speculation = Speculation(config, self.table, automaton, self._is_eos) if speculates else None
+        self.scheduler = Scheduler(
+            config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded, self.speculation
+        )
         self.stopping = StopChecker(
             self.table,
             repetition or RepetitionConfig(),
@@ -109,7 +118,6 @@ class EngineCore:
             self.eos_token_ids,
             self.reader.token_bytes,
         )
-        self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
         self.factory = SequenceFactory(self.reader, automaton, self.phases, self._is_eos)
         self._prompts = LivePrompts()
         self._unique_tokens = 0
@@ -201,9 +209,34 @@ class EngineCore:
             first = self.table.sequences[batch.sample_rows[sample]]
             assert first is not None and sampled.first_hidden is not None
             first.starts[-1].hidden = sampled.first_hidden[place]
-        self.table.push(batch.sample_rows, sampled, self.weight_version)
-        ended = self.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events)
-        return [self._end_round(row, reason, what) for row, reason, what in ended]
+        if batch.drafted is None:
+            return list(self._draw(batch.sample_rows, sampled).values())
+        return self._draw_drafted(batch, sampled)
+
+    def _draw(self, rows: NDArray[np.int64], sampled: Sampled) -> dict[int, Completion]:
+        """Puts one token at the end of each row; returns the rounds that end with it, by row."""
+        self.table.push(rows, sampled, self.weight_version)
+        ended = self.stopping.check(rows, sampled.token_ids, sampled.events)
+        return {row: self._end_round(row, reason, what) for row, reason, what in ended}
+
+    def _draw_drafted(self, batch: Batch, sampled: Sampled) -> list[Completion]:
+        """The same with drafts: of each row the first token, then, of those that go on and drew what was drafted, the
+        second, and so on, as if each were a step."""
+        assert batch.drafted is not None
+        samples = np.flatnonzero(batch.drafted.depths == 0)
+        done = self._draw(batch.sample_rows[samples], sampled.at(samples))
+        while True:
+            samples = batch.borne_out(samples, sampled.token_ids)
+            samples = samples[~np.isin(batch.sample_rows[samples], list(done))]
+            if not len(samples):
+                break
+            rows = batch.sample_rows[samples]
+            self.scheduler.commit_drawn(rows)
+            done |= self._draw(rows, sampled.at(samples))
+        self.scheduler.end_drafts(batch)
+        drew = np.unique(batch.sample_rows)
+        self.runner.settle(drew, self.table.states[drew, self.table.num_tokens[drew] - 1])
+        return list(done.values())
 
     def append(
         self, sequence: Sequence, ids: Seq[int], images: Iterable[Any] = (), max_tokens: int | None = None
@@ -365,6 +398,9 @@ class EngineCore:
 
         Sequences: idle ones have KV and do not run, parked ones of them are between their rounds; idle_blocks they hold
         alone. evictions counts those that lost blocks, evicted_blocks, to others, expired_pins those whose time was up.
+
+        Speculation: verifications counts the drafts of single sequences, drafted_tokens what was in them, and
+        accepted_tokens what was drawn of that: 1 + accepted_tokens / verifications tokens came of each.
         """
         counts, parking = self.scheduler.counts, self.scheduler.parking
         names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
@@ -382,6 +418,9 @@ class EngineCore:
             "parked": parking.num_pinned,
             "idle_blocks": self.blocks.num_idle,
             "weight_version": self.weight_version,
+            "verifications": 0 if self.speculation is None else self.speculation.num_verified,
+            "drafted_tokens": 0 if self.speculation is None else self.speculation.num_drafted,
+            "accepted_tokens": 0 if self.speculation is None else self.speculation.num_accepted,
         }
 
     # Rounds.
@@ -418,6 +457,8 @@ class EngineCore:
     def _remove(self, sequence: Sequence) -> None:
         if sequence.row is not None:
             self.stopping.close(sequence.row)
+        if self.speculation is not None:
+            self.speculation.close(sequence)
         self.scheduler.remove(sequence)
         self._prompts.remove(sequence.prompt.content)
         self.runner.images.release(sequence.images)

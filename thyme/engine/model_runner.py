@@ -153,6 +153,7 @@ class ModelRunner:
         self._begins_number = self._told(automaton.begins_number)
         self._reopened = self._told(automaton.reopened.astype(np.int64))
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._settled: NDArray[np.int64] | None = None
 
     def _told(self, table: NDArray[Any]) -> Tensor:
         return torch.from_numpy(table).to(self.device)
@@ -200,6 +201,11 @@ class ModelRunner:
             self.graphs.forget()
         self._addresses = addresses
 
+    def settle(self, rows: NDArray[np.int64], states: NDArray[Any]) -> None:
+        """Where the automaton is, after a step with drafts, in each of the rows that drew: what counts of them is for
+        the host to say, and the device is told with the next step."""
+        self._settled = np.stack([rows, states.astype(np.int64)])
+
     @torch.inference_mode()
     def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
         """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
@@ -219,6 +225,10 @@ class ModelRunner:
             cache = self.kv_cache if self._cache_dtype != FP8 else self.kv_cache.view(torch.uint8)
             for part in (cache, self._kv_scales) if self._kv_scales.numel() else (cache,):
                 part[:, :, target] = part[:, :, source]
+        if "settled" in sent:
+            settled, states = sent["settled"]
+            self._states[settled] = states
+            self._settled = None
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
         if batch.num_tokens:
@@ -230,7 +240,8 @@ class ModelRunner:
             if self.recorder is not None:
                 self.recorder.end()
             empty = np.zeros(0, dtype=np.uint8)
-            return Sampled(empty.astype(np.int64), empty, empty, empty, np.zeros((5, 0), dtype=np.float32), scores)
+            ids, states = empty.astype(np.int64), empty.astype(np.uint16)
+            return Sampled(ids, empty, empty, empty, states, np.zeros((5, 0), dtype=np.float32), scores)
         if len(batch.logit_tokens) < len(hidden):
             hidden = hidden[sent["logit_tokens"]]
         if batch.branched:
@@ -239,6 +250,8 @@ class ModelRunner:
         logits = self._logits(hidden, batch, sent)
         rows = sent["sample_rows"]
         states = self._states[rows]
+        if batch.drafted is not None:
+            states = torch.where(sent["depths"] > 0, sent["states"], states)
         phases = self._phases_of(states, logits, batch, sent, bans)
         by_phase = {
             name: sent[name].gather(1, phases[:, None]).squeeze(1)
@@ -247,7 +260,8 @@ class ModelRunner:
         temperature = by_phase.pop("temperatures")
         drawn = self._sample(logits, temperature, by_phase, batch, sent, bans)
         found = self._transitions[states * self._num_columns + self._columns[drawn.token]]
-        self._states[rows] = (found & 0xFFFF).long()
+        if batch.drafted is None:
+            self._states[rows] = (found & 0xFFFF).long()
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
         floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
         found = found | (phases << 24).int()
@@ -270,6 +284,10 @@ class ModelRunner:
         arrays |= {name: getattr(batch, name) for name in _DRAWN}
         if batch.copies.size:
             arrays["copies"] = batch.copies
+        if batch.drafted is not None:
+            arrays |= {"depths": batch.drafted.depths, "states": batch.drafted.states}
+        if self._settled is not None:
+            arrays["settled"] = self._settled
         if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
             arrays["begins"] = np.array(begins).T
         if len(batch.first):
@@ -431,6 +449,7 @@ def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None
         events=(found >> 16 & 0xF).astype(np.uint8),
         kinds=(found >> 20 & 0xF).astype(np.uint8),
         phases=(found >> 24).astype(np.uint8),
+        states=(found & 0xFFFF).astype(np.uint16),
         records=records,
         scores=scores,
     )

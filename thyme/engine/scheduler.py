@@ -28,6 +28,7 @@ from thyme.engine.parking import Parking
 from thyme.engine.prefix import PrefixCache
 from thyme.engine.sequence import RoundStart, Sequence, SequenceStatus
 from thyme.engine.sequence_table import SequenceTable
+from thyme.engine.speculation import Speculation
 from thyme.engine.tags import TokenKind
 
 _IS_GIVEN = np.isin(np.arange(len(TokenKind)), (TokenKind.PROMPT, TokenKind.SANDBOX, TokenKind.IMAGE))
@@ -43,6 +44,7 @@ class Scheduler:
         blocks: BlockManager,
         pin_blocks: int | None,
         is_encoded: Callable[[str], bool],
+        speculation: Speculation | None = None,
     ) -> None:
         self.config = config
         self.table = table
@@ -57,6 +59,7 @@ class Scheduler:
         self.parking = Parking(table, blocks, self.counts, pin_blocks, config.pin_seconds)
         self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
         self._is_encoded = is_encoded
+        self._speculation = speculation
         self._encoding: dict[str, int] = {}  # image tokens of the images that the step being planned encodes
         self._coming: set[tuple[int, object] | None] = set()  # blocks that the step being planned does not fill yet
         self._rows: NDArray[np.int64] | None = None
@@ -104,6 +107,7 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """Takes a running sequence out; it keeps its KV for as long as nothing that runs needs the room."""
         self._leave(sequence)
+        self._trim(sequence)
         sequence.status = SequenceStatus.HELD
         self.parking.park(sequence, between_rounds=True)
 
@@ -172,16 +176,35 @@ class Scheduler:
             self.parking.drop(sequence)
 
     def commit(self, batch: Batch) -> None:
-        """What was computed counts: full blocks are published."""
-        table, size = self.table, self.table.block_size
-        before = table.num_computed[batch.rows]
-        after = before + batch.counts
+        """What was computed counts, but for drafted tokens, that are not known to be drawn: full blocks are
+        published."""
+        before = self.table.num_computed[batch.rows]
+        after = np.minimum(before + batch.counts, self.table.num_tokens[batch.rows])
         self._count(batch, before, after)
-        table.num_computed[batch.rows] = after
-        table.num_seen[batch.rows] = np.maximum(table.num_seen[batch.rows], after)
+        self._advance(batch.rows, before, after)
+
+    def commit_drawn(self, rows: NDArray[np.int64]) -> None:
+        """A drafted token of each of these rows was drawn: it counts as computed."""
+        before = self.table.num_computed[rows]
+        self._advance(rows, before, before + 1)
+        self.counts["sampled_tokens"] += len(rows)
+
+    def end_drafts(self, batch: Batch) -> None:
+        """What was drawn of the batch's drafts is known: blocks that only the rest stood in are given back."""
+        assert self._speculation is not None
+        for row, start, count in batch.drafts():
+            sequence = self.table.sequences[row]
+            self._speculation.learn(sequence, count, int(self.table.num_tokens[row]) - start - 1)
+            if sequence is not None and sequence.status is SequenceStatus.RUNNING:
+                self._trim(sequence)
+
+    def _advance(self, rows: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
+        table, size = self.table, self.table.block_size
+        table.num_computed[rows] = after
+        table.num_seen[rows] = np.maximum(table.num_seen[rows], after)
         if self.config.prefix_cache:
             for i in np.flatnonzero(before // size < after // size):
-                sequence = table.sequences[batch.rows[i]]
+                sequence = table.sequences[rows[i]]
                 assert sequence is not None
                 self.prefixes.publish(sequence, int(after[i]) // size)
 
@@ -214,13 +237,38 @@ class Scheduler:
             budget -= self._prefill(row, budget, chunks)
         budget -= self._admit_waiting(budget, chunks)
         branches = self._branches()
+        rows, counts = decode_rows, self._draft(decode_rows, budget)
         if chunks:
             prefills = np.array(chunks, dtype=np.int64)
             rows = np.concatenate((decode_rows, prefills[:, 0]))
-            counts = np.concatenate((np.ones(len(decode_rows), dtype=np.int64), prefills[:, 1]))
-        else:
-            rows, counts = decode_rows, np.ones(len(decode_rows), dtype=np.int64)
+            counts = np.concatenate((counts, prefills[:, 1]))
         return rows, counts, self._fork_groups(rows, counts), branches
+
+    def _draft(self, rows: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+        """How many tokens each of these rows computes: its last, and those of its draft that the step and the free
+        blocks have room for."""
+        counts, table = np.ones(len(rows), dtype=np.int64), self.table
+        if self._speculation is None:
+            return counts
+        for i, token_ids, states in self._speculation.propose(rows, len(self.running)):
+            row, computed = int(rows[i]), int(table.num_computed[rows[i]])
+            room = (int(table.num_blocks[row]) + self.blocks.num_free) * table.block_size - computed - 1
+            count = min(len(token_ids), room, budget)
+            if count > 0:
+                table.draft(row, token_ids[:count], states[:count])
+                self._reserve(row, computed + 1 + count)
+                counts[i] += count
+                budget -= count
+        return counts
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Gives back blocks in which nothing stands that counts."""
+        table, row = self.table, sequence.row
+        assert row is not None
+        needed = self.blocks.blocks_for(int(table.num_computed[row]))
+        while table.num_blocks[row] > needed:
+            table.num_blocks[row] -= 1
+            self.blocks.release((int(table.block_tables[row, table.num_blocks[row]]),))
 
     def _branches(self) -> list[Sequence]:
         """Those that run and have nothing left to compute: the hidden state that they draw from is kept."""
@@ -471,4 +519,5 @@ class Scheduler:
         self.counts["steps"] += 1
         self.counts["recomputed_tokens"] += recomputed
         self.counts["prefilled_tokens"] += recomputed + given
-        self.counts["sampled_tokens"] += len(batch.sample_rows)
+        num_drafted = 0 if batch.drafted is None else int((batch.drafted.depths > 0).sum())
+        self.counts["sampled_tokens"] += len(batch.sample_rows) - num_drafted

@@ -93,12 +93,25 @@ class Sampled:
     """TokenKind; end-of-sequence ids are not told apart here."""
     phases: NDArray[np.uint8]
     """Number of the phase."""
+    states: NDArray[np.uint16]
+    """Of the tag automaton, after the token."""
     records: NDArray[np.float32]
     """[5, S]: logprob, logprob_raw, entropy, temperature, kept_mass."""
     scores: NDArray[np.float32] | None = None
     """[3, F] of the batch's forced tokens: logprob, logprob_raw, entropy."""
     first_hidden: Any = None
     """[first, H] on the device, of the batch's first samples; see RoundStart.hidden."""
+
+    def at(self, samples: NDArray[np.int64]) -> Sampled:
+        """Some of the samples."""
+        return Sampled(
+            self.token_ids[samples],
+            self.events[samples],
+            self.kinds[samples],
+            self.phases[samples],
+            self.states[samples],
+            self.records[:, samples],
+        )
 
 
 class TokenRows(Protocol):

@@ -15,8 +15,8 @@ from thyme.engine.tags import TokenKind
 
 _TOKEN = np.dtype(
     {
-        "names": ["token_ids", "positions", "records", "weight_versions", "kinds", "phases"],
-        "formats": [np.int32, (np.int32, 3), (np.float32, 5), np.int32, np.uint8, np.uint8],
+        "names": ["token_ids", "positions", "records", "weight_versions", "states", "kinds", "phases"],
+        "formats": [np.int32, (np.int32, 3), (np.float32, 5), np.int32, np.uint16, np.uint8, np.uint8],
     },
     align=True,
 )
@@ -141,11 +141,21 @@ class SequenceTable:
         self.token_ids[rows, at] = drawn.token_ids
         self.kinds[rows, at] = drawn.kinds
         self.phases[rows, at] = drawn.phases
+        self.states[rows, at] = drawn.states
         self.positions[rows, :, at] = position[:, None]
         self.records[rows, :, at] = drawn.records.T
         self.weight_versions[rows, at] = weight_version
         self.num_tokens[rows] = at + 1
         self.next_position[rows] = position + 1
+
+    def draft(self, row: int, token_ids: list[int], states: list[int]) -> None:
+        """Puts tokens that may be drawn next behind the end of a row: a step may compute them, and no more is known of
+        them. `states`: of the tag automaton, after each."""
+        start = int(self.num_tokens[row])
+        end = start + len(token_ids)
+        self.token_ids[row, start:end] = token_ids
+        self.states[row, start:end] = states
+        self.positions[row, :, start:end] = self.next_position[row] + np.arange(end - start)
 
     def score(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], scores: NDArray[np.float32], weight_version: int
@@ -247,3 +257,5 @@ class SequenceTable:
         """[R, 5, C] logprob, logprob_raw, entropy, temperature, kept_mass."""
         self.weight_versions: NDArray[np.int32] = tokens["weight_versions"]
         """[R, C]."""
+        self.states: NDArray[np.uint16] = tokens["states"]
+        """[R, C] of the tag automaton after a token that was drawn."""

@@ -111,13 +111,14 @@ class StepRecorder:
     def step(self) -> Iterator[None]:
         """Around a step of the engine."""
         self._batch = None
+        drawn = self._engine.stats()["sampled_tokens"]  # not the batch's samples: of drafts some are drawn in vain
         start = perf_counter_ns()
         yield
         if self._batch is None:  # there was nothing to do
             return
         device_ns, begun = self._clock.elapsed()
         end = perf_counter_ns()
-        record = self._record(self._batch, start, end, device_ns)
+        record = self._record(self._batch, drawn, start, end, device_ns)
         if self._keeps:
             self.records.append(record)
         self._trace(record, start, end, begun, device_ns)
@@ -138,7 +139,7 @@ class StepRecorder:
         """The last of the step's work has been given to the device."""
         self._clock.stop()
 
-    def _record(self, batch: Batch, start: int, end: int, device_ns: int) -> StepRecord:
+    def _record(self, batch: Batch, drawn: int, start: int, end: int, device_ns: int) -> StepRecord:
         cost, stats = self._cost.of(batch, self._encoded), self._engine.stats()
         device_ns = min(device_ns, end - start)
         floor = None if self._ceilings is None else 1e6 * self._ceilings.seconds(cost.bytes, cost.flops)
@@ -146,7 +147,7 @@ class StepRecorder:
             kind=_kind(batch),
             tokens=batch.num_tokens,
             sequences=len(batch.rows),
-            samples=len(batch.sample_rows),
+            samples=stats["sampled_tokens"] - drawn,
             bytes=cost.bytes,
             flops=cost.flops,
             idle_us=(start - self._last_end) / 1e3 if self._last_end else 0.0,
