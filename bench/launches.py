@@ -138,6 +138,9 @@ if __name__ == "__main__":
     for dtype, (model, policy) in zip(dtypes, models, strict=True):
         product.run_engine(of, model)
         product.run_engine(of, model, deterministic=True)
+        if dtype == torch.bfloat16:
+            product.run_engine(of, model, weight_dtype="fp8", kv_dtype="fp8")
+            product.run_engine(of, model, weight_dtype="fp8", kv_dtype="fp8", deterministic=True)
         product.run_trainer(of, policy)
         call_apart(dtype)
     known = {(one.module, one.kernel, compiled(one)) for one in configurations.configurations()}

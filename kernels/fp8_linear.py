@@ -49,55 +49,55 @@ def _linear_kernel(
     out_ptr,
     num_tokens,
     x_stride,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    SPLIT: tl.constexpr,
+    num_inputs,
+    num_outputs,
+    split_size,
+    WHOLE_BLOCKS: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program for ROWS rows of the weight, which lie in one block of scales, TOKENS tokens, and the blocks of columns
-    of one split. With several splits `out` is [splits, T, N] float32, without bias."""
+    of one split. With several splits `out` is [splits, T, N] float32, without bias. WHOLE_BLOCKS: BLOCK divides K.
+    Sizes are arguments, so that the projections of a model are one binary."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     split = tl.program_id(2)
-    in_row, in_token = row < OUTPUTS, token < num_tokens
+    in_row, in_token = row < num_outputs, token < num_tokens
     column = tl.arange(0, BLOCK)
-    codes = codes_ptr + row.to(tl.int64)[:, None] * INPUTS + column[None, :]
+    codes = codes_ptr + row.to(tl.int64)[:, None] * num_inputs + column[None, :]
     x = x_ptr + token.to(tl.int64)[None, :] * x_stride + column[:, None]
-    scales = scales_ptr + tl.program_id(0) * ROWS // BLOCK * tl.cdiv(INPUTS, BLOCK)
+    scales = scales_ptr + tl.program_id(0) * ROWS // BLOCK * tl.cdiv(num_inputs, BLOCK)
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
-    for start in range(split * SPLIT, tl.minimum((split + 1) * SPLIT, INPUTS), BLOCK):
-        if INPUTS % BLOCK == 0:
+    for start in range(split * split_size, tl.minimum((split + 1) * split_size, num_inputs), BLOCK):
+        if WHOLE_BLOCKS:
             w = tl.load(codes + start, mask=in_row[:, None], other=0.0)
             x_t = tl.load(x + start, mask=in_token[None, :], other=0.0)
         else:
-            inside = start + column < INPUTS
+            inside = start + column < num_inputs
             w = tl.load(codes + start, mask=in_row[:, None] & inside[None, :], other=0.0)
             x_t = tl.load(x + start, mask=in_token[None, :] & inside[:, None], other=0.0)
         scale = tl.load(scales + start // BLOCK)
         acc += tl.dot(w.to(x_t.dtype), x_t, input_precision="ieee") * scale
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + row, mask=in_row, other=0.0).to(tl.float32)[:, None]
-    out = out_ptr + (split * num_tokens + token).to(tl.int64)[None, :] * OUTPUTS + row[:, None]
+    out = out_ptr + (split * num_tokens + token).to(tl.int64)[None, :] * num_outputs + row[:, None]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=in_row[:, None] & in_token[None, :])
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def _sum_kernel(
-    partial_ptr, bias_ptr, out_ptr, num_tokens, OUTPUTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr
-):
+@triton.jit(do_not_specialize=["num_tokens", "num_splits"])
+def _sum_kernel(partial_ptr, bias_ptr, out_ptr, num_tokens, num_outputs, num_splits, ROWS: tl.constexpr):
     """A program for ROWS results of a token: splits in ascending order, then the bias."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    ok = row < OUTPUTS
+    ok = row < num_outputs
     total = tl.zeros([ROWS], tl.float32)
-    for split in tl.static_range(SPLITS):
-        part = partial_ptr + (tl.cast(split, tl.int64) * num_tokens + token) * OUTPUTS + row
+    for split in range(num_splits):
+        part = partial_ptr + (tl.cast(split, tl.int64) * num_tokens + token) * num_outputs + row
         total += tl.load(part, mask=ok, other=0.0)
     if bias_ptr is not None:
         total += tl.load(bias_ptr + row, mask=ok, other=0.0).to(tl.float32)
-    tl.store(out_ptr + token * OUTPUTS + row, total.to(out_ptr.dtype.element_ty), mask=ok)
+    tl.store(out_ptr + token * num_outputs + row, total.to(out_ptr.dtype.element_ty), mask=ok)
 
 
 def launch_config(tokens: int, itemsize: int) -> dict[str, int]:
@@ -140,15 +140,16 @@ def fp8_linear_triton(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | N
         partial,
         tokens,
         x.stride(0),
-        INPUTS=inputs,
-        OUTPUTS=outputs,
-        SPLIT=-(-num_blocks(inputs) // splits) * BLOCK,
+        inputs,
+        outputs,
+        -(-num_blocks(inputs) // splits) * BLOCK,
+        WHOLE_BLOCKS=inputs % BLOCK == 0,
         **config,
     )
     if splits > 1:
         rows = min(1024, triton.next_power_of_2(outputs))
         _sum_kernel[(tokens, triton.cdiv(outputs, rows))](
-            partial, bias, out, tokens, OUTPUTS=outputs, SPLITS=splits, ROWS=rows, num_warps=4
+            partial, bias, out, tokens, outputs, splits, ROWS=rows, num_warps=4
         )
     return out
 

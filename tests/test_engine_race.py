@@ -14,11 +14,11 @@ from thyme.model import ModelConfig, build, save
 
 PEERS = Path(__file__).parent.parent / "bench" / "engine_peers"
 sys.path.insert(0, str(PEERS))
+import races  # noqa: E402
 import requirements_of  # noqa: E402
 import serve  # noqa: E402
 import thyme_peer  # noqa: E402
-import workloads  # noqa: E402
-from workloads import Session, Workload  # noqa: E402
+from races import Session, Workload  # noqa: E402
 
 TURNS = Workload((Session([5, 6, 7], (3, 4), ([8, 9],)), Session([10, 11], (5, 2), ([12],))))
 
@@ -36,13 +36,13 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> thyme_peer.Peer:
 
 
 def test_the_workloads_are_the_same_each_time_and_fit_the_model() -> None:
-    for name, make in workloads.WORKLOADS.items():
+    for name, make in races.WORKLOADS.items():
         work = make()
         assert make() == work, name
         for session in work.sessions:
             assert len(session.appended) == len(session.lengths) - 1
             whole = len(session.prompt) + sum(session.lengths) + sum(map(len, session.appended))
-            assert whole <= workloads.SHAPE["max_position_embeddings"]
+            assert whole <= races.SHAPE["max_position_embeddings"]
 
 
 def test_turns_continue_what_was_sampled(peer: thyme_peer.Peer) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
-from workloads import SHAPE, WORKLOADS  # noqa: E402
+from races import SHAPE, WORKLOADS  # noqa: E402
 
 VLLM_PYTHON = Path(os.environ.get("THYME_PEERS", HERE.parent.parent / ".peers")) / "bin/python"
 PROGRAMS: dict[str, tuple[str, str]] = {

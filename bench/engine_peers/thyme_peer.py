@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import torch
+from races import WORKLOADS, Workload
 from serve import Outputs, serve
-from workloads import WORKLOADS, Workload
 
 from thyme.engine import Completion, Engine, EngineConfig, SamplingParams
 from thyme.model import Model, load_model

@@ -5,9 +5,9 @@ import sys
 from typing import Any
 
 import torch
+from races import WORKLOADS
 from serve import Outputs, serve
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCausalLM
-from workloads import WORKLOADS
 
 
 class Peer:

@@ -5,8 +5,8 @@ import sys
 import time
 from typing import Any
 
+from races import WORKLOADS, Workload
 from serve import Outputs, serve
-from workloads import WORKLOADS, Workload
 
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",

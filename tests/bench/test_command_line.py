@@ -1,28 +1,18 @@
-"""The benchmarks as who benchmarks runs them, in child processes and short: options, JSON, comparison, and each command
-that docs/benchmarks.md shows."""
+"""The benchmarks as who benchmarks runs them, in child processes and short: options, JSON, comparison."""
 
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import configurations
 import predicted
 import pytest
 import selection
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs/benchmarks.md"
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    if not kind
-    for line in block.splitlines()
-]
 
 
 def child(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -128,48 +118,3 @@ def test_a_model_of_what_is_issued(title: str) -> None:
         row.most * work.elements / 8_192 * rows / 32 / (528 * 1.7e9 * 0.8)
     )
     assert predicted.issue_seconds("nothing: 8 x 8", card, version) == 0
-
-
-def test_the_page_shows_commands() -> None:
-    assert len(COMMANDS) >= 12
-    assert all(shlex.split(command)[0] in ("pytest", "python", "thyme") for command in COMMANDS)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_page_runs(command: str, tmp_path: Path) -> None:
-    words = [word.replace("build/", f"{tmp_path}/") for word in shlex.split(command)]
-    if words[0] == "pytest":
-        words = ["-m", *words]
-        (tmp_path / "before.json").write_text(short_run())
-        if words[2] == "bench":
-            words += ["--collect-only", "-q"]
-        elif "--shapes" not in words:
-            words += ["--shapes", "8x64", "--without", "torch.compile"]
-    elif words[0] == "thyme":
-        words = ["-m", *words]
-        (tmp_path / "before.json").write_text(short_run())
-        if words[3:] == []:
-            words += ["--", "--collect-only"]
-        elif "--shapes" in words:
-            at = words.index("--shapes")
-            words[at:at] = ["--without", "torch.compile"]
-    else:
-        words = words[1:]
-        (tmp_path / "before.json").write_text(short_run())
-    done = child(words)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def short_run() -> str:
-    """A run's JSON, as `--benchmark-json` writes it: the kept one is in its form."""
-    return (ROOT / "bench/baselines/cpu.json").read_text()
-
-
-def test_every_kernel_that_is_predicted_is_counted() -> None:
-    """A configuration that was renamed would predict nothing, and nobody would see it."""
-    works = [(one.module, f"{one.op} {one.kernel} {one.what}", one.work) for one in configurations.configurations()]
-    for kernels in predicted.KERNELS.values():
-        for module, wanted in kernels:
-            found = [work for of, name, work in works if of == module and re.search(wanted, name)]
-            assert found and all(work.elements for work in found), wanted
