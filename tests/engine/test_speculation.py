@@ -490,17 +490,26 @@ def test_text_that_is_not_greedy_is_not_drafted_unless_asked_for(model: Model, f
         assert (engine.stats()["verifications"] > 0) == drafts
 
 
-def test_nothing_is_drafted_before_a_round_has_begun(model: Model, fragments: Any) -> None:
-    """The last token of a prompt is computed alone, in a row whose states are those of the sequence before."""
-    params = replace(FREE, code_temperature=0.2, temperature=1.5)
-    prompt = [9, 8, 7, 6, 5]
-    expected = drawing(model, fragments).generate([prompt], params)
+@pytest.mark.parametrize("forced", [None, [6, 5]], ids=["prompt", "forced"])
+def test_nothing_is_drafted_before_a_round_has_begun(model: Model, fragments: Any, forced: list[int] | None) -> None:
+    """The last token that is given is computed alone, in a row whose states are those of the sequence before."""
+    params = replace(FREE, code_temperature=0.2, temperature=1.5, seed=3)
+    prompt = [9, 8, 7, 6, 5][: None if forced is None else 3]
+
+    def run(engine: Engine) -> list[Completion]:
+        engine.add(prompt, params, forced=forced)
+        done: list[Completion] = []
+        while engine.has_unfinished():
+            done += engine.step()
+        return done
+
+    expected = run(drawing(model, fragments))
     engine = drawing(model, fragments, speculation="all", prefix_cache=False, prefill_chunk=4)
     for _ in range(2):
         assert engine.speculation is not None
         engine.speculation.drafts = Oracle([prompt + expected[0].token_ids], fragments.vocab_size, mistakes=0.0)
         engine.table.states[:] = engine.automaton.walk(np.array([fragments.tokens.index(b"<code>")]))[2]
-        assert_same(engine.generate([prompt], params), expected)
+        assert_same(run(engine), expected)
 
 
 def test_many_sequences_have_no_drafts(model: Model, fragments: Any) -> None:

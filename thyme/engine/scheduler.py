@@ -237,20 +237,20 @@ class Scheduler:
             budget -= self._prefill(row, budget, chunks)
         budget -= self._admit_waiting(budget, chunks)
         branches = self._branches()
-        rows, counts = decode_rows, self._draft(decode_rows, budget)
+        rows, counts = decode_rows, np.ones(len(decode_rows), dtype=np.int64)
         if chunks:
             prefills = np.array(chunks, dtype=np.int64)
             rows = np.concatenate((decode_rows, prefills[:, 0]))
             counts = np.concatenate((counts, prefills[:, 1]))
-        return rows, counts, self._fork_groups(rows, counts), branches
+        forks = self._fork_groups(rows, counts)
+        if self._speculation is not None:  # last: a table that grows keeps no drafts
+            self._draft(self._speculation, decode_rows, counts, budget)
+        return rows, counts, forks, branches
 
-    def _draft(self, rows: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-        """How many tokens each of these rows computes: its last, and those of its draft that the step and the free
-        blocks have room for."""
-        counts, table = np.ones(len(rows), dtype=np.int64), self.table
-        if self._speculation is None:
-            return counts
-        for i, token_ids, states in self._speculation.propose(rows, len(self.running)):
+    def _draft(self, speculation: Speculation, rows: NDArray[np.int64], counts: NDArray[np.int64], budget: int) -> None:
+        """Adds to what the rows compute the tokens of their drafts that the step and the free blocks have room for."""
+        table = self.table
+        for i, token_ids, states in speculation.propose(rows, len(self.running)):
             row, computed = int(rows[i]), int(table.num_computed[rows[i]])
             room = (int(table.num_blocks[row]) + self.blocks.num_free) * table.block_size - computed - 1
             count = min(len(token_ids), room, budget)
@@ -259,7 +259,6 @@ class Scheduler:
                 self._reserve(row, computed + 1 + count)
                 counts[i] += count
                 budget -= count
-        return counts
 
     def _trim(self, sequence: Sequence) -> None:
         """Gives back blocks in which nothing stands that counts."""

@@ -65,6 +65,8 @@ class Forced:
     kinds: NDArray[np.uint8]
     """TokenKind."""
     phases: NDArray[np.uint8]
+    states: NDArray[np.uint16]
+    """Of the tag automaton, after each."""
     temperatures: NDArray[np.float32]
 
 

@@ -127,8 +127,8 @@ class SequenceFactory:
                 "add: forced ids have places of numbers in code, whose temperature depends on what the model would "
                 "draw there: give numbers and code one temperature"
             )
-        phases = self.automaton.phases[states]
-        return Forced(ids, kinds, phases, warmth[phases]), state
+        phases, after = self.automaton.phases[states], np.append(states[1:], state).astype(np.uint16)
+        return Forced(ids, kinds, phases, after, warmth[phases]), state
 
     def _next_id(self) -> int:
         self._num_made += 1

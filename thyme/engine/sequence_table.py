@@ -122,6 +122,7 @@ class SequenceTable:
         self.token_ids[row, start:end] = forced.token_ids
         self.kinds[row, start:end] = forced.kinds
         self.phases[row, start:end] = forced.phases
+        self.states[row, start:end] = forced.states
         self.positions[row, :, start:end] = self.next_position[row] + np.arange(end - start)
         self.records[row, :, start:end] = np.array([0, 0, 0, 0, 1], dtype=np.float32)[:, None]
         self.records[row, 3, start:end] = forced.temperatures
