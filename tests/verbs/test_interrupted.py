@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.build.endpoint import Endpoint, raw_rows
+from tests.progress_line import watched
 from thyme.cli import main
 from thyme.evals import EvalResult
 from thyme.rollout.rollout import RolloutLoop
@@ -145,6 +146,7 @@ def test_an_interrupted_evaluation_comes_out_as_one_that_was_not(
         results.append(judged(*args))
         return results[-1]
 
+    shown = watched(monkeypatch, eval)
     monkeypatch.setattr(RolloutLoop, "run", counted)
     monkeypatch.setattr(eval, "judged", kept)
     asked = ["eval", *TOY, "--engine.deterministic", "true", "--eval.num-questions", "5", "--eval.samples", "2"]
@@ -159,7 +161,9 @@ def test_an_interrupted_evaluation_comes_out_as_one_that_was_not(
     with pytest.raises(SystemExit):
         main([*asked, "x", "--eval.resume", "true", "--eval.seed", "1"])
     assert "runs/x/rollouts/.heldout.jsonl was made with other sampling: repeat it" in capsys.readouterr().err
+    shown.clear()
     main([*asked, "x", "--eval.resume", "true"])
+    assert shown == [f"eval {done}/10" for done in range(4, 11)]
     assert "thyme: 4 answers are there already" in capsys.readouterr().err
     whole, again = results
     tokens = [[rollout.token_ids.tolist() for group in one.rollouts for rollout in group] for one in results]

@@ -193,8 +193,10 @@ def test_no_verb_is_left_out() -> None:
     # those that build data in tests/build and tests/data.
     elsewhere = {"demo", "plan", "export", "serve", "view", "report", "data review", "ablate", "bench"}
     elsewhere |= {"data build", "data compose", "data dedup", "data stats", "completion"}
+    elsewhere |= {"profile rollout", "profile train"}
     assert set(VERBS) - tried == elsewhere
-    assert set(ARGUMENTS) | {"demo", "plan", "data build", "ablate"} == RECIPE_VERBS
+    recipes = {"demo", "plan", "data build", "ablate", "profile rollout", "profile train"}
+    assert set(ARGUMENTS) | recipes == RECIPE_VERBS
 
 
 def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(

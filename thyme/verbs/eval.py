@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,12 @@ def measure(config: Config, opened: Opened, journal: Path | None = None) -> Eval
         _kept(config, loop, asked, journal) as num_kept,
         progress(len(asked) * config.eval.samples, "eval", "answer") as line,
     ):
-        done = 0
+        line.begin(num_kept)
+        ends = count()
 
         def told(rollout: Rollout) -> None:
-            nonlocal done
-            done += 1
-            if done > num_kept:  # what was kept comes first, and took no time
-                line.at(done, tokens=rollout.num_sampled)
+            if next(ends) >= num_kept:  # what was kept comes first
+                line.advance(tokens=rollout.num_sampled)
 
         return judged(config, config.eval, loop, asked, told)
 
