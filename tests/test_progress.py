@@ -74,6 +74,16 @@ def test_what_an_earlier_run_did_is_not_this_one_s_pace(clock: Clock) -> None:
     assert line.told() == "901/1000  2 s/step  3:18 left"
 
 
+def test_work_that_goes_on_shows_what_was_done_before(clock: Clock) -> None:
+    line = Line("compose", 100, "question", clock=clock)
+    line.begin(40)
+    assert line.told() == "40/100"
+    for _ in range(10):
+        clock.now += 2
+        line.advance()
+    assert line.told() == "50/100  2 s/question  1:40 left"
+
+
 def test_without_a_total_nothing_is_left(clock: Clock) -> None:
     line = Line("check", None, "row", clock=clock)
     clock.now += 1

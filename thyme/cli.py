@@ -30,8 +30,8 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   data synth | check | convert  write synthetic rows | find bad rows | write rows in another layout
   data dedup | stats          rows that repeat or leak from a benchmark | tokens, pictures, tags, scenarios
   data review ROWS            look at rows, run their code again; accept, reject or edit; second reviewers
-  profile rollout | train     where the time of rollouts or of RL goes: a trace for Perfetto, ops, how far from the
-                              machine's roof, the largest gaps; takes a RECIPE (docs/profile.md)
+  profile rollout | train     where the time of rollouts, RL or SFT goes: a trace for Perfetto, ops, how far from
+                              the machine's roof, the largest gaps; takes a RECIPE (docs/profile.md)
   view RUN                    look at a run in the browser, also while it is under way; --against RUN shows two
   report RUN                  the same as one HTML file
   bench [GROUP]               benchmarks of a checkout beside the machine's ceilings; --compare FILE; --list

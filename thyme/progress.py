@@ -87,6 +87,11 @@ class Line:
         """Whether somebody looks."""
         return self._display is not None
 
+    def begin(self, done: int) -> None:
+        """So much was done before: it says nothing of the rate."""
+        self._pace.start(done)
+        self._tell(done, 0, None)
+
     def advance(self, count: int = 1, *, tokens: float = 0, numbers: Mapping[str, float] | None = None) -> None:
         """So much more is done. Arguments as for `at`."""
         self._tell(self.done + count, tokens, numbers)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.progress_line import watched
 from thyme.build import compose as composing
 from thyme.build.compose import compose
 from thyme.build.config import CATEGORIES
 from thyme.build.photographs import HELDOUT, TRAIN, Photographs
 from thyme.build.props import COLORS, SHAPES, ball, gauge, plate, shape, sign, visible
 from thyme.cli import main
+from thyme.verbs import data_compose
 
 KINDS = 7
 
@@ -107,14 +109,20 @@ def test_the_needle_points_at_its_value(value: int) -> None:
 
 
 def test_the_verb_writes_raw_rows_and_goes_on(
-    tmp_path: Path, photographs: Photographs, quick: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    photographs: Photographs,
+    quick: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shown = watched(monkeypatch, data_compose)
     rows = tmp_path / "set" / "rows.jsonl"
     main(["data", "compose", str(tmp_path / "set"), "--count", "2"])
     first = rows.read_bytes()
     rows.write_bytes(first + b'{"image": "half')  # what a kill leaves
     main(["data", "compose", str(tmp_path / "set"), "--count", "3"])
     assert rows.read_bytes().startswith(first) and "3 rows, 2 of them were there" in capsys.readouterr().out
+    assert shown == ["compose 0/2", "compose 1/2", "compose 2/2", "compose 2/3", "compose 3/3"]
     read = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(read) == 3 and all((rows.parent / row["image"]).is_file() for row in read)
     with pytest.raises(SystemExit):

@@ -14,8 +14,10 @@ import pytest
 
 from tests.build.endpoint import Endpoint, raw_rows
 from tests.build.test_build import NO_PLUGIN, ROOT, arguments, built, ends
+from tests.progress_line import watched
 from thyme.build.store import journaled
 from thyme.cli import main
+from thyme.verbs import data_build
 
 pytestmark = pytest.mark.soak
 pytest.importorskip("ray")
@@ -91,6 +93,14 @@ def test_two_workers_build_what_one_process_builds_also_when_they_are_killed() -
         assert driver.wait(timeout=400) == 0, log.read_text()[-3000:]
     assert ends("ray") == {"kept": 44} and built("ray") == built("whole")
     assert "44 rows in" in log.read_text() or json.loads(Path("runs/ray/funnel.json").read_text())["kept"]
+
+
+def test_what_workers_have_done_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_rows(Path("raw"), 5).resolve()
+    shown = watched(monkeypatch, data_build)
+    with Endpoint() as endpoint:
+        main(arguments(raw, endpoint, *RAY, "--build.shares.no-code", "0"))
+    assert shown == [f"build {done}/5  kept {done}" for done in range(1, 6)]
 
 
 def test_a_worker_says_what_is_wrong_with_the_recipe() -> None:

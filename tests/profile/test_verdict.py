@@ -125,7 +125,7 @@ def test_code_that_sleeps_is_named_first_and_stands_in_the_trace(
 ) -> None:
     scorer = RuleScorer(lambda rollout: score(rollout, RuleJudge()))
     asked = [rows[0].question]
-    with Profiler(ProfileKeys(steps=1, warmup=0, ops=False), loop, tmp_path) as profiler:
+    with Profiler(ProfileKeys(steps=1, warmup=0, ops=False), loop.engine.model, tmp_path, loop.engine) as profiler:
         for step in range(profiler.num_steps):
             with trace.span("steps", f"step {step}"):
                 (group,) = ask_round(loop, scorer, Laps(), World(), asked, step)

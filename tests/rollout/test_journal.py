@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from thyme.model import Model, Processor, build
 from thyme.model.fingerprint import fingerprint
 from thyme.rollout import RolloutConfig, RolloutLoop
 from thyme.rollout.executor import Executor
+from thyme.rollout.image_folder import ImageFolder
 from thyme.rollout.phases import PhaseConfig
 from thyme.rollout.replay import replay
 from thyme.rollout.types import Question, Rollout, Turn
@@ -134,6 +136,47 @@ def test_a_rollout_goes_on_after_its_last_code_block(
     groups, _, fewer = sampled(loop, asked, path)
     assert alike(groups, expected) and fewer == tokens - drawn
     assert loop.timing is not None and loop.timing.restarted == 0
+
+
+def test_questions_that_are_at_hand_are_not_written(
+    taught: Model, sandbox: Sandbox, asked: list[Question], tmp_path: Path
+) -> None:
+    path, sampling = tmp_path / "rollouts" / ".heldout.jsonl", ROLLOUT.sampling(seed=3)
+    asked = [replace(asked[0], id=f"pictured-{n}", image=asked[-1].image, image_path="a.png") for n in range(3)]
+    loop = make_loop(taught, sandbox)
+    expected = loop.run(asked, sampling)
+    with pytest.raises(Killed), loop.journaled(path, sampling, asked) as journal:
+        add = journal.add_begun
+
+        def on_round(rollout: Rollout) -> None:
+            add(rollout)
+            if rollout.question.image is not None:
+                raise Killed
+
+        journal.add_begun = on_round  # type: ignore[method-assign]
+        loop.run(asked, sampling)
+    assert asked[-1].image is not None and not ImageFolder(tmp_path / "images").path(digest_of(asked[-1])).exists()
+    loop = make_loop(taught, sandbox)
+    others = replace(sampling, seed=sampling.seed + 1), [*asked[:-1], replace(asked[-1], question="What else?")]
+    for args, name in (((others[0], asked), "sampling"), ((sampling, others[1]), "questions")):
+        with (
+            pytest.raises(ValueError, match=f"heldout.jsonl was made with other {name}: repeat it as it was, or"),
+            loop.journaled(path, *args, must_match=True),
+        ):
+            pass
+    with loop.journaled(path, sampling, asked, must_match=True) as journal:
+        assert any(rollout.question in asked and rollout.images for rollout in journal.begun.values())
+        assert alike(loop.run(asked, sampling), expected)
+    assert loop.timing is not None and loop.timing.restarted == 0
+    with loop.journaled(path, others[0], asked) as journal:
+        assert not journal.kept and not journal.begun
+
+
+def digest_of(question: Question) -> str:
+    """The name under which a store would keep its picture."""
+    assert question.image is not None
+    with tempfile.TemporaryDirectory() as elsewhere:
+        return ImageFolder(elsewhere).add(question.image)
 
 
 def test_a_rollout_whose_code_gives_something_else_starts_over(

@@ -94,7 +94,8 @@ class Engine:
         self.processor = Processor()
 
     def stats(self) -> dict[str, int]:
-        return {"prefilled_tokens": sum(len(s.token_ids) for s in self.sequences)}
+        nothing_guessed = dict.fromkeys(("verifications", "drafted_tokens", "accepted_tokens"), 0)
+        return {"prefilled_tokens": sum(len(s.token_ids) for s in self.sequences)} | nothing_guessed
 
     def add_group(self, prompt: Any, params: Any, hold: bool) -> list[Sequence]:
         assert hold and params.n <= self.config.max_sequences

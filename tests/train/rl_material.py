@@ -1,6 +1,7 @@
 """What the tests of RL share: a loop on the tiny model, rollouts by hand, rewards that spread."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,9 +23,16 @@ def by_index(rollout: Rollout) -> Reward:
     return Reward(total=float(rollout.index), result=float(rollout.index), consistency=0.0, formatting=0.0)
 
 
-def make_loop(model: Model, sandbox: Sandbox) -> RolloutLoop:
+def make_loop(model: Model, sandbox: Sandbox, speculation: Literal["off", "greedy", "all"] = "off") -> RolloutLoop:
     assert model.processor is not None
-    config = EngineConfig(num_blocks=64, max_sequences=8, max_batch_tokens=512, deterministic=True, quiet=True)
+    config = EngineConfig(
+        num_blocks=64,
+        max_sequences=8,
+        max_batch_tokens=512,
+        deterministic=True,
+        quiet=True,
+        speculation=speculation,
+    )
     return RolloutLoop(Engine(model, config), sandbox, model.processor, ROLLOUT)
 
 

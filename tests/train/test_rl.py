@@ -17,13 +17,14 @@ from thyme.rollout import RolloutConfig, read_rollouts
 from thyme.rollout.types import Question, Rollout, RolloutStatus
 from thyme.sandbox import Sandbox, SandboxResult, SnippetError, Status
 from thyme.train.config import RlConfig
+from thyme.train.distributed import World
 from thyme.train.group_scores import ScoredGroup
 from thyme.train.metrics import Metrics
 from thyme.train.objective import AllowedIds, trained_logprobs
 from thyme.train.packing import pack
 from thyme.train.policy_samples import policy_samples, rollout_sample
 from thyme.train.rl import train_rl
-from thyme.train.rl_metrics import rollout_metrics
+from thyme.train.rl_metrics import rollout_metrics, speculation_metrics
 
 RL = RlConfig(steps=2, batch_size=2, warmup_steps=1, learning_rate=1e-3, record_steps=1)
 
@@ -52,6 +53,35 @@ def test_two_steps_on_engine_and_sandbox(
     recorded = read_rollouts(tmp_path / "rollouts" / "step_1.jsonl")
     assert len(list(recorded)) == 4
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_came_of_guessed_tokens_is_measured_where_tokens_are_guessed(
+    taught: Model, processor: Processor, sandbox: Sandbox, asked: list[Question]
+) -> None:
+    histories, stats = [], {}
+    for speculation in ("off", "all"):
+        model = copy.deepcopy(taught)
+        loop = make_loop(model, sandbox, speculation)
+        histories.append(train_rl(model, processor, loop, endless(asked), RL, scorer=RuleScorer(by_index)))
+        stats = loop.engine.stats()
+    plain, guessed = histories
+    names = ("verifications", "drafted_tokens", "accepted_tokens")
+    of_drafts = {f"rollout/{name}" for name in (*names, "tokens_per_verification")}
+    assert all(not of_drafts & metrics.keys() for metrics in plain)
+    for name in names:  # step by step, and nothing twice
+        assert all(metrics[f"rollout/{name}"] > 0 for metrics in guessed)
+        assert sum(metrics[f"rollout/{name}"] for metrics in guessed) == stats[name]
+    for metrics, other in zip(guessed, plain, strict=True):
+        assert metrics["rollout/accepted_tokens"] <= metrics["rollout/drafted_tokens"]
+        ratio = metrics["rollout/accepted_tokens"] / metrics["rollout/verifications"]
+        assert metrics["rollout/tokens_per_verification"] == 1 + ratio
+        assert metrics["completion_length/mean"] == other["completion_length/mean"]
+
+
+def test_a_step_in_which_nothing_was_guessed_has_no_ratio() -> None:
+    stats = {"verifications": 3, "drafted_tokens": 8, "accepted_tokens": 6}
+    zeros = {f"rollout/{name}": 0.0 for name in stats}
+    assert speculation_metrics(stats, stats, World()) == zeros
 
 
 def test_training_computes_the_log_probs_that_the_engine_recorded(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.progress_line import watched
 from tests.verbs.test_verbs import SMALL, thyme
 from thyme.verbs import ablate
 
@@ -81,6 +82,17 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_fails_is_named(
     called.clear()
     refused(capsys, *asked)
     assert called == [["resume", "runs/ab-0-seed0"]]
+
+
+def test_the_line_is_of_all_runs_and_begins_with_what_is_finished(
+    demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = watched(monkeypatch, ablate)
+    monkeypatch.setattr(ablate, "_is_finished", lambda run: run.seed == 0)
+    monkeypatch.setattr(ablate, "_train", lambda run, *_: None)
+    monkeypatch.setattr(ablate, "report", lambda *_: {})
+    thyme("ablate", "--model", demo_checkpoint, "--name", "ab", *VARY, "1", "2", "--jobs", "2", *TINY)
+    assert shown == [f"ablate {done}/6" for done in range(2, 7)]
 
 
 def test_every_arm_is_checked_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

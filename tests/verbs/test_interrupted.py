@@ -8,11 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.build.endpoint import Endpoint, raw_rows
+from tests.progress_line import watched
 from thyme.cli import main
+from thyme.evals import EvalResult
+from thyme.rollout.rollout import RolloutLoop
+from thyme.verbs import eval
 
 ROOT = Path(__file__).parents[2]
 TOY = (
@@ -100,6 +105,72 @@ def test_an_evaluation_keeps_its_answers_and_goes_on(capsys: pytest.CaptureFixtu
     main([*asked, "--eval.resume", "true"])
     assert predictions.read_bytes().startswith(whole) and predictions.read_bytes().count(b"\n") == 61
     assert "heldout under controls" in capsys.readouterr().out
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_held_out_answers_are_kept_and_go_on(signum: int) -> None:
+    asked = ("eval", *TOY, "--eval.num-questions", "60", "--name", "x")
+    journal = Path("runs/x/rollouts/.heldout.jsonl")
+    _, err = interrupted(lines(str(journal), 5), signum, *asked)
+    assert err == "thyme: interrupted; answers are kept; the same command goes on\n"
+    assert 5 <= journal.read_bytes().count(b"\n") < 61 and not Path("runs/x/eval.json").exists()
+    main([*asked, "--eval.resume", "true"])
+    assert json.loads(Path("runs/x/eval.json").read_text())["overall"]["n"] == 60 and not journal.exists()
+
+
+def test_an_interrupted_evaluation_comes_out_as_one_that_was_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[int] = []
+    results: list[EvalResult] = []
+    ends_after = 1000
+    run, judged = RolloutLoop.run, eval.judged
+
+    def counted(loop: RolloutLoop, *args: Any, on_end: Any) -> Any:
+        ended = 0
+
+        def end(rollout: Any) -> None:
+            nonlocal ended
+            on_end(rollout)
+            ended += 1
+            if ended == ends_after:
+                raise KeyboardInterrupt
+
+        groups = run(loop, *args, on_end=end)
+        assert loop.timing is not None
+        drawn.append(loop.timing.sampled_tokens)
+        return groups
+
+    def kept(*args: Any) -> EvalResult:
+        results.append(judged(*args))
+        return results[-1]
+
+    shown = watched(monkeypatch, eval)
+    monkeypatch.setattr(RolloutLoop, "run", counted)
+    monkeypatch.setattr(eval, "judged", kept)
+    asked = ["eval", *TOY, "--engine.deterministic", "true", "--eval.num-questions", "5", "--eval.samples", "2"]
+    asked += ["--eval.temperature", "1", "--name"]
+    main([*asked, "whole"])
+    ends_after = 4
+    with pytest.raises(SystemExit) as ended:
+        main([*asked, "x"])
+    assert ended.value.code == 130
+    ends_after = 1000
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*asked, "x", "--eval.resume", "true", "--eval.seed", "1"])
+    assert "runs/x/rollouts/.heldout.jsonl was made with other sampling: repeat it" in capsys.readouterr().err
+    shown.clear()
+    main([*asked, "x", "--eval.resume", "true"])
+    assert shown == [f"eval {done}/10" for done in range(4, 11)]
+    assert "thyme: 4 answers are there already" in capsys.readouterr().err
+    whole, again = results
+    tokens = [[rollout.token_ids.tolist() for group in one.rollouts for rollout in group] for one in results]
+    assert tokens[0] == tokens[1] and 0 < drawn[1] < drawn[0]
+    assert again.overall == whole.overall and again.scenarios == whole.scenarios
+    main([*asked, "x"])  # it had ended: all is asked again
+    assert drawn[2] == drawn[0]
 
 
 @pytest.mark.soak

@@ -89,6 +89,68 @@ def test_training_is_profiled_to_its_updates(demo_checkpoint: Path, capsys: pyte
     assert len(attention) >= 2 and all(row["flops"] > 0 for row in attention)  # forward and backward
 
 
+def test_sft_is_profiled_from_its_rows_to_its_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    thyme("data", "synth", "rows", "--sft", "12", "--rl", "0", "--heldout", "0")
+    recipe = ("sft_7b_stage1", "--model", "tiny", "--data.train", "rows/sft.jsonl", "--threads", "1")
+    small = ("--sft.batch-size", "4", "--sft.max-tokens-per-micro-batch", "1200", "--data.ahead-steps", "1")
+    capsys.readouterr()
+    thyme("profile", "train", *recipe, *small, "--steps", "2", "--name", "z")
+    folder = Path("runs/z/trace")
+    page = (folder / "verdict.md").read_text()
+    assert capsys.readouterr().out.startswith(page) and page.startswith("# SFT of tiny\n")
+    assert "`thyme profile train sft_7b_stage1 --model tiny" in page and "(sft.max_tokens_per_micro_batch)" in page
+    assert accounted(page) >= 95 and "of 2 steps went" in page and "How far from the roof" not in page
+    for name in ("forward", "backward", "the optimizer's step"):
+        row = rf"^\| training: {name} \| [\d.]+ \| [\d.]+% \| \d+\.\d+ \| \d+% \|$"
+        assert re.search(row, page, re.MULTILINE), name
+    events = checked(folder / "trace.json")
+    spans = [event for event in events if event["ph"] == "X"]
+    steps = [event for event in spans if event["name"].startswith("step ")]
+    assert [event["name"] for event in steps] == ["step 1", "step 2"]  # step 0 is the warm-up
+    names = [event["name"] for event in spans if event["cat"] == "steps"]
+    assert names.count("wait for data") == names.count("optimizer") == 2
+    assert names.count("forward") == names.count("backward") >= 4  # micro-batches
+    prepared = [event for event in spans if event["cat"] == "data"]
+    assert prepared and all(event["args"]["count"] == 1 for event in prepared)  # by threads, ahead
+    assert sum(event["dur"] for event in spans if event["name"] == "backward") > 0
+    passes = [event["args"] for event in spans if event["name"] == "forward"]
+    tokens, trained = sum(sum(work["lengths"]) for work in passes), sum(work["rows"] for work in passes)
+    assert 0 < trained < tokens
+    assert f"- {tokens:,} tokens in {len(passes)} micro-batches, {trained:,} of them trained" in page
+    ops = {row["name"] for row in json.loads((folder / "ops.json").read_text())}
+    assert {"torch._fused_adamw_"} <= ops and "thyme.paged_attention" not in ops
+    assert not Path("runs/z/checkpoints").exists() and not Path("runs/z/metrics.jsonl").exists()
+
+
+def test_which_stage_is_profiled_is_said_or_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    sft, rl = "rows: warm-up, timed, timed, ops", "rollouts each: warm-up, timed, timed, ops"
+    of_group = ("--rollout.group-size", "1")  # nothing for rl to learn from
+    for args, said in (
+        (("sft_7b_stage1",), sft),
+        (("sft_7b_stage1", *of_group), sft),
+        (("--sft.batch-size", "2"), sft),
+        (("demo",), rl),
+        ((), rl),
+        (("demo", "--stage", "sft"), sft),
+        (("sft_7b_stage1", "--stage", "rl"), rl),
+    ):
+        thyme("profile", "train", *args, "--dry-run")
+        assert said in capsys.readouterr().out, args
+    with pytest.raises(SystemExit):
+        thyme("profile", "train", "demo", *of_group)
+    assert "rollout.group_size: 1 must be at least 2 to train by" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("stage", ["rl", "sft"])
+def test_ranks_are_refused(stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        thyme("profile", "train", "demo", "--stage", stage)
+    assert "profile train: one process only: start it without torchrun" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.soak
 def test_rollouts_of_a_hugging_face_folder_are_profiled(hub_folder: Path) -> None:
     thyme("data", "synth", "rows", "--sft", "0", "--rl", "3", "--heldout", "0")

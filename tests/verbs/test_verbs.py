@@ -145,6 +145,20 @@ SANDBOX_KEYS = (
 )
 
 
+def test_rollouts_tell_what_came_of_guessed_tokens(demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("rollout", "--model", demo_checkpoint, *ARGUMENTS["rollout"], "--rollout.max-tokens-per-round", "40")
+    words = (*words, "--rollout.max-tokens", "40", "--rollout.temperature", "0.01", "--engine.deterministic", "true")
+    thyme(*words)
+    assert "guessed" not in capsys.readouterr().out
+    thyme(*words, "--engine.speculation", "all", "--json")
+    found = capsys.readouterr()
+    timing = json.loads(found.out)["timing"]
+    verified, drafted, drawn = (timing[name] for name in ("verifications", "drafted_tokens", "accepted_tokens"))
+    assert 0 < drawn <= drafted and 0 < verified <= drafted
+    said = f"{verified:,} drafts verified, {drawn:,} of {drafted:,} guessed tokens were drawn"
+    assert said in found.err
+
+
 @pytest.mark.parametrize("verb", ["ask", "rollout", "sandbox run"])
 def test_every_key_of_the_sandbox_can_be_said(verb: str) -> None:
     module = import_module(VERBS[verb])
@@ -195,7 +209,8 @@ def test_no_verb_is_left_out() -> None:
     elsewhere |= {"data build", "data compose", "data dedup", "data stats", "completion"}
     elsewhere |= {"profile rollout", "profile train"}
     assert set(VERBS) - tried == elsewhere
-    assert set(ARGUMENTS) | {"demo", "plan", "data build", "ablate", "profile rollout", "profile train"} == RECIPE_VERBS
+    recipes = {"demo", "plan", "data build", "ablate", "profile rollout", "profile train"}
+    assert set(ARGUMENTS) | recipes == RECIPE_VERBS
 
 
 def test_a_checkpoint_wins_over_a_recipe_and_the_command_line_over_both(

@@ -57,7 +57,14 @@ class Worker:
             await self._context.__aexit__(None, None, None)
 
 
-def run_on_ray(open_line: OpenLine, plan: Plan, items: Sequence[int], store: Store, config: BuildConfig) -> int:
+def run_on_ray(
+    open_line: OpenLine,
+    plan: Plan,
+    items: Sequence[int],
+    store: Store,
+    config: BuildConfig,
+    on_end: Callable[[Outcome | None], object],
+) -> int:
     """`thyme.build.run.run_items` on the workers of a cluster.
 
     Args:
@@ -66,6 +73,7 @@ def run_on_ray(open_line: OpenLine, plan: Plan, items: Sequence[int], store: Sto
         items: their numbers.
         store: gets each end as it comes.
         config: workers, address, batch.
+        on_end: is told of each end, and of each item that has none.
 
     Returns:
         How many items have no end, since a model did not answer.
@@ -81,14 +89,20 @@ def run_on_ray(open_line: OpenLine, plan: Plan, items: Sequence[int], store: Sto
         )
         ray.init(include_dashboard=False, log_to_driver=False, **options)
     try:
-        return _handed_out(ray, open_line, plan, items, store, config)
+        return _handed_out(ray, open_line, plan, items, store, config, on_end)
     finally:
         if started:
             ray.shutdown()
 
 
 def _handed_out(
-    ray: Any, open_line: OpenLine, plan: Plan, items: Sequence[int], store: Store, config: BuildConfig
+    ray: Any,
+    open_line: OpenLine,
+    plan: Plan,
+    items: Sequence[int],
+    store: Store,
+    config: BuildConfig,
+    on_end: Callable[[Outcome | None], object],
 ) -> int:
     from pathlib import Path
 
@@ -132,6 +146,7 @@ def _handed_out(
                     unanswered += 1
                 else:
                     store.add(outcome)
+                on_end(outcome)
         if waiting:
             hand_out(worker)
         else:

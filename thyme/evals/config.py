@@ -43,7 +43,8 @@ class EvalConfig:
     """`thyme eval`: the same questions again with disturbed pictures, by commas, or all: rotated, flipped, darkened,
     blurred, noised, jpeg; with tools and without."""
     resume: bool = field(default=False, metadata=RARE)
-    """Go on with the run of that name: what it has answered is not asked again."""
+    """Go on with the run of that name: what it has answered is not asked again. Held-out questions alone go on without
+    it; with it, only from answers of this very model and these settings."""
     base: str = field(default="", metadata=RARE)
     """The model of the control "base": a folder, such as that of Qwen2.5-VL."""
     against: str = field(default="", metadata=RARE)

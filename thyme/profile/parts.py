@@ -42,6 +42,8 @@ class Training:
     """The decoder's matrices have gradients: a backward pass is two forward passes, else one."""
     with_pictures: bool = True
     """So has the vision tower."""
+    stage: str = "rl"
+    """Whose settings advice names: rl or sft."""
 
 
 _TITLES: dict[tuple[str, str], tuple[str, str]] = {
@@ -69,6 +71,19 @@ _TITLES: dict[tuple[str, str], tuple[str, str]] = {
         "rollouts had ended and their scores were not there: a faster reward function or judge, an async one, or "
         "more judge.concurrency",
     ),
+    ("steps", "wait for data"): (
+        "waiting for rows",
+        "the next rows were not ready: more data.workers, data.ahead_steps, smaller pictures (max_pixels)",
+    ),
+    ("data", "prepare rows"): (
+        "preparing rows on the training thread",
+        "the toy's rows, and all with data.workers 0, are made when asked for: files are read ahead by threads",
+    ),
+    ("steps", "pack"): ("packing samples", "fewer or shorter samples a step"),
+    ("steps", "read the loss"): (
+        "reading the loss",
+        "a device is waited for here, with what it has still to do of the passes",
+    ),
     ("steps", "logprob"): ("packing samples", "fewer or shorter samples a step"),
     ("steps", "old log-probs"): (
         "log-probs before the update",
@@ -92,6 +107,16 @@ _TITLES: dict[tuple[str, str], tuple[str, str]] = {
     ("steps", "checkpoint"): ("writing checkpoints", "rl.save_steps larger"),
     ("steps", "evaluate"): ("held-out questions", "eval.every_steps larger"),
     ("steps", ""): ("metrics and the rest of the step", "not accounted for by any span"),
+}
+_SFT_TITLES = {
+    ("steps", "forward"): (
+        "training: forward",
+        "larger micro-batches (sft.max_tokens_per_micro_batch); a frozen tower still encodes every picture",
+    ),
+    ("steps", "backward"): (
+        "training: backward",
+        "larger micro-batches, sft.freeze_vision; activation_checkpointing computes each layer once more",
+    ),
 }
 
 
@@ -117,10 +142,11 @@ def parts_of(spans: Sequence[Span], ceilings: Ceilings, cost: StepCost, training
     if host:
         advice = "planning, sending, stop rules while the device waits: larger batches, engine.decode_graphs on a GPU"
         parts.append(Part(name="the engine, on the host", seconds=host, floor=0.0, advice=advice))
+    titles = _TITLES | _SFT_TITLES if training.stage == "sft" else _TITLES
     known = {("engine", name) for kind in _KINDS for name in (kind, f"{kind} compute")}
     for key, own in found.items():
         if key not in known:
-            name, advice = _TITLES.get(key, (f"{key[0]}: {key[1]}", "a span of its own"))
+            name, advice = titles.get(key, (f"{key[0]}: {key[1]}", "a span of its own"))
             floor = sum(ceilings.seconds(c.bytes, c.flops) for c in _work(key[1], own, cost, training))
             parts.append(Part(name=name, seconds=own.seconds, floor=floor, advice=advice))
     return sorted(parts, key=lambda part: -part.seconds)

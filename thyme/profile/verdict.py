@@ -69,7 +69,10 @@ def verdict(profile: Profile) -> str:
             "No update was made in these steps: in no group did rewards differ. Profile a model that has learned.",
             "",
         ]
-    lines += ["## How far from the roof", "", *_roof_lines(profile), "", *_rollout_lines(profile)]
+    if profile.records:
+        lines += ["## How far from the roof", "", *_roof_lines(profile), "", *_rollout_lines(profile)]
+    else:
+        lines += _training_lines(profile)
     if profile.ops:
         head = "## Ops of one more step, the calling thread's"
         lines += ["", head, "", *op_lines(list(profile.ops), profile.ops_wall_s, profile.ceilings)]
@@ -112,10 +115,18 @@ def _kind_line(kind: str, records: Sequence[StepRecord]) -> str:
     return f"| {kind} | {len(records):,} | {tokens:,} | {middle:.2f} | {seconds} | {floor / took:.1%} |"
 
 
+def _training_lines(profile: Profile) -> Iterable[str]:
+    passes = [span.args for span in profile.spans if span.lane == "steps" and span.name == "forward"]
+    tokens, trained = sum(sum(work["lengths"]) for work in passes), sum(work["rows"] for work in passes)
+    rate = f"{tokens / profile.wall_s:,.0f} tok/s"
+    yield f"- {tokens:,} tokens in {len(passes):,} micro-batches, {trained:,} of them trained: {rate}."
+    prepared = sum(span.seconds for span in profile.spans if span.lane == "data")
+    waited = sum(span.seconds for span in profile.spans if span.lane == "steps" and span.name == "wait for data")
+    yield f"- Rows were prepared for {prepared:.2f} s, summed over threads; training waited {waited:.2f} s for them."
+
+
 def _rollout_lines(profile: Profile) -> Iterable[str]:
     records, spans = profile.records, profile.spans
-    if not records:
-        return
     drawn = sum(record.samples for record in records)
     asking = sum(span.seconds for span in spans if span.lane == "steps" and span.name == "rollout") or profile.wall_s
     yield f"- {drawn:,} tokens drawn in {asking:.2f} s of rollouts: {drawn / asking:,.0f} tok/s."

@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from typing import Self
 from thyme.model.processor import Processor
 from thyme.rollout.image_folder import ImageFolder
 from thyme.rollout.records import from_row, images_beside, to_row
-from thyme.rollout.types import Rollout
+from thyme.rollout.types import Question, Rollout
 
 _log = logging.getLogger(__name__)
 
@@ -43,14 +44,28 @@ class Journal:
         path: the file; its folder is made. Images go where `write_rollouts` puts them.
         identity: names weights and settings; what was written under another one is dropped.
         processor: of the model that makes the rollouts.
+        asked: the questions of all rollouts, whose pictures are then not written; None: they are.
+        must_match: refuse a file that was written under another identity.
+
+    Raises:
+        ValueError: it must match and does not.
     """
 
-    def __init__(self, path: Path, identity: str, processor: Processor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        processor: Processor,
+        *,
+        asked: Sequence[Question] | None = None,
+        must_match: bool = False,
+    ) -> None:
         self.kept: Mapping[Key, Rollout] = {}
         """What had ended already, by question id and seed."""
         self.begun: Mapping[Key, Rollout] = {}
         """What had not ended, as it was after its last code block."""
-        self._path = path
+        self._path, self._must_match = path, must_match
+        self._asked = None if asked is None else {question.id: question for question in asked}
         self._images = ImageFolder(images_beside(path))
         self._refused = False
         self._writes: list[Future[None]] = []
@@ -93,6 +108,10 @@ class Journal:
             self._file.seek(end)
             self._file.truncate()
         else:
+            if first.endswith(b"\n") and self._must_match:
+                self._file.close()
+                changed = _changed(first, identity)
+                raise ValueError(f"{self._path} was made with other {changed}: repeat it as it was, or delete it")
             self._file.seek(0)
             self._file.truncate()
             self._put(header)
@@ -106,7 +125,8 @@ class Journal:
                 if not line.endswith(b"\n"):
                     raise ValueError("the line has no end")
                 row = json.loads(line)
-                rollout, has_ended = from_row(row, self._images, processor), bool(row["has_ended"])
+                question = None if self._asked is None else self._asked[row["question"]["id"]]
+                rollout, has_ended = from_row(row, self._images, processor, question), bool(row["has_ended"])
             except (KeyError, TypeError, ValueError, OSError) as error:
                 _log.warning("thyme: %s: a rollout cannot be read (%s) and is sampled again", self._path, error)
                 break
@@ -119,6 +139,8 @@ class Journal:
     def _write(self, rollout: Rollout, *, has_ended: bool) -> None:
         if self._refused:
             return
+        if self._asked is not None:
+            rollout = replace(rollout, question=replace(rollout.question, image=None, more_images=()))
         try:
             row = to_row(rollout, self._images) | {"has_ended": has_ended}
             self._put(json.dumps(row, separators=(",", ":")).encode() + b"\n")
@@ -133,6 +155,12 @@ class Journal:
     def _refuse(self, error: OSError) -> None:
         self._refused = True
         _log.warning("thyme: %s: %s; an interrupted step will repeat its rollouts", self._path, error)
+
+
+def _changed(header: bytes, identity: str) -> str:
+    """What of two identities differs, by name."""
+    before, now = json.loads(json.loads(header)["identity"]), json.loads(identity)
+    return ", ".join(name for name in now if now[name] != before.get(name))
 
 
 def key(rollout: Rollout) -> Key:

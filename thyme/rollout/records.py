@@ -169,22 +169,21 @@ def _to_list(column: NDArray[Any]) -> list[Any]:
     return column.tolist()
 
 
-def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | None") -> Rollout:
+def from_row(
+    row: dict[str, Any], store: ImageFolder, processor: "Processor | None", question: Question | None = None
+) -> Rollout:
     """What `to_row` made the object of.
 
     Args:
         processor: None leaves `Rollout.images` empty.
+        question: of the rollout, where its pictures are not in the store; None: the row's.
 
     Raises:
         KeyError, TypeError, ValueError: the row is no rollout.
         OSError: an image is missing from the store or cannot be read.
     """
-    image, more = row["question"]["image"], row["question"].get("more_images", [])
-    pictures = {
-        "image": None if image is None else store.get(image),
-        "more_images": tuple((told, store.get(name)) for told, name in more),
-    }
-    question = Question(**row["question"] | pictures)
+    if question is None:
+        question = _question_from_row(row["question"], store)
     turns = [_turn_from_row(turn, store) for turn in row["turns"]]
     return Rollout(
         question=question,
@@ -205,6 +204,15 @@ def from_row(row: dict[str, Any], store: ImageFolder, processor: "Processor | No
         sandbox_s=row["sandbox_s"],
         parent=None if row.get("parent") is None else Parent(**row["parent"]),  # older records have none
     )
+
+
+def _question_from_row(row: dict[str, Any], store: ImageFolder) -> Question:
+    image, more = row["image"], row.get("more_images", [])
+    pictures = {
+        "image": None if image is None else store.get(image),
+        "more_images": tuple((told, store.get(name)) for told, name in more),
+    }
+    return Question(**row | pictures)
 
 
 def _turn_from_row(row: dict[str, Any], store: ImageFolder) -> Turn:

@@ -6,6 +6,7 @@ decoding. When the result is there, `<sandbox_output>...</sandbox_output>` is ap
 prefilled. It goes on until an answer or a limit. The state of one run lives in thyme/rollout/scheduler.py.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -94,12 +95,35 @@ class RolloutLoop:
         return [[group[index] for index in range(sampling.n)] for group in rollouts]
 
     @contextmanager
-    def journaled(self, path: Path) -> Iterator[Journal]:
+    def journaled(
+        self,
+        path: Path,
+        sampling: Sampling | None = None,
+        asked: Sequence[Question] | None = None,
+        *,
+        must_match: bool = False,
+    ) -> Iterator[Journal]:
         """Inside the block each rollout of `run` is written to `path` after each code block and when it ends; what is
         found there, sampled from the same weights under the same config, is not sampled again
-        (`thyme.rollout.journal`)."""
-        settings = {"weights": fingerprint(self.engine.model), "rollout": asdict(self.config)}
-        with Journal(path, json.dumps(settings, sort_keys=True), self.processor) as self._journal:
+        (`thyme.rollout.journal`).
+
+        Args:
+            path: of the journal.
+            sampling: must have been the same too, where it is said.
+            asked: all questions, which must have been the same too; their pictures are then not written.
+            must_match: refuse a journal that was made with others.
+
+        Raises:
+            ValueError: it must match and does not.
+        """
+        settings: dict[str, object] = {"weights": fingerprint(self.engine.model), "rollout": asdict(self.config)}
+        if sampling is not None:
+            settings["sampling"] = asdict(sampling)
+        if asked is not None:
+            told = [[one.id, one.question, one.image_size, [path for path, _ in one.pictures]] for one in asked]
+            settings["questions"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        identity = json.dumps(settings, sort_keys=True)
+        with Journal(path, identity, self.processor, asked=asked, must_match=must_match) as self._journal:
             try:
                 yield self._journal
             finally:

@@ -66,6 +66,12 @@ class RunTiming:
     """Tokens drawn."""
     restarted: int
     """Interrupted rollouts that start over, as their code gave something else when it was run again."""
+    verifications: int
+    """Drafts of single sequences that a step tried out; 0 without speculation, as are the next two."""
+    drafted_tokens: int
+    """Tokens in them."""
+    accepted_tokens: int
+    """Those of these that were drawn."""
 
 
 class RolloutScheduler:
@@ -141,7 +147,7 @@ class RolloutScheduler:
         self.closing: list[Future[None]] = []
         self.counts: Counter[str] = Counter()
         self.sandbox_s = self.idle_s = 0.0
-        self.prefilled_before = int(engine.stats()["prefilled_tokens"])
+        self.stats_before = engine.stats()
         self.started = time.perf_counter()
         self.wall_s = 0.0
 
@@ -176,15 +182,19 @@ class RolloutScheduler:
 
     def timing(self) -> RunTiming:
         """What the run cost so far."""
+        stats, before = self.engine.stats(), self.stats_before
         return RunTiming(
             wall_s=self.wall_s,
             idle_s=self.idle_s,
             sandbox_s=self.sandbox_s,
             steps=self.counts["steps"],
             code_blocks=self.counts["code_blocks"],
-            prefilled_tokens=int(self.engine.stats()["prefilled_tokens"]) - self.prefilled_before,
+            prefilled_tokens=int(stats["prefilled_tokens"] - before["prefilled_tokens"]),
             sampled_tokens=self.counts["sampled_tokens"],
             restarted=self.counts["restarted"],
+            verifications=int(stats["verifications"] - before["verifications"]),
+            drafted_tokens=int(stats["drafted_tokens"] - before["drafted_tokens"]),
+            accepted_tokens=int(stats["accepted_tokens"] - before["accepted_tokens"]),
         )
 
     # From a question to sequences, and from one round to the next.

@@ -36,7 +36,7 @@ from thyme.train.policy_samples import mini_batches
 from thyme.train.policy_update import Update, packed_batches, update_metrics, update_policy
 from thyme.train.reference import reference_policy
 from thyme.train.reward_metrics import name_sources, reward_metrics, source_metrics
-from thyme.train.rl_metrics import Laps, phase_metrics, rollout_metrics
+from thyme.train.rl_metrics import Laps, phase_metrics, rollout_metrics, speculation_metrics
 from thyme.train.sharding import TrainedModel, trained_model
 from thyme.train.stage import Stage, StageOptions
 from thyme.train.trainable import fuses_head, trainable
@@ -131,7 +131,8 @@ class _Run:
 
     def _draw(self, laps: Laps) -> tuple[Drawn, Metrics]:
         """The step's groups, scored, and what is measured of their rollouts."""
-        memory, step = self.stage.memory, self.stage.step
+        memory, step, engine = self.stage.memory, self.stage.step, self.loop.engine
+        before = engine.stats()
         with self.journals.step(step) as journal:
             drawn = draw_batch(
                 partial(ask_round, self.loop, self.scorer, laps, self.world),
@@ -143,8 +144,10 @@ class _Run:
         metrics = rollout_metrics(
             [group.rollouts for group in drawn.groups],
             rollout_s=laps.seconds["rollout"],
-            weight_version=self.loop.engine.weight_version,
+            weight_version=engine.weight_version,
         )
+        if engine.speculation is not None:
+            metrics |= speculation_metrics(before, engine.stats(), self.world)
         if names := self.loop.config.phase_names:
             metrics |= phase_metrics([group.rollouts for group in drawn.groups], names)
         if journal is not None:

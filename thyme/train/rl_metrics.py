@@ -149,6 +149,21 @@ def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, we
     return out
 
 
+def speculation_metrics(before: Mapping[str, float], after: Mapping[str, float], world: World) -> Metrics:
+    """What came of guessed tokens on all ranks: drafts that were verified, tokens in them, those of these that were
+    drawn, and tokens that came of a verification.
+
+    Args:
+        before, after: `Engine.stats` as sampling began and when it had ended.
+    """
+    names = ("verifications", "drafted_tokens", "accepted_tokens")
+    counts = dict(zip(names, world.sum([after[name] - before[name] for name in names]), strict=True))
+    out = {f"rollout/{name}": count for name, count in counts.items()}
+    if counts["verifications"]:
+        out["rollout/tokens_per_verification"] = 1 + counts["accepted_tokens"] / counts["verifications"]
+    return out
+
+
 def _error_name(name: str) -> str:
     """The snippet chose it: anything but a plain name would make a metric name of it."""
     return name if name.isidentifier() and len(name) <= 40 else "other"

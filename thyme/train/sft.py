@@ -6,6 +6,7 @@ from typing import Unpack
 
 import torch
 
+from thyme import trace
 from thyme.data.rows import Demonstration
 from thyme.data.streams import Stream
 from thyme.model.model import Model
@@ -70,25 +71,27 @@ def train_sft(
         Stage(name, trained, processor, optimizer, config, memory={"passed": passed}, **options) as stage,
     ):
         while stage.step < config.steps and not stage.memory["passed"] and not stage.stopped:
-            with world.phase("update"):
-                batch = samples(stage.step * config.batch_size, config.batch_size)
-                kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
-                metrics, unfit = supervised_step(
-                    trained,
-                    processor,
-                    optimizer,
-                    share_of(kept, [len(sample.token_ids) for sample in kept], world),
-                    rate=rate_share(config, stage.step, config.steps),
-                    max_tokens=config.max_tokens_per_micro_batch,
-                    fused_head=fuses_head(model, config),
-                )
-                if config.max_row_tokens:
-                    metrics["batch/too_long"] = float(len(batch) - len(kept))
-            if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
-                trained.publish()
-                metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
-                stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
-            stage.end_step(metrics, unfit)
+            with trace.span("steps", f"step {stage.step}"):
+                with world.phase("update"):
+                    with trace.span("steps", "wait for data"):
+                        batch = samples(stage.step * config.batch_size, config.batch_size)
+                    kept = [s for s in batch if not config.max_row_tokens or len(s.token_ids) <= config.max_row_tokens]
+                    metrics, unfit = supervised_step(
+                        trained,
+                        processor,
+                        optimizer,
+                        share_of(kept, [len(sample.token_ids) for sample in kept], world),
+                        rate=rate_share(config, stage.step, config.steps),
+                        max_tokens=config.max_tokens_per_micro_batch,
+                        fused_head=fuses_head(model, config),
+                    )
+                    if config.max_row_tokens:
+                        metrics["batch/too_long"] = float(len(batch) - len(kept))
+                if gate is not None and ((stage.step + 1) % gate.every == 0 or stage.step + 1 == config.steps):
+                    trained.publish()
+                    metrics[f"gate/{gate.name}"] = world.from_main(gate.measure(model))
+                    stage.memory["passed"] = metrics[f"gate/{gate.name}"] >= gate.goal
+                stage.end_step(metrics, unfit)
     return stage.history
 
 
@@ -103,7 +106,11 @@ def row_samples(
         except ValueError as error:
             raise ValueError(f"row {row.question.id}: {error}") from error
 
-    return lambda start, n: [sample(row) for row in rows(start, n)]
+    def samples(start: int, n: int) -> list[Sample]:
+        with trace.span("data", "prepare rows", first=start, count=n):
+            return [sample(row) for row in rows(start, n)]
+
+    return samples
 
 
 def sample_bytes(sample: Sample) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thyme import trace
 from thyme.model.processor import Processor
 from thyme.train.balance import aligned
 from thyme.train.distributed import World
@@ -42,25 +43,31 @@ def supervised_step(
     """
     world, device = trained.world, trained.full.device
     allowed = AllowedIds.of(processor)
-    normalized = normalize([samples], "batch_tokens", world=world)
-    batches = pack(normalized, image_token_id=processor.image_token_id, max_tokens=max_tokens)
+    with trace.span("steps", "pack"):
+        normalized = normalize([samples], "batch_tokens", world=world)
+        batches = pack(normalized, image_token_id=processor.image_token_id, max_tokens=max_tokens)
     losses: list[Tensor] = []
     token_losses: list[Tensor] = []
     for batch in aligned(batches, trained):
-        of_tokens = trained(supervised_losses, batch.to(device), allowed, fused_head=fused_head)
-        micro_loss = of_tokens.sum()
-        micro_loss.backward()
+        work = {"lengths": batch.lengths, "rows": len(batch.rows), "grids": batch.grids}
+        with trace.span("steps", "forward", **work):
+            of_tokens = trained(supervised_losses, batch.to(device), allowed, fused_head=fused_head)
+            micro_loss = of_tokens.sum()
+        with trace.span("steps", "backward", **work):
+            micro_loss.backward()
         optimizer.add_up()
         losses.append(micro_loss.detach())
         token_losses.append(of_tokens.detach())
-    loss, tokens, trained_tokens = world.sum(
-        [
-            float(sum(losses, start=torch.zeros((), device=device))),
-            sum(sum(batch.lengths) for batch in batches),
-            sum(len(batch.rows) for batch in batches),
-        ]
-    )
-    metrics = step_metrics(optimizer, rate, loss)
+    with trace.span("steps", "read the loss"):
+        loss, tokens, trained_tokens = world.sum(
+            [
+                float(sum(losses, start=torch.zeros((), device=device))),
+                sum(sum(batch.lengths) for batch in batches),
+                sum(len(batch.rows) for batch in batches),
+            ]
+        )
+    with trace.span("steps", "optimizer"):
+        metrics = step_metrics(optimizer, rate, loss)
     metrics |= {"loss": loss, "batch/tokens": tokens, "batch/trained_tokens": trained_tokens}
     return metrics | source_losses(batches, token_losses, world), suspects(metrics, batches, losses, world)
 

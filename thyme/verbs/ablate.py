@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from thyme.config import from_dict, settings, to_dict, to_toml
 from thyme.interrupt import goes_on_with
 from thyme.options import value_of
+from thyme.progress import progress
 from thyme.result import Result
 from thyme.verbs import rl
 from thyme.verbs.config import TrainingConfig
@@ -125,11 +126,17 @@ def run(config: Config) -> Result:
     missing.sort(key=lambda run: config.seeds.index(run.seed))
     failed = Event()
     started: list[subprocess.Popen[bytes]] = []
-    with goes_on_with("the same command goes on"), ThreadPoolExecutor(config.jobs) as workers:
+    with (
+        goes_on_with("the same command goes on"),
+        progress(len(runs), "ablate", "run") as line,
+        ThreadPoolExecutor(config.jobs) as workers,
+    ):
+        line.begin(len(runs) - len(missing))
         futures = [workers.submit(_train, run, folder, failed, started) for run in missing]
         try:
-            for future in futures:
+            for future in as_completed(futures):
                 future.result()
+                line.advance()
         except KeyboardInterrupt:
             failed.set()
             for process in started:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,8 @@ def _run(config: Config, raw: RawRows, plan: Plan, todo: Sequence[int], store: S
     if build.ray_workers:
         from thyme.build.ray_workers import run_on_ray
 
-        return run_on_ray(partial(open_line, config), plan, todo, store, build)
+        with _shown(len(todo)) as on_end:
+            return run_on_ray(partial(open_line, config), plan, todo, store, build, on_end)
     with left_to_asyncio():
         return asyncio.run(_alone(config, raw, plan, todo, store))
 
@@ -141,16 +142,23 @@ def _run(config: Config, raw: RawRows, plan: Plan, todo: Sequence[int], store: S
 async def _alone(config: Config, raw: RawRows, plan: Plan, todo: Sequence[int], store: Store) -> int:
     from thyme.build.run import run_items
 
-    kept = 0
-
-    def on_end(ended: Outcome | None) -> None:
-        nonlocal kept
-        kept += ended is not None and ended.row is not None
-        shown.advance(numbers={"kept": kept})
-
     async with open_line(config, raw) as line:
-        with progress(len(todo), "build", "item") as shown:
+        with _shown(len(todo)) as on_end:
             return await run_items(line, plan, todo, store, config.build.concurrency, on_end)
+
+
+@contextmanager
+def _shown(items: int) -> Iterator[Callable[[Outcome | None], None]]:
+    """The line of a build; yields what is to be told of each item's end."""
+    kept = 0
+    with progress(items, "build", "item") as line:
+
+        def on_end(ended: Outcome | None) -> None:
+            nonlocal kept
+            kept += ended is not None and ended.row is not None
+            line.advance(numbers={"kept": kept})
+
+        yield on_end
 
 
 async def _chat(stack: AsyncExitStack, endpoint: EndpointConfig, cache: Path, table: str) -> Chat | None:

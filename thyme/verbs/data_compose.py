@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from thyme.config import POSITIONAL
+from thyme.progress import progress
 from thyme.result import Result
 
 
@@ -44,7 +45,9 @@ def run(config: Config) -> Result:
     images, rows = config.folder / "images", config.folder / "rows.jsonl"
     images.mkdir(parents=True, exist_ok=True)
     done = _whole_rows(rows, config)
-    with rows.open("a", encoding="utf-8") as file:
+    total = max(done, config.count)
+    with rows.open("a", encoding="utf-8") as file, progress(total, "compose", "question") as line:
+        line.begin(done)
         for index in range(done, config.count):
             made = compose(photographs, config.seed, index, config.split)
             name = f"{config.split}_{config.seed}_{index:06d}.jpg"
@@ -62,8 +65,9 @@ def run(config: Config) -> Result:
             }
             file.write(json.dumps(row) + "\n")
             file.flush()
-    print(f"{rows}: {max(done, config.count)} rows, {done} of them were there")
-    return Result({"path": rows, "rows": max(done, config.count), "were_there": done})
+            line.advance()
+    print(f"{rows}: {total} rows, {done} of them were there")
+    return Result({"path": rows, "rows": total, "were_there": done})
 
 
 def _whole_rows(rows: Path, config: Config) -> int:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thyme.evals.config import EvalConfig
+from thyme.interrupt import goes_on_with
 from thyme.progress import progress
 from thyme.result import Result
 from thyme.verbs import benchmarks
 from thyme.verbs.config import EvaluatedConfig, ScoredConfig
+from thyme.verbs.notes import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from thyme.evals import EvalResult
     from thyme.evals.evidence import EvidenceFigures
@@ -46,7 +50,7 @@ def run(config: Config) -> Result:
 
 
 def evaluate_heldout(config: Config) -> dict[str, Any]:
-    """Evaluates on held-out questions; returns what eval.json says."""
+    """Evaluates on held-out questions; returns what eval.json says. Answers of a run that was interrupted are kept."""
     from thyme.evals.evidence import shown
     from thyme.verbs.folders import run_dir
     from thyme.verbs.opening import open_model
@@ -54,10 +58,12 @@ def evaluate_heldout(config: Config) -> dict[str, Any]:
 
     require_rows(config, "heldout")
     folder = run_dir(config)
-    result = measure(config, open_model(config))
+    journal = folder / "rollouts" / ".heldout.jsonl"
+    result = measure(config, open_model(config), journal)
     looked_at = evidence_of(result) if config.eval.evidence else None
     figures = result.to_json() | {"evidence": None if looked_at is None else asdict(looked_at)}
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    journal.unlink(missing_ok=True)
     width = max(12, *map(len, result.scenarios))
     for name, summary in [*result.scenarios.items(), ("all", result.overall)]:
         code = "no code" if summary.code_ok is None else f"code {summary.code_share:.0%}, ok {summary.code_ok:.0%}"
@@ -81,14 +87,49 @@ def evidence_of(result: EvalResult) -> EvidenceFigures | None:
     return evidence_figures(found, {(one.question.id, one.index): is_correct(one) for one in rollouts})
 
 
-def measure(config: Config, opened: Opened) -> EvalResult:
-    """Held-out accuracy of the model."""
+def measure(config: Config, opened: Opened, journal: Path | None = None) -> EvalResult:
+    """Held-out accuracy of the model.
+
+    Args:
+        journal: keeps the answers, and those that it has are not asked for again; None: they are not kept.
+    """
     from thyme.verbs.opening import open_loop
     from thyme.verbs.rows import heldout_questions
 
     asked = heldout_questions(config, config.eval.num_questions, opened.processor)
-    with open_loop(config, opened) as loop, progress(len(asked) * config.eval.samples, "eval", "answer") as line:
-        return judged(config, config.eval, loop, asked, lambda one: line.advance(tokens=one.num_sampled))
+    with (
+        open_loop(config, opened) as loop,
+        _kept(config, loop, asked, journal) as num_kept,
+        progress(len(asked) * config.eval.samples, "eval", "answer") as line,
+    ):
+        line.begin(num_kept)
+        ends = count()
+
+        def told(rollout: Rollout) -> None:
+            if next(ends) >= num_kept:  # what was kept comes first
+                line.advance(tokens=rollout.num_sampled)
+
+        return judged(config, config.eval, loop, asked, told)
+
+
+@contextmanager
+def _kept(config: Config, loop: RolloutLoop, asked: Sequence[Question], path: Path | None) -> Iterator[int]:
+    """Inside the block answers are kept at `path`; how many of them are there already.
+
+    Raises:
+        ValueError: `eval.resume`, and what is there are answers to something else.
+    """
+    if path is None:
+        yield 0
+        return
+    sampling = loop.config.sampling(**config.eval.drawn())
+    with (
+        goes_on_with("answers are kept; the same command goes on"),
+        loop.journaled(path, sampling, asked, must_match=config.eval.resume) as journal,
+    ):
+        if journal.kept:
+            note(f"{len(journal.kept)} answers are there already: {path}")
+        yield len(journal.kept)
 
 
 def judged(

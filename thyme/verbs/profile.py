@@ -15,9 +15,10 @@ from thyme.options import flag
 from thyme.result import Result
 
 if TYPE_CHECKING:
+    from thyme.engine import Engine
     from thyme.engine.step_record import StepRecord
+    from thyme.model import Model
     from thyme.profile.parts import Training
-    from thyme.rollout.rollout import RolloutLoop
     from thyme.verbs.config import RunConfig
 
 Pass = Literal["warm-up", "timed", "ops", "torch"]
@@ -72,13 +73,19 @@ class Profiler:
 
     Args:
         keys: what is watched.
-        loop: whose engine and model are run.
+        model: that is run.
         folder: of the run; gets trace/.
+        engine: that runs it; None: it is trained, and nothing is drawn from it.
         tell: is given each engine step of the passes without ops.
     """
 
     def __init__(
-        self, keys: ProfileKeys, loop: RolloutLoop, folder: Path, tell: Callable[[StepRecord], object] | None = None
+        self,
+        keys: ProfileKeys,
+        model: Model,
+        folder: Path,
+        engine: Engine | None = None,
+        tell: Callable[[StepRecord], object] | None = None,
     ) -> None:
         from thyme.engine.step_cost import StepCost
         from thyme.engine.step_record import StepRecorder
@@ -86,15 +93,19 @@ class Profiler:
         from thyme.profile.ops import OpTable
         from thyme.trace import Trace
 
-        model, engine = loop.engine.model, loop.engine
-        self.folder, self._keys, self._engine = folder / "trace", keys, engine
+        self.folder, self._keys, self.engine = folder / "trace", keys, engine
         self._on_gpu = model.device.type == "cuda"
         self.ceilings = measured_ceilings(model.device, model.dtype)
-        self.cost = StepCost(model, engine.config.block_size, shares_prefixes=engine.runner.shares_prefixes)
+        self.cost = (
+            StepCost(model, block_size=1)
+            if engine is None
+            else StepCost(model, engine.config.block_size, shares_prefixes=engine.runner.shares_prefixes)
+        )
         self.trace, self.ops = Trace(**_ranges() if keys.nvtx else {}), OpTable(model.device)
         self.records: list[StepRecord] = []
-        self._recorder = StepRecorder(engine, self.ceilings, tell)
-        self._recorder.close()
+        self._recorder = None if engine is None else StepRecorder(engine, self.ceilings, tell)
+        if self._recorder is not None:
+            self._recorder.close()
         self._passes, self._at = keys.passes(), 0
         self._watching = ExitStack()
 
@@ -133,6 +144,9 @@ class Profiler:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
+        if self._recorder is None:
+            yield
+            return
         self._recorder.open()
         try:
             yield
@@ -143,14 +157,20 @@ class Profiler:
     def _timed(self) -> Iterator[None]:
         from thyme.trace import tracing
 
-        self._recorder.records.clear()
+        if self._recorder is not None:
+            self._recorder.records.clear()
         with self._snapshot(), self._recorded(), tracing(self.trace):
             yield
-        self.records = list(self._recorder.records)
+        if self._recorder is not None:
+            self.records = list(self._recorder.records)
 
     @contextmanager
     def _by_op(self) -> Iterator[None]:
-        runner = self._engine.runner
+        if self.engine is None:
+            with self.ops:
+                yield
+            return
+        runner = self.engine.runner
         graphs, runner.graphs = runner.graphs, None  # a replay shows no ops
         try:
             with self.ops:
@@ -172,7 +192,7 @@ class Profiler:
         return _memory_history(self.folder / "memory.pickle") if self._keys.memory_snapshot else nullcontext()
 
     def write(self, title: str, frame: dict[str, str], training: Training | None = None) -> str:
-        """Writes trace.json, steps.jsonl, ops.json and verdict.md; returns the verdict.
+        """Writes trace.json, steps.jsonl (of an engine), ops.json and verdict.md; returns the verdict.
 
         Args:
             title: of the page.
@@ -195,8 +215,9 @@ class Profiler:
         )
         page = verdict(found)
         self.trace.write(self.folder / "trace.json")
-        lines = [json.dumps(record.as_dict()) for record in self.records]
-        (self.folder / "steps.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if self.engine is not None:
+            lines = [json.dumps(record.as_dict()) for record in self.records]
+            (self.folder / "steps.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if found.ops:
             ops = [asdict(row) | {"of_ceiling": row.of_ceiling(self.ceilings)} for row in found.ops]
             (self.folder / "ops.json").write_text(json.dumps(ops, indent=1), encoding="utf-8")
@@ -216,11 +237,11 @@ class Profiler:
         )
 
 
-def frame_of(what: str, config: RunConfig, loop: RolloutLoop) -> dict[str, str]:
+def frame_of(what: str, config: RunConfig, model: Model, engine: Engine | None = None) -> dict[str, str]:
     """What a profile was measured with."""
     import torch
 
-    model = loop.engine.model
+    attention = "" if engine is None else f"; attention: {engine.runner.attention.name}"
     on_gpu = model.device.type == "cuda"
     machine = torch.cuda.get_device_name(model.device) if on_gpu else _processor()
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -228,7 +249,7 @@ def frame_of(what: str, config: RunConfig, loop: RolloutLoop) -> dict[str, str]:
         "machine": machine,
         "versions": f"Python {sys.version.split()[0]}, torch {torch.__version__}",
         "model": f"{config.model}, {millions:,.1f} M parameters, {str(model.dtype).removeprefix('torch.')}",
-        "threads": f"{torch.get_num_threads()} of torch; attention: {loop.engine.runner.attention.name}",
+        "threads": f"{torch.get_num_threads()} of torch{attention}",
         "command": f"`{_command(what, config)}`",
     }
 

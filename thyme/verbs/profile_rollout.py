@@ -48,14 +48,14 @@ def run(config: Config) -> Result:
         open_loop(config, opened) as loop,
         open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
         rate_line("profile rollout") as tell,
-        Profiler(config, loop, folder, tell) as profiler,
+        Profiler(config, opened.model, folder, loop.engine, tell) as profiler,
     ):
         for step in range(profiler.num_steps):
             asked = questions.stream(step * config.count, config.count)
             with trace.span("steps", f"step {step}"):
                 ask_round(loop, scorer, Laps(), World(), asked, config.seed * 1_000_003 + step)
             profiler.advance()
-        frame = frame_of("profile rollout", config, loop)
+        frame = frame_of("profile rollout", config, opened.model, loop.engine)
     print(profiler.write(f"Rollouts of {config.model}", frame), end="")
     print(f"\ntrace for ui.perfetto.dev: {profiler.folder / 'trace.json'}; this page: {profiler.folder / 'verdict.md'}")
     return profiler.result()

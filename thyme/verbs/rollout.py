@@ -79,13 +79,18 @@ def run(config: Config) -> Result:
 
 
 def spent(loop: RolloutLoop) -> str:
-    """A line on the last run: throughput, how much of the sandbox's time was hidden, how much was computed twice."""
+    """A line on the last run: throughput, how much of the sandbox's time was hidden, how much was computed twice, and
+    what came of guessed tokens where there are any."""
     timing, unique = loop.timing, loop.engine.stats()["unique_tokens"]
     assert timing is not None
     rate = timing.sampled_tokens / timing.wall_s
     code = f"{timing.code_blocks} code blocks ran for {timing.sandbox_s:.1f} s, decoding waited {timing.idle_s:.1f} s"
     shared = f"{timing.prefilled_tokens / max(1, unique):.3f} given tokens computed for each there was"
-    return f"{timing.sampled_tokens:,} tokens in {timing.wall_s:.1f} s: {rate:,.0f} tok/s; {code}; {shared}"
+    line = f"{timing.sampled_tokens:,} tokens in {timing.wall_s:.1f} s: {rate:,.0f} tok/s; {code}; {shared}"
+    if loop.engine.speculation is None:
+        return line
+    accepted = f"{timing.accepted_tokens:,} of {timing.drafted_tokens:,} guessed tokens were drawn"
+    return f"{line}; {timing.verifications:,} drafts verified, {accepted}"
 
 
 def _said(groups: Sequence[ScoredGroup]) -> str:
