@@ -67,7 +67,8 @@ class Reader:
         self._before = Path.cwd()
         self._servers: dict[int, tuple[subprocess.Popen[bytes], str, Path]] = {}
         self._ports: dict[str, int] = {}
-        self._env = {**os.environ, "PYTHONPATH": self._path()}
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        self._env |= {"PYTHONPATH": self._path(), "BENCH_BUDGET_S": "0.01"}
         self._env |= {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost"}
         self._env.pop("TRITON_INTERPRET", None)  # the tests' own, and not a reader's
 
@@ -106,7 +107,7 @@ class Reader:
         words = Command(command.where, text).words
         if words[0] == "thyme" and verb_of(words[1:]) in SERVERS and "--export" not in words:
             self._serve(command.where, text)
-        elif text.startswith("thyme ") and command.is_plain:
+        elif text.startswith("thyme ") and command.is_plain and verb_of(words[1:]) != "bench":  # that is pytest's
             self._thyme(command.where, words[1:])
         elif text.startswith("export "):
             self._env |= dict(word.split("=", 1) for word in words[1:])
