@@ -512,6 +512,30 @@ def test_nothing_is_drafted_before_a_round_has_begun(model: Model, fragments: An
         assert_same(run(engine), expected)
 
 
+def test_the_table_may_grow_in_the_step_of_a_draft(model: Model, fragments: Any) -> None:
+    """A fork takes a row that is not there yet: all rows move."""
+    params = replace(FREE, seed=3, max_tokens=30, repetition=None)
+    expected = drawing(model, fragments).generate([PROMPT], params)
+    engine = drawing(model, fragments, speculation="all")
+    assert engine.speculation is not None
+    engine.speculation.drafts = Oracle([PROMPT + expected[0].token_ids], fragments.vocab_size, mistakes=0.0)
+    table = engine.table
+    while len(table._free) > 2:
+        engine.add([5, 6], replace(params, max_tokens=1), hold=True)
+        engine.step()
+    sequence, done = engine.add(PROMPT, params), []
+    engine.step()
+    engine.step()
+    assert len(table._free) == 1 and engine.stats()["verifications"] == 1
+    num_rows = len(table.sequences)
+    engine.add_group([9, 8, 7], replace(params, n=2))
+    done = engine.step()
+    assert len(table.sequences) > num_rows and engine.stats()["verifications"] == 2
+    while engine.has_unfinished():
+        done += engine.step()
+    assert_same([completion for completion in done if completion.sequence is sequence], expected)
+
+
 def test_many_sequences_have_no_drafts(model: Model, fragments: Any) -> None:
     engine = drawing(model, fragments, speculation="all", speculation_batch=3)
     watch = Watch(engine)
