@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +65,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said = ""
-        self._before = Path.cwd()
+        self._before, self._threads = Path.cwd(), torch.get_num_threads()
         self._servers: dict[int, tuple[subprocess.Popen[bytes], str, Path]] = {}
         self._ports: dict[str, int] = {}
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -86,6 +87,7 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.chdir(self._before)
+        torch.set_num_threads(self._threads)  # verbs of this process have set it
         for port in list(self._servers):
             self._end(port)
 
