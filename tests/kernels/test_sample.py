@@ -233,8 +233,9 @@ def test_cuts_across_blocks_of_every_kind_of_row(
 
 @pytest.mark.filterwarnings("ignore:(invalid value|All-NaN|divide by zero):RuntimeWarning")  # numpy, in the interpreter
 @pytest.mark.soak
-def test_cuts_across_blocks_as_shipped() -> None:
-    same_kept_set(rows_of_every_kind(9001, torch.float32), CUTS["all"], 1.0)
+@pytest.mark.parametrize("cut", ["p", "all"])
+def test_cuts_across_blocks_as_shipped(cut: str) -> None:
+    same_kept_set(rows_of_every_kind(9001, torch.float32), CUTS[cut], 1.0)
 
 
 @pytest.fixture
