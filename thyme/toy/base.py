@@ -1,7 +1,9 @@
 """Stage 0, the tiny stand-in for pre-training: learn to read and to locate from dense captions.
 
 Demonstrations alone teach a model from random weights perfect code and nothing visual. Captions whose every token must
-be read off the picture do, in minutes, given Muon and a flat rate with a decay at the end.
+be read off the picture do, in minutes, given Muon and a flat rate with a decay at the end. Some go on with the code
+that cuts out what they located: to copy a place from words into code is a skill of its own, which a few hundred
+demonstrations teach badly and a model that was pre-trained on code has.
 """
 
 from collections.abc import Sequence

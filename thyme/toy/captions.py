@@ -9,7 +9,7 @@ from PIL import Image
 from thyme.toy.config import CAPTION_KINDS, VIEW, CaptionMix, Material, Split
 from thyme.toy.draws import CAPTIONS, Shares, chooser, draw_cell, draw_color, generator
 from thyme.toy.pictures import COLORS, SIDE, ZOOM_SIDE, Painter
-from thyme.toy.scenarios import said_cell
+from thyme.toy.scenarios import cut_cell, said_cell
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,14 +67,24 @@ def _caption(kind: str, painter: Painter) -> Caption:
         else:
             color, picture = "gray", painter.gray_sign(VIEW, digit, (85, 255, 0))
         return Caption(picture, f"<image>What digit is on the {color} sign?", f"The digit is {digit}.", kind)
-    if kind == "tiny":
+    if kind == "tiny" or (kind == "cut" and rng.random() < 0.5):
         color, coarse = draw_color(rng), draw_cell(rng, 3)
         picture = painter.tiny_sign(VIEW, color, int(rng.integers(10)), coarse, draw_cell(rng, 6))
-        return Caption(picture, f"<image>Where is the {color} sign?", said_cell(color, "tiny", *coarse), kind)
+        return _located(picture, color, "tiny", coarse, kind)
     count = 4 if kind == "ground4" else 1
     names = list(COLORS) if count == 4 else [draw_color(rng)]
     drawn = rng.choice(36, size=count, replace=False).tolist()
     signs = [(name, int(rng.integers(10)), (cell % 6, cell // 6)) for name, cell in zip(names, drawn, strict=True)]
-    prompt = "Where are the signs?" if count == 4 else f"Where is the {names[0]} sign?"
+    picture = painter.small_signs(VIEW, signs)
+    if count == 1:
+        return _located(picture, names[0], "small", signs[0][2], kind)
     text = "\n".join(said_cell(color, "small", *cell) for color, _, cell in signs)
-    return Caption(painter.small_signs(VIEW, signs), f"<image>{prompt}", text, kind)
+    return Caption(picture, "<image>Where are the signs?", text, kind)
+
+
+def _located(picture: Image.Image, color: str, size: str, cell: tuple[int, int], kind: str) -> Caption:
+    """Where a sign is said to be and, for kind "cut", the code that cuts that place out."""
+    parts = 3 if size == "tiny" else 6
+    text = said_cell(color, size, *cell) + (f"\n{cut_cell(parts, *cell)}" if kind == "cut" else "")
+    request = f"What digit is on the {color} sign?" if kind == "cut" else f"Where is the {color} sign?"
+    return Caption(picture, f"<image>{request}", text, kind)

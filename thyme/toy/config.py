@@ -10,6 +10,7 @@ from thyme.train.config import StageConfig, require
 
 Material = Literal["glyphs", "digits", "photos"]
 Split = Literal["train", "heldout"]
+CutBy = Literal["corner", "box"]
 
 VIEW = 84
 """Side of what the toy model sees, in pixels."""
@@ -17,9 +18,9 @@ VIEW = 84
 SCENARIOS = ("direct", "crop", "rotate", "contrast", "arithmetic", "zoom")
 """No code needed; one crop; turn upright; stretch the contrast; multiply; a coarse crop and a finer one inside it."""
 
-CAPTION_KINDS = ("ocr", "one", "ground", "ground4", "tiny")
+CAPTION_KINDS = ("ocr", "one", "ground", "ground4", "tiny", "cut")
 """Nine digits read in raster order; one digit read; one small sign located; four located in a fixed order; one tiny
-sign located."""
+sign located; one small or tiny sign located and the code that cuts it out."""
 
 
 class _Shares:
@@ -71,6 +72,9 @@ class CaptionMix(_Shares):
     """Four small signs, located in a fixed order of colors."""
     tiny: float = 0.1
     """One tiny sign, located on a grid of thirds."""
+    cut: float = 0.1
+    """One small or tiny sign, located, then cut out in code: what is said is what is written, as a model that was
+    pre-trained on code knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,8 @@ class ToyConfig:
     says_cells: bool = True
     """Demonstrations of crop and zoom say the cell before code uses it. Off, it stands in code alone, so that nothing
     but what is drawn there can find it."""
+    cut_by: CutBy = "corner"
+    """How code says a cell: by its corner, two numbers, or by its box, four."""
 
     def __post_init__(self) -> None:
         for name in ("no_code", "box_noise"):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from thyme.data.rows import Demonstration, Question
-from thyme.toy.config import SCENARIOS, Material, Mix, Split
+from thyme.toy.config import SCENARIOS, CutBy, Material, Mix, Split
 from thyme.toy.draws import DEMONSTRATIONS, QUESTIONS, ROWS, Shares, chooser, draw_cell, draw_color, generator
 from thyme.toy.pictures import LARGE_SIGN_SIDE, SIDE, ZOOM_SIDE, Painter
 
@@ -54,6 +54,7 @@ def demonstrations(
     no_code_answer: Literal["true", "random"] = "true",
     box_noise: float = 0.0,
     says_cells: bool = True,
+    cut_by: CutBy = "corner",
     split: Split = "train",
     start: int = 0,
 ) -> list[Demonstration]:
@@ -64,7 +65,7 @@ def demonstrations(
             `no_code_answer` "random", with a guess.
         box_noise: share of crop and zoom demonstrations that crop a neighbor of the right cell; they still end in the
             true answer.
-        says_cells: see `demonstration`.
+        says_cells, cut_by: see `demonstration`.
     """
     out = []
     for offset, question in enumerate(_questions(ROWS, seed, n, mix, split, material, start)):
@@ -76,7 +77,8 @@ def demonstrations(
             answer = question.solution if no_code_answer == "true" else guess
             out.append(demonstration(question, answer=answer, with_code=False))
         else:
-            out.append(demonstration(question, slip=rng if slips else None, says_cells=says_cells))
+            slip = rng if slips else None
+            out.append(demonstration(question, slip=slip, says_cells=says_cells, cut_by=cut_by))
     return out
 
 
@@ -87,6 +89,7 @@ def demonstration(
     with_code: bool = True,
     slip: np.random.Generator | None = None,
     says_cells: bool = True,
+    cut_by: CutBy = "corner",
 ) -> Demonstration:
     """How a teacher answers a synthetic question.
 
@@ -97,11 +100,12 @@ def demonstration(
         with_code: False answers at once in every scenario.
         slip: draws the neighbor that is cropped instead of the right cell.
         says_cells: False leaves out the sentences that say a cell; it then stands in the code alone.
+        cut_by: how code says a cell, see `cut_cell`.
     """
     answer = question.solution if answer is None else answer
     images = [] if question.image is None else [question.image]
     text = "<think>"
-    for step in _steps(question, slip, says_cells) if with_code else []:
+    for step in _steps(question, slip, says_cells, cut_by) if with_code else []:
         shown = step.output if isinstance(step.output, str) else "<image>"
         text += f"{step.said}<code>\n```python\n{step.code}```\n</code><sandbox_output>{shown}</sandbox_output>"
         if isinstance(step.output, Image.Image):
@@ -168,7 +172,7 @@ def _question(scenario: str, name: str, painter: Painter) -> Question:
     )
 
 
-def _steps(question: Question, slip: np.random.Generator | None, says_cells: bool) -> list[_Step]:
+def _steps(question: Question, slip: np.random.Generator | None, says_cells: bool, cut_by: CutBy) -> list[_Step]:
     """What is said, run and returned, round by round."""
     meta, image = question.meta, question.image
     if question.scenario == "arithmetic":
@@ -192,10 +196,7 @@ def _steps(question: Question, slip: np.random.Generator | None, says_cells: boo
     for number, ((column, row), (parts, size)) in enumerate(zip(cells, grids, strict=True)):
         # The session's variables live on: the second round cuts the first one's crop.
         opening = f"from PIL import Image\n{_OPEN}" if number == 0 else ""
-        code = (
-            f"{opening}s = image.width // {parts}\nx, y = {column}*s, {row}*s\n"
-            f"image = image.crop((x, y, x + s, y + s))\n{_SHOW}"
-        )
+        code = f"{opening}{cut_cell(parts, column, row, cut_by)}{_SHOW}"
         left, top, right, bottom = _box(0, 0, image.width, parts, column, row)
         image = image.crop((left, top, right, bottom))
         said = said_cell(meta["color"], size, column, row) if says_cells else f"The {meta['color']} sign."
@@ -206,6 +207,13 @@ def _steps(question: Question, slip: np.random.Generator | None, says_cells: boo
 def said_cell(color: str, size: str, column: int, row: int) -> str:
     """How a place is said, in demonstrations and captions alike."""
     return f"The {color} sign is {size}: column {column}, row {row}."
+
+
+def cut_cell(parts: int, column: int, row: int, cut_by: CutBy = "corner") -> str:
+    """How a cell is cut out of `image` in code, in demonstrations and captions alike: by two numbers or by four."""
+    if cut_by == "corner":
+        return f"s = image.width // {parts}\nx, y = {column}*s, {row}*s\nimage = image.crop((x, y, x + s, y + s))\n"
+    return f"s = image.width // {parts}\nimage = image.crop(({column}*s, {row}*s, {column + 1}*s, {row + 1}*s))\n"
 
 
 def _box(left: int, top: int, side: int, parts: int, column: int, row: int) -> list[int]:

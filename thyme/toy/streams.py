@@ -30,6 +30,7 @@ def demonstration_stream(toy: ToyConfig) -> Stream[Demonstration]:
         no_code_answer=toy.no_code_answer,
         box_noise=toy.box_noise,
         says_cells=toy.says_cells,
+        cut_by=toy.cut_by,
         start=start,
     )
 
