@@ -21,7 +21,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
   base             [RECIPE]   train the embedded toy's stand-in for pre-training
   resume RUN                  go on with a training run that was stopped, from its newest intact checkpoint
   rollout | eval   [RECIPE]   sample rollouts to disk | held-out accuracy with intervals
-  ablate           [RECIPE]   RL with settings varied, over seeds, and compared: thyme ablate R --vary KEY=V1,V2
+  ablate           [RECIPE]   RL or SFT with settings varied, over seeds, and compared: thyme ablate R --vary KEY=V1,V2
   plan             [RECIPE]   memory by phase and GPU before anything is loaded: thyme plan R --gpu-gib 80 --gpus 8
   export ADAPTER OUT          merge a LoRA adapter (PEFT's format) into its base and write a Hugging Face folder
   serve MODEL                 an OpenAI-compatible server whose chats run the model's code (docs/serve.md)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.progress_line import watched
 from tests.verbs.test_verbs import SMALL, thyme
-from thyme.verbs import ablate
+from thyme.verbs import ablate, sft
 
 TINY = (*SMALL, "--rl.steps", "1", "--rl.batch-size", "2", "--rl.kl-coef", "0", "--metrics", "reward/mean")
 VARY = ("--vary", "rollout.temperatures.code=0,0.6", "--seeds", "0")
@@ -101,6 +101,7 @@ def test_every_arm_is_checked_before_anything_runs(capsys: pytest.CaptureFixture
         (("--vary", "rl.stesp=1,2"), "did you mean --rl.steps"),
         (("--vary", "rl.greedy_tokens=raw,soft"), "arm greedy_tokens soft: rollout.code_temperature: 0"),
         (("--vary", "seed=1,2"), "seed is not to be varied"),
+        (("--stage", "sft", "--vary", "rl.steps=1,2"), "did you mean --sft.steps"),
         ((), "nothing is varied"),
         (("--vary", "rl.steps=1", "--seeds", "1", "1"), "seeds: [1, 1]"),
         (("--vary", "rl.steps=1", "--last", "0"), "last: 0 must be at least 1"),
@@ -117,6 +118,16 @@ def test_held_out_questions_are_asked_at_the_end_where_they_are_compared() -> No
 
     assert every("reward/mean") == 0
     assert every("reward/mean", "eval/accuracy") == every() == 20
+
+
+def test_sft_is_compared_on_rows_of_each_seed() -> None:
+    config = ablate.Config(stage="sft", vary=("sft.loss_rule=paper,all",), seeds=(3, 4))
+    runs = ablate.runs_of(config)
+    assert [type(run.config) for run in runs] == [sft.Config] * 4
+    found = [(run.config.sft.loss_rule, run.config.toy.seed, run.config.data.seed, run.seed) for run in runs]
+    assert found == [("paper", 3, 3, 3), ("paper", 4, 4, 4), ("all", 3, 3, 3), ("all", 4, 4, 4)]
+    assert {run.config.eval.every_steps for run in runs} == {config.sft.steps}
+    assert config.compared == ("eval/accuracy", "eval/code_share", "loss")
 
 
 def test_a_dry_run_lists_the_runs(capsys: pytest.CaptureFixture[str]) -> None:

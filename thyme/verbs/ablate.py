@@ -1,4 +1,4 @@
-"""Run a recipe's RL with settings varied, over seeds, and compare: means, intervals, differences by seed, a chart."""
+"""Run a recipe's RL or SFT with settings varied, over seeds, and compare: means, intervals, differences, a chart."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from thyme.config import from_dict, settings, to_dict, to_toml
 from thyme.interrupt import goes_on_with
 from thyme.options import value_of
 from thyme.progress import progress
 from thyme.result import Result
-from thyme.verbs import rl
+from thyme.train.config import SftConfig
+from thyme.verbs import rl, sft
 from thyme.verbs.config import TrainingConfig
 from thyme.verbs.folders import RUN_FILE, RUNS
 
 if TYPE_CHECKING:
     from thyme.evals.ablation.arms import Arm
 
-METRICS = ("eval/accuracy", "reward/result/mean", "rollout/code_share", "sandbox/success_rate")
+METRICS = {
+    "rl": ("eval/accuracy", "reward/result/mean", "rollout/code_share", "sandbox/success_rate"),
+    "sft": ("eval/accuracy", "eval/code_share", "loss"),
+}
+STAGES: dict[str, type[TrainingConfig]] = {"rl": rl.Config, "sft": sft.Config}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(rl.Config):
-    """An ablation: the settings of `thyme rl`, and what is varied among its runs."""
+    """An ablation: the settings of `thyme rl` or `thyme sft`, and what is varied among its runs."""
 
     name: str = "ablation"
+    stage: Literal["rl", "sft"] = "rl"
+    """What is run. Of SFT a seed is that of the rows' order, and of the toy world where that gives them."""
+    sft: SftConfig = field(default_factory=SftConfig)
     vary: tuple[str, ...] = ()
     """KEY=V1,V2 for each setting that is varied: every combination is an arm, and the first one is what the others are
     compared with. Settings that go together: KEY+OTHER=V1+W1,V2+W2."""
@@ -39,8 +47,8 @@ class Config(rl.Config):
     """Each arm is run with each of them."""
     metrics: tuple[str, ...] = ()
     """What is compared, by names of metrics.jsonl. Left out: eval/accuracy, reward/result/mean, rollout/code_share and
-    sandbox/success_rate. Where one is of `eval/`, held-out questions are asked at the end of each run, if
-    eval.every_steps does not say more."""
+    sandbox/success_rate; of SFT eval/accuracy, eval/code_share and loss. Where one is of `eval/`, held-out questions
+    are asked at the end of each run, if eval.every_steps does not say more."""
     last: int = 5
     """A run's figure is the mean over its last so many steps, those of them that have the metric."""
     jobs: int = 1
@@ -57,16 +65,18 @@ class Config(rl.Config):
     @property
     def compared(self) -> tuple[str, ...]:
         """The metrics that are compared."""
-        return self.metrics or METRICS
+        return self.metrics or METRICS[self.stage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of `thyme rl` in an ablation."""
+    """One training run of an ablation."""
 
     arm: Arm
     seed: int
-    config: rl.Config
+    stage: str
+    """The verb that makes it."""
+    config: TrainingConfig
 
     @property
     def folder(self) -> Path:
@@ -80,10 +90,11 @@ def runs_of(config: Config) -> list[Run]:
     Raises:
         ValueError: a key that is unknown or a value that it cannot have; the arm is named.
     """
-    own = {f.name for f in settings(Config)} - {f.name for f in settings(rl.Config)}
-    base = {key: value for key, value in to_dict(config).items() if key not in own}
+    trained = STAGES[config.stage]
+    known = {f.name for f in settings(trained)}
+    base = {key: value for key, value in to_dict(config).items() if key in known}
     if config.eval.every_steps == 0 and any(metric.startswith("eval/") for metric in config.compared):
-        base["eval"]["every_steps"] = config.rl.steps
+        base["eval"]["every_steps"] = getattr(config, config.stage).steps
     from thyme.evals.ablation.arms import arms_of
 
     runs: list[Run] = []
@@ -91,6 +102,8 @@ def runs_of(config: Config) -> list[Run]:
         for seed in config.seeds:
             raw: dict[str, Any] = json.loads(json.dumps(base)) | {"seed": seed}
             raw["name"] = f"{config.name}-{arm.slug}-seed{seed}"
+            if config.stage == "sft":
+                raw["toy"]["seed"] = raw["data"]["seed"] = seed
             for key, text in arm.values:
                 if key in ("seed", "name"):
                     raise ValueError(f"vary: {key} is not to be varied: every run has its own")
@@ -98,9 +111,9 @@ def runs_of(config: Config) -> list[Run]:
                 table = raw
                 for name in tables:
                     table = table.setdefault(name, {})
-                table[last] = value_of(rl.Config, key, text)
+                table[last] = value_of(trained, key, text)
             try:
-                runs.append(Run(arm=arm, seed=seed, config=from_dict(rl.Config, raw)))
+                runs.append(Run(arm=arm, seed=seed, stage=config.stage, config=from_dict(trained, raw)))
             except ValueError as error:
                 raise ValueError(f"arm {arm.name}: {error}") from None
     return runs
@@ -159,9 +172,10 @@ def report(config: Config, runs: list[Run]) -> dict[str, Any]:
         for run in runs:
             values[run.arm.name].append(last_value(rows[run.folder], metric, config.last))
         found[metric] = compared(values)
+    stage = config.sft if config.stage == "sft" else config.rl
+    of = "rows" if config.stage == "sft" else f"questions x {config.rollout.group_size} rollouts"
     notes = [
-        f"start: {config.model}; {config.rl.steps} steps of {config.rl.batch_size} questions x "
-        f"{config.rollout.group_size} rollouts",
+        f"start: {config.model}; {stage.steps} steps of {stage.batch_size} {of}",
         f"a figure is the mean over a run's last {config.last} steps, those of them that have the metric",
         "intervals: 95 %, Student's, over seeds; differences: to the first arm, within each seed",
     ]
@@ -200,7 +214,7 @@ def _train(run: Run, folder: Path, failed: Event, started: list[subprocess.Popen
         return
     verb, what = "resume", run.folder
     if not (run.folder / RUN_FILE).is_file():
-        verb, what = "rl", folder / "recipes" / f"{run.config.name}.toml"
+        verb, what = run.stage, folder / "recipes" / f"{run.config.name}.toml"
         what.parent.mkdir(exist_ok=True)
         what.write_text(to_toml(run.config))
     log = folder / "logs" / f"{run.config.name}.txt"
@@ -219,4 +233,4 @@ def _train(run: Run, folder: Path, failed: Event, started: list[subprocess.Popen
 def _rows(run: Run) -> list[dict[str, Any]]:
     """The metrics of each of its steps."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row.get("stage") == "rl"]
+    return [row for row in map(json.loads, lines) if row.get("stage") == run.stage]
