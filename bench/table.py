@@ -206,20 +206,23 @@ def measured(pytest_options: list[str]) -> int:
     if not any(word.startswith("--benchmark") for word in pytest_options):
         run.append("--benchmark-quiet")  # one table is enough, the one below
     # In a session of its own: a terminal's Ctrl-C and a parent's SIGTERM reach it once, by this process.
-    with subprocess.Popen(run, cwd=ROOT, start_new_session=True) as child:
-        told: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+    told: list[int] = []
 
-        def tell(number: int, frame: object) -> None:
-            told.append(number)
-            if len(told) == 1:
-                child.send_signal(signal.SIGINT)
+    def tell(number: int, frame: object) -> None:
+        told.append(number)
+        if len(told) == 1 and child is not None:
+            child.terminate()  # quietly where pytest is still being imported; then bench/conftest.py hears it
 
-        before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with subprocess.Popen(run, cwd=ROOT, start_new_session=True) as child:
+            if told:
+                child.terminate()
             return child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from thyme.interrupt import Interrupted, Postponed, exit_code, goes_on_with, left_to_asyncio, raised
+from thyme.interrupt import Interrupted, Postponed, exit_code, goes_on_with, held, left_to_asyncio, raised
 
 ROOT = Path(__file__).parents[1]
 BEGIN = """
@@ -178,6 +178,16 @@ def test_handlers_are_put_back(handlers: list[object]) -> None:
     with pytest.raises(Interrupted) as ended, raised():
         signal.raise_signal(signal.SIGTERM)
     assert exit_code(ended.value) == 143 and exit_code(KeyboardInterrupt()) == 130
+
+
+def test_what_is_started_is_known_before_a_signal_is_heard(handlers: list[object]) -> None:
+    started = ""
+    with pytest.raises(Interrupted), raised():
+        with held():
+            signal.raise_signal(signal.SIGTERM)
+            started = "a process"
+        started = "and what follows"
+    assert started == "a process"
 
 
 def test_only_an_interruption_gets_the_note() -> None:

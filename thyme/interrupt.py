@@ -72,6 +72,20 @@ def left_to_asyncio() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, a signal waits until the block is done: what is started there is known to who ends it."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    with _handled(note, note):
+        yield
+    if received:
+        signal.raise_signal(received[0])
+
+
 class Postponed:
     """Inside of `with`, the first signal is only noted; a second one raises.
 

@@ -42,6 +42,17 @@ def test_sampling_params_are_checked(field: str, value: Any, match: str) -> None
         SamplingParams(**{field: value})
 
 
+def test_limits_beyond_what_the_sampler_takes_draw_what_they_say() -> None:
+    """The sampler refuses them, in a step that all requests share."""
+    config = ModelConfig(model_type="qwen2", text=tiny.text_config(initializer_range=0.2))
+    engine = Engine(build(config, seed=2), EngineConfig(num_blocks=40, quiet=True))
+
+    def drawn(**limits: Any) -> list[int]:
+        return engine.generate([[3, 4]], replace(PARAMS, **limits))[0].token_ids
+
+    assert drawn(top_k=1 << 40) == drawn() and drawn(top_p=1e-300) == drawn(top_k=1) != drawn()
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

@@ -76,6 +76,17 @@ class Browser:
         self._call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && document.querySelector('#app')?.childElementCount > 0")
 
+    def appear(self, *, dark: bool = False, size: tuple[int, int] | None = None) -> None:
+        """Prefers dark colours or light ones, in a window of `size`; None: as it was opened."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        if size is None:
+            self._call("Emulation.clearDeviceMetricsOverride")
+            return
+        width, height = size
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **metrics)
+
     def open_blank(self) -> None:
         """Leaves the page, so that nothing of it asks on."""
         self._call("Page.navigate", url="about:blank")

@@ -54,6 +54,7 @@ def one_browser() -> Iterator[Browser]:
 def browser(one_browser: Browser) -> Iterator[Browser]:
     """The browser; whatever a test does in it, no page of its may have had an error."""
     one_browser.errors.clear()
+    one_browser.appear()
     yield one_browser
     one_browser.open_blank()
     assert one_browser.errors == []

@@ -143,6 +143,59 @@ def test_tokens_are_coloured_by_what_is_known_of_them(serve: Serve, browser: Bro
     browser.wait("document.querySelector('article.at-hand .note')?.innerText.includes('no log-probs of the trainer')")
 
 
+CONTRAST = """
+(() => {
+  const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const luminance = (c) => { const [r, g, b] = light(c); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const ground = (e) => {
+    const c = channels(getComputedStyle(e).backgroundColor);
+    return c[3] === 0 ? ground(e.parentElement) : c;
+  };
+  const told = {};
+  const texts = ".run-name, .detail :is(pre span, .faint, .note, .bad, .fixes, .chip, .verdict)";
+  for (const e of document.querySelectorAll(texts)) {
+    const style = getComputedStyle(e);
+    const pair = [luminance(channels(style.color)), luminance(ground(e).slice(0, 3))].sort((a, b) => b - a);
+    const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (contrast < 4.5) told[e.className] = contrast;
+  }
+  return told;
+})()
+"""
+"""By class, the contrast of text that has less than 4.5 with what is behind it (WCAG 2, level AA)."""
+
+
+def test_text_is_legible_in_light_and_dark(serve: Serve, browser: Browser, small: Path) -> None:
+    address = view(serve, small, small)
+    for dark in (False, True):
+        browser.appear(dark=dark)
+        browser.open(f"{address}?{dark}#/rollouts/step_2/1")
+        browser.wait("document.querySelector('.py-keyword, .py-call') && document.querySelector('.py-comment')")
+        assert browser.run(CONTRAST) == {}, f"dark: {dark}"
+
+
+def test_a_narrow_window_shows_list_and_rollout(serve: Serve, browser: Browser, small: Path) -> None:
+    browser.appear(size=(400, 800))
+    browser.open(view(serve, small))
+    browser.wait(READY)
+    for part in ("aside .row.selected", "article.at-hand header"):
+        left, right, top = browser.run(
+            f"(() => {{ const b = document.querySelector('{part}').getBoundingClientRect();"
+            "return [b.left, b.right, b.top]; })()"
+        )
+        assert 0 <= left < right <= 400 and 0 < top < 800, part
+
+
+def test_the_kinds_of_tokens_are_named_in_their_colours(serve: Serve, browser: Browser, small: Path) -> None:
+    browser.open(f"{view(serve, small)}#/rollouts/step_2/1?colour=kind")
+    browser.wait("document.querySelectorAll('article.at-hand .token').length > 0")
+    painted = "(e) => getComputedStyle(e).backgroundColor"
+    used = browser.run(f"[...new Set([...document.querySelectorAll('article.at-hand .token')].map({painted}))]")
+    named = browser.run(f"[...document.querySelectorAll('.legend .token')].map({painted})")
+    assert len(set(named)) >= 6 and set(used) <= set(named)
+
+
 def test_an_address_leads_back_to_what_was_looked_at(serve: Serve, browser: Browser, small: Path) -> None:
     address = view(serve, small)
     browser.open(f"{address}#/rollouts/step_0/6?show=failed&q=crop-1")

@@ -66,11 +66,14 @@ BAD: list[tuple[str, Any, int, str]] = [
     (CHAT, chat(messages=[{"role": "king", "content": "a"}]), 422, "messages[0].role: 'king' must be one of"),
     (CHAT, chat(messages=[{"role": "user"}]), 422, "messages[0].content: expected a string or a list"),
     (CHAT, chat(messages=[{"role": "user", "content": "a", "colour": 1}]), 422, "messages[0].colour: unknown field"),
+    (CHAT, chat(messages=[{"role": "user", "content": "a", "tool_calls": [{}]}]), 422, "tool_calls: not supported"),
     (CHAT, chat(messages=[{"role": "assistant", "content": "a"}]), 422, "last one must be the user's"),
     (CHAT, content({"type": "text"}), 422, "messages[0].content[0].text: missing"),
     (CHAT, content({"type": "text", "text": 1}), 422, "content[0].text: expected a string, got an integer"),
+    (CHAT, content({"type": "text", "text": "a", "weight": 2}), 422, "content[0].weight: unknown field"),
     (CHAT, content({"type": "input_audio"}), 422, "'input_audio' is not supported"),
     (CHAT, content(3), 422, "content[0]: expected an object, got an integer"),
+    (CHAT, image({"url": "", "max_pixels": 9}), 422, "content[0].image_url.max_pixels: unknown field"),
     (CHAT, image(None), 422, "image_url: expected"),
     (CHAT, image({"url": "https://example.com/a.png"}), 400, "nothing is fetched"),
     (CHAT, image({"url": "file:///etc/passwd"}), 400, "no file is read"),
@@ -96,7 +99,9 @@ BAD: list[tuple[str, Any, int, str]] = [
     (CHAT, chat(stop=[1]), 422, "stop[0]: expected strings"),
     (CHAT, chat(stream="yes"), 422, "stream: expected true or false"),
     (CHAT, chat(stream_options=[1]), 422, "stream_options: expected an object"),
+    (CHAT, chat(stream_options={"chunks": 1}), 422, "stream_options.chunks: unknown field"),
     (CHAT, chat(top_logprobs=5), 422, "top_logprobs: only the log-prob of the drawn token"),
+    (CHAT, chat(reasoning_effort="high"), 422, "reasoning_effort: not supported here"),
     (CHAT, chat(presence_penalty=1), 422, "presence_penalty: not supported here"),
     (CHAT, chat(response_format={"type": "json_object"}), 422, "response_format: not supported here"),
     (CHAT, chat(tools=[{"type": "function"}]), 422, "tools: not supported here"),
@@ -138,8 +143,20 @@ def test_methods_and_foreign_pages_are_refused(guarded: Served) -> None:
     assert status == 405 and "GET is not for" in answer["error"]["message"]
     status, answer = guarded.ask("POST", CHAT, chat(), KEY | {"origin": "https://evil.example"})
     assert status == 403 and "evil.example" in answer["error"]["message"]
+    assert guarded.ask("POST", CHAT, chat(), KEY | {"origin": "http://[::1"})[0] == 403
     here = {"origin": f"http://127.0.0.1:{guarded.port}"}
     assert guarded.ask("POST", CHAT, chat(), KEY | here)[0] == 200
+
+
+def test_a_name_that_another_site_lets_lead_here_is_refused_where_no_key_is_asked_for(
+    guarded: Served, served: Served
+) -> None:
+    evil = {"origin": "http://evil.example:80", "host": "evil.example:80"}
+    assert guarded.ask("POST", CHAT, chat(), KEY | evil)[0] == 200, "it has the key: a name of its owner's"
+    status, answer = served.ask("POST", "/pause", {"mode": "keep"}, evil)
+    assert status == 403 and "evil.example" in answer["error"]["message"] and not served.engine.is_paused
+    for host in (f"localhost:{served.port}", f"[::1]:{served.port}"):
+        assert served.ask("POST", CHAT, chat(), {"origin": f"http://{host}", "host": host})[0] == 200
 
 
 def test_a_key_is_asked_for_everywhere_but_at_health(guarded: Served) -> None:

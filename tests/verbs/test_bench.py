@@ -150,3 +150,15 @@ def test_what_was_measured_is_printed_after_a_signal() -> None:
     out, err = running.communicate(timeout=60)
     assert running.returncode == 143 and "thyme: interrupted" in err and "Traceback" not in err
     assert "ceilings: copy" in out and "GB/s" in out
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.3, 0.6, 0.9])
+def test_ctrl_c_at_a_terminal_is_one_line_while_what_it_runs_is_imported(delay: float) -> None:
+    running = child("swiglu", *SHORT, start_new_session=True)
+    while not Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text():
+        assert running.poll() is None
+    time.sleep(delay)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err.splitlines()[-1:]) == (130, ["thyme: interrupted"]) and "Traceback" not in err

@@ -85,7 +85,7 @@ def test_the_paper_s_recipes_fit_one_node_as_they_are(
 
 
 def test_adapters_and_the_full_policy_each_fit_one_card(capsys: pytest.CaptureFixture[str]) -> None:
-    card = ("--model", "qwen2.5-vl-7b", "--gpu-gib", "80")
+    card = ("--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--gpu-gib", "80")
     adapted = planned(capsys, "grpo_ats_7b_lora_1gpu", *card)
     assert ": it fits" in adapted and "these changes" not in adapted
     full = planned(capsys, "grpo_ats_7b", *card, "--rl.optimizer-offload")
@@ -100,7 +100,7 @@ def test_where_nothing_helps_it_says_so_and_exits_with_1(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "nope"], "no such folder, and no published size: qwen2.5-vl-3b"),
+        (["--model", "nope"], "no published size: before there is a folder, say --model and one of qwen2.5-vl-3b"),
         (["--gpus", "0"], "gpus: 0 must be at least 1"),
         (["--reserve-gib", "80"], "reserve_gib: 80.0 must lie in [0, gpu_gib = 80.0)"),
         (["--image-share", "1.5"], "image_share: 1.5 in [0, 1]"),

@@ -23,6 +23,9 @@ TEXT, CODE, NUMBER, STRING, ANSWER = range(5)
 BUILT_IN = ("text", "code", "number", "string", "answer")
 """Their names, by number; declared ones follow in their order."""
 LIMITS = ("top_k", "top_p", "min_p")
+_MOST_TOP_K = (1 << 31) - 1
+_LEAST_TOP_P = 1e-8
+"""What the sampler takes: more is every id of any vocabulary, less is the most probable one alone."""
 _MOST_DECLARED = 8
 _OWN_TAGS = ("<code>", "</code>", "<answer>", "</answer>", "<sandbox_output>")
 
@@ -145,8 +148,8 @@ class Phases:
             found.append(
                 (
                     _first(chain, "temperature", 1.0),
-                    int(_first(chain, "top_k", 0)),
-                    _first(chain, "top_p", 1.0),
+                    min(int(_first(chain, "top_k", 0)), _MOST_TOP_K),
+                    max(_first(chain, "top_p", 1.0), _LEAST_TOP_P),
                     _first(chain, "min_p", 0.0),
                 )
             )

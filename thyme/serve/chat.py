@@ -59,8 +59,9 @@ def read_messages(source: Sequence[Any], limits: ServeConfig) -> list[Message]:
         room -= sum(not isinstance(part, str) for part in parts)
         if room < 0:
             raise ApiError(413, f"messages: more than {limits.max_pictures} pictures", param="messages")
-        fields.raw("reasoning_content")  # an answer of ours, sent back
-        fields.finish(("name", "refusal", "audio", "annotations", "function_call", "tool_calls", "trace"))
+        for unsupported in ("tool_calls", "function_call", "audio"):
+            fields.neutral(unsupported, [])
+        fields.finish(("name", "refusal", "annotations", "reasoning_content", "trace"))  # of an answer, sent back
         messages.append(Message("system" if role == "developer" else role, tuple(parts)))
     if not messages or messages[-1].role != "user":
         raise ApiError(422, "messages: the last one must be the user's", param="messages")
@@ -153,13 +154,17 @@ def _parts(fields: Fields, role: str, limits: ServeConfig) -> list[str | Image.I
             text = part.text("text", None)
             if text is None:
                 part.fail("text", "missing")
+            part.finish()
             parts.append(text)
         elif kind == "image_url" and role == "user":
             url = part.raw("image_url")
             if isinstance(url, dict):
-                url = Fields(url, part.place("image_url")).text("url", None)
+                named = Fields(url, part.place("image_url"))
+                url = named.text("url", None)
+                named.finish(("detail", "max_dynamic_patch"))  # evaluation kits send the second, meant for InternVL
             if not isinstance(url, str):
                 part.fail("image_url", 'expected {"url": "data:image/png;base64,..."}')
+            part.finish()
             if len(parts) and sum(not isinstance(part, str) for part in parts) >= limits.max_pictures:
                 raise ApiError(413, f"messages: more than {limits.max_pictures} pictures", param="messages")
             parts.append(picture_from_uri(url, part.place("image_url"), limits.max_picture_pixels))

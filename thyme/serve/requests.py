@@ -112,9 +112,12 @@ class BodyReader:
         for unsupported in ("functions", "tools", "modalities", "audio", "prediction", "web_search_options"):
             fields.neutral(unsupported, [])
         fields.neutral("response_format", {"type": "text"})
-        fields.neutral("tool_choice", "none", "auto")
+        for choice in ("tool_choice", "function_call"):
+            fields.neutral(choice, "none", "auto")
         fields.neutral("parallel_tool_calls", True, False)
-        fields.finish((*_IGNORED, "function_call", "reasoning_effort", "verbosity"))
+        for unsupported in ("reasoning_effort", "verbosity"):
+            fields.neutral(unsupported)
+        fields.finish(_IGNORED)
         messages = read_messages(source, self.limits)
         with _client_errors():
             if not run_code:
@@ -151,7 +154,7 @@ class BodyReader:
         if len(prompts) * params.n > _MOST_CHOICES:
             fields.fail("n", f"{params.n} choices for each of {len(prompts)} prompts, at most {_MOST_CHOICES} in all")
         fields.neutral("echo", False)
-        fields.neutral("best_of", 1, params.n)
+        fields.neutral("best_of", *{1, params.n})
         fields.neutral("suffix", "")
         fields.finish(_IGNORED)
         with _client_errors():
@@ -194,10 +197,12 @@ class BodyReader:
         """How the answer is to look."""
         stream = fields.flag("stream", False)
         options = Fields(fields.raw("stream_options") or {}, "stream_options")
+        include_usage = options.flag("include_usage", False)
+        options.finish(("include_obfuscation",))
         modes = ("raw_logprobs", "processed_logprobs")
         return {
             "stream": stream,
-            "include_usage": options.flag("include_usage", False),
+            "include_usage": include_usage,
             "processed": fields.choice("logprobs_mode", modes[0], modes) == modes[1],
             "return_token_ids": fields.flag("return_token_ids", False),
             "keep_stop": fields.flag("include_stop_str_in_output", False),

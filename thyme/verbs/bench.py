@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from thyme import interrupt
 from thyme.config import INTERNAL, POSITIONAL, nearest
 from thyme.options import parse as parse_options
 from thyme.result import Result
@@ -72,13 +73,17 @@ def run(config: Config) -> Result:
     with TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         words = [*command(config, groups), f"--results={results}"]
-        with subprocess.Popen(words, stdout=sys.stdout) as child:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:  # what it has measured it still prints
+        # In a session of its own: a terminal's Ctrl-C would meet it while it is being imported, and end in a traceback.
+        child: subprocess.Popen[bytes] | None = None
+        try:
+            with interrupt.held():
+                child = subprocess.Popen(words, stdout=sys.stdout, start_new_session=True)
+            code = child.wait()
+        except KeyboardInterrupt:  # what it has measured it still prints
+            if child is not None:
                 child.terminate()
                 child.wait()
-                raise
+            raise
         return Result(json.loads(results.read_text()) if results.is_file() else None, code)
 
 

@@ -48,11 +48,16 @@ def job_of(
 
 
 def model_config(name: str) -> ModelConfig:
-    """Of the embedded toy, a published size, or a folder, of which only config.json is read."""
+    """Of the embedded toy, a folder, of which only config.json is read, or a published size as it is called there or
+    on the hub."""
     if name == EMBEDDED:
         return tiny_config()
-    if name.lower() in SIZES:
-        return SIZES[name.lower()]
+    size = name.rpartition("/")[2].lower().removesuffix("-instruct")
+    if size in SIZES and not Path(name).exists():
+        return SIZES[size]
     if not Path(name).exists():
-        raise FileNotFoundError(f"model {name}: no such folder, and no published size: {', '.join(SIZES)}")
+        raise FileNotFoundError(
+            f"model {name}: no such folder, and no published size: before there is a folder, say --model and one of "
+            f"{', '.join(SIZES)}"
+        )
     return read_config(model_folder(Path(name)))

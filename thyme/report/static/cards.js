@@ -11,12 +11,19 @@ const TOKEN_COLOUR = {
 };
 
 const LEGEND = {
-  none: "", kind: "text, code, tag, answer, sandbox output, prompt, end",
+  none: "",
   logprob: "log-prob at the temperature used: the redder, the less likely (4 nats and more are full)",
   entropy: "entropy at temperature 1: the bluer, the less certain (2.5 nats are full)",
   temperature: "grey is greedy; the more orange, the higher",
-  mismatch: "trainer's log-prob less the engine's: full at half a nat",
+  mismatch: "trainer's log-prob less the engine's: the more violet, the farther apart (half a nat is full)",
 };
+
+const KINDS = { text: "text", code: "code", tag: "tag", answer: "answer", sandbox: "output", prompt: "prompt", end: "end" };
+
+function legend(colour) {
+  const kinds = colour === "kind" ? Object.entries(KINDS).map(([kind, name]) => el("span", { class: `token kind-${kind}` }, name)) : LEGEND[colour];
+  return el("span", { class: "faint legend" }, kinds);
+}
 
 const heat = (rgb, share) => `rgba(${rgb}, ${Math.max(0, Math.min(0.85, share * 0.85)).toFixed(3)})`;
 

@@ -1,7 +1,7 @@
 "use strict";
 // Metrics as small curves, one run or two; a click leads to the rollouts of the nearest recorded step.
 
-const RUN_COLOURS = { a: "#2b6cb0", b: "#d97706" };
+const RUN_COLOURS = { a: "var(--run-a)", b: "var(--run-b)" };
 const FIRST_CURVES = ["reward/mean", "reward/result/mean", "rollout/code_share", "sandbox/success_rate", "completion_length/mean", "actor/entropy", "mismatch/kl", "loss", "optim/grad_norm", "reward/frac_zero_std"];
 
 // {stage: {metric: [{run, steps, values}]}}, the metrics that are looked at most in front, those that never move at the end.

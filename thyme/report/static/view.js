@@ -97,9 +97,8 @@ function drawHead() {
       type: "button", class: state.filters.includes(name) ? "filter on" : "filter", title: `filter: ${place_ + 1}`, data: { filter: name },
       onclick: () => toggleFilter(name),
     }, label))),
-    colours, el("span", { class: "faint legend" }, LEGEND[state.colour]),
-    !embedded && runs.a.finished !== true && el("span", { class: "live", title: "the page follows the folder" }, "live"),
-    el("button", { type: "button", title: "keys: ?", onclick: showKeys }, "?"));
+    colours, el("button", { type: "button", title: "keys: ?", onclick: showKeys }, "?"),
+    !embedded && runs.a.finished !== true && el("span", { class: "live", title: "the page follows the folder" }, "live"), legend(state.colour));
 }
 
 function toggleFilter(name) {
