@@ -194,3 +194,17 @@ def test_only_an_interruption_gets_the_note() -> None:
     with pytest.raises(ValueError) as failed, goes_on_with("again"):
         raise ValueError("no")
     assert not hasattr(failed.value, "__notes__")
+
+
+@pytest.mark.parametrize("args", [("--help",), ("rl", "--help"), ("rl", "demo", "--dry-run"), ("nonsense",)])
+def test_output_that_nobody_reads_is_no_error(args: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "thyme", *args], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60
+    )
+    os.close(write)
+    if args == ("nonsense",):
+        assert done.returncode == 2 and "unknown verb" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -5,6 +5,8 @@ Errors of the user (a missing file, a broken image, an unknown key) are one line
 
 import errno
 import os
+import select
+import signal
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -49,7 +51,29 @@ HELP_FLAGS = {"-h", "--help", "--help-all"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one verb; exits with 2 and one line on a user's error."""
+    """Runs one verb; exits with 2 and one line on a user's error, with 141 where nobody reads its output any more."""
+    try:
+        try:
+            _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout leads nowhere (`thyme ... | head`); what is still to be written to it is dropped then."""
+    out = select.poll()
+    out.register(sys.stdout, 0)
+    if not out.poll(0):  # the end of another pipe or socket has gone
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _main(argv: list[str] | None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in {"-h", "--help"}:
         print(HELP, end="")
