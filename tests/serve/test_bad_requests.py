@@ -19,7 +19,14 @@ from thyme.serve.config import ServeConfig
 from thyme.serve.server import is_loopback, open_socket
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
-SMALL = ServeConfig(max_requests=2, max_body_mib=1, max_pictures=2, max_picture_pixels=10_000, body_timeout_s=0.5)
+SMALL = ServeConfig(
+    max_requests=2,
+    max_body_mib=1,
+    max_pictures=2,
+    max_picture_pixels=10_000,
+    max_request_pixels=15_000,
+    body_timeout_s=0.5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,12 @@ BAD: list[tuple[str, Any, int, str]] = [
     (CHAT, image({"url": huge_png(101, 100)}), 413, "101x100 is 10100 pixels, at most 10000"),
     (CHAT, image({"url": huge_png(60_000, 60_000)}), 413, "pixels"),
     (CHAT, content(*[{"type": "image_url", "image_url": data_uri(Image.new("L", (30, 30)))}] * 3), 413, "more than 2"),
+    (
+        CHAT,
+        content(*[{"type": "image_url", "image_url": data_uri(Image.new("L", (90, 90)))}] * 2),
+        413,
+        "content[1].image_url: 90x90 with those before it is 16200 pixels, at most 15000",
+    ),
     (CHAT, chat(model="gpt"), 404, "'gpt' is not here: 'toy' is"),
     (CHAT, chat(model=7), 422, "model: expected a string, got an integer"),
     (CHAT, chat(temperature="hot"), 422, "temperature: expected a number, got a string"),

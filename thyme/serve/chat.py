@@ -18,7 +18,7 @@ from thyme.rollout.types import Question
 from thyme.serve.config import ServeConfig
 from thyme.serve.errors import ApiError
 from thyme.serve.fields import Fields
-from thyme.serve.pictures import picture_from_uri
+from thyme.serve.pictures import PictureReader
 
 _HOLE = "\0"
 _ROLES = ("system", "developer", "user", "assistant")
@@ -51,14 +51,11 @@ def read_messages(source: Sequence[Any], limits: ServeConfig) -> list[Message]:
             picture.
     """
     messages: list[Message] = []
-    room = limits.max_pictures
+    pictures = PictureReader(limits)
     for index, item in enumerate(source):
         fields = Fields(item, f"messages[{index}]")
         role = fields.choice("role", "", _ROLES)
-        parts = _parts(fields, role, limits)
-        room -= sum(not isinstance(part, str) for part in parts)
-        if room < 0:
-            raise ApiError(413, f"messages: more than {limits.max_pictures} pictures", param="messages")
+        parts = _parts(fields, role, pictures)
         for unsupported in ("tool_calls", "function_call", "audio"):
             fields.neutral(unsupported, [])
         fields.finish(("name", "refusal", "annotations", "reasoning_content", "trace"))  # of an answer, sent back
@@ -140,7 +137,7 @@ def _images(messages: Sequence[Message], processor: Processor) -> tuple[ImageInp
     return tuple(processor.preprocess(picture) for message in messages for picture in message.pictures)
 
 
-def _parts(fields: Fields, role: str, limits: ServeConfig) -> list[str | Image.Image]:
+def _parts(fields: Fields, role: str, pictures: PictureReader) -> list[str | Image.Image]:
     content = fields.raw("content")
     if isinstance(content, str):
         return [content]
@@ -165,9 +162,7 @@ def _parts(fields: Fields, role: str, limits: ServeConfig) -> list[str | Image.I
             if not isinstance(url, str):
                 part.fail("image_url", 'expected {"url": "data:image/png;base64,..."}')
             part.finish()
-            if len(parts) and sum(not isinstance(part, str) for part in parts) >= limits.max_pictures:
-                raise ApiError(413, f"messages: more than {limits.max_pictures} pictures", param="messages")
-            parts.append(picture_from_uri(url, part.place("image_url"), limits.max_picture_pixels))
+            parts.append(pictures.read(url, part.place("image_url")))
         else:
             takes = "text or image_url" if role == "user" else "text"
             part.fail("type", f"{kind!r} is not supported in a message of role {role}: it takes {takes}")

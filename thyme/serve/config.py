@@ -21,6 +21,8 @@ class ServeConfig:
     """Pictures in one request."""
     max_picture_pixels: int = 64 << 20
     """Pixels of one picture, as its file has them; a larger one is answered 413 before it is decoded."""
+    max_request_pixels: int = 128 << 20
+    """The same of all pictures of a request together: each is 3 bytes of memory, and several more while it is read."""
     body_timeout_s: float = 60.0
     """How long a client may take to send its body; then 408."""
     stall_timeout_s: float = 120.0
@@ -29,7 +31,7 @@ class ServeConfig:
     """How long requests under way may take to end after Ctrl-C or SIGTERM."""
 
     def __post_init__(self) -> None:
-        for name in ("max_requests", "max_body_mib", "max_pictures", "max_picture_pixels"):
+        for name in ("max_requests", "max_body_mib", "max_pictures", "max_picture_pixels", "max_request_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         for name in ("body_timeout_s", "stall_timeout_s", "drain_timeout_s"):

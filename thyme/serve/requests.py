@@ -15,7 +15,7 @@ from thyme.serve.chat import plain_prompt, question_of, read_messages, tool_prom
 from thyme.serve.config import ServeConfig
 from thyme.serve.errors import ApiError
 from thyme.serve.fields import Fields, parse_json
-from thyme.serve.pictures import picture_from_uri
+from thyme.serve.pictures import PictureReader
 
 TraceDetail = Literal["off", "text", "full"]
 
@@ -145,8 +145,6 @@ class BodyReader:
             fields.fail("logprobs", f"{known}: only the log-prob of the drawn token is known: say 0")
         prompts = self._prompts(fields)
         images = fields.items("images", str, "data URIs")
-        if len(images) > self.limits.max_pictures:
-            raise ApiError(413, f"images: {len(images)}, at most {self.limits.max_pictures}", param="images")
         if images and len(prompts) > 1:
             fields.fail("images", f"{len(prompts)} prompts: pictures go with one prompt")
         limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 1)
@@ -158,9 +156,9 @@ class BodyReader:
         fields.neutral("suffix", "")
         fields.finish(_IGNORED)
         with _client_errors():
+            reader = PictureReader(self.limits)
             pictures = tuple(
-                self.processor.preprocess(picture_from_uri(uri, f"images[{i}]", self.limits.max_picture_pixels))
-                for i, uri in enumerate(images)
+                self.processor.preprocess(reader.read(uri, f"images[{i}]")) for i, uri in enumerate(images)
             )
             made = tuple(
                 Prompt(self.processor.encode(prompt) if isinstance(prompt, str) else prompt, pictures)
