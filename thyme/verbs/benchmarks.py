@@ -74,6 +74,7 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
     for rows in files if config.eval.against else ():
         _theirs(config, rows)  # what is wrong with them is said before anything is asked
     folder = run_dir(config)
+    told = [rows.summary() for rows in files]
     scores, sections, tables = [], [], []
     how = "the same command" + " with --eval.resume true" * (not config.eval.resume)
     with goes_on_with(f"answers are kept; {how} goes on"), _judge(config) as scorer:
@@ -90,6 +91,8 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
                 for name in names:
                     runs[name] = [_Run(config, folder, loop, scorer, *name).ask(rows) for rows in files]
     for number, rows in enumerate(files):
+        if rows.summary() != told[number]:
+            note(rows.summary())
         score, section = _figures(config, folder, rows, runs[TOOLS, ""][number])
         if controls:
             of_controls = {name: runs[name, ""][number] for name in (TOOLS, *controls)}
@@ -201,8 +204,6 @@ def _figures(
     from thyme.evals.benchmarks.tool_use import tool_figures
     from thyme.evals.evidence import evidence_figures, read_evidence
 
-    if rows.left_out:
-        note(rows.summary())
     answered = [(item, answers[item.index]) for item in rows.items if item.index in answers]
     scored = [Scored(one.value, one.extracted, one.by_judge) for _, one in answered]
     tools = tool_figures([one for _, one in answered], config.eval.samples)
@@ -216,7 +217,7 @@ def _figures(
         right = {(one.index, i): value >= 0.5 for _, one in answered for i, value in enumerate(one.values)}
         if (figures := evidence_figures(found, right)) is not None:
             tools["evidence"], score = asdict(figures), replace(score, held=figures.held)
-    return score, {"tools": tools}
+    return score, {"tools": tools, "left_out": dict(rows.left_out)}
 
 
 def _controls(
