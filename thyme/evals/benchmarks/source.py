@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thyme.data.pictures import picture_file
+from thyme.data.pictures import LONGEST_REFERENCE, picture_file
 from thyme.data.refusal import BadRow
 from thyme.data.tables.delimited import Delimited
 from thyme.data.tables.opening import open_table
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".tsv", ".csv", ".parquet", ".jsonl", ".json")
-LONGEST_REFERENCE = 64
-"""A shorter `image` is no picture but the index of the row whose picture it shares."""
 
 
 class BenchmarkFile:
