@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +110,35 @@ def test_the_needle_points_at_its_value(value: int) -> None:
     assert abs(said - value) < 2
 
 
+def test_ctrl_c_keeps_the_rows_that_are_written(
+    tmp_path: Path,
+    photographs: Photographs,
+    quick: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = ["data", "compose", str(tmp_path / "x"), "--count", "4"]
+    main([*asked[:2], str(tmp_path / "whole"), *asked[3:]])
+    with monkeypatch.context() as patched:
+        signalled = iter([False, False, True])
+
+        def interrupted(*args: Any) -> Any:
+            if next(signalled):
+                signal.raise_signal(signal.SIGTERM)
+            return compose(*args)
+
+        patched.setattr(composing, "compose", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            main(asked)
+    assert ended.value.code == 143
+    said = "thyme: interrupted; rows that are written are kept; the same command goes on\n"
+    assert capsys.readouterr().err == said
+    rows = tmp_path / "x" / "rows.jsonl"
+    assert rows.read_bytes().count(b"\n") == 2
+    main(asked)
+    assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
+
+
 def test_the_verb_writes_raw_rows_and_goes_on(
     tmp_path: Path,
     photographs: Photographs,
@@ -127,7 +158,12 @@ def test_the_verb_writes_raw_rows_and_goes_on(
     assert len(read) == 3 and all((rows.parent / row["image"]).is_file() for row in read)
     with pytest.raises(SystemExit):
         main(["data", "compose", str(tmp_path / "set"), "--count", "4", "--seed", "9"])
-    assert "another seed or split" in capsys.readouterr().err
+    assert "other rows than those of this seed" in capsys.readouterr().err
+    for foreign in ("hello\n", '{"a": 1}\n', "[1]\n", '{"id": 1}\n'):
+        rows.write_text(foreign)
+        with pytest.raises(SystemExit):
+            main(["data", "compose", str(tmp_path / "set")])
+        assert "other rows than those of this seed" in capsys.readouterr().err and rows.read_text() == foreign
     with pytest.raises(SystemExit):
         main(["data", "compose", str(tmp_path / "b"), "--photos", str(tmp_path / "none")])
     assert "no such folder" in capsys.readouterr().err

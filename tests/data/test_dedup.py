@@ -114,6 +114,20 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
         dedup([train], distance=9)
 
 
+def test_pictures_that_benchmark_rows_share_or_name_are_compared(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.jsonl", [row(photograph(0)), row(photograph(1)), row(photograph(2))])
+    own = row(photograph(0))["image"]
+    (tmp_path / "a.png").write_bytes(base64.b64decode(row(photograph(1))["image"]))
+    images = {7: "8", 8: own, 9: "a.png", 10: "%%%", 11: ""}
+    table = tmp_path / "bench.tsv"
+    lines = [f"{index}\t{image}\tWhat?\n" for index, image in images.items()]
+    table.write_text("index\timage\tquestion\n" + "".join(lines))
+    report: DedupReport = dedup([train], [table])
+    assert report.evaluation_pictures == 2 and report.leaked == {(train, 1), (train, 2)}
+    assert report.unreadable == {"evaluation: picture": 1}
+    assert "bench.tsv: row 4: picture 0: " in report.examples["evaluation: picture"]
+
+
 def test_the_verb_names_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pictures = [photograph(n) for n in range(4)]

@@ -189,6 +189,17 @@ def test_short_prompt_is_picture_and_question() -> None:
     assert _decode(list(prompt.token_ids)) == "<|im_start|>{pad}How many?!"
 
 
+def test_direct_prompt_is_that_of_thyme_s_evaluation_without_tools() -> None:
+    """Byte for byte `SIMPLE_SYS_PROMPT` and `generate_prompt_simple_qa` of its branch of VLMEvalKit."""
+    prompt = build_prompt(_question(), "direct", _Processor())  # type: ignore[arg-type]
+    said = (
+        "You are an advanced AI assistant specializing in visual question answering (VQA). You don't need to perform "
+        "any image manipulation or reasoning. Give the answer to the following question directly.\n"
+        '**User\'s Question:** "How many?"'
+    )
+    assert _decode(list(prompt.token_ids)) == f"[You are a helpful assistant.]<|im_start|>{{pad}}{said}!"
+
+
 def test_several_pictures_stand_first_and_are_told_in_order() -> None:
     from PIL import Image
 
@@ -215,12 +226,12 @@ def test_several_pictures_stand_first_and_are_told_in_order() -> None:
 
 def test_prompt_without_image() -> None:
     question = Question(id="q", image=None, image_path="", question="What is 2 * 3?", solution="6")
-    for style in ("short", "thyme"):
+    for style in ("short", "thyme", "direct"):
         prompt = build_prompt(question, style, _Processor())  # type: ignore[arg-type]
         assert "{pad}" not in _decode(list(prompt.token_ids)) and list(prompt.images) == []
 
 
-@pytest.mark.parametrize("style", ["short", "thyme"])
+@pytest.mark.parametrize("style", ["short", "thyme", "direct"])
 @pytest.mark.parametrize("text", ["Is <image> a tag?", "Say <|image_pad|> twice"])
 def test_a_question_cannot_claim_an_image(style: str, text: str) -> None:
     decoded = _decode(list(build_prompt(_question(text), style, _Processor()).token_ids))  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def test_a_client_that_leaves_while_code_runs_takes_it_along(
     assert time.monotonic() - began < 9, "it ended by the sandbox's own limit"
 
 
-@pytest.mark.parametrize("style", ["thyme", "short"])
+@pytest.mark.parametrize("style", ["thyme", "short", "direct"])
 def test_the_prompt_is_the_one_that_rollouts_are_drawn_from(style: Any, processor: Processor) -> None:
     pictures = [Image.new("RGB", (60 + i, 84), "red") for i in range(2)]
     for shown in (pictures, pictures[:1], []):

@@ -131,6 +131,54 @@ def test_controls_are_the_same_questions_without_what_is_said_to_help(
     assert "'blindfold' is none: tool_free, format_only" in capsys.readouterr().err
 
 
+def test_the_paper_s_protocol_is_asked_for_and_told_wherever_its_figures_are(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tsv(Path("a.tsv"), [choice(i, image=picture("blue")) for i in range(2)])
+    asked = ["--model", str(demo_checkpoint), "--eval.benchmark", "mcq", "--eval.data", "a.tsv", *BRIEF]
+    by_paper = ["--eval.paper-protocol", "true", "--eval.paper-retries", "1"]
+    assert run(*asked, "--name", "once") == 0
+    assert "paper's protocol" not in capsys.readouterr().out and len(lines("runs/once/rollouts/mcq.jsonl")) == 2
+    assert run(*asked, *by_paper, "--control", "tool_free", "--name", "paper") == 0
+    out = capsys.readouterr().out
+    score = json.loads(Path("runs/paper/score.json").read_text())
+    answers = lines("runs/paper/predictions/mcq.jsonl")[1:]
+    tries = [int(answer["attempt"]) for answer in answers]  # type: ignore[call-overload]
+    by_retry, without = tries.count(1), tries.count(2)
+    assert without, "the untrained checkpoint answers"
+    counts = {"retries": 1, "from_retry": by_retry, "from_fallback": without}
+    assert score["protocol"] == counts == score["controls"]["runs"][0]["protocol"]
+    assert f"(1 retries, then without tools): {by_retry} answers of a retry, {without} without tools" in out
+    assert out.count("paper's protocol: by retry / without tools |") == 2 and f"| {by_retry} / {without} |" in out
+    assert len(lines("runs/paper/rollouts/mcq.jsonl")) == sum(tries) + 2
+    assert "paper_protocol = true" in Path("runs/paper/config.toml").read_text()
+    assert run(*asked, "--name", "paper", "--eval.resume", "true") == 2
+    assert "was made with paper_protocol = {'retries': 1}, this run has None" in capsys.readouterr().err
+    assert run(*asked, *by_paper, "--name", "other", "--eval.against", "runs/once") == 2
+    assert "asked without the paper's protocol, this run is not" in capsys.readouterr().err
+    assert not Path("runs/other").exists()
+    held = ["demo", "--model", str(demo_checkpoint), *BRIEF, "--rollout.max-tokens-per-round", "24", *by_paper]
+    assert run(*held, "--eval.num-questions", "2", "--name", "held") == 0
+    assert json.loads(Path("runs/held/score.json").read_text())["protocol"]["retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--eval.samples", "2"], "one answer a question, but samples is 2"),
+        (["--eval.every-steps", "2"], "asked once while training"),
+        (["--eval.retries", "2"], "leave them out with eval.benchmark and eval.paper_protocol"),
+        (["--eval.paper-retries", "-1"], "-1 must be at least 0"),
+        (["--score", "p.jsonl", "--eval.benchmark", "mcq", "--eval.data", "a.tsv"], "asks no model"),
+    ],
+)
+def test_what_the_paper_s_protocol_does_not_say_is_refused(
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--eval.paper-protocol", "true", *more) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not REAL, reason="no benchmark rows: set THYME_DATA to the folder that holds benchmarks/")
 def test_real_rows_run_through_a_checkpoint_and_a_hugging_face_folder(demo_checkpoint: Path, hub_folder: Path) -> None:
     data = str(REAL[0].parent)

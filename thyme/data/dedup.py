@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 
 from thyme.data.config import Format
 from thyme.data.layouts.known import read_row
-from thyme.data.pictures import picture_file
+from thyme.data.pictures import LONGEST_REFERENCE, picture_file
 from thyme.data.problems import asked
 from thyme.data.refusal import BadRow
 from thyme.data.tables.delimited import Delimited
@@ -236,25 +236,48 @@ def _pictures(
     on_row: Callable[[], object],
 ) -> Iterator[tuple[Place, str, Image.Image, bytes]]:
     """Every question's pictures; what cannot be read is counted."""
+
+    def refuse(table: Table, number: int, error: BadRow) -> None:
+        reason, message = error.refusal
+        report.unreadable[reason] += 1
+        report.examples.setdefault(reason, f"{table.path}: row {number}: {message:.200}")
+
     for table in _tables(paths):
+        indices: set[str] = set()
+        shared: list[tuple[int, str, str]] = []
         for entry in table.scan():
             report.rows += 1
             on_row()
             try:
                 question, values = _asked(entry, layout)
-                base = table.path.parent if folder is None else folder
-                for number, value in enumerate(values):
-                    name = f"picture {number}"
-                    try:
-                        data = picture_file(value, name, base).data
-                        image = read_picture(data, name)
-                    except ValueError as error:
-                        raise BadRow("picture", str(error)) from error
-                    yield Place(table.path, entry.number, number), question, image, data
+                if isinstance(entry.value, Mapping) and "index" in entry.value:
+                    indices.add(str(entry.value["index"]))
+                    if len(values) == 1 and isinstance(values[0], str) and len(values[0]) <= LONGEST_REFERENCE:
+                        shared.append((entry.number, question, values[0].strip()))
+                        continue
+                yield from _decoded(table, entry.number, question, values, folder)
             except BadRow as error:
-                reason, message = error.refusal
-                report.unreadable[reason] += 1
-                report.examples.setdefault(reason, f"{table.path}: row {entry.number}: {message:.200}")
+                refuse(table, entry.number, error)
+        for number, question, value in shared:
+            if value not in indices:  # one that shares a row's picture is compared there
+                try:
+                    yield from _decoded(table, number, question, [value], folder)
+                except BadRow as error:
+                    refuse(table, number, error)
+
+
+def _decoded(
+    table: Table, row: int, question: str, values: Sequence[Any], folder: Path | None
+) -> Iterator[tuple[Place, str, Image.Image, bytes]]:
+    base = table.path.parent if folder is None else folder
+    for number, value in enumerate(values):
+        name = f"picture {number}"
+        try:
+            data = picture_file(value, name, base).data
+            image = read_picture(data, name)
+        except ValueError as error:
+            raise BadRow("picture", str(error)) from error
+        yield Place(table.path, row, number), question, image, data
 
 
 def _tables(paths: Iterable[str | Path]) -> Iterator[Table]:
@@ -279,8 +302,6 @@ def _asked(entry: Entry, layout: Format) -> tuple[str, list[Any]]:
     value = entry.value
     if isinstance(value, Mapping) and layout == "auto" and _is_table_row(value):
         pictures = value.get("images") or value.get("image")
-        if "index" in value and isinstance(pictures, str) and len(pictures) <= 64:
-            pictures = None  # VLMEvalKit: the picture of another row, which is compared there
         return _folded(str(value.get("question", ""))), _listed(pictures)
     row = read_row(value, layout)
     count = row.user.count("<image>") or len(row.pictures or ())

@@ -14,6 +14,9 @@ from thyme.pictures import read_picture
 if TYPE_CHECKING:
     from PIL import Image
 
+LONGEST_REFERENCE = 64
+"""In VLMEvalKit's tables an `image` of at most so many characters may be the index of the row whose picture it is."""
+
 _DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,")
 _LONGEST_PATH = 4096
 _MAGIC = {

@@ -27,6 +27,12 @@ class EvalConfig:
     """Times that a round whose code failed is drawn again, from its start, at the temperatures of `rollout`."""
     every_steps: int = 0
     """While training, held-out questions are asked after every so many steps; 0: not at all."""
+    paper_protocol: bool = False
+    """`thyme eval`: ask as the paper's evaluation does: what gives no answer, or calls a tool in vain, is drawn again,
+    and at last answered without tools. Figures say how often; they are not to be compared with those without it."""
+    paper_retries: int = field(default=4, metadata=RARE)
+    """Times that `paper_protocol` draws again, at temperature 1; the released code's retries draw what failed, which 0
+    amounts to."""
     benchmark: str = ""
     """`thyme eval`: published benchmarks by name, separated by commas, in place of held-out questions; "mcq", "yes_no"
     and "vqa" stand for any file in VLMEvalKit's layout."""
@@ -59,8 +65,17 @@ class EvalConfig:
             raise ValueError(f"limit: {self.limit} must be at least 0")
         if self.retries < 0:
             raise ValueError(f"retries: {self.retries} must be at least 0")
-        if self.benchmark and (self.best_of > 1 or self.retries):
-            raise ValueError("best_of and retries are of held-out questions: leave them out with eval.benchmark")
+        if (self.benchmark or self.paper_protocol) and (self.best_of > 1 or self.retries):
+            raise ValueError(
+                "best_of and retries are of held-out questions alone: leave them out with eval.benchmark and "
+                "eval.paper_protocol"
+            )
+        if self.paper_retries < 0:
+            raise ValueError(f"paper_retries: {self.paper_retries} must be at least 0")
+        if self.paper_protocol and self.samples > 1:
+            raise ValueError(f"paper_protocol: one answer a question, but samples is {self.samples}: leave one out")
+        if self.paper_protocol and self.every_steps:
+            raise ValueError("paper_protocol: questions are asked once while training: leave it out with every_steps")
         for name in ("num_questions", "samples", "at_once", "best_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")

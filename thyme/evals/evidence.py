@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from thyme.evals.whole_lines import cut_to_whole_lines
 from thyme.rewards.evidence import Verdict, rollout_evidence
 from thyme.rollout.types import Rollout
 
@@ -102,10 +103,8 @@ class EvidenceFile:
 
     def __init__(self, path: Path) -> None:
         self.done: dict[tuple[str, int], Found] = {}
+        cut_to_whole_lines(path)
         if path.is_file():
-            data = path.read_bytes()
-            if not data.endswith(b"\n"):
-                path.write_bytes(data[: data.rfind(b"\n") + 1])
             for found in read_evidence(path):
                 self._keep(found)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,8 @@ class RolloutConfig:
     group_size: int = 4
     """Rollouts per question (Thyme's RL stage: 4)."""
     prompt_style: PromptStyle = "thyme"
-    """"thyme": the prompts the released checkpoints were trained on. "short": image and question alone (toy models)."""
+    """"thyme": the prompts the released checkpoints were trained on. "short": image and question alone (toy models).
+    "direct": those with which Thyme's evaluation answers without tools."""
     compat: Compat = "none"
     """"released" words errors as Thyme's released sandbox does; "none" names type, message and line."""
     temperature: float = 1.0

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from thyme.engine import Prompt
     from thyme.model.processor import Processor
     from thyme.rollout.types import Question
 
-PromptStyle = Literal["thyme", "short"]
+PromptStyle = Literal["thyme", "short", "direct"]
 
 SYSTEM_PROMPT = """You are a helpful assistant.
 
@@ -37,6 +37,9 @@ Region of Interest (ROI), resizing, rotation, adjusting contrast) or perform cal
     </code>
     * At the end of the code, print the path of the processed image (processed_path) or the result for further \
 processing in a sandbox environment."""
+
+DIRECT_SYSTEM_PROMPT = "You are a helpful assistant."
+"""Of Thyme's evaluation where it answers without tools."""
 
 _UNREADABLE_SIZE = "Unable to determine (error reading image)"
 
@@ -72,6 +75,15 @@ def text_prompt(question: str) -> str:
     return f"{question}\n\n{_OUTPUT_FORMAT}"
 
 
+def direct_prompt(question: str) -> str:
+    """The user turn of Thyme's evaluation where it answers without tools; pictures stand before it."""
+    return (
+        "You are an advanced AI assistant specializing in visual question answering (VQA). You don't need to perform "
+        "any image manipulation or reasoning. Give the answer to the following question directly.\n"
+        f'**User\'s Question:** "{question}"'
+    )
+
+
 def extract_code(text: str) -> str | None:
     """The first code block's content without fences; None without a closed block, "" for an empty one."""
     match = _CODE.search(text)
@@ -88,9 +100,13 @@ def extract_answer(text: str) -> str | None:
     start, end = _answer_tags(text)
     if start is None or end is None:
         return None
-    answer = text[start:end].strip()
-    boxed = _last_boxed(answer)
-    return answer if boxed is None else boxed.strip()
+    return boxed_or_all(text[start:end])
+
+
+def boxed_or_all(text: str) -> str:
+    r"""What the last balanced `\boxed{}` holds, all of it without one; stripped."""
+    boxed = _last_boxed(text)
+    return (text if boxed is None else boxed).strip()
 
 
 def until_answer(text: str) -> str:
@@ -104,7 +120,8 @@ def build_prompt(question: Question, style: PromptStyle, processor: Processor) -
 
     Args:
         style: "thyme" = system prompt and user prompt of the released checkpoints; "short" = the picture and the bare
-            question without a system prompt, for models too small to read more.
+            question without a system prompt, for models too small to read more; "direct" = the prompts with which
+            Thyme's evaluation answers without tools.
 
     Question and path come from outside: where they spell a special token or `<image>`, that stays plain text.
 
@@ -124,8 +141,12 @@ def build_prompt(question: Question, style: PromptStyle, processor: Processor) -
     elif style == "short":
         system = None
         parts = ["<image>" * len(question.pictures), question.question, ""]
+    elif style == "direct":
+        system = DIRECT_SYSTEM_PROMPT
+        before, after = direct_prompt("\0").split("\0")
+        parts = ["<image>" * len(question.pictures) + before, question.question, after]
     else:
-        raise ValueError(f"prompt style {style!r}: use 'thyme' or 'short'")
+        raise ValueError(f"prompt style {style!r}: use {', '.join(map(repr, get_args(PromptStyle)))}")
     images = tuple(picture for _, picture in question.pictures)
     return Prompt(token_ids=_encode_chat(parts, system, processor), images=images)
 

@@ -13,7 +13,14 @@ from PIL import Image
 from thyme.engine import Prompt
 from thyme.model.image_processor import ImageInputs
 from thyme.model.processor import IMAGE_TEXT, Processor
-from thyme.rollout.prompts import SYSTEM_PROMPT, PromptStyle, text_prompt, user_prompt
+from thyme.rollout.prompts import (
+    DIRECT_SYSTEM_PROMPT,
+    SYSTEM_PROMPT,
+    PromptStyle,
+    direct_prompt,
+    text_prompt,
+    user_prompt,
+)
 from thyme.rollout.types import Question
 from thyme.serve.config import ServeConfig
 from thyme.serve.errors import ApiError
@@ -90,15 +97,16 @@ def tool_prompt(messages: Sequence[Message], style: PromptStyle, processor: Proc
         ApiError, ValueError: as `plain_prompt`.
     """
     turns, shown = [], 0
-    if style == "thyme" and messages[0].role != "system":
-        turns.append(_Turn("system", SYSTEM_PROMPT, []))
+    system = {"thyme": SYSTEM_PROMPT, "direct": DIRECT_SYSTEM_PROMPT}.get(style)
+    if system is not None and messages[0].role != "system":
+        turns.append(_Turn("system", system, []))
     for message in messages:
         pictures, frame = message.pictures, _HOLE
         if message.role == "user":
             paths = [(_path(shown + number), picture.size) for number, picture in enumerate(pictures)]
             shown += len(pictures)
-            if style == "short":
-                frame = "<image>" * len(pictures) + _HOLE
+            if style != "thyme":
+                frame = "<image>" * len(pictures) + (_HOLE if style == "short" else direct_prompt(_HOLE))
             else:
                 frame = user_prompt(_HOLE, *paths[0], paths[1:]) if paths else text_prompt(_HOLE)
         turns.append(_Turn(message.role, frame, [message.text]))

@@ -15,9 +15,10 @@ from thyme.verbs.notes import note
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from thyme.evals.benchmarks.answers import Answered
+    from thyme.evals.benchmarks.paper_protocol import PaperProtocol
     from thyme.evals.benchmarks.report import Score
     from thyme.evals.benchmarks.rows import Rows
-    from thyme.evals.benchmarks.run import Answered
     from thyme.evals.benchmarks.source import BenchmarkFile
     from thyme.rewards import Scorer
     from thyme.rollout.rollout import RolloutLoop
@@ -31,6 +32,8 @@ def score_file(config: EvaluatedConfig, path: Path) -> dict[str, Any]:
     from thyme.evals.benchmarks.report import score_predictions, table
     from thyme.verbs.folders import run_dir
 
+    if config.eval.paper_protocol:
+        raise ValueError("eval.paper_protocol: --score asks no model: leave it out")
     rows, *others = _open(config)
     if others:
         raise ValueError(f"eval.benchmark: --score takes one benchmark, not {len(others) + 1}")
@@ -68,7 +71,10 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
     if "base" in controls and not config.eval.base:
         note("control base: eval.base names no model to compare with: left out")
         controls.remove("base")
+    for rows in files if config.eval.against else ():
+        _theirs(config, rows)  # what is wrong with them is said before anything is asked
     folder = run_dir(config)
+    told = [rows.summary() for rows in files]
     scores, sections, tables = [], [], []
     how = "the same command" + " with --eval.resume true" * (not config.eval.resume)
     with goes_on_with(f"answers are kept; {how} goes on"), _judge(config) as scorer:
@@ -85,10 +91,12 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
                 for name in names:
                     runs[name] = [_Run(config, folder, loop, scorer, *name).ask(rows) for rows in files]
     for number, rows in enumerate(files):
+        if rows.summary() != told[number]:
+            note(rows.summary())
         score, section = _figures(config, folder, rows, runs[TOOLS, ""][number])
         if controls:
             of_controls = {name: runs[name, ""][number] for name in (TOOLS, *controls)}
-            text, section["controls"] = _controls(rows, of_controls)
+            text, section["controls"] = _controls(rows, of_controls, _protocol(config))
             tables.append(text)
         if disturbing:
             text, section["robustness"] = _robustness(rows, {name: run[number] for name, run in runs.items()})
@@ -120,8 +128,9 @@ class _Run:
     def ask(self, rows: Rows) -> dict[str, Answered]:
         """The answers to the rows that the config asks for, by index."""
         from thyme.evals.benchmarks import controls
+        from thyme.evals.benchmarks.answers import Answers
         from thyme.evals.benchmarks.robustness import DisturbedRows
-        from thyme.evals.benchmarks.run import Answers, Asking
+        from thyme.evals.benchmarks.run import Asking
         from thyme.evals.evidence import EvidenceFile
 
         config, name = self.config, rows.benchmark.name
@@ -162,6 +171,7 @@ class _Run:
                 traces=self.folder / "rollouts" / f"{name}.jsonl",
                 scorer=self.scorer,
                 evidence=evidence,
+                protocol=_protocol(config),
                 at_once=config.eval.at_once,
                 on_answer=told,
             )
@@ -174,9 +184,10 @@ class _Run:
         """What answers depend on."""
         from thyme.model.fingerprint import fingerprint
 
-        judge = self.config.judge
+        judge, protocol = self.config.judge, _protocol(self.config)
         return {
             **rows.identity,
+            "paper_protocol": None if protocol is None else asdict(protocol),
             "weights": fingerprint(self.loop.engine.model),
             "sampling": asdict(sampling),
             "rollout": asdict(self.loop.config),
@@ -193,27 +204,29 @@ def _figures(
     from thyme.evals.benchmarks.tool_use import tool_figures
     from thyme.evals.evidence import evidence_figures, read_evidence
 
-    if rows.left_out:
-        note(rows.summary())
     answered = [(item, answers[item.index]) for item in rows.items if item.index in answers]
     scored = [Scored(one.value, one.extracted, one.by_judge) for _, one in answered]
     tools = tool_figures([one for _, one in answered], config.eval.samples)
     if config.eval.against:
-        tools["against"] = _difference(rows, answers, Path(config.eval.against))
+        tools["against"] = _difference(config, rows, answers)
     score = summarize(rows.benchmark, [item for item, _ in answered], scored)
+    if (protocol := _protocol(config)) is not None:
+        score = replace(score, protocol=protocol.figures([one for _, one in answered]))
     if config.eval.evidence:
         found = read_evidence(folder / "evidence" / f"{rows.benchmark.name}.jsonl")
         right = {(one.index, i): value >= 0.5 for _, one in answered for i, value in enumerate(one.values)}
         if (figures := evidence_figures(found, right)) is not None:
             tools["evidence"], score = asdict(figures), replace(score, held=figures.held)
-    return score, {"tools": tools}
+    return score, {"tools": tools, "left_out": dict(rows.left_out)}
 
 
-def _controls(rows: Rows, answers: dict[str, dict[str, Answered]]) -> tuple[str, dict[str, Any]]:
+def _controls(
+    rows: Rows, answers: dict[str, dict[str, Answered]], protocol: PaperProtocol | None
+) -> tuple[str, dict[str, Any]]:
     """The table of the controls, and the same as JSON."""
     from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS, compare, control_table, solved
 
-    compared = [compare(name, mine, answers[TOOLS]) for name, mine in answers.items()]
+    compared = [compare(name, mine, answers[TOOLS], protocol) for name, mine in answers.items()]
     shares = solved(answers[TOOL_FREE], answers[TOOLS]) if TOOL_FREE in answers else None
     text = f"{rows.benchmark.name} under controls:\n\n" + control_table(compared, shares)
     return text, {"runs": [asdict(one) for one in compared], "shares": shares}
@@ -240,18 +253,40 @@ def _held_out(config: EvaluatedConfig) -> list[Rows]:
     return [HeldOut(heldout_questions(config, config.eval.num_questions))]
 
 
-def _difference(rows: Rows, mine: dict[str, Answered], other: Path) -> dict[str, Any]:
-    from thyme.evals.benchmarks.report import mcnemar
-    from thyme.evals.benchmarks.run import read_answers
+def _protocol(config: EvaluatedConfig) -> PaperProtocol | None:
+    from thyme.evals.benchmarks.paper_protocol import PaperProtocol
 
-    theirs = read_answers(other / "predictions" / f"{rows.benchmark.name}.jsonl")
+    return PaperProtocol(config.eval.paper_retries) if config.eval.paper_protocol else None
+
+
+def _theirs(config: EvaluatedConfig, rows: Rows) -> dict[str, Answered]:
+    """The answers of the run that this one is compared with.
+
+    Raises:
+        ValueError: there are none, or they were asked for by another protocol.
+    """
+    from thyme.evals.benchmarks.answers import read_answers
+
+    other, protocol = Path(config.eval.against), _protocol(config)
+    settings, answers = read_answers(other / "predictions" / f"{rows.benchmark.name}.jsonl")
+    theirs = settings.get("paper_protocol")
+    if theirs != (None if protocol is None else asdict(protocol)):
+        has = f"by the paper's protocol with {theirs['retries']} retries" if theirs else "without the paper's protocol"
+        raise ValueError(f"eval.against: {other} was asked {has}, this run is not: they are not to be compared")
+    return answers
+
+
+def _difference(config: EvaluatedConfig, rows: Rows, mine: dict[str, Answered]) -> dict[str, Any]:
+    from thyme.evals.benchmarks.report import mcnemar
+
+    other, theirs = config.eval.against, _theirs(config, rows)
     both = [index for index in mine if index in theirs]
     if not both:
         raise ValueError(f"eval.against: {other} answered no row of {rows.benchmark.name} that this run has")
     values = [mine[index].value for index in both], [theirs[index].value for index in both]
     gained, lost, p = mcnemar(*values)
     mean = 100 * (sum(values[0]) - sum(values[1])) / len(both)
-    return {"run": str(other), "n": len(both), "difference": mean, "gained": gained, "lost": lost, "p": p}
+    return {"run": other, "n": len(both), "difference": mean, "gained": gained, "lost": lost, "p": p}
 
 
 def _open(config: EvaluatedConfig) -> list[BenchmarkFile]:
@@ -290,6 +325,8 @@ def _say(score: Score, tools: dict[str, Any] | None = None) -> None:
     if score.published_by == "judge":
         said = f"{score.by_judge} right on the judge's word" if score.by_judge else "scored by rules"
         parts.append(said + ("; the paper's figures are a judge's" if score.paper else ""))
+    if score.protocol is not None:
+        parts.append(score.protocol.told())
     if tools is not None:
         ran = f", {tools['calls_ok']:.0%} of them ran, {tools['calls_repaired']:.0%} repaired" if tools["calls"] else ""
         parts.append(f"{tools['calls']:.2f} calls a question{ran}")

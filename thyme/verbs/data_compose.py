@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from thyme.config import POSITIONAL
+from thyme.interrupt import goes_on_with
 from thyme.progress import progress
 from thyme.result import Result
 
@@ -46,7 +47,11 @@ def run(config: Config) -> Result:
     images.mkdir(parents=True, exist_ok=True)
     done = _whole_rows(rows, config)
     total = max(done, config.count)
-    with rows.open("a", encoding="utf-8") as file, progress(total, "compose", "question") as line:
+    with (
+        goes_on_with("rows that are written are kept; the same command goes on"),
+        rows.open("a", encoding="utf-8") as file,
+        progress(total, "compose", "question") as line,
+    ):
         line.begin(done)
         for index in range(done, config.count):
             made = compose(photographs, config.seed, index, config.split)
@@ -74,15 +79,19 @@ def _whole_rows(rows: Path, config: Config) -> int:
     """How many rows are there; one that was not written to its end is cut off.
 
     Raises:
-        ValueError: they are of another seed or split.
+        ValueError: they are of another seed or split, or no composed questions at all.
     """
     if not rows.is_file():
         return 0
     data = rows.read_bytes()
     end = data.rfind(b"\n") + 1
     lines = data[:end].splitlines()
-    if lines and not json.loads(lines[0])["id"].startswith(f"{config.split}_{config.seed}_"):
-        raise ValueError(f"{rows}: holds rows of another seed or split: name another folder")
+    try:
+        is_ours = not lines or json.loads(lines[0])["id"].startswith(f"{config.split}_{config.seed}_")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(f"{rows}: holds other rows than those of this seed and split: name another folder")
     with rows.open("r+b") as file:
         file.truncate(end)
     return len(lines)

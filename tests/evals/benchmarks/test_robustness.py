@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.rewards.rollouts import rollout
 from tests.rewards.test_evidence import ran
+from thyme.evals.benchmarks.answers import Answered, Answers
 from thyme.evals.benchmarks.item import item_of
 from thyme.evals.benchmarks.robustness import DisturbedRows, keeps_its_answer, robustness, robustness_table
 from thyme.evals.benchmarks.rows import HeldOut
-from thyme.evals.benchmarks.run import Answered, Answers, Asking
+from thyme.evals.benchmarks.run import Asking
 from thyme.evals.benchmarks.tool_use import mending, tool_figures
 from thyme.evals.evidence import EvidenceFile, evidence_figures, read_evidence
 from thyme.rollout.sampling import Sampling

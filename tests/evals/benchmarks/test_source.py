@@ -79,14 +79,31 @@ def test_parts_count_their_rows_each_for_itself(tmp_path: Path) -> None:
     assert [item.index for item in file.items] == [f"BLINK_{p}/{i}" for p in ("depth", "jigsaw") for i in (0, 1)]
 
 
-def test_what_cannot_be_used_is_counted_and_the_first_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_counted_once_and_the_first_of_each_kind_is_named(tmp_path: Path) -> None:
     path = write_tsv(tmp_path / "a.tsv", [choice(0), choice(1, question=""), choice(2, image="bm9waWN0dXJl")])
-    path.write_text(path.read_text() + "3\tcut short\n")
+    path.write_text(path.read_text() + "4\tcut short\n")
     file = BenchmarkFile(benchmark("mcq"), path)
     assert dict(file.left_out) == {"incomplete": 1, "wrong number of fields": 1}
     assert "a.tsv, row 2: column 'question' is empty" in file.summary()
-    with pytest.raises(BadRow, match=r"a\.tsv, index 2: image 0: "):
+    assert "a.tsv, row 4: " in file.summary()
+    with pytest.raises(BadRow, match=r"a\.tsv, index 2: image 0: ") as refused:
         file.question(1)
+    for _ in range(2):  # with tools, and again under a control
+        file.refuse(refused.value)
+    assert file.left_out["picture"] == 1 and "1 picture (a.tsv, index 2: image 0: " in file.summary()
+
+
+def test_a_row_whose_picture_is_missing_is_not_asked_without_it(tmp_path: Path) -> None:
+    rows = [choice(0), choice(1, image=""), choice(2, image="1")]
+    pq.write_table(pa.Table.from_pylist([*rows[:1], choice(1, image=None)]), tmp_path / "a.parquet")
+    written = [write_tsv(tmp_path / "a.tsv", rows), write_json(tmp_path / "a.json", rows), tmp_path / "a.parquet"]
+    for path in written:
+        file = BenchmarkFile(benchmark("mcq"), path)
+        for number in range(1, len(file)):
+            with pytest.raises(BadRow, match=f"index {number}: column 'image' is empty: its picture is missing"):
+                file.question(number)
+    bare = [{name: value for name, value in row.items() if name != "image"} for row in rows]
+    assert BenchmarkFile(benchmark("mcq"), write_tsv(tmp_path / "b.tsv", bare)).question(0).image is None
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ The study behind them (arXiv 2606.02357) found that 96 % of what Thyme solves wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from thyme.evals.benchmarks.answers import Answered
+from thyme.evals.benchmarks.paper_protocol import PROTOCOL_COLUMN, PaperProtocol, ProtocolFigures
 from thyme.evals.benchmarks.report import mcnemar, shown_p
 from thyme.evals.benchmarks.rows import Rows
-from thyme.evals.benchmarks.run import Answered
-from thyme.rollout.image_folder import ImageFolder
+from thyme.evals.benchmarks.traces import Traces
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.types import Question
 
@@ -83,44 +83,26 @@ def rows_of(control: str, rows: Rows, traces: Path) -> Rows:
     if control == "blind":
         return Changed(rows, lambda question: replace(question, image=None, image_path="", more_images=()))
     if control == "result_only":
-        return Changed(rows, _Returned(traces).given)
+        returned = Traces(traces)
+        return Changed(rows, lambda question: _with_results(question, returned))
     return rows
 
 
-class _Returned:
-    """What the tools returned in another run, by question."""
-
-    def __init__(self, traces: Path) -> None:
-        self._traces = traces
-        self._store = ImageFolder(traces.parent.parent / "images")
-        self._places: dict[str, int] = {}
-        place = 0
-        with traces.open("rb") as file:
-            for line in file:
-                row = json.loads(line)
-                if row["index"] == 0:
-                    self._places[row["question"]["id"]] = place
-                place += len(line)
-
-    def given(self, question: Question) -> Question:
-        """The question with the first rollout's results: pictures behind its own, printed text below it."""
-        place = self._places.get(question.id)
-        if place is None:
-            return question
-        with self._traces.open("rb") as file:
-            file.seek(place)
-            turns = json.loads(file.readline())["turns"]
-        shown = [turn["result"] for turn in turns if turn["result"] is not None and turn["num_images"]]
-        pictures = [self._store.get(name) for result in shown for name in result["images"]]
-        printed = [turn["result"]["stdout"].strip() for turn in turns if turn["result"] and not turn["num_images"]]
-        text = "".join(f"\nA tool returned: {words}" for words in printed if words)
-        paths = [f"tool_{number + 1}.png" for number in range(len(pictures))]
-        if question.image is None and pictures:
-            (first, *rest), (path, *others) = pictures, paths
-            question = replace(question, image=first, image_path=path)
-            pictures, paths = rest, others
-        more = (*question.more_images, *zip(paths, pictures, strict=True))
-        return replace(question, question=question.question + text, more_images=more)
+def _with_results(question: Question, traces: Traces) -> Question:
+    """The question with the results of its first sample in another run: pictures behind its own, printed text below."""
+    rollout = traces.last(question)
+    if rollout is None:
+        return question
+    results = [(turn.result, turn.num_images > 0) for turn in rollout.turns if turn.result is not None]
+    pictures = [picture for result, is_shown in results for picture in result.images if is_shown]
+    printed = [result.stdout.strip() for result, is_shown in results if not is_shown]
+    text = "".join(f"\nA tool returned: {words}" for words in printed if words)
+    paths = [f"tool_{number + 1}.png" for number in range(len(pictures))]
+    if question.image is None and pictures:
+        (first, *pictures), (path, *paths) = pictures, paths
+        question = replace(question, image=first, image_path=path)
+    more = (*question.more_images, *zip(paths, pictures, strict=True))
+    return replace(question, question=question.question + text, more_images=more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +123,23 @@ class Comparison:
     """McNemar's exact p."""
     calls: float
     """Code blocks a question."""
+    protocol: ProtocolFigures | None
+    """What the paper's protocol did under the control; None where each row was asked once."""
 
 
-def compare(control: str, answers: Mapping[str, Answered], tools: Mapping[str, Answered]) -> Comparison:
+def compare(
+    control: str,
+    answers: Mapping[str, Answered],
+    tools: Mapping[str, Answered],
+    protocol: PaperProtocol | None = None,
+) -> Comparison:
     """A control against the run with tools.
+
+    Args:
+        control: its name.
+        answers: under it.
+        tools: those with tools.
+        protocol: that both were asked by.
 
     Raises:
         ValueError: no row was answered by both.
@@ -163,6 +158,7 @@ def compare(control: str, answers: Mapping[str, Answered], tools: Mapping[str, A
         lost=lost,
         p=p,
         calls=sum(answers[index].calls for index in both) / len(both),
+        protocol=None if protocol is None else protocol.figures([answers[index] for index in both]),
     )
 
 
@@ -183,13 +179,16 @@ def solved(tool_free: Mapping[str, Answered], tools: Mapping[str, Answered]) -> 
 
 def control_table(comparisons: Sequence[Comparison], shares: Mapping[str, Any] | None) -> str:
     """A Markdown table: a line a control, the run with tools first; below it what only tools solve."""
-    lines = ["| | n | accuracy | against tools | gained | lost | p | calls |", "| --- " * 8 + "|"]
+    by_protocol = any(one.protocol is not None for one in comparisons)
+    columns = ["", "n", "accuracy", "against tools", "gained", "lost", "p", "calls", *[PROTOCOL_COLUMN] * by_protocol]
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for one in comparisons:
         is_tools = one.control == TOOLS
         against = (
             ["", "", "", ""] if is_tools else [f"{one.difference:+.1f}", f"{one.gained}", f"{one.lost}", shown_p(one.p)]
         )
         cells = [one.control, str(one.n), f"{one.accuracy:.1f}", *against, f"{one.calls:.2f}"]
+        cells += [one.protocol.shown()] if one.protocol is not None else []
         lines.append(f"| {' | '.join(cells)} |")
     if shares is not None:
         only, lost, also = (f"{shares[name]:.1f} %" for name in ("only_with_tools", "lost_by_tools", "also_without"))

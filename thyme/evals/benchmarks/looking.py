@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from thyme.data.refusal import BadRow
 from thyme.evals.benchmarks.rows import Rows
+from thyme.evals.benchmarks.traces import Traces
 from thyme.evals.evidence import EvidenceFile
-from thyme.rollout.image_folder import ImageFolder
-from thyme.rollout.records import from_row, images_beside
 from thyme.rollout.types import Rollout
 
 
@@ -43,30 +39,28 @@ class Looking:
             self._waiting.append(self._pool.submit(self._file.add, index, rollout))
 
 
-def look_again(file: EvidenceFile, traces: Path, rows: Rows, answered: Collection[str]) -> None:
+def look_again(file: EvidenceFile, traces: Traces, rows: Rows, answered: Collection[str]) -> None:
     """Looks, in the traces, for the evidence of those rollouts that have none.
 
     Args:
         file: where it goes.
-        traces: of the run, its pictures beside it.
+        traces: of the run.
         rows: have the questions' pictures, which traces lack.
         answered: indices of the rows that are answered.
     """
     looked_at = {index for index, _ in file.done}
-    if looked_at >= set(answered) or not traces.is_file():
+    if looked_at >= set(answered) or not traces.path.is_file():
         return
     name = rows.benchmark.name
     numbers = {key: n for n, item in enumerate(rows.items) for key in (item.index, f"{name}/{item.index}")}
-    store = ImageFolder(images_beside(traces))
-    with traces.open("rb") as lines:
-        for line in lines:
-            row = json.loads(line)
-            number = numbers.get(row["question"]["id"])
-            index = None if number is None else rows.items[number].index
-            if number is None or index is None or index not in answered or (index, row["index"]) in file.done:
-                continue
-            try:
-                rollout = replace(from_row(row, store, None), question=rows.question(number))
-            except BadRow:  # its picture went away meanwhile
-                continue
+    for question_id, sample in traces.samples():
+        number = numbers.get(question_id)
+        index = None if number is None else rows.items[number].index
+        if number is None or index is None or index not in answered or (index, sample) in file.done:
+            continue
+        try:
+            rollout = traces.last(rows.question(number), sample)
+        except BadRow:  # its picture went away meanwhile
+            continue
+        if rollout is not None:
             file.add(index, rollout)

@@ -13,6 +13,7 @@ import numpy as np
 from thyme.evals.benchmarks.figures import OVERALL
 from thyme.evals.benchmarks.item import Item
 from thyme.evals.benchmarks.known import Benchmark
+from thyme.evals.benchmarks.paper_protocol import PROTOCOL_COLUMN, ProtocolFigures
 from thyme.evals.benchmarks.scorers import Scored
 
 RESAMPLES, FEWEST_RESAMPLES, MOST_DRAWN = 1_000, 200, 2_000_000
@@ -45,6 +46,8 @@ class Score:
     held: float | None = None
     """Of the answers that called a tool, those for which what came back holds what they say; None where nobody looked,
     or none called one."""
+    protocol: ProtocolFigures | None = None
+    """What the paper's protocol did; None where each row was asked once."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, by name."""
@@ -141,6 +144,8 @@ def table(scores: Sequence[Score]) -> str:
     columns += ["Thyme-7B", "Qwen2.5-VL-7B"] * published
     looked_at = any(score.held is not None for score in scores)
     columns += ["evidence held"] * looked_at
+    by_protocol = any(score.protocol is not None for score in scores)
+    columns += [PROTOCOL_COLUMN] * by_protocol
     lines = [_line(columns), "| --- " * len(columns) + "|"]
     for score in scores:
         for label, figure in [(OVERALL, score.overall), *score.splits.items()]:
@@ -154,6 +159,7 @@ def table(scores: Sequence[Score]) -> str:
                 f"{score.low:.1f} to {score.high:.1f}" if first else "",
                 *paper * published,
                 *[f"{score.held:.0f} %" if first and score.held is not None else ""] * looked_at,
+                *[score.protocol.shown() if first and score.protocol is not None else ""] * by_protocol,
             ]
             lines.append(_line(cells))
     return "\n".join(lines) + "\n"

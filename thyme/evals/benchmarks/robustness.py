@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from thyme.evals.benchmarks.answers import Answered
 from thyme.evals.benchmarks.item import Item
 from thyme.evals.benchmarks.report import mcnemar, shown_p
 from thyme.evals.benchmarks.rows import Rows
-from thyme.evals.benchmarks.run import Answered
 from thyme.evals.benchmarks.tool_use import mending
 from thyme.evals.disturbances import disturbed
 from thyme.rollout.types import Question

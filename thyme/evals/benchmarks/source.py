@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thyme.data.pictures import picture_file
+from thyme.data.pictures import LONGEST_REFERENCE, picture_file
 from thyme.data.refusal import BadRow
 from thyme.data.tables.delimited import Delimited
 from thyme.data.tables.opening import open_table
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".tsv", ".csv", ".parquet", ".jsonl", ".json")
-LONGEST_REFERENCE = 64
-"""A shorter `image` is no picture but the index of the row whose picture it shares."""
 
 
 class BenchmarkFile:
@@ -51,22 +49,26 @@ class BenchmarkFile:
         self._seen: set[str] = set()
         # Files of several parts (BLINK_depth.tsv, BLINK_jigsaw.tsv) count their rows each for itself.
         self._are_parts = len({_unnumbered(file.stem) for file in self.files}) > 1
-        self._first_refusal = ""
+        self._refused: set[str] = set()
+        self._firsts: dict[str, str] = {}
+        """By reason, what was said of the first row that was left out for it."""
         for which in range(len(self._tables)):
             self._read(which)
         if not self.items:
-            raise ValueError(f"benchmark file {self.files[0]}: no usable row: {self._first_refusal or 'it is empty'}")
+            raise ValueError(
+                f"benchmark file {self.files[0]}: no usable row: {next(iter(self._firsts.values()), 'it is empty')}"
+            )
 
     def __len__(self) -> int:
         return len(self.items)
 
     def summary(self) -> str:
-        """Rows used, and left out by reason with the first of them."""
+        """Rows of the file, and those left out by reason with the first of each."""
         text = f"{len(self)} rows of {', '.join(path.name for path in self.files[:3])}"
         if not self.left_out:
             return text
-        counted = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
-        return f"{text}; left out: {counted} ({self._first_refusal})"
+        counted = (f"{count} {reason} ({self._firsts[reason]})" for reason, count in self.left_out.most_common())
+        return f"{text}; left out: {', '.join(counted)}"
 
     def question(self, number: int) -> Question:
         """Row `number` of `items` with its pictures decoded.
@@ -97,9 +99,12 @@ class BenchmarkFile:
         )
 
     def refuse(self, error: BadRow) -> None:
-        """Counts a row that turned out to be unusable when it was asked for."""
-        self.left_out[error.refusal.reason] += 1
-        self._first_refusal = self._first_refusal or error.refusal.message
+        """Counts a row that turned out to be unusable when it was asked for, once however often it is."""
+        reason, message = error.refusal
+        if message not in self._refused:
+            self._refused.add(message)
+            self.left_out[reason] += 1
+            self._firsts.setdefault(reason, message)
 
     def _read(self, which: int) -> None:
         table = self._tables[which]
@@ -129,11 +134,13 @@ class BenchmarkFile:
 
     def _leave_out(self, table: Table, number: int, reason: str, message: str) -> None:
         self.left_out[reason] += 1
-        self._first_refusal = self._first_refusal or f"{table.path.name}, row {number}: {message}"
+        self._firsts.setdefault(reason, f"{table.path.name}, row {number}: {message}")
 
     def _pictures(self, which: int, row: Mapping[str, Any], seen: set[str]) -> Sequence[Any]:
         value = row.get("image") or row.get("images") or row.get("image_path")
-        if value is None or value == "":
+        if not value:
+            if empty := [name for name in PICTURE_COLUMNS if name in row]:  # asked without it, it is another question
+                raise ValueError(f"column {empty[0]!r} is empty: its picture is missing")
             return []
         if isinstance(value, str):
             if len(shared := value.strip()) <= LONGEST_REFERENCE and (which, shared) in self._by_index:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from thyme.evals.benchmarks.run import Answered
+from thyme.evals.benchmarks.answers import Answered
 
 
 def tool_figures(answered: Sequence[Answered], samples: int) -> dict[str, Any]:

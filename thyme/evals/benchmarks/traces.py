@@ -1,0 +1,89 @@
+"""The rollouts of a benchmark's run on disk: written as they end, read again by question."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Self
+
+from thyme.evals.whole_lines import cut_to_whole_lines
+from thyme.rollout.image_folder import ImageFolder
+from thyme.rollout.records import from_row, images_beside, to_row
+from thyme.rollout.types import Question, Rollout
+
+
+class Traces:
+    """A file of rollouts, a JSON line each, without the questions' pictures: the benchmark's file has those. What the
+    sandbox returned is in images/ beside its folder.
+
+    Args:
+        path: of the file. Opened for writing (as a context manager) it is made where it is missing, and half a line at
+            its end, where a run was killed, is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images = ImageFolder(images_beside(path))
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_to_whole_lines(self.path)
+        self._file = self.path.open("a", encoding="utf-8", errors="replace")
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def add(self, rollout: Rollout) -> None:
+        """One more line, on disk when this returns."""
+        assert self._file is not None, "opened for reading"
+        bare = replace(rollout.question, image=None, more_images=())
+        row = to_row(replace(rollout, question=bare), self._images) | {"rewards": None}
+        self._file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, int], list[int]]:
+        """Where lines begin, in the file's order, by question id and sample. Reads the file when first asked for."""
+        places: dict[tuple[str, int], list[int]] = defaultdict(list)
+        place = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    places[row["question"]["id"], row["index"]].append(place)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{self.path}: no rollout at byte {place} ({error!r}): take another --name"
+                    ) from None
+                place += len(line)
+        return dict(places)
+
+    def samples(self) -> list[tuple[str, int]]:
+        """Question id and sample of all that the file had when it was first read."""
+        return list(self._places)
+
+    def of(self, question: Question, sample: int = 0) -> list[Rollout]:
+        """The rollouts of a question, in the order they ended, with its pictures and without the model's view of any.
+
+        Args:
+            question: any rollout with its id, as it is asked now.
+            sample: its index; there are several of one where it was drawn again, and the last is the one that counts.
+        """
+        return [self._at(place, question) for place in self._places.get((question.id, sample), ())]
+
+    def last(self, question: Question, sample: int = 0) -> Rollout | None:
+        """The one of them that counts; None where there is none."""
+        places = self._places.get((question.id, sample))
+        return self._at(places[-1], question) if places else None
+
+    def _at(self, place: int, question: Question) -> Rollout:
+        with self.path.open("rb") as file:
+            file.seek(place)
+            row: dict[str, Any] = json.loads(file.readline())
+        return from_row(row, self._images, None, question)
