@@ -6,6 +6,7 @@ import __future__
 import ast
 import builtins
 import functools
+import linecache
 import operator
 import resource
 import sys
@@ -142,6 +143,8 @@ class Interpreter:
         filename = f"{shims.SNIPPET} {self.round}>"
         try:
             body, last, last_line = _compiled(repaired.code, filename)
+            lines = repaired.code.splitlines(keepends=True)
+            linecache.cache[filename] = (len(repaired.code), None, lines, filename)  # for tracebacks and `inspect`
         except (SyntaxError, ValueError, RecursionError) as problem:
             return "error", syntax_error(problem, original)
         try:
