@@ -691,7 +691,9 @@ REPAIRED: list[Slip] = [
     Slip("name", "from PIL import Image\nprint(Image.open(filename).size)", "(120, 80)"),
     Slip("name", "import cv2\nprint(cv2.imread(file_path).shape)", "(80, 120, 3)"),
     Slip("name", "from PIL import Image\nprint(Image.open(image_url).size)", "(120, 80)"),
-    Slip("arguments", "from PIL import Image\nprint(Image.open(image_path).crop(((10, 10), (50, 40))).size)", "(40, 30)"),
+    Slip(
+        "arguments", "from PIL import Image\nprint(Image.open(image_path).crop(((10, 10), (50, 40))).size)", "(40, 30)"
+    ),
     Slip("arguments", "from PIL import Image\nprint(Image.open(image_path).crop((10, 10), (50, 40)).size)", "(40, 30)"),
 ]
 

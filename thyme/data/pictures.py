@@ -14,7 +14,7 @@ from thyme.pictures import read_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-_DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,")
+_DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 _MAGIC = {
     b"\x89PNG": "image/png",
