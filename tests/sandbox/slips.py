@@ -691,10 +691,6 @@ REPAIRED: list[Slip] = [
     Slip("name", "from PIL import Image\nprint(Image.open(filename).size)", "(120, 80)"),
     Slip("name", "import cv2\nprint(cv2.imread(file_path).shape)", "(80, 120, 3)"),
     Slip("name", "from PIL import Image\nprint(Image.open(image_url).size)", "(120, 80)"),
-    Slip(
-        "arguments", "from PIL import Image\nprint(Image.open(image_path).crop(((10, 10), (50, 40))).size)", "(40, 30)"
-    ),
-    Slip("arguments", "from PIL import Image\nprint(Image.open(image_path).crop((10, 10), (50, 40)).size)", "(40, 30)"),
 ]
 
 # What could be read in two ways, or is only nearly right: the error stands.
@@ -950,7 +946,7 @@ UNDEFINED: list[str] = [
     "print(open(input_file).read())",
     "print(open(filename).read())",
     "print(file_path)",
-    "import requests\nrequests.get(image_url)",
+    "print(open(image_url).read())",
     "x = 1\ndel x\nprint(x)",
     "python\npython\nprint(python)",
     "In[0] = 1\nprint(In)",

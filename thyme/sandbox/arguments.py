@@ -66,7 +66,7 @@ _CALLS: tuple[tuple[Any, str, _Tuple], ...] = (
     *((ImageDraw.ImageDraw, name, _POINT) for name in ("point", "text", "textbbox", "circle")),
     *((ImageDraw.ImageDraw, name, _POINT) for name in ("multiline_text", "multiline_textbbox")),
 )
-_REFUSALS = (TypeError, ValueError, AttributeError, IndexError)
+_REFUSALS = (TypeError, ValueError, AttributeError)
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -104,8 +104,6 @@ def _put_right(name: str, args: Sequence[Any], kwargs: dict[str, Any], spec: _Tu
         values = _from_text(given[0], spec)
         if values is not None:
             return _checked(name, before, values, given[1:], kwargs, spec)
-    if name == "crop" and (corners := _corners(given)) is not None:
-        return (*before, corners), kwargs
     if spec.points and _is_point(given[0]):
         return _from_points(name, before, given, kwargs)
     if name in ("new", "putpixel") and _is_point(given[0]):
@@ -184,12 +182,6 @@ def _from_points(
     points = list(itertools.takewhile(_is_point, given))
     enough = len(points) >= 3 if name == "polygon" else len(points) >= 2 if name == "line" else len(points) == 2
     return ((*before, points, *given[len(points) :]), kwargs) if enough else None
-
-
-def _corners(given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The box of `crop((1, 2), (3, 4))` and `crop(((1, 2), (3, 4)))`."""
-    points = given[0] if len(given) == 1 and type(given[0]) in (tuple, list) else given
-    return (*points[0], *points[1]) if len(points) == 2 and all(map(_is_point, points)) else None
 
 
 def _is_colour(values: Sequence[Any]) -> bool:

@@ -144,7 +144,7 @@ class SandboxConfig:
         if self.max_images > _MOST_IMAGES:
             raise ValueError(f"SandboxConfig.max_images must be at most {_MOST_IMAGES}, got {self.max_images}")
         for name in (self.preload,) if isinstance(self.preload, str) else self.preload:
-            if name is self.preload or not all(part.isidentifier() for part in name.split(".")):
+            if isinstance(self.preload, str) or not all(part.isidentifier() for part in name.split(".")):
                 raise ValueError(
                     f"SandboxConfig.preload: {name!r} is no name of a module: give several as a list "
                     "(--sandbox.preload matplotlib scipy)"
