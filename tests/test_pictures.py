@@ -69,6 +69,12 @@ def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
         assert np.asarray(read_picture(encoded(Image.fromarray(values), "PPM"))).max() <= 2
 
 
+def test_a_file_of_fractions_is_no_black_square() -> None:
+    """A portable float map, which Pillow calls a PPM, as it does the one of 16 bits."""
+    header = b"Pf\n4 4\n-1.0\n"
+    assert read_picture(header + np.full((4, 4), 0.5, "<f4").tobytes()).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_what_is_not_a_number_is_black() -> None:
     values = np.array([[np.nan, np.inf], [0.0, 1.0]], dtype=np.float32)
     assert np.asarray(to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 255], [0, 255]]

@@ -1,6 +1,7 @@
 """The C++ repetition detector against its definition, and the default limits against texts that must pass."""
 
 import base64
+import itertools
 import json
 import pprint
 import pydoc_data.topics
@@ -199,7 +200,10 @@ def test_reference_near_by_hand() -> None:
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        (" The, cat, \u732b, 's, -known, *Note, na\u00efve, \u0939, \u093e, \n\nSo", "WORD"),
+        (
+            " The, cat, \u732b, 's, -known, *Note, \uff0c\u732b, \u3002\u732b, na\u00efve, \u0939, \u093e, \n\nSo",
+            "WORD",
+        ),
         ("1, 7,  3, \u00bd, 2nd", "NUMBER"),
         ('[, ":,  |, |, =, #, `, ;, :, .append, _name, <td, \\frac, \tyes, \t, .., ...., $, \U0001f600,  -', "MARK"),
         ('.; ,; !; ?; ...; \u3002; "; ."; ,\u201d', ""),
@@ -619,6 +623,35 @@ def test_exact_rules_do_not_see_loops_with_edits() -> None:
     loops = list(rates.near_loops())
     seen = [delay for delay in rates.tokens_to_catch(loops, RepetitionConfig(near_tokens=0)) if delay is not None]
     assert len(seen) < len(loops) / 4, "not a test of the near rule"
+
+
+def test_a_counter_in_chinese_is_caught() -> None:
+    """A full-width comma and the word behind it are one token there."""
+    pieces = [
+        " \u6211",
+        "\u518d\u6b21",
+        "\u653e\u5927",
+        "\u56fe\u7247",
+        "\uff0c\u4f46\u662f",
+        "\u6587\u5b57",
+        "\u4ecd\u7136",
+    ]
+    pieces += [
+        "\u770b",
+        "\u4e0d\u6e05\u695a",
+        "\uff0c\u6240\u4ee5",
+        "\u6211",
+        "\u518d",
+        "\u8bd5",
+        "\u4e00\u6b21",
+        "\u3002\n",
+    ]
+    vocabulary = [*"0123456789", ".", *dict.fromkeys(pieces)]
+    rounds = [[*str(number), ".", *pieces] for number in range(1, 60)]
+    tokens = [vocabulary.index(piece) for piece in itertools.chain.from_iterable(rounds)]
+    classes = token_classes(piece.encode() for piece in vocabulary)
+    hit = first_hit(tokens, RepetitionConfig(), classes=classes)
+    assert hit is not None and hit.rule == "near" and hit.index < 17 + 256
 
 
 @pytest.mark.parametrize("edit", ["changed", "added", "dropped"])

@@ -102,7 +102,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _grey_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    grey = _eight_bits(values, image.mode, full_range=image.mode in _SIXTEEN_BITS or image.format == "PPM")
+    is_full = image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM")
+    grey = _eight_bits(values, image.mode, full_range=is_full)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey[values == clear] = 255

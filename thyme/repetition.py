@@ -47,7 +47,8 @@ class TokenClass(IntFlag):
     """What a token is made of, as far as it tells prose from data."""
 
     WORD = 1
-    """Letters, with a space or an opening quote, bracket or dash before them at most; or the beginning of one."""
+    """Letters, with a space, an opening quote, bracket or dash, or a full-width mark before them at most; or the
+    beginning of one."""
     NUMBER = 2
     """Digits."""
     MARK = 4
@@ -61,7 +62,9 @@ class TokenClass(IntFlag):
 
 
 _WORD, _NUMBER, _MARK, _ROW, _BLANK, _ANSWER = map(int, TokenClass)
-_BEGINS_A_WORD = re.compile("[\"'(\\-\u2013\u2014\u2018\u201c\u00bf\u00a1*][^\\W\\d_]").match
+# A full-width mark and the word behind it are one token: Chinese has no space there.
+_BEFORE_A_WORD = "\"'(\\-\u2013\u2014\u2018\u201c\u00bf\u00a1*\u3001\u3002\uff0c\uff01\uff1f\uff1b"
+_BEGINS_A_WORD = re.compile(f"[{_BEFORE_A_WORD}][^\\W\\d_]").match
 # Full-width punctuation too; but two dots, or a row of them, lead to a number or wait to be filled in.
 _IS_PROSE_MARKS = re.compile("[.,\u2026\u2013\u2014\u3001\u3002\uff0c]|[.]{3}|[!?\uff01\uff1f]{1,3}").fullmatch
 _CLOSES_SPEECH = re.compile('[.,!?]?["\u201d][.!?]?').fullmatch  # in JSON and CSV more follows, or a space or line end

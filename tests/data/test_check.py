@@ -135,6 +135,7 @@ GOOD = [
     _rl(images=[{"bytes": _text(_png()), "path": "a.png"}]),
     _rl(images=[{"bytes": list(_png())}]),
     _rl(images=["data:image/png;base64," + _text(_png())]),
+    _rl(images=["DATA:IMAGE/PNG;BASE64," + _text(_png())]),
     _rl(images=["\n".join(_text(_png())[i : i + 20] for i in range(0, 400, 20))]),
     _rl(images=[_text(_png(2000, 10))]),
     _rl(images=[_text(_png(1, 1, "I;16"))]),

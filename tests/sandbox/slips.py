@@ -679,6 +679,18 @@ REPAIRED: list[Slip] = [
     Slip("wrapping", "$ python\n>>> print(1)\n1", "1"),
     Slip("arguments", "from PIL import Image\nprint(Image.new('RGB', (9, 9), 1, 2, 3).getpixel((0, 0)))", "(1, 2, 3)"),
     Slip("path", "x = 5\nprint(open(/data/photo.jpg, 'rb').read(2) != b''))", "True"),
+    # tried by hand, and misread before
+    Slip("wrapping", "[1] x = 1\n[2] print(x)", "1"),
+    Slip("wrapping", "```tool_call\nprint(1)\n```", "1"),
+    Slip("wrapping", "<script>\nprint(1)\n</script>", "1"),
+    Slip("wrapping", "<execute_ipython>\nprint(1)\n</execute_ipython>", "1"),
+    Slip("wrapping", "pip install numpy\nprint(1)", "1"),
+    Slip("wrapping", "$ pip install numpy\nprint(1)", "1"),
+    Slip("wrapping", "+ x = 1\n+ print(x)", "1"),
+    Slip("import", "print(urllib.parse.quote('a b'), os.path.join('a', 'b'))", "a%20b a/b"),
+    Slip("name", "from PIL import Image\nprint(Image.open(filename).size)", "(120, 80)"),
+    Slip("name", "import cv2\nprint(cv2.imread(file_path).shape)", "(80, 120, 3)"),
+    Slip("name", "from PIL import Image\nprint(Image.open(image_url).size)", "(120, 80)"),
 ]
 
 # What could be read in two ways, or is only nearly right: the error stands.
@@ -932,6 +944,9 @@ UNDEFINED: list[str] = [
     "print(image['path'])",
     "print(img_path.size)",
     "print(open(input_file).read())",
+    "print(open(filename).read())",
+    "print(file_path)",
+    "print(open(image_url).read())",
     "x = 1\ndel x\nprint(x)",
     "python\npython\nprint(python)",
     "In[0] = 1\nprint(In)",
@@ -975,4 +990,7 @@ RIGHT: list[str] = [
     "print((lambda image: image)(3))",
     "with open('a.txt', 'w') as image:\n    print(image.name)",
     "def f():\n    global image\n    image = 3\nf()\nprint(image)",
+    "from PIL import Image\nimport numpy as np\nprint(Image.open(image_path).crop(np.array([10, 10, 50, 40])).size)",
+    "import inspect\ndef f(): return 1\nprint(inspect.getsource(f))",
+    "import traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    assert '1 / 0' in traceback.format_exc()",
 ]

@@ -150,6 +150,10 @@ def test_a_limit_is_reached_and_one_past_it_ends_as_documented(edge: Edge) -> No
     assert edge.words in said
 
 
+def test_limits_beyond_what_the_kernel_counts_are_none() -> None:
+    assert run("print(1)", timeout_s=1e300, session_timeouts=1 << 60, idle_s=1e300).stdout == "1\n"
+
+
 def test_idle_workers_and_sessions_are_bounded_at_their_number() -> None:
     config = SandboxConfig(workers=1, memory_mib=256, max_sessions=2, timeout_s=60.0)
     with Sandbox(config) as sandbox:
@@ -177,6 +181,8 @@ def test_idle_workers_and_sessions_are_bounded_at_their_number() -> None:
         ({"max_files": True}, ("max_files", "whole number")),
         ({"max_stdout_bytes": 255}, ("max_stdout_bytes must be >= 256",)),
         ({"max_error_bytes": 8193}, ("max_error_bytes <= 8192",)),
+        ({"timeout_s": "5"}, ("timeout_s", "must be a number")),
+        ({"preload": "scipy"}, ("preload", "'scipy'", "as a list")),
         ({"preload": ("matplotlib,scipy",)}, ("'matplotlib,scipy'", "--sandbox.preload matplotlib scipy")),
     ],
 )

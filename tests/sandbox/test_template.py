@@ -217,6 +217,17 @@ def test_its_memory_stays_as_it_was(own: Sandbox) -> None:
     assert after["Anonymous"] - after["AnonHugePages"] < 4096, "what a fork copies page by page"
 
 
+def test_the_code_of_a_library_is_one_mapping_with_its_constants(own: Sandbox) -> None:
+    """Which is neither writable nor cut in two: an address above the last of its pages is as before."""
+    maps = [line.split() for line in Path(f"/proc/{template_of(own)}/maps").read_text().splitlines()]
+    code = [fields for fields in maps if fields[1] == "r-xp" and len(fields) == 6 and fields[4] != "0"]
+    assert len(code) > 50 and not any("w" in fields[1] and "x" in fields[1] for fields in maps)
+    ends = {(fields[0].split("-")[1], fields[4]) for fields in code}
+    for fields in maps:  # what follows code in a file without a gap would be part of it
+        start = fields[0].split("-")[0]
+        assert fields[1] != "r--p" or fields[4] == "0" or (start, fields[4]) not in ends or fields[2] == "00000000"
+
+
 _SCRIBBLE = """
 import ctypes
 flag = ctypes.c_int.in_dll(ctypes.pythonapi, 'Py_QuietFlag')

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LONGEST_REFERENCE = 64
 """In VLMEvalKit's tables an `image` of at most so many characters may be the index of the row whose picture it is."""
 
-_DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,")
+_DATA_URI = re.compile(r"^\s*data:[\w/+.-]*(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 _MAGIC = {
     b"\x89PNG": "image/png",

@@ -12,22 +12,28 @@ import re
 from collections.abc import Mapping
 
 from thyme.rewards import formulas
-from thyme.rewards.counts import asks_for_a_count, same_count
+from thyme.rewards.counts import asks_for_a_count, is_a_share, same_count
 from thyme.rewards.lists import same_list
 from thyme.rewards.moments import moment
 from thyme.rewards.numerals import ordinal
 from thyme.rewards.options import Choice, asks_for_an_order, choice, listed, named_by_text
 from thyme.rewards.quantities import quantity, same, without_unit
 from thyme.rewards.refusals import is_refusal
-from thyme.rewards.spelling import folded, normal, normal_question
+from thyme.rewards.restated import stated, without_question
+from thyme.rewards.sizes import same_code, same_ratio, same_size
+from thyme.rewards.spelling import folded, loose, normal, normal_question
 from thyme.rewards.yes_no import said_word, same_word, yes_or_no
 
 MAX_CHARACTERS = 1_000
 """Longer texts are compared as texts."""
 
-_RANGE = re.compile(r"(?:from |between )?(.+?)\s*(?:(?<=[\w%°)])-(?=[\s\d$€£.])|\bto\b|(?<=^between )\band\b|~)\s*(.+)")
+_RANGE = re.compile(
+    r"(?:from |between )?(.+?)\s*(?:(?<=[\w%°)])\s?-(?=[\s\d$€£.])|\bto\b|(?<=^between )\band\b|~)\s*(.+)"
+)
 _BETWEEN = re.compile(r"between (.+?) and (.+)")
 _SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
+_ABOUT = re.compile(r"^(?:(?:approximately|approx\.?|about|around|roughly)\s+|[大]?约)(?=[\d.$€£¥-])", re.I)
+_IN_YEAR = re.compile(r"^(?:in\s+)?(?:the\s+)?(?:year\s+(?:of\s+)?)?(?=\d{4}$)", re.I)
 _FALSEHOOD = re.compile(r"^[\d\s.]+=[\d\s.]+$")
 """An equation of two numbers that was not shortened to its right side: they differ."""
 _NOT_MATHEMATICS = re.compile(r"[:?\"#@~$€£¥]|&(?![^\\]*\\)")
@@ -48,14 +54,23 @@ def matches(answer: str, solution: str, question: str) -> bool:
         return bool(answer.strip())
     if refuses(answer, solution, question):
         return False
-    answer, solution = normal(answer), normal(solution)
-    options = listed(normal_question(question))
+    question, answer, solution = normal_question(question), normal(answer), normal(solution)
+    shorter = without_question(answer, question)
+    return _matches(answer, solution, question) or (shorter != answer and _matches(normal(shorter), solution, question))
+
+
+def _matches(answer: str, solution: str, question: str) -> bool:
+    """`matches` for normal texts."""
+    options = listed(question)
     given, wanted = choice(answer, options), choice(solution, options)
     if wanted is not None and wanted.letters:
-        return _names(answer, given, wanted, options, in_order=asks_for_an_order(question))
+        is_name = not options and wanted.said is not None  # "J. K. Rowling" is no option's letter
+        return _names(answer, given, wanted, options, question) or (is_name and _equivalent(answer, solution))
+    if is_a_share(answer, solution, question):
+        return False
     if _equivalent(answer, solution):
         return given is None or given.letters != ()
-    if asks_for_a_count(question) and same_count(folded(answer), solution):
+    if _says(answer, solution, question):
         return True
     if given is None or len(given.letters) != 1:
         return False
@@ -86,18 +101,31 @@ def equivalent(answer: str, reference: str) -> bool:
     return _equivalent(normal(answer), normal(reference))
 
 
-def _names(answer: str, given: Choice | None, wanted: Choice, options: Mapping[str, str], *, in_order: bool) -> bool:
+def _says(answer: str, solution: str, question: str) -> bool:
+    """Whether a sentence says what the solution is: how many there are, or that it is so."""
+    word = yes_or_no(folded(solution))
+    if word is not None:
+        return same_word(stated(folded(answer), question), word)
+    return asks_for_a_count(question) and same_count(folded(answer), solution)
+
+
+def _names(answer: str, given: Choice | None, wanted: Choice, options: Mapping[str, str], question: str) -> bool:
     """Whether an answer names the options wanted, by their letters or by their texts."""
     if len(wanted.letters) > 1:
         letters = given.letters if given is not None else named_by_text(answer, options)
-        if not letters and re.fullmatch(r"[A-Z]{2,}", answer):
-            letters = tuple(answer)
+        if not letters and re.fullmatch(r"[A-Z]{2,}|[a-z]{2,}", answer):
+            letters = tuple(answer.upper())
+        in_order = asks_for_an_order(question)
         return letters == wanted.letters or (not in_order and sorted(letters) == sorted(wanted.letters))
     (letter,) = wanted.letters
     text = wanted.said or options.get(letter, "")
     if given is not None:
         return given.letters == wanted.letters and (not given.said or not text or _equivalent(given.said, text))
-    return bool(text) and _equivalent(answer, text) and letter in (_closest(answer, options) or [letter])
+    if not text:
+        return not options and folded(answer) == letter.casefold()  # "a B", where no options are listed
+    return letter in (_closest(answer, options) or [letter]) and (
+        _equivalent(answer, text) or _says(answer, text, question)
+    )
 
 
 def _closest(answer: str, options: Mapping[str, str]) -> list[str]:
@@ -120,12 +148,15 @@ def _equivalent(answer: str, reference: str) -> bool:
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return False
     answer, reference = _sides(answer, reference)
-    for rule in (_same_scalar, _same_range):
+    for rule in (_same_scalar, _same_sizes, same_ratio, _same_range):
         if (verdict := rule(answer, reference)) is not None:
             return verdict
     if (verdict := same_list(answer, reference, _equivalent)) is not None:
         return verdict
-    return folded(answer) == folded(reference) or _same_formula(answer, reference)
+    left, right = folded(answer), folded(reference)
+    if left == right or loose(left) == loose(right) or same_code(left, right):
+        return True
+    return _same_formula(answer, reference)
 
 
 def _sides(answer: str, reference: str) -> tuple[str, str]:
@@ -154,10 +185,19 @@ def _same_scalar(answer: str, reference: str) -> bool | None:
         if wanted is not None and (given := read(folded(answer))) is not None:
             return given == wanted
     wanted_quantity = quantity(reference, decimal_comma=False)
+    if wanted_quantity is not None:
+        if re.fullmatch(r"[12]\d{3}", reference):
+            answer = _IN_YEAR.sub("", answer)
+        elif wanted_quantity.value.denominator != 1 or wanted_quantity.units:
+            answer = _ABOUT.sub("", answer)  # what is measured is never exact; a count is
     given_quantity = None if wanted_quantity is None else quantity(answer)
     if given_quantity is None or wanted_quantity is None:
         return None
     return same(given_quantity, wanted_quantity)
+
+
+def _same_sizes(answer: str, reference: str) -> bool | None:
+    return same_size(answer, reference, _same_scalar)
 
 
 def _same_range(answer: str, reference: str) -> bool | None:
@@ -183,11 +223,13 @@ def _ends(text: str) -> tuple[str, str] | None:
 
 def _same_formula(answer: str, reference: str) -> bool:
     """Whether two formulas are equal: as written, or by math-verify if it is installed."""
-    if not (_is_mathematics(answer) and _is_mathematics(reference)):
+    if max(len(answer), len(reference)) > formulas.MAX_CHARACTERS:
+        return False
+    (mine, unit), (theirs, wanted_unit) = without_unit(answer), without_unit(reference)
+    if not (_is_mathematics(mine) and _is_mathematics(theirs)):
         return False
     if not (formulas.has_operators(answer) or formulas.has_operators(reference)):
         return False
-    (mine, unit), (theirs, wanted_unit) = without_unit(answer), without_unit(reference)
     if unit and wanted_unit and unit != wanted_unit:
         return False
     if _squeezed(mine) == _squeezed(theirs):
@@ -198,8 +240,6 @@ def _same_formula(answer: str, reference: str) -> bool:
 
 
 def _is_mathematics(text: str) -> bool:
-    if len(text) > formulas.MAX_CHARACTERS:
-        return False
     # "5-10" is a range, "2024-01-05" a date, "555-1234" a number to call: no reference is an open subtraction.
     if _NOT_MATHEMATICS.search(text) or _SUBTRACTION.match(text) or moment(folded(text)):
         return False

@@ -10,7 +10,9 @@ from thyme.rewards.quantities import quantity
 
 MAX_CHARACTERS = 200
 
-_ASKED = re.compile(r"\bhow many\b|\bcount\b|\b(?:total|number) of\b|多少|几[个個只隻张張条條位名辆輛]", re.I)
+_ASKED = re.compile(
+    r"\bhow many\b|\bcount\b|\b(?:total|number) of\b|\bpopulation\b|多少|几[个個只隻张張条條位名辆輛]", re.I
+)
 _LEAD = re.compile(  # of a folded text, whose articles are gone
     r"(?:in total,? ?|(?:in|on|from) (?:this )?[a-z]+(?: [a-z]+)?, ?)?"
     r"(?:there(?: is| are| was| were|'s|'re| appears? to be) "
@@ -20,6 +22,11 @@ _LEAD = re.compile(  # of a folded text, whose articles are gone
     r"(?: is| are| equals|:| =) ?"
     r")?(?:exactly |only |just |(?:a )?total of |altogether |in total )?"
 )
+_CHINESE_LEAD = re.compile(
+    r"^(?:(?:这张|该)?(?:图片|图像|照片|画面|图)(?:中|里|上)?,? ?)?"
+    r"(?:一共|总共|共计|总计|合计|共)?(?:有|是|为)?(?=[\d零一二三四五六七八九十百千两])"
+)
+_SHARE = re.compile(r"%|\bper ?cent|百分之", re.I)
 # A word of these makes a number a bound, a guess or another's: "at least 4", "4 or 5", "not 4", "4 wrong ones".
 _UNSURE_WORDS = """
 not no never none neither nor or than least most about approximately roughly around almost nearly over under above
@@ -60,7 +67,19 @@ def counted(text: str) -> Fraction | None:
 
 def same_count(answer: str, reference: str) -> bool:
     """Whether a sentence, folded, says the number that a normal reference is."""
+    answer = _CHINESE_LEAD.sub("", answer)
     wanted = quantity(reference, decimal_comma=False)
     if wanted is None or wanted.value.denominator != 1 or not all(unit.startswith("one ") for unit in wanted.units):
         return False
+    if (said := quantity(answer, decimal_comma=False)) is not None and not said.units:
+        return said.value == wanted.value
     return counted(answer) == wanted.value
+
+
+def is_a_share(answer: str, reference: str, question: str) -> bool:
+    """Whether an answer in percent is given to a question of how many that neither asks for them nor has them."""
+    return (
+        asks_for_a_count(question)
+        and _SHARE.search(answer) is not None
+        and not any(_SHARE.search(text) for text in (reference, question))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thyme.rewards.quantities import quantity
@@ -15,6 +15,9 @@ Equal = Callable[[str, str], bool]
 
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _NAMED_LIST = re.compile(r"^(?:\"?[A-Za-z_][\w ]{0,15}\"?\s*[=:]\s*|[A-Z]'?\s*)(?=[(\[{])")
+_BETWEEN = re.compile(
+    r"[()\[\]{}]|[,;](?!\d{3}(?!\d))|(?<=\d),(?=\d{3},)|\s(?:and|or)\s|\s*[和与及]\s*|(?<=[^\W\d_]{2})\s*/\s*(?=[^\W\d_]{3})"
+)
 _LABEL = re.compile(r"^\"?([A-Za-z]\w{0,11})\"?\s*[=:]\s*(?=\S)(.+)$", re.DOTALL)
 
 
@@ -44,8 +47,8 @@ def same_list(answer: str, reference: str, equal: Equal) -> bool | None:
         if labels.keys() != wanted_labels.keys():
             return None
         return all(equal(labels[name], value) for name, value in wanted_labels.items())
-    mine, one_name = (list(labels.values()), False) if labels else _under_one_name(given.items)
-    theirs, one_name_wanted = (list(wanted_labels.values()), False) if wanted_labels else _under_one_name(wanted.items)
+    mine, one_name = (_in_order(labels), False) if labels else _under_one_name(given.items)
+    theirs, one_name_wanted = (_in_order(wanted_labels), False) if wanted_labels else _under_one_name(wanted.items)
     is_set = given.is_set or wanted.is_set or one_name or one_name_wanted
     if len(mine) != len(theirs):
         return False
@@ -62,7 +65,7 @@ def same_list(answer: str, reference: str, equal: Equal) -> bool | None:
 
 
 def _list(text: str) -> _List | None:
-    text = text.strip().rstrip(".;").replace("\\{", "{").replace("\\}", "}")
+    text = _lines_joined(text.strip()).rstrip(".;").replace("\\{", "{").replace("\\}", "}")
     if text.startswith("{") and re.match(r"\{\s*\"", text):
         text = text.strip("{}")  # {"x1": 10, ...} or {"box": [...]}
     text = _NAMED_LIST.sub("", text)
@@ -83,6 +86,13 @@ def _list(text: str) -> _List | None:
     return _List(tuple(parts), brackets, joined or brackets == "{}")
 
 
+def _lines_joined(text: str) -> str:
+    """Items on lines of their own, bulleted or numbered or neither, with commas between them."""
+    lines = [line.strip().rstrip(",;.") for line in text.split("\n")]
+    bare = [re.sub(rf"^(?:[-*•+]\s+|\(?{number}[.):]\s*)", "", line) for number, line in enumerate(lines, 1)]
+    return ", ".join(bare) if len(lines) > 1 and all(bare) and not any("," in line for line in bare) else text
+
+
 def _encloses(text: str) -> bool:
     """Whether the first bracket is closed by the last one."""
     depth = 0
@@ -96,7 +106,7 @@ def _encloses(text: str) -> bool:
 def _parts(text: str) -> tuple[list[str], bool]:
     """A text cut at its commas, and at "and" and "or", outside of brackets; whether it was cut at one of the words."""
     parts, start, depth, joined = [], 0, 0, False
-    for mark in re.finditer(r"[()\[\]{}]|[,;](?!\d{3}(?!\d))|(?<=\d),(?=\d{3},)|\s(?:and|or)\s|\s*[和与及]\s*", text):
+    for mark in _BETWEEN.finditer(text):
         if mark[0] in "([{":
             depth += 1
         elif mark[0] in ")]}":
@@ -116,6 +126,11 @@ def _labelled(items: Sequence[str]) -> dict[str, str]:
     found = [_LABEL.match(item) for item in items]
     labels = {match[1].casefold(): match[2] for match in found if match is not None}
     return labels if len(labels) == len(items) else {}
+
+
+def _in_order(labels: Mapping[str, str]) -> list[str]:
+    """Values as a tuple without labels lists them: "y = 2, x = 3" is (3, 2)."""
+    return [labels[name] for name in (sorted(labels) if all(len(name) == 1 for name in labels) else labels)]
 
 
 def _under_one_name(items: Sequence[str]) -> tuple[Sequence[str], bool]:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 
+from thyme.rewards.numerals import leading_number
+
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august"]
 _MONTHS += ["september", "october", "november", "december"]
 _MONTH = r"(?P<month>jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)(?P<rest>[a-z]*)\.?"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
+_BEFORE = re.compile(
+    r"^(?:(?:(?:[a-z]{2,}ed|taken|made|born|written|built|held) )?(?:on|at) "
+    r"|(?:[a-z]+ )?clock (?:shows|reads|says) )(?=\S)"
+)
+_WORDED_TIME = re.compile(
+    r"(half|(?:a )?quarter|[a-z0-9-]+(?: (?!minutes?\b)[a-z]+)?)(?: minutes?)? (past|after|to|before|till) ([a-z0-9]+)"
+    r"(?: o'clock)?(?: ?([ap])\.?m\.?)?"
+)
+_CHINESE_FIGURES = re.compile(r"[零〇一二三四五六七八九十两]+(?=[年月日号点时時點分])")
 _WEEKDAY = re.compile(r"^(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?(?:,\s*|\s+)(?=.*\d)")
 _WORDED = [
-    re.compile(rf"{_MONTH}\s+{_DAY}(?:\s*,?\s*(?P<year>\d{{4}}))?"),
-    re.compile(rf"{_DAY}\s+(?:of\s+)?{_MONTH}(?:\s*,?\s*(?P<year>\d{{4}}))?"),
+    re.compile(rf"{_MONTH}[\s-]+{_DAY}(?:\s*,?\s*(?P<year>\d{{4}}))?"),
+    re.compile(rf"{_DAY}(?:\s+(?:of\s+)?|-){_MONTH}(?:\s*[,-]?\s*(?P<year>\d{{4}}))?"),
     re.compile(rf"{_MONTH}\s*,?\s*(?P<year>\d{{4}})"),
 ]
 _YEAR_FIRST = re.compile(r"(\d{4})\s*(?:[-/.]|年)\s*(\d{1,2})\s*(?:[-/.]|月)\s*(\d{1,2})\s*[日号]?")
@@ -28,9 +39,45 @@ def moment(text: str) -> tuple[str, ...] | None:
 
     A date whose order of day and month cannot be told ("01/05/2024") stays as it is written.
     """
-    if len(text) > 60 or not (any(c.isdigit() for c in text) or text in ("noon", "midnight")):
+    if len(text) > 60:
         return None
-    return _date(_WEEKDAY.sub("", text)) or _time(text)
+    text = _chinese_figures(_BEFORE.sub("", text))
+    if not (any(c.isdigit() for c in text) or text in ("noon", "midnight")):
+        return _worded_time(text)
+    return _date(_WEEKDAY.sub("", text)) or _time(text) or _worded_time(text)
+
+
+def _chinese_figures(text: str) -> str:
+    def figures(match: re.Match[str]) -> str:
+        found = leading_number(match[0], decimal_comma=False)
+        return match[0] if found is None or found[1] else str(found[0])
+
+    return _CHINESE_FIGURES.sub(figures, text)
+
+
+def _worded_time(text: str) -> tuple[str, ...] | None:
+    """ "ten past ten", "quarter to 5", "half past three"; and "five o'clock"."""
+    if match := re.fullmatch(r"([a-z]+) o'clock", text):
+        hour = _small(match[1], 12)
+        return None if hour is None else ("time", str(hour), "0", "0")
+    match = _WORDED_TIME.fullmatch(text)
+    if match is None:
+        return None
+    minutes = {"half": 30, "quarter": 15, "a quarter": 15}.get(match[1]) or _small(match[1], 59)
+    hour = _small(match[3], 12)
+    if not minutes or not hour:
+        return None
+    hour = hour % 12 + (12 if match[4] == "p" else 0) if match[4] else hour
+    if match[2] in ("to", "before", "till"):
+        hour, minutes = (hour - 1) % 24 or (0 if match[4] else 12), 60 - minutes
+    return ("time", str(hour), str(minutes), "0")
+
+
+def _small(text: str, largest: int) -> int | None:
+    found = leading_number(text, decimal_comma=False)
+    if found is None or found[1].strip() or found[0].denominator != 1 or not 0 < found[0] <= largest:
+        return None
+    return int(found[0])
 
 
 def _date(text: str) -> tuple[str, ...] | None:

@@ -116,6 +116,9 @@ def number_of_words(words: list[str]) -> Fraction | None:
     """What English words spell, all of them: integers below 10^15, a dozen, fractions as "two thirds"."""
     if not words or words[0] == "and" or words[-1] == "and":
         return None
+    if len(words) > 3 and words[-3:-1] in (["and", "a"], ["and", "one"]) and words[-1] in _PARTS:  # "two and a half"
+        whole = number_of_words(words[:-3])
+        return None if whole is None or whole.denominator != 1 else whole + Fraction(1, _PARTS[words[-1]])
     part = words[-1].removesuffix("s") if words[-1] != "halves" else "half"
     if part in _PARTS:
         above = Fraction(1) if words[:-1] in ([], ["a"], ["an"]) else number_of_words(words[:-1])

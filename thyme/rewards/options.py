@@ -26,14 +26,15 @@ _ORDER = re.compile(
     re.I,
 )
 
-_BARE = re.compile(r"^[(\[{]?([A-Za-z])[)\]}]?[.:!,;]*$")
+_BARE = re.compile(r"^[(\[{<]?([A-Za-z])[)\]}>]?[.:!,;]*$")
 # Between a letter and a text stands a mark: "A dog" is a phrase, "e.g." an abbreviation, neither names an option.
 _MARKED = re.compile(r"^[(\[]?([A-Za-z])(?:[)\]][.:]?\s*|[.:]\s+)(\S.*)$", re.DOTALL)
 _LOOSE = re.compile(r"^([A-Z])(?:,\s+|\s+-\s+|\s*\n\s*|\s+)(\S.*)$", re.DOTALL)
 _IN_BRACKETS = re.compile(r"^([A-Z])\s*[(\[](.+)[)\]][.]?$", re.DOTALL)
 _BEHIND = re.compile(r"^(.*\S)\s*[(\[]([A-Z])[)\]][.]?$", re.DOTALL)
+_TIGHT = re.compile(r"^([A-Z])[.:]\s*(\S.*)$", re.DOTALL)
 _REASON = re.compile(r"^(?:because|since|as|for|due to)\b", re.I)
-_SEPARATOR = re.compile(r"[\s,;&+()\[\]{}.]+|\band\b|[和与及]")
+_SEPARATOR = re.compile(r"(?:[\s,;&+/|()\[\]{}.\"'>\u2192]|-(?=[\s>A-Z])|\b(?:and|then)\b|[和与及])+")
 _RUN = re.compile(r"^[A-Z]{2,}$")
 _BETWEEN_OPTIONS = re.compile(r"[,;\n]|\band\b|[和与及]")
 
@@ -86,12 +87,20 @@ def choice(text: str, options: Mapping[str, str]) -> Choice | None:
     if match := _BARE.match(text):
         return Choice((match[1].upper(),))
     letters = tuple(filter(None, _SEPARATOR.split(text[:200])))
-    if len(letters) > 1 and len(text) < 200 and all(re.fullmatch("[A-Z]", letter) for letter in letters):
-        return Choice(letters)
+    if len(letters) > 1 and len(text) < 200:
+        # "U.S.A." names no options, unless there are such.
+        if all(re.fullmatch("[A-Z]", letter) for letter in letters) and (
+            set(letters) <= set(options) or not re.fullmatch(r"(?:[A-Z]\.)+[A-Z]?", text)
+        ):
+            return Choice(letters)
+        if all(re.fullmatch("[a-z]", letter) and letter.upper() in options for letter in letters):
+            return Choice(tuple(letter.upper() for letter in letters))
     if _RUN.match(text) and len(set(text)) == len(text) and set(text) <= set(options):
         return Choice(tuple(text))
     if match := _MARKED.match(text):
         return several if (several := _several(text, options)) else Choice((match[1].upper(),), _said(match, options))
+    if (match := _TIGHT.match(text)) and folded(match[2]) == folded(options.get(match[1], "")):
+        return Choice((match[1],), match[2])
     if match := _BEHIND.match(text):
         return _beside(match[2], match[1], options)
     if match := _IN_BRACKETS.match(text) or _LOOSE.match(text):
@@ -106,6 +115,7 @@ def choice(text: str, options: Mapping[str, str]) -> Choice | None:
 def named_by_text(text: str, options: Mapping[str, str]) -> tuple[str, ...]:
     """Letters of the options that a list of option texts names, one for each; nothing unless all of it is options."""
     of = {folded(words): letter for letter, words in options.items() if words}
+    text = re.sub(r"\bthen\b", "", text)
     letters = [of.get(folded(part)) for part in _BETWEEN_OPTIONS.split(text) if part.strip()]
     found = tuple(letter for letter in letters if letter)
     return found if len(found) == len(letters) else ()

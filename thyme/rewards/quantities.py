@@ -15,7 +15,7 @@ RELATIVE_TOLERANCE = Fraction(1, 10_000)
 # Dimension, what one of it is in the dimension's own unit, names in lower case and in the singular.
 _UNITS = """
 length 1/1000 mm millimeter 毫米
-length 1/100 cm centimeter 厘米
+length 1/100 cm centimeter 厘米 公分
 length 1/10 dm decimeter
 length 1 m meter 米
 length 1000 km kilometer 公里 千米
@@ -46,10 +46,10 @@ fahrenheit 1 °f degree_fahrenheit fahrenheit 华氏度
 kelvin 1 kelvin
 percent 1 % percent per_cent pct
 dollar 1 $ dollar usd us$ buck 美元
-dollar 1/100 cent ¢
+dollar 1/100 cent ¢ 美分
 euro 1 € euro eur 欧元
 pound 1 £ gbp pound_sterling quid 英镑
-yuan 1 yuan rmb cny renminbi 元 块 人民币
+yuan 1 yuan rmb cny renminbi 元 块 块钱 人民币
 yen 1 yen jpy 日元
 rupee 1 ₹ rupee inr rs
 won 1 ₩ won krw
@@ -68,7 +68,7 @@ _COUNTERS = (
 )
 
 _SIGN = re.compile(r"^(?:(?P<minus>-|minus\b|negative\b|负)|(?P<plus>\+|plus\b|positive\b))\s*", re.I)
-_CURRENCY = re.compile(r"^(us\$|usd|eur|gbp|jpy|cny|rmb|inr|krw|rs\.?|[$€£¥₹₩])\s*", re.I)
+_CURRENCY = re.compile(r"^(us\$|usd|eur|gbp|jpy|cny|rmb|inr|krw|rs\.?|人民币|[$€£¥₹₩])\s*", re.I)
 _SCALE = re.compile(r"^\s*(dozen|hundred|thousand|million|billion|trillion|lakh|crore|[万萬亿億])(?![a-z])", re.I)
 _SHORT_SCALE = re.compile(r"^\s?(k|m|mn|mm|b|bn|t)\b", re.I)
 _SHORT_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "mm": 10**6, "b": 10**9, "bn": 10**9, "t": 10**12}
@@ -82,6 +82,8 @@ wrong incorrect false right correct true maybe perhaps possibly probably guess g
 is if but than never no none minus plus times less more over under above below yes this thus as was has does versus vs
 unless besides approximately roughly about between at of in per the st nd rd th
 """
+_PART_UNIT = re.compile(r"\s*([^\W\d_]+)(?:\s*,|\s+and\b)?\s*")
+_COMPOUND = ("length", "time", "mass", "dollar", "euro")
 _TRAILING = re.compile(r"\s+(?:in total|in all|altogether|total|overall)$", re.I)
 
 
@@ -122,6 +124,8 @@ def same(a: Quantity, reference: Quantity) -> bool:
             return False
         if _close(a.value, reference.value):
             return True
+    elif set(a.units) == {"degree"} and set(reference.units) <= {"celsius", "fahrenheit"}:
+        return _close(a.value, reference.value)  # which degrees they are, the reference says
     elif not (shared := [unit for unit in a.units if unit in reference.units]):
         return False
     else:
@@ -140,6 +144,7 @@ def same(a: Quantity, reference: Quantity) -> bool:
 
 def without_unit(text: str) -> tuple[str, Mapping[str, Fraction]]:
     """A formula without the unit at its end, and that unit."""
+    text = re.sub(r"(?<=\S)\s*\b(?:(?:square|sq\.?|cubic|cu\.?)\s+)?units?(?:\^[23])?\s*$", "", text)
     for match in re.finditer(r"(?<=[\d)}\s])\s*([%°]?[a-zA-Z%°]{1,12}(?:\^?[23])?)\s*$", text):
         units = _unit(match[1])
         if units and match.start() and not any(unit.startswith("one ") for unit in units):
@@ -187,19 +192,18 @@ def _single(text: str, *, decimal_comma: bool) -> Quantity | None:
 
 def _compound(text: str) -> Quantity | None:
     """ "1 hour 30 minutes", "5 ft 3 in": parts of one dimension, added."""
-    parts = re.findall(r"\d+(?:\.\d+)?\s*[^\W\d]+", text)
-    if not 2 <= len(parts) <= 4 or re.sub(r"[\s,]|\band\b", "", text) != re.sub(r"\s", "", "".join(parts)):
+    total, dimension, count = Fraction(0), None, 0
+    while text:
+        found = leading_number(text, decimal_comma=False)
+        unit = None if found is None else _PART_UNIT.match(found[1])
+        name = None if unit is None else "min" if dimension == "time" and unit[1] == "m" else unit[1]
+        units = None if name is None else _unit(name)
+        if found is None or unit is None or not units or len(units) != 1 or dimension not in (None, *units):
+            return None
+        ((dimension, factor),) = units.items()
+        total, count, text = total + found[0] * factor, count + 1, found[1][unit.end() :]
+    if dimension not in _COMPOUND or not 2 <= count <= 4:
         return None
-    total, dimension = Fraction(0), None
-    for part in parts:
-        one = _single(part, decimal_comma=False)
-        if one is None or len(one.units) != 1 or dimension not in (None, *one.units):
-            return None
-        ((dimension, factor),) = one.units.items()
-        if dimension not in ("length", "time", "mass"):
-            return None
-        total += one.value * factor
-    assert dimension is not None
     return Quantity(total, {dimension: Fraction(1)})
 
 
@@ -230,6 +234,8 @@ def _unit(text: str) -> dict[str, Fraction] | None:
             return None
         ((over, up),), ((under, down),) = above.items(), below.items()
         return {f"{over}/{under}": up / down}
+    if re.fullmatch(r"(?:(?:square|sq\.?|cubic|cu\.?|linear)\s+)?units?(?:\^[23])?", text, re.I):
+        return {}
     key = re.sub(r"metre", "meter", text.casefold()).replace("litre", "liter").replace("μ", "µ")
     key = re.sub(r"^(degree|pound)s?\s+", r"\1_", key).replace("° ", "°").replace("per cent", "per_cent")
     if len(text) == 1 and text in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" and text not in "CFKVWNJALM":

@@ -15,15 +15,15 @@ MAX_CHARACTERS = 2_000
 """A longer text is taken as it is: no answer is that long, and every rule below stays cheap."""
 
 _HTML = re.compile(
-    r"</?(?:answer|b|strong|em|i|u|s|p|br|div|span|font|mark|small|big|center|code|pre|h[1-6]|li|ul|ol|sub|td|tr|a)"
-    r"(?:\s[^<>]*)?/?>",
+    r"</?(?:answer|b|strong|em|i|u|s|p|br|div|span|font|mark|small|big|center|code|pre|h[1-6]|li|ul|ol|sub|td|tr|a"
+    r"|box|bbox|point|ref|quad)(?:\s[^<>]*)?/?>|<\|[a-z_]{1,24}\|>",
     re.I,
 )
 _POWER = re.compile(r"<sup>\s*([-+]?\w+)\s*</sup>", re.I)
 _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]+\d*);", re.I)
 
 _CHARACTERS = str.maketrans(
-    {"：": ": ", "．": ". ", "。": ". ", "，": ", ", "、": ", ", "；": "; ", "！": "! ", "º": "°"}  # noqa: RUF001
+    {"：": ": ", "．": ". ", "。": ". ", "，": ", ", "、": ", ", "；": "; ", "！": "! ", "º": "°", "∶": ":"}  # noqa: RUF001
     | {"⁄": "/", "∕": "/", "⋅": "·", "∗": "*", "≈": "≈", "【": "[", "】": "]", "〔": "(", "〕": ")"}  # noqa: RUF001
     | dict.fromkeys("“”„«»「」『』", '"')
     | dict.fromkeys("‘’‚", "'")  # noqa: RUF001
@@ -35,9 +35,12 @@ _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _BEFORE_VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _CHINESE_MARK = re.compile(r"^\s*([A-Za-z])、(?!\s*[A-Z](?:[、,\s]|$))\s*")  # "A、cat" is one option, "A、C" two
 
+_FENCE = re.compile(r"^\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_LINK = re.compile(r"\[([^\[\]]+)\]\(https?://[^()\s]*\)")
+
 _LATEX_TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|mathtt|bm|boldsymbol|emph|mbox|fbox|boxed"
-    r"|operatorname|underline)\s*\{([^{}]*)\}"
+    r"|operatorname|underline|si|unit)\s*\{([^{}]*)\}"
 )
 _UNCLOSED_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{(?=[^{}]*$)")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?:s)?\b")
@@ -48,7 +51,7 @@ _DOLLARS = re.compile(r"^(\$\$?)(.+?)\1[.]?$", re.DOTALL)
 _QUOTES = "\"'`"
 _MARKDOWN = re.compile(r"\*\*|__|^#{1,6}\s+|^[•*]\s+|^>\s+(?=[^\W\d])|^-\s+(?=[(\[]?[A-Z]\b)|`+")
 
-_NOUN = r"(?:(?:correct|final|right|best|most likely|only|true)\s+)*(?:answer|option|choice|result|conclusion)"
+_NOUN = r"(?:(?:correct|final|right|best|most likely|only|true)\s+)*(?:answer|option|choice|result|conclusion)s?"
 _ASKED_FOR = (
     r"(?:colou?r|shape|size|number|count|total|sum|value|time|date|year|price|cost|name|title|word|text|letter|brand"
     r"|model|direction|position|length|height|width|area|angle|temperature|speed|weight|age|score|percentage|ratio)"
@@ -61,15 +64,20 @@ _SHOWN_ON = (
 )
 
 _PREAMBLE = re.compile(
-    r"^(?:so|thus|therefore|hence)\b(?:[,:]\s*|\s+(?=(?:the|my|our|i|we|it|this|that)\b))(?=\S)"
+    r"^(?:so|thus|therefore|hence)\b(?:[,:]\s*|\s+(?=(?:the|my|our|i|we|it|this|that|option|choice)\b"
+    r"|[(\[]?[A-Z][)\]]?[.]?$))(?=\S)"
+    r"|^(?:among|of|from)\s+(?:the|these|all)\s+(?:(?:given|available|listed|provided)\s+)?(?:options|choices),\s*(?=\S)"
     r"|^(?:ok|okay|well|overall|finally|in conclusion|in summary)[,:]\s*(?=\S)"
     r"|^(?:i|we)\s+(?:think|believe|guess|say|conclude|choose|pick|select|answer|would (?:say|choose|pick|go with)|"
     r"(?:will|'ll) (?:go with|choose|pick)|go with)\b(?:\s+that\b)?:?\s+(?=\S)"
     r"|^(?:i'd (?:say|go with|choose|pick))\b:?\s+(?=\S)"
-    rf"|^(?:the|my|our)?\s*{_NOUN}\s*(?:(?:is|was|would be|should be|must be|will be)\b(?!\s+not\b)|[:=]|->)\s*:?\s*"
+    rf"|^(?:the|my|our)?\s*{_NOUN}\s*(?:(?:is|are|was|were|would be|should be|must be|will be)"
+    r"\b(?!\s+not\b)|[:=]|->|-(?=\s))\s*:?\s*"
     r"|^(?:it|this|that)(?:\s+(?:is|was|(?:would|should|must|has to) be|looks like|(?:seems|appears)(?: to be)?)\b"
     r"|'s\b)(?!\s+not\b)\s+(?=\S)"
-    rf"|^the\s+{_ASKED_FOR}(?:\s+(?:of|on|in|at)\s+(?:the|this|that)(?:\s+[\w'-]+){{1,4}}?)?\s+(?:is|was)\b(?!\s+not\b)"
+    r"|^(?:the|this)\s+(?:statement|claim|sentence|assertion|proposition)\s+is\s+(?=\S)|^it\s+costs\s+(?=\S)"
+    rf"|^(?:the\s+)?{_ASKED_FOR}:\s+(?=\S)"
+    rf"|^the\s+(?:total\s+)?{_ASKED_FOR}(?:\s+(?:of|on|in|at)\s+(?:the|this|that)(?:\s+[\w'-]+){{1,4}}?)?\s+(?:is|was)\b(?!\s+not\b)"
     r":?\s+(?=\S)"
     rf"|^(?:it|(?:the|this)\s+(?:[\w'-]+\s+){{0,3}}?{_SHOWN_ON}(?:\s+(?:of|on|in|at)\s+(?:the|this|that)(?:\s+[\w'-]+){{1,4}}?)?)"
     r"\s+(?:reads|says|displays|spells)\b:?,?\s+(?=\S)"
@@ -79,12 +87,12 @@ _PREAMBLE = re.compile(
     re.I,
 )
 _FAR_PREAMBLE = re.compile(
-    rf"^.{{0,300}}\b{_NOUN}\s*(?:(?:is|would be|should be|must be)\b|:)\s*:?\s*", re.I | re.DOTALL
+    rf"^.{{0,300}}\b{_NOUN}\s*(?:(?:is|are|would be|should be|must be)\b|:)\s*:?\s*", re.I | re.DOTALL
 )
 _DENIAL = re.compile(r"\b(?:not|never|no|if|whether|unless|either|neither|wrong|incorrect)\b|n't\b", re.I)
 _CHINESE_PREAMBLE = re.compile(
-    r"^(?:因此|所以|故|综上)?[,\s]{0,3}(?:我(?:认为|觉得|选择?)|应该?是)?[,\s]{0,3}"
-    r"(?:(?:最终|正确)?的?(?:答案|选项|结果)(?:应该?)?\s*(?:是|为|:|(?=[(\[]?[A-Z]))\s*:?\s*"
+    r"^(?:因此|所以|故|综上(?:所述)?|本题|此题)?[,\s]{0,3}(?:我(?:认为|觉得)?|应该?是)?[,\s]{0,3}"
+    r"(?:\[?(?:最终|正确)?的?(?:答案|选项|结果)(?:应该?)?\]?\s*(?:是|为|应?选择?|:|(?=[(\[]?[A-Z]))\s*:?\s*"
     r"|应?[选選][择擇项項]?\s*:?\s*(?=[(\[]?[A-Z])|应该?是\s*)"
 )
 _AT_A_SIDE = re.compile(
@@ -94,7 +102,7 @@ _AT_A_SIDE = re.compile(
 )
 _IS_RIGHT = re.compile(
     r"(?<=[A-Z)\]])\s+(?:is|are)\s+(?:(?:the|both)\s+)?(?:correct|right|true|best)"
-    r"(?:\s+(?:answers?|options?|choices?|ones?))?$|(?<=[A-Z)])\s*(?:选项|是(?:正确|对)的(?:选项|答案)?)$"
+    r"(?:\s+(?:answers?|options?|choices?|ones?))?$|(?<=[A-Z)])\s*(?:选?项|是?(?:正确|对)的?(?:选项|答案)?)$"
 )
 
 
@@ -119,6 +127,16 @@ def folded(text: str) -> str:
     text = _without_end_marks(text).strip("\"'` ").casefold()
     text = re.sub(r"^(?:the|a|an) (?=.)", "", _AT_A_SIDE.sub(r"\1", text))
     return re.sub(r" ?([,:/=;&]) ?", r"\1", text)
+
+
+@lru_cache(maxsize=16_384)
+def loose(text: str) -> str:
+    """A folded text without what writers differ in: dots of initials, hyphens, "&", "https://", "colour"."""
+    text = re.sub(r"^https?://|(?<=\w)/$", "", text)
+    text = re.sub(r"(?<=[^\W\d_]{3})-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_]{3})", " ", text)
+    text = re.sub(r"\b([^\W\d_])\.", r"\1", text.replace("'s", "s").replace("`s", "s"))
+    text = re.sub(r"(?<!\S)([a-z]) (?=[a-z](?!\S))", r"\1", text).replace("&", " and ")
+    return re.sub(r"\s+", " ", re.sub(r"(?<=\w) colou?r(?:ed)?$|的$", "", text)).strip()
 
 
 def _without_end_marks(text: str) -> str:
@@ -169,7 +187,8 @@ def _without_latex_text(text: str) -> str:
 
 def _bare(text: str) -> str:
     """Without markdown, dollar signs and quotes around it."""
-    text = _MARKDOWN.sub("", text.strip()).strip()
+    text = _LINK.sub(r"\1", _FENCE.sub(r"\1", text.strip()))
+    text = _MARKDOWN.sub("", text).strip()
     text = _DOLLARS.sub(r"\2", text).strip().strip("*").strip()
     inner = text.strip(_QUOTES)
     # A mark behind a digit may be inches or minutes, unless another one opened the text.
@@ -178,11 +197,18 @@ def _bare(text: str) -> str:
 
 def _without_preamble(text: str) -> str:
     """Without "So I think the answer is" before it and "is correct" behind it."""
+    for _ in range(2):
+        text = _without_near_preamble(text)
+        if (far := _FAR_PREAMBLE.match(text)) is None or _DENIAL.search(far[0]):
+            break
+        text = text[far.end() :].strip() or text
+    return _IS_RIGHT.sub("", text.rstrip(" .!"), count=1) if _IS_RIGHT.search(text.rstrip(" .!")) else text
+
+
+def _without_near_preamble(text: str) -> str:
     for _ in range(6):
         shorter = _CHINESE_PREAMBLE.sub("", _PREAMBLE.sub("", text, count=1), count=1)
         if shorter == text or not shorter.strip():
             break
         text = shorter.strip()
-    if (far := _FAR_PREAMBLE.match(text)) and not _DENIAL.search(far[0]):
-        text = text[far.end() :].strip() or text
-    return _IS_RIGHT.sub("", text.rstrip(" .!"), count=1) if _IS_RIGHT.search(text.rstrip(" .!")) else text
+    return text

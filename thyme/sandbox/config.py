@@ -129,6 +129,8 @@ class SandboxConfig:
                 continue
             if limit.type == "int" and type(value) is not int:
                 raise ValueError(f"SandboxConfig.{name} must be a whole number, got {value!r}")
+            if limit.type == "float" and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+                raise ValueError(f"SandboxConfig.{name} must be a number, got {value!r}")
             if limit.type in ("int", "float") and not 0 < value < math.inf:
                 raise ValueError(f"SandboxConfig.{name} must be positive and finite, got {value!r}")
         if self.isolation not in ("auto", "none"):
@@ -141,8 +143,8 @@ class SandboxConfig:
             raise ValueError(f"SandboxConfig.max_aspect must be at least 1 (a square), got {self.max_aspect!r}")
         if self.max_images > _MOST_IMAGES:
             raise ValueError(f"SandboxConfig.max_images must be at most {_MOST_IMAGES}, got {self.max_images}")
-        for name in self.preload:
-            if not all(part.isidentifier() for part in name.split(".")):
+        for name in (self.preload,) if isinstance(self.preload, str) else self.preload:
+            if isinstance(self.preload, str) or not all(part.isidentifier() for part in name.split(".")):
                 raise ValueError(
                     f"SandboxConfig.preload: {name!r} is no name of a module: give several as a list "
                     "(--sandbox.preload matplotlib scipy)"

@@ -15,7 +15,9 @@ _NOUNS = frozenset(("img", "image", "im", "picture", "photo", "pic"))
 _INPUT = frozenset(("input", "original", "orig", "source", "src"))
 _WORDS = frozenset(("the", "my", "full", "raw", "user", "given", "whole"))
 _PIL_WORDS, _ARRAY_WORDS = frozenset(("pil",)), frozenset(("cv", "cv2", "np", "numpy", "array", "arr"))
-_PATH_WORDS = frozenset(("path", "file", "filename", "filepath", "fname", "location"))
+_PATH_WORDS = frozenset(("path", "file", "filename", "filepath", "fname", "location", "url"))
+_ANY_FILE = frozenset(("filename", "file_path", "filepath", "file_name", "fname"))
+"""Said of an image only where one is read from it."""
 _JOINED = {
     "imgpath": "img_path",
     "imagepath": "image_path",
@@ -109,6 +111,8 @@ def _kind(name: str) -> str | None:
     lower = name.lower()
     if name not in (lower, name.upper()) and lower not in _JOINED and "_" not in name:
         return None  # Image is a module
+    if lower in _ANY_FILE:
+        return "file"
     words = _JOINED.get(lower, lower).split("_")
     if words[-1] in _PATH_WORDS:
         of = {word for word in words if word not in _PATH_WORDS}

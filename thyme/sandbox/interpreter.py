@@ -6,7 +6,9 @@ import __future__
 import ast
 import builtins
 import functools
+import linecache
 import operator
+import re
 import resource
 import sys
 import time
@@ -30,6 +32,8 @@ _FUTURE_FLAGS = functools.reduce(
     operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
 _MOST_FIXES = 40
+_SHOWS_SOURCE = re.compile(r"\b(?:inspect|traceback|logging|linecache|pdb)\b")
+"""Modules that look up the lines of a program."""
 _image_open = Image.open  # before the shims: the image is not the snippet's here
 _process_time = time.process_time  # the snippet can replace it where it comes from
 
@@ -142,6 +146,8 @@ class Interpreter:
         filename = f"{shims.SNIPPET} {self.round}>"
         try:
             body, last, last_line = _compiled(repaired.code, filename)
+            if _SHOWS_SOURCE.search(code := repaired.code):  # any other snippet would pay a dozen pages for nothing
+                linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
         except (SyntaxError, ValueError, RecursionError) as problem:
             return "error", syntax_error(problem, original)
         try:

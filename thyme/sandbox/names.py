@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterator
+import types
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from thyme.sandbox.input_image import IMAGE_ATTRIBUTES, binding, is_input_name
@@ -230,7 +231,7 @@ def _import_of(name: str, uses: list[Use]) -> str | None:
         return _MODULES[name] if attributes and not called else None
     if name in _VALUES and not attributes and not any(use.is_called for use in plain):
         return _VALUES[name]
-    if attributes and not plain and (statement := _import_of_module(name, attributes)):
+    if attributes and not plain and (statement := _import_of_module(name, {use.path for use in uses})):
         return statement
     if name in _FUNCTIONS:
         handed_on = any(use.call is not None and use.call[0] in _TAKE_FUNCTIONS for use in plain)
@@ -249,18 +250,32 @@ def _has(function: str, attributes: Collection[str]) -> bool:
     return isinstance(value, type) and all(hasattr(value, attribute) for attribute in attributes)
 
 
-def _import_of_module(name: str, attributes: Collection[str]) -> str | None:
-    """`import name` if that is a module of the standard library which has all of `attributes`, or submodules of the
-    name (`urllib.request`), which are then imported too."""
+def _import_of_module(name: str, paths: Collection[tuple[str, ...]]) -> str | None:
+    """`import name` if that is a module of the standard library which has all attributes that `paths` begin with, or
+    submodules of the name (`xml.etree.ElementTree`), which are then imported too."""
     if name not in sys.stdlib_module_names or name in _NO_MODULES or name.startswith("_"):
         return None
     module = _module(name)
     if module is None:
         return None
-    submodules = sorted(attribute for attribute in attributes if attribute not in vars(module))
-    if any(not hasattr(module, "__path__") or not _exists(f"{name}.{submodule}") for submodule in submodules):
-        return None
-    return "import " + ", ".join([name, *(f"{name}.{submodule}" for submodule in submodules)])
+    submodules = {_submodule(name, module, path) for path in paths}
+    return None if None in submodules else "import " + ", ".join(sorted({name, *filter(None, submodules)}))
+
+
+def _submodule(name: str, module: Any, path: Sequence[str]) -> str | None:
+    """The module to import before `name.path`: `name` itself, or a part of it; None where there is none such."""
+    needed = name
+    for part in path:
+        if part in vars(module):
+            module = vars(module)[part]
+        elif hasattr(module, "__path__") and _exists(f"{name}.{part}"):
+            module, needed = _module(f"{name}.{part}"), f"{name}.{part}"
+        else:
+            return None if needed == name else needed
+        if not isinstance(module, types.ModuleType):
+            break
+        name = f"{name}.{part}"
+    return needed
 
 
 def _module(name: str) -> Any:

@@ -18,6 +18,8 @@ from thyme.sandbox.root import IMAGES, INPUT, BaseRoot, Image, base_root
 
 _UID_BASE = 1_900_000_000
 _OPEN_FILES = 64
+_MOST_SECONDS = 1 << 31
+"""Of processor time that a process may be limited to; 68 years."""
 _CAP_SETGID_SETUID, _CAP_SYS_ADMIN = 6, 21
 
 
@@ -207,7 +209,7 @@ def _limits(config: SandboxConfig, *, has_quota: bool) -> tuple[jail.Limit, ...]
     # Without a quota, what is deleted while it is open is not seen: there descriptors bound it, too.
     more_files = config.max_files if has_quota else 0
     return jail.limits(
-        cpu_s=max(1, round(config.timeout_s + 1) * config.session_timeouts),
+        cpu_s=min(max(1, round(config.timeout_s + 1) * config.session_timeouts), _MOST_SECONDS),
         # What the machinery itself writes is a file to the kernel as well: printed text, and the pixels of results.
         file_bytes=max(config.scratch_mib << 20, config.max_stdout_bytes, config.max_pixels * BYTES_PER_PIXEL),
         open_files=_OPEN_FILES + more_files,

@@ -257,7 +257,7 @@ def _patch_image_methods() -> None:
     @functools.wraps(crop)
     def crop_inside(self: Image.Image, box: Any = None) -> Image.Image:
         if box is not None and paths.current() is not None:
-            box, done = clamp_box(box, self.width, self.height)
+            box, done = clamp_box(tuple(box) if hasattr(box, "tolist") else box, self.width, self.height)
             if done:
                 notes.fix("crop", f"crop box: {done}")
         return crop(self, box)

@@ -9,6 +9,7 @@ libraries above all, becomes a private mapping of a sealed memory file, which a 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import re
@@ -24,8 +25,9 @@ _ARENA_BYTES = 64 << 20
 _MOST_UNTOUCHED = 4 << 20
 """Of a mapping that is shared: each untouched page of it would become one of the file."""
 _HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ([rwxps-]{4}) \S+ \S+ \S+ *(.*)")
+_FILE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ([rwxps-]{4}) ([0-9a-f]+) (\S+ [1-9]\d* +/.*)")
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.madvise.argtypes = _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _Mapping(NamedTuple):
@@ -70,6 +72,22 @@ def settle(proc: int) -> None:
         for start, end in _without(huge, mapping)
     ]
     _fork.share_pages(b"".join(struct.pack("=QQQ", *numbers) for numbers in ranges))
+    _join_code(proc)
+
+
+def _join_code(proc: int) -> None:
+    """Makes one mapping of a library's code and the constants on its both sides, by giving them the same rights: a fork
+    copies each mapping by itself, and an exit takes it down."""
+    with os.fdopen(os.open("self/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
+        found = [_FILE.fullmatch(line) for line in file.read().splitlines()]
+    for one, two in itertools.pairwise(found):
+        if one is None or two is None or one[5] != two[5] or {one[3], two[3]} != {b"r--p", b"r-xp"}:
+            continue
+        start, end, offset, after, after_offset = (int(n, 16) for n in (one[1], one[2], one[4], two[1], two[4]))
+        if end == after and offset + end - start == after_offset:
+            constants = one if one[3] == b"r--p" else two
+            begin, stop = int(constants[1], 16), int(constants[2], 16)
+            _libc.mprotect(begin, stop - begin, mmap.PROT_READ | mmap.PROT_EXEC)
 
 
 def _private(proc: int) -> list[_Mapping]:

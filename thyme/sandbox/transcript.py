@@ -18,7 +18,7 @@ from thyme.sandbox.result import Fix
 from thyme.sandbox.source import continued_lines, error_of, may_own_what_follows, string_lines
 
 _TAG = re.compile(
-    r"</?(?:code|python|tool_call|execute|py|pre)(?:\s[^<>]*)?>|<\|im_start\|>\w*|<\|\w+\|>|</?s>|\[/?(?:PYTHON|CODE)\]",
+    r"</?(?:code|python|tool_call|tool_code|execute(?:_i?python)?|interpreter|script|py|pre)(?:\s[^<>]*)?>|<\|im_start\|>\w*|<\|\w+\|>|</?s>|\[/?(?:PYTHON|CODE)\]",
     re.IGNORECASE,
 )
 _LEADING_MARK = re.compile(r"^\s*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
@@ -40,6 +40,7 @@ _PYTHON = {
     "ipython3",
     "python-repl",
     "tool_code",
+    "tool_call",
     "code",
     "cell",
     "jupyter",
@@ -49,9 +50,9 @@ _PROMPT = re.compile(r"^\s*>>>( |$|(?=\S))")
 _CONTINUATION = re.compile(r"^\s*\.\.\.:?( |$|(?=\S))")
 _CELL = re.compile(r"^\s*(?:In ?)?\[[\d* ]*\]: ?")
 _RESULT = re.compile(r"^\s*Out ?\[[\d* ]*\]:")
-_MAGIC = re.compile(r"^\s*(?:%{1,2}\w+|!\s*\w+)\b.*$")
-_NUMBER = re.compile(r"^\s*(?:[Ll]ine ?|L)?(?P<number>\d{1,4})(?: ?[:.|)\]]|(?=[ \t]|$))")
-_QUOTE = re.compile(r"^\s*>(?!>)( |$|(?=\S))")
+_MAGIC = re.compile(r"^\s*(?:%{1,2}\w+|!\s*\w+|\$\s+\w+|(?:python3? -m )?(?:pip3?|conda) install)\b.*$")
+_NUMBER = re.compile(r"^\s*(?:[Ll]ine ?|L|\[)?(?P<number>\d{1,4})(?: ?[:.|)\]](?!:)|(?=[ \t]|$))")
+_QUOTE = re.compile(r"^\s*(?P<mark>[>+])(?!(?P=mark))( |$|(?=\S))")
 _SILENT = re.compile(r"^\s*(?:~~~+\s*\w|(?:In|Out) ?\[|(?:python|py)[23]?\s*$)", re.IGNORECASE | re.MULTILINE)
 _SILENT_NAMES = {"in", "out"} | _PYTHON
 _SIGNS_OF_CODE = re.compile(r"[=\[\]{}]|\w\(")
@@ -296,9 +297,10 @@ def _label(text: str) -> tuple[str, list[Fix]]:
 
 
 def _quotes(text: str) -> tuple[str, list[Fix]]:
-    """`> ` of a quotation before every line."""
+    """`> ` of a quotation, or `+ ` of a difference, before every line."""
     lines = text.split("\n")
-    if not all(_QUOTE.match(line) for line in lines if line.strip()):
+    found = [_QUOTE.match(line) for line in lines if line.strip()]
+    if len({match and match["mark"] for match in found}) != 1 or None in found:
         return text, []
     after = "\n".join(_QUOTE.sub("", line) for line in lines)
     if not _looks_like_code(after):

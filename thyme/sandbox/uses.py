@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ class Use(NamedTuple):
         """`b` where `a.b` is written."""
         parent = self.around[0]
         return parent.attr if isinstance(parent, ast.Attribute) else None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """`("b", "c")` where `a.b.c` is written."""
+        return tuple(node.attr for node in itertools.takewhile(lambda n: isinstance(n, ast.Attribute), self.around))  # type: ignore[attr-defined]
 
     @property
     def is_called(self) -> bool:
