@@ -34,7 +34,6 @@ Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softm
 Wijmans et al., "Cut your losses in large-vocabulary language models", 2024, and Liger-Kernel.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -92,7 +91,8 @@ class _LinearLogprob(torch.autograd.Function):
             return (None,) * 10
         if g is not None and h is None and ctx.gradients is not None:
             gradients, ctx.gradients = ctx.gradients, None  # they are given away; a second backward recomputes
-            return *_scaled(gradients, _factor(g, known)), *((None,) * 8)
+            scale_in_place(gradients, _factor(g, known), ctx.backend)
+            return *gradients, *((None,) * 8)
         g = torch.zeros_like(stats[0]) if g is None else g.contiguous()  # the gradient of a sum has stride 0
         h = None if h is None else h.contiguous()
         kept, ctx.kept = ctx.kept, None  # becomes dz; a second backward recomputes
@@ -109,16 +109,6 @@ def _factor(g: Tensor, known: Tensor) -> Tensor:
     if values_visible(g) and bool(off):
         raise ValueError("logprob_gradient is not proportional to the gradient that backward() brings")
     return torch.where(off, torch.nan, factor)
-
-
-def _scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tensor | None]:
-    """In place."""
-    for gradient in gradients:
-        if gradient is not None and gradient.is_cuda:
-            scale_in_place(gradient, factor)
-        elif gradient is not None and factor != 1:
-            gradient.mul_(factor)
-    return gradients
 
 
 def _linear_logprob(
