@@ -6,6 +6,7 @@ torch.compile of it, Liger-Kernel, cut-cross-entropy, ours.
 Flops counted: 2 N H V forward and 6 N H V with the backward, N rows that are trained: the matmul and its two gradients,
 whatever a contender computes twice or in vain. Ours are called as the trainer calls them: told that temperatures are 0
 and 1, which is what the others compute at, with ids that do not count, how many rows do, and the default workspace.
+"Known gradient" is SFT, whose loss says each token's gradient before.
 Liger-Kernel has two heads: the cross entropy in chunks, and the scaled one, which gives entropies too and runs on
 Hopper.
 """
@@ -114,8 +115,8 @@ def ours(backward: str, case: Problem) -> dict[str, Any]:
     }
 
 
-def our_logprobs(backward: str, case: Problem) -> Callable[[], Tensor]:
-    more = ours(backward, case) | {"temperature": None}
+def our_logprobs(backward: str, case: Problem, known: bool = False) -> Callable[[], Tensor]:
+    more = ours(backward, case) | {"temperature": None, "logprob_gradient": case.weights if known else None}
     if case.mask is not None:
         more |= {"mask": case.mask, "num_counted": int(case.mask.sum())}
     return lambda: linear_logprob(case.hidden, case.weight, case.targets, **more)[0]
@@ -171,6 +172,7 @@ Make = Callable[[Problem], Callable[[], Tensor]]
 LOGPROBS: dict[str, Make] = {
     "torch": partial(torch_logprobs, plain),
     "torch.compile": lambda case: torch_logprobs(compiled(plain), case),
+    "ours, known gradient": partial(our_logprobs, "recompute", known=True),
     "ours, recompute": partial(our_logprobs, "recompute"),
     "ours, kept tiles": partial(our_logprobs, "kept_tiles"),
     "liger": liger_logprobs,
@@ -186,7 +188,7 @@ LOSSES: dict[str, Make] = {
 }
 LIGER = {"liger": "liger_kernel"}
 PEERS = LIGER | {"liger, scaled": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
-OURS = ("torch", "torch.compile", "ours, recompute", "ours, kept tiles")
+OURS = ("torch", "torch.compile", "ours, known gradient", "ours, recompute", "ours, kept tiles")
 OUR_LOSSES = ("torch", "torch.compile", "ours", "ours, recompute")
 
 

@@ -38,6 +38,7 @@ OPS = (
     "token_logprobs",
     "linear_logprob",
     "linear_logprob, kept tiles",
+    "linear_logprob, known gradient",
     "linear_grpo_loss",
     "linear_grpo_loss, entropy",
     "paged_attention, decode",
@@ -123,6 +124,8 @@ def _linear(name: str, form: str, random: Callable[..., Tensor], dtype: torch.dt
     hidden, weight = random(rows, features).to(dtype), (random(vocab, features) / 8).to(dtype)
     index = torch.arange(rows, device=hidden.device)
     more = {"temperature": 0.5 + index / rows, "backward": "kept_tiles" if form == "kept tiles" else "recompute"}
+    if form == "known gradient":
+        more["logprob_gradient"] = torch.linspace(0.5, 1.5, rows, device=hidden.device)
     if name == "linear_logprob":
         return _differentiated(lambda h, w: linear_logprob_triton(h, w, index * 50, **more)[0], hidden, weight)
     more |= {"num_counted": rows, "tempered": True}

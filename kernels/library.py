@@ -329,8 +329,8 @@ OPS = {
         _limits,
     ),
     "linear_logprob": Op(
-        f"(Tensor hidden, Tensor weight, Tensor targets, Tensor? temperature, Tensor? mask, int? num_counted, {_HEAD})"
-        " -> (Tensor, Tensor)",
+        f"(Tensor hidden, Tensor weight, Tensor targets, Tensor? temperature, Tensor? mask, int? num_counted, {_HEAD}, "
+        "Tensor? logprob_gradient) -> (Tensor, Tensor)",
         lambda arguments: _row_results(arguments, "hidden"),
         ("hidden", "weight"),
         _ids,

@@ -6,7 +6,7 @@ their epilogue by programs that take tile after tile. dL / dweight is summed ove
 
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -31,6 +31,7 @@ from thyme.kernels.linear_tiles import (
     rows_of,
     stats_of_tiles,
 )
+from thyme.kernels.logit_rows import Backend
 
 _BLOCK = 4096  # words of a program that turns x into dz
 _VECTORS = ["targets_ptr", "tau_ptr", "g_ptr", "h_ptr"]  # slices of what the caller has, which begin anywhere
@@ -162,10 +163,15 @@ def _scale_kernel(x_ptr, scale_ptr, size, BLOCK: tl.constexpr):
         tl.store(x_ptr + at, (x * scale).to(x_ptr.dtype.element_ty), mask=at < size)
 
 
-def scale_in_place(x: Tensor, scale: Tensor) -> None:
-    """x (contiguous) times a scalar of the device, which the host does not look at."""
-    if x.numel():
-        _scale_kernel[(triton.cdiv(x.numel(), 4096),)](x, scale, x.numel(), BLOCK=4096, num_warps=8)
+def scale_in_place(gradients: Sequence[Tensor | None], scale: Tensor, backend: Backend) -> None:
+    """Those that are there (contiguous) times a scalar of their device, which in Triton the host does not look at."""
+    for x in gradients:
+        if x is None or not x.numel():
+            continue
+        if backend == "triton":
+            _scale_kernel[(triton.cdiv(x.numel(), 4096),)](x, scale, x.numel(), BLOCK=4096, num_warps=8)
+        elif scale != 1:
+            x.mul_(scale)
 
 
 @contextmanager

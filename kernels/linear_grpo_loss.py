@@ -108,13 +108,7 @@ class _TokenLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # they are given away; a second backward computes them again
         if gradients is None:
             _, *gradients = ctx.run(*ctx.saved_tensors)
-        for gradient in gradients:
-            if gradient is None:
-                continue
-            if ctx.backend == "triton":
-                scale_in_place(gradient, scale)
-            elif scale != 1:
-                gradient.mul_(scale)
+        scale_in_place(gradients, scale, ctx.backend)
         return *gradients, None, None, None
 
 

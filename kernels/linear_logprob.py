@@ -23,7 +23,8 @@ dz from one of two places:
                  finest where p is largest: it adds 2e-5 to the relative error of dz, whose own rounding to bfloat16 is
                  1e-3, and up to 6e-4 in a row whose words are all far below the largest.
 
-linear_grpo_loss.py has a third, for a loss of single tokens: forward and backward chunk by chunk, 6 N H V at any N.
+Where the gradient g is known before, as that of a cross entropy is, forward and backward go together, chunk by chunk:
+6 N H V at any N. linear_grpo_loss.py does the same for its losses of single tokens.
 
 Memory beyond the gradients: `workspace_bytes`, which holds the tiles; 16 bytes a row and 2,048 words in the forward; of
 16-bit operands in more than one chunk dL / dweight in float32. The torch path upcasts 16-bit operands to float32, the
@@ -39,10 +40,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from thyme.kernels.checks import on_its_device
+from thyme.kernels.checks import FLOATS_AND_DOUBLE, check_tensor, on_its_device, values_visible
 from thyme.kernels.library import registered
-from thyme.kernels.linear_gradient import backward_tiles
-from thyme.kernels.linear_rows import HeadRows, backward_cpu, checked_rows, forward_cpu, spread
+from thyme.kernels.linear_gradient import backward_tiles, gradient_tiles, scale_in_place
+from thyme.kernels.linear_rows import HeadRows, backward_cpu, checked_rows, forward_cpu, gradient_cpu, spread
 from thyme.kernels.linear_tiles import forward_tiles
 from thyme.kernels.logit_rows import Backend, BannedIds, fastest
 
@@ -63,27 +64,51 @@ class _LinearLogprob(torch.autograd.Function):
         vocab_size: int,
         keep: bool,
         workspace_bytes: int,
+        known: Tensor | None,
         backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        keep = keep and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        needs = ctx.needs_input_grad[:2]
+        if not any(needs) or len(hidden) == 0 or hidden.dtype == torch.float16:  # which is scaled by the largest row
+            known = None
+        keep = any(needs) and (keep or known is not None)
         rows = HeadRows(hidden, weight, targets, tau, banned, vocab_size, keep, workspace_bytes)
-        stats, ctx.kept = forward_tiles(rows) if backend == "triton" else forward_cpu(rows, backend)
-        ctx.save_for_backward(hidden, weight, targets, tau, banned, stats)
+        ctx.kept = ctx.gradients = None
+        if known is not None:
+            run = gradient_tiles if backend == "triton" else partial(gradient_cpu, backend=backend)
+            stats, *ctx.gradients = run(rows, lambda at, *_: (known[at], None), needs)
+            keep = False  # of what a second backward does
+        else:
+            stats, ctx.kept = forward_tiles(rows) if backend == "triton" else forward_cpu(rows, backend)
+        ctx.save_for_backward(hidden, weight, targets, tau, banned, stats, known)
         ctx.options, ctx.backend = (vocab_size, keep, workspace_bytes), backend
         ctx.set_materialize_grads(False)
         return stats[0].clone(), stats[4].clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, tau, banned, stats = ctx.saved_tensors
+        hidden, weight, targets, tau, banned, stats, known = ctx.saved_tensors
         if g is None and h is None:
-            return (None,) * 9
+            return (None,) * 10
+        if g is not None and h is None and ctx.gradients is not None:
+            gradients, ctx.gradients = ctx.gradients, None  # they are given away; a second backward recomputes
+            scale_in_place(gradients, _factor(g, known), ctx.backend)
+            return *gradients, *((None,) * 8)
         g = torch.zeros_like(stats[0]) if g is None else g.contiguous()  # the gradient of a sum has stride 0
         h = None if h is None else h.contiguous()
         kept, ctx.kept = ctx.kept, None  # becomes dz; a second backward recomputes
         run = backward_tiles if ctx.backend == "triton" else partial(backward_cpu, backend=ctx.backend)
         rows = HeadRows(hidden, weight, targets, tau, banned, *ctx.options)
-        return *run(rows, stats, kept, g, h, ctx.needs_input_grad[:2]), *((None,) * 7)
+        return *run(rows, stats, kept, g, h, ctx.needs_input_grad[:2]), *((None,) * 8)
+
+
+def _factor(g: Tensor, known: Tensor) -> Tensor:
+    """g over known, a scalar of the device; NaN where they are not proportional, an error where values are visible."""
+    unit = known / known.abs().amax().clamp_min(1e-38)
+    factor = (g * unit).sum() / (known * unit).sum().clamp_min(1e-38)
+    off = (g - factor * known).abs().amax() > 1e-3 * (factor * known).abs().amax()
+    if values_visible(g) and bool(off):
+        raise ValueError("logprob_gradient is not proportional to the gradient that backward() brings")
+    return torch.where(off, torch.nan, factor)
 
 
 def _linear_logprob(
@@ -98,6 +123,7 @@ def _linear_logprob(
     banned_ids: BannedIds,
     backward: Backward,
     workspace_bytes: int,
+    logprob_gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if backward not in get_args(Backward):
         raise ValueError(f"backward must be one of {', '.join(get_args(Backward))}, got {backward!r}")
@@ -114,7 +140,12 @@ def _linear_logprob(
         keep=backward == "kept_tiles",
         workspace_bytes=workspace_bytes,
     )
-    logprob, entropy = _LinearLogprob.apply(*rows, backend)
+    known = logprob_gradient
+    if known is not None:
+        check_tensor("logprob_gradient", known, (len(hidden),), FLOATS_AND_DOUBLE, hidden.device)
+        known = known.detach() if counted is None else known.detach().index_select(0, counted)
+        known = known.to(torch.promote_types(hidden.dtype, torch.float32)).contiguous()
+    logprob, entropy = _LinearLogprob.apply(*rows, known, backend)
     return spread(logprob, counted, len(hidden)), spread(entropy, counted, len(hidden))
 
 
@@ -130,6 +161,7 @@ def linear_logprob_ref(
     banned_ids: BannedIds = None,
     backward: Backward = "recompute",
     workspace_bytes: int = WORKSPACE_BYTES,
+    logprob_gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob` in torch, a chunk of rows at a time: the definition."""
     return _linear_logprob(
@@ -144,6 +176,7 @@ def linear_logprob_ref(
         banned_ids,
         backward,
         workspace_bytes,
+        logprob_gradient,
     )
 
 
@@ -160,6 +193,7 @@ def linear_logprob_triton(
     banned_ids: BannedIds = None,
     backward: Backward = "recompute",
     workspace_bytes: int = WORKSPACE_BYTES,
+    logprob_gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob` in Triton; float32, bfloat16 or float16."""
     return _linear_logprob(
@@ -174,6 +208,7 @@ def linear_logprob_triton(
         banned_ids,
         backward,
         workspace_bytes,
+        logprob_gradient,
     )
 
 
@@ -191,6 +226,7 @@ def linear_logprob(
     banned_ids: BannedIds = None,
     backward: Backward = "recompute",
     workspace_bytes: int = WORKSPACE_BYTES,
+    logprob_gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each row under softmax(hidden weight^T), differentiable in both.
 
@@ -206,6 +242,9 @@ def linear_logprob(
         vocab_size, banned_ids: as in `sample`.
         backward: "recompute" or "kept_tiles"; see the module's docstring.
         workspace_bytes: what tiles and logits in flight may take, forward and backward; bytes.
+        logprob_gradient: [N] float, what dL / dlogprob will be up to one factor, from a caller that knows; entropies
+            have none then. The forward makes the gradients, in place of `backward` (not of float16). Where
+            backward() brings another one, gradients are NaN, and on a CPU that is an error.
 
     Returns:
         (logprob [N] at the temperature, entropy [N] at temperature 1), nats, float32 (float64 for float64 operands).
@@ -226,4 +265,5 @@ def linear_logprob(
         banned_ids,
         backward,
         workspace_bytes,
+        logprob_gradient,
     )

@@ -31,7 +31,7 @@ from thyme.kernels.row_stats import (
 )
 from thyme.kernels.sample_cut import LOW_ZERO_BITS, candidates_of, keep, load_limits, order_key, running_sum
 
-_STEP = 1024  # candidates of all blocks that are looked at together
+_STEP = 2048  # candidates of all blocks that are looked at together
 _NAN_FIRST = tl.constexpr(1 << 30)  # taken from a column or block that holds NaN, so that it goes before all others
 _NOWHERE = tl.constexpr(2147483647)
 
@@ -236,7 +236,7 @@ def draw_blocks(
 
 def warps_of(tile: Tile, truncates: bool) -> int:
     """Of a draw: as many as leave each thread the registers that it asks for (bench/gate)."""
-    return 4 if truncates == (tile.rows == 1) else 8
+    return 8 if truncates or tile.rows == 1 else 4
 
 
 def step_of(tile: Tile) -> int:

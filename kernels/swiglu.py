@@ -10,6 +10,7 @@ Traffic, elements: 3 I a row; backward 5 I.
 
 # mypy: disable-error-code="no-untyped-def"
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,16 +47,30 @@ def _backward_ref(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: Tens
 
 
 @triton.jit
-def _forward_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _at(ptr, row, stride, column, ALIGN: tl.constexpr):
+    return tl.multiple_of(ptr + row * stride + column, ALIGN)
+
+
+@triton.jit
+def _forward_kernel(
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    gate_stride,
+    up_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
     """A program per row and block."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = column < WIDTH
-    gate = tl.load(gate_ptr + row * gate_stride + column, mask=ok, other=0.0)
-    up = tl.load(up_ptr + row * up_stride + column, mask=ok, other=0.0).to(tl.float32)
+    gate = tl.load(_at(gate_ptr, row, gate_stride, column, ALIGN), mask=ok, other=0.0)
+    up = tl.load(_at(up_ptr, row, up_stride, column, ALIGN), mask=ok, other=0.0).to(tl.float32)
     z = gate.to(tl.float32)
     silu = (z * tl.sigmoid(z)).to(gate.dtype).to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + column, (silu * up).to(gate.dtype), mask=ok)
+    tl.store(_at(out_ptr, row, WIDTH, column, ALIGN), (silu * up).to(gate.dtype), mask=ok)
 
 
 @triton.jit
@@ -71,26 +86,33 @@ def _backward_kernel(
     grad_up_stride,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """A program per row and block; the sigmoid is computed again rather than kept."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = column < WIDTH
-    gate = tl.load(gate_ptr + row * gate_stride + column, mask=ok, other=0.0)
-    up = tl.load(up_ptr + row * up_stride + column, mask=ok, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + row * WIDTH + column, mask=ok, other=0.0).to(tl.float32)
+    gate = tl.load(_at(gate_ptr, row, gate_stride, column, ALIGN), mask=ok, other=0.0)
+    up = tl.load(_at(up_ptr, row, up_stride, column, ALIGN), mask=ok, other=0.0).to(tl.float32)
+    grad = tl.load(_at(grad_ptr, row, WIDTH, column, ALIGN), mask=ok, other=0.0).to(tl.float32)
     z = gate.to(tl.float32)
     s = tl.sigmoid(z)
     grad_gate = grad * up * s * (1.0 + z * (1.0 - s))
     grad_up = grad * (z * s).to(gate.dtype).to(tl.float32)
-    tl.store(grad_gate_ptr + row * grad_gate_stride + column, grad_gate.to(gate.dtype), mask=ok)
-    tl.store(grad_up_ptr + row * grad_up_stride + column, grad_up.to(gate.dtype), mask=ok)
+    tl.store(_at(grad_gate_ptr, row, grad_gate_stride, column, ALIGN), grad_gate.to(gate.dtype), mask=ok)
+    tl.store(_at(grad_up_ptr, row, grad_up_stride, column, ALIGN), grad_up.to(gate.dtype), mask=ok)
 
 
 def _launch_config(width: int) -> dict[str, int]:
     """8 numbers a thread, one 16-byte load of each bfloat16 operand: 18944 columns are 18.5 blocks."""
     block = min(1024, max(128, triton.next_power_of_2(width)))
     return {"BLOCK": block, "num_warps": block // 256 or 1}
+
+
+def _alignment(*rows: Tensor) -> int:
+    """Bytes, at most 16, of which each row of each tensor begins at a multiple: what may be loaded at once. Of a fused
+    input with halves of 3,420 numbers of 16 bits that is 8, where Triton, which asks about 16 alone, would take 2."""
+    return math.gcd(16, *(bytes for x in rows for bytes in (x.data_ptr(), x.stride(0) * x.element_size())))
 
 
 def _rows(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -109,8 +131,9 @@ def _forward_triton(gate: Tensor, up: Tensor | None) -> Tensor:
         gate, up = _rows(gate, up)
         num_rows, width = gate.shape
         config = _launch_config(width)
+        align = _alignment(gate, up, out.view(gate.shape))
         _forward_kernel[(num_rows, triton.cdiv(width, config["BLOCK"]))](
-            gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, **config
+            gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, ALIGN=align, **config
         )
     return out
 
@@ -121,11 +144,12 @@ def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: T
     gate, up = _rows(gate, up)
     grad_gate, grad_up = _rows(grad_gate, grad_up)  # just allocated, so these are views
     num_rows, width = gate.shape
+    grad = grad.reshape(gate.shape).contiguous()
     config = _launch_config(width)
     _backward_kernel[(num_rows, triton.cdiv(width, config["BLOCK"]))](
         gate,
         up,
-        grad.contiguous(),
+        grad,
         grad_gate,
         grad_up,
         gate.stride(0),
@@ -133,6 +157,7 @@ def _backward_triton(gate: Tensor, up: Tensor | None, grad: Tensor, grad_gate: T
         grad_gate.stride(0),
         grad_up.stride(0),
         WIDTH=width,
+        ALIGN=_alignment(gate, up, grad, grad_gate, grad_up),
         **config,
     )
 

@@ -99,6 +99,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "soft": lambda: loss(GrpoLossConfig(greedy_tokens="soft", kl_times_ratio=True)),
     "linear": head,
     "linear, kept tiles": lambda: head(backward="kept_tiles"),
+    "linear, known gradient": lambda: head(logprob_gradient=torch.ones(6)),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime._allocation import NullAllocator, _allocator
@@ -14,6 +15,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from tests.kernels.head_problem import IDS, Run, Watch, call, close, problem
 from thyme.kernels import linear_gradient, linear_tiles
+from thyme.kernels import linear_logprob as linear_logprob_module
 from thyme.kernels.linear_logprob import (
     Backward,
     linear_logprob,
@@ -413,6 +415,55 @@ def test_nothing_recompiles_for_another_length(recorders: dict[str, Recorder], b
     }
 
 
+def known_gradient(run: Run, args: dict[str, Any], wanted: Tensor, **more: Any) -> tuple[Tensor, list[Tensor]]:
+    """The log-probs' sum times `wanted`, to be differentiated, and the leaves."""
+    args = args | more
+    leaves = [args.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight")]
+    logprob, _ = run(*leaves, args.pop("targets"), **args)
+    return (logprob * wanted).sum(), leaves
+
+
+@ALL
+def test_a_gradient_that_is_known_is_made_with_the_forward(run: Run, tolerances: dict) -> None:
+    """Of any scale, in several chunks, and made again by a second backward."""
+    args = problem(70, 168, 40, dtype=torch.float32)
+    wanted = torch.linspace(-0.5, 1.5, 70)
+    exact, leaves = known_gradient(linear_logprob_ref, problem_in_double(args), wanted)
+    expected = torch.autograd.grad(exact, leaves)
+    loss, leaves = known_gradient(run, args, wanted, logprob_gradient=-2 * wanted, workspace_bytes=1 << 16)
+    first = [x.clone() for x in torch.autograd.grad(loss, leaves, retain_graph=True)]
+    for got in (first, torch.autograd.grad(loss, leaves)):
+        for a, b in zip(got, expected, strict=True):
+            atol, rtol = tolerances["grad", torch.float32]
+            torch.testing.assert_close(a.double(), b, atol=8 * atol, rtol=rtol)
+
+
+def problem_in_double(args: dict[str, Any]) -> dict[str, Any]:
+    return args | {name: args[name].double() for name in ("hidden", "weight")}
+
+
+@ALL
+def test_a_gradient_that_is_known_is_held_to_what_comes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    args, wanted = problem(dtype=torch.float32), torch.linspace(0.5, 1.5, 12)
+    loss, leaves = known_gradient(run, args, wanted, logprob_gradient=torch.ones(12))
+    with pytest.raises(ValueError, match="logprob_gradient is not proportional to the gradient that"):
+        loss.backward()
+    loss, leaves = known_gradient(run, args, wanted, logprob_gradient=torch.ones(12))
+    monkeypatch.setattr(linear_logprob_module, "values_visible", lambda x: False)  # as on a GPU
+    assert all(gradient.isnan().any() for gradient in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize(("known", "products"), [(True, 3), (False, 4)])
+def test_flops_of_a_gradient_that_is_known(known: bool, products: int) -> None:
+    """6 N H V, where 8 are needed to recompute."""
+    args = problem(200, 50, 96, dtype=torch.float32) | {"mask": None}
+    wanted = torch.ones(200)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = known_gradient(linear_logprob_ref, args, wanted, logprob_gradient=wanted if known else None)
+        loss.backward()
+    assert counter.get_total_flops() == products * 2 * 200 * 96 * 50
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"hidden": torch.zeros(8)}, r"hidden must have shape \[any, any\], got \[8\]"),
     "dtype": ({"hidden": torch.zeros(12, 24, dtype=torch.complex64)}, "hidden must be torch.float32 or"),
@@ -426,6 +477,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mask": ({"mask": torch.ones(12)}, "mask must be torch.bool, got torch.float32"),
     "vocab_size": ({"vocab_size": 301}, r"vocab_size must be in \[1, 300\]"),
     "backward": ({"backward": "store"}, "backward must be one of recompute, kept_tiles, got 'store'"),
+    "gradient": ({"logprob_gradient": torch.ones(11)}, r"logprob_gradient must have shape \[12\], got \[11\]"),
     "workspace": ({"workspace_bytes": 1000}, r"workspace_bytes must be >= \d+ \(\d+ rows of logits.*got 1000"),
 }
 

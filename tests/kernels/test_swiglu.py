@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from thyme.kernels import swiglu as swiglu_module
 from thyme.kernels.swiglu import swiglu, swiglu_ref, swiglu_triton
 
 # On a CPU the public op is C++ for float32, and the reference for other dtypes.
@@ -161,3 +162,20 @@ def test_bad_arguments(run: Run) -> None:
 def test_triton_takes_no_float64() -> None:
     with pytest.raises(ValueError, match=r"gate must be torch.float32 or .*, got torch.float64"):
         swiglu_triton(torch.ones(2, 8).double())
+
+
+@pytest.mark.parametrize(
+    ("width", "start", "dtype", "bytes"),
+    [
+        (18_944, 0, torch.bfloat16, 16),
+        (3_420, 0, torch.bfloat16, 8),  # of the vision tower: its halves begin 6,840 bytes apart
+        (3_420, 0, torch.float32, 16),
+        (3_420, 2, torch.bfloat16, 4),
+        (7, 0, torch.bfloat16, 2),
+    ],
+    ids=str,
+)
+def test_what_may_be_loaded_at_once(width: int, start: int, dtype: torch.dtype, bytes: int) -> None:
+    """On a GPU a load of more raises an error, and of less takes longer; the interpreter sees neither."""
+    room = torch.empty(start + 6 * width, dtype=dtype)
+    assert swiglu_module._alignment(*room[start:].view(3, 2 * width).chunk(2, -1)) == bytes

@@ -185,6 +185,20 @@ def test_on_policy_gradient_is_the_policy_gradient(model: Model, processor: Proc
         torch.testing.assert_close(grad, -2 * expected[name], atol=1e-6, rtol=1e-4)
 
 
+def test_supervised_tokens_multiply_the_fused_head_three_times(
+    model: Model, processor: Processor, picture: Picture
+) -> None:
+    """Forward, and back to hidden states and weights, as with stored logits: their gradient is known before."""
+    (batch,) = pack([demonstration(processor, picture, 4)], image_token_id=processor.image_token_id)
+
+    def flops(fused_head: bool) -> int:
+        with FlopCounterMode(display=False) as counter:
+            supervised_loss(model, batch, AllowedIds.of(processor), fused_head=fused_head).backward()
+        return counter.get_total_flops()
+
+    assert flops(fused_head=True) <= flops(fused_head=False)
+
+
 def test_the_fused_head_gives_the_same_losses_and_gradients(
     model: Model, processor: Processor, picture: Picture
 ) -> None:

@@ -145,16 +145,23 @@ def _logits(model: Model, hidden: Tensor) -> Tensor:
 
 
 def trained_logprobs(
-    model: Model, batch: TrainBatch, allowed: AllowedIds, temperature: Tensor | None = None, *, fused_head: bool
+    model: Model,
+    batch: TrainBatch,
+    allowed: AllowedIds,
+    temperature: Tensor | None = None,
+    *,
+    fused_head: bool,
+    gradient: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities [N] of the trained tokens, at temperature 1 or their own [N], those of the batch, over the ids
-    that are kept."""
+    that are kept; `gradient` [N], if it is known, is that of the loss in them: see `linear_logprob`."""
     among: Any = {"vocab_size": allowed.size, "banned_ids": allowed.banned_ids}
     among["temperature"] = temperature if batch.tempered or allowed.limits else None  # a greedy token keeps all ids
     hidden = trained_hidden(model, batch)
     if fused_head:
         _refuse_cuts(allowed)
-        return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
+        known = {"logprob_gradient": gradient}
+        return linear_logprob(hidden, model.lm_head_weight, batch.targets, **known, **among)[0]
     if allowed.limits:
         return truncated_logprobs(_logits(model, hidden), batch.targets, **among, **allowed.cuts(batch))[0]
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
@@ -168,8 +175,9 @@ def _refuse_cuts(allowed: AllowedIds) -> None:
 
 
 def supervised_losses(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
-    """[N] weight times negative log-probability, of each trained token."""
-    return -(batch.weights * trained_logprobs(model, batch, allowed, fused_head=fused_head))
+    """[N] weight times negative log-probability, of each trained token; what is differentiated is their sum."""
+    logprobs = trained_logprobs(model, batch, allowed, fused_head=fused_head, gradient=-batch.weights)
+    return -(batch.weights * logprobs)
 
 
 def supervised_loss(model: Model, batch: TrainBatch, allowed: AllowedIds, *, fused_head: bool = False) -> Tensor:
