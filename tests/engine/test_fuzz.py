@@ -105,6 +105,7 @@ class Life:
             deterministic=bool(draw.random() < 0.3),
             pin_bytes=None if draw.random() < 0.6 else int(draw.integers(0, 60)) * size * 2 * 2 * 2 * 12 * 4,
             pin_seconds=None if draw.random() < 0.3 else float(draw.integers(1, 40)),
+            host_kv_bytes=int(np.random.default_rng([seed, 1]).choice([0, 5, 20, 1000])) * size * 2 * 2 * 2 * 12 * 4,
             kv_dtype=kv_dtype,
             speculation=("off", "greedy", "all")[seed % 3],
             draft_tokens=1 + seed % 7,
@@ -321,7 +322,8 @@ class Life:
             self.leave(known)
         self.check_ended()
         stats = self.engine.stats()
-        assert (stats["idle"], stats["blocks_used"], stats["idle_blocks"], stats["running"]) == (0, 0, 0, 0)
+        names = ("idle", "blocks_used", "idle_blocks", "running", "host_blocks")
+        assert {stats[name] for name in names} == {0}
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +364,8 @@ def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, flo
 
 def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any) -> None:
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
-    for name in ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded"):
+    names = ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded")
+    for name in (*names, "restored_tokens", "host_blocks_dropped"):
         assert sums[name] > 0, name
     assert 0 < sums["accepted_tokens"] < sums["drafted_tokens"]
     assert sums["branches"] > 30
@@ -387,6 +390,6 @@ def test_random_lives_of_a_cache_in_8_bits(
     """Against a recomputation that rounds keys and values alike: 9 of 10 tokens differ by rounding alone."""
     sums = check_lives(range(300, 310), 220, tagged_model, vision_model, fragments, make_image, "fp8")
     print(sums)
-    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "images_encoded"):
+    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "restored_tokens", "images_encoded"):
         assert sums[name] > 0, name
     assert sums["tokens"] > 1000 and sums["typical"] < 2e-4

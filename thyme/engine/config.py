@@ -41,6 +41,10 @@ class EngineConfig:
     share not counted; None: all that nobody needs. What runs or is admitted never waits for them."""
     pin_seconds: float | None = 60.0
     """How long a sequence between its rounds keeps KV ahead of the prefix cache; None: however long its pause is."""
+    host_kv_bytes: int = 0
+    """Bytes of host memory, pinned on a GPU, for KV that sequences lose which do not run, preempted or between their
+    rounds: it is copied back, bit by bit, where that takes less time than to compute it again, and dropped when the
+    weights change. 0: none."""
     attention: AttentionName = "auto"
     """What computes attention over the cache. auto: FlashAttention where one is installed that takes the shape (fp16 or
     bf16 on a GPU, not deterministic; 3 or 4 on Hopper, 4 on Blackwell, else 2, whose blocks are multiples of 256), else
@@ -107,7 +111,7 @@ class EngineConfig:
                 "EngineConfig.pack_weights does not go with deterministic, which promises the bits of the trainer's "
                 "products: leave one of the two out"
             )
-        for name in ("pin_bytes", "pin_seconds", "image_cache_bytes"):
+        for name in ("pin_bytes", "pin_seconds", "image_cache_bytes", "host_kv_bytes"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"EngineConfig.{name} must be at least 0 or absent, got {value}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
+from thyme.engine.host_memory import HostMemory
 from thyme.engine.image_features import ImageFeatures
 from thyme.engine.phases import CODE
 from thyme.engine.sequence import REOPENED, Sampled
@@ -44,6 +45,7 @@ _DRAWN = (
     "seeds",
     "sample_positions",
 )
+_MOVES = ("saved", "copies", "restored")
 _TRUNCATION = ("top_k", "top_p", "min_p")
 
 
@@ -80,7 +82,7 @@ class ModelRunner:
         packs_weights: run a PackedView of the model instead.
         fp8_weights: run an Fp8View of the model instead.
         fp8_cache: keep keys and values in 8 bits.
-        max_sequences, decode_graphs: see EngineConfig.
+        host_kv_bytes, max_sequences, decode_graphs: see EngineConfig.
 
     Raises:
         ValueError: decode_graphs is asked for by name, and this attention cannot be captured.
@@ -100,6 +102,7 @@ class ModelRunner:
         packs_weights: bool = False,
         fp8_weights: bool = False,
         fp8_cache: bool = False,
+        host_kv_bytes: int = 0,
         max_sequences: int = 1,
         decode_graphs: bool | None = False,
     ) -> None:
@@ -115,6 +118,7 @@ class ModelRunner:
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
         self._cache_dtype = FP8 if fp8_cache else model.dtype
         self.allocate()
+        self._host = HostMemory(self._parts(), host_kv_bytes // self.block_bytes)
         self._scale = text.head_dim**-0.5
         self.attention = attention_backend(
             attention,
@@ -179,6 +183,11 @@ class ModelRunner:
         """Of the KV cache, scales included."""
         return self.kv_cache.nbytes + self._kv_scales.nbytes
 
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, over all layers."""
+        return self.kv_nbytes // self._shape[2]
+
     def free(self) -> None:
         """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
         `allocate`."""
@@ -220,11 +229,7 @@ class ModelRunner:
         sent = self._upload(self._arrays(shown, replays=replays))
         if self.recorder is not None:
             self.recorder.begin(batch)
-        if "copies" in sent:
-            source, target = sent["copies"]
-            cache = self.kv_cache if self._cache_dtype != FP8 else self.kv_cache.view(torch.uint8)
-            for part in (cache, self._kv_scales) if self._kv_scales.numel() else (cache,):
-                part[:, :, target] = part[:, :, source]
+        self._move_blocks(batch, sent)
         if "settled" in sent:
             settled, states = sent["settled"]
             self._states[settled] = states
@@ -270,6 +275,23 @@ class ModelRunner:
             self.recorder.end()
         return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
 
+    def _move_blocks(self, batch: Batch, sent: dict[str, Tensor]) -> None:
+        """Out to host memory, from one to another, and back, in this order: what is planned counts on it."""
+        if "saved" in sent:
+            self._host.save(self._parts(), sent["saved"][0], batch.saved[1])
+        if "copies" in sent:
+            source, target = sent["copies"]
+            for part in self._parts():
+                part[:, :, target] = part[:, :, source]
+        if "restored" in sent:
+            self._host.restore(self._parts(), batch.restored[0], sent["restored"][1])
+
+    def _parts(self) -> list[Tensor]:
+        """What the KV of a block is in, [L, 2, blocks, ...] each."""
+        if self._cache_dtype != FP8:
+            return [self.kv_cache]
+        return [self.kv_cache.view(torch.uint8), self._kv_scales]
+
     def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
         """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
         arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
@@ -282,8 +304,7 @@ class ModelRunner:
             if groups is not None:
                 arrays["cu_groups"], arrays["group_blocks"] = groups
         arrays |= {name: getattr(batch, name) for name in _DRAWN}
-        if batch.copies.size:
-            arrays["copies"] = batch.copies
+        arrays |= {name: moves for name in _MOVES if (moves := getattr(batch, name)).size}
         if batch.drafted is not None:
             arrays |= {"depths": batch.drafted.depths, "states": batch.drafted.states}
         if self._settled is not None:

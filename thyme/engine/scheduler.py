@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
+from thyme.engine.host_kv import HostKv, Tradeoff
 from thyme.engine.parking import Parking
 from thyme.engine.prefix import PrefixCache
 from thyme.engine.sequence import RoundStart, Sequence, SequenceStatus
@@ -42,9 +43,10 @@ class Scheduler:
         config: EngineConfig,
         table: SequenceTable,
         blocks: BlockManager,
-        pin_blocks: int | None,
+        block_bytes: int,
         is_encoded: Callable[[str], bool],
         speculation: Speculation | None = None,
+        tradeoff: Tradeoff | None = None,
     ) -> None:
         self.config = config
         self.table = table
@@ -56,7 +58,10 @@ class Scheduler:
         self.running: list[Sequence] = []
         """By id; the last is the first to be preempted."""
         self.counts: Counter[str] = Counter()
-        self.parking = Parking(table, blocks, self.counts, pin_blocks, config.pin_seconds)
+        pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
+        self.host = HostKv(config.host_kv_bytes // block_bytes, self.counts, tradeoff)
+        blocks.on_reuse = self.host.reuse
+        self.parking = Parking(table, blocks, self.counts, self.host, pin_blocks, config.pin_seconds)
         self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
         self._is_encoded = is_encoded
         self._speculation = speculation
@@ -87,6 +92,7 @@ class Scheduler:
         for block in held:
             blocks.share(block)
         sequence.nodes = source.nodes[: int(table.num_computed[row]) // table.block_size + 1]
+        self.host.inherit(source, sequence, start.length - (start.hidden is None), table.block_size)
         # Whoever writes first to a block that both have in part gets a copy.
         for other in (source.row, row):
             table.has_shared_tail[other] |= table.num_computed[other] % table.block_size != 0
@@ -124,6 +130,7 @@ class Scheduler:
             self.table.free(sequence.row)
         else:
             sequence.final_ids = sequence.token_ids
+        self.host.close(sequence)
         sequence.status = SequenceStatus.FINISHED
         if followers:
             followers[0].followers = followers[1:]
@@ -149,7 +156,8 @@ class Scheduler:
             self._reserve_to_decode()
             rows, counts, forks, branches = self._plan()
             if len(rows) or branches:
-                batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started, branches)
+                moves = self.host.take()
+                batch = Batch.build(self.table, rows, counts, forks, self._copies, moves, self._started, branches)
                 self._copies, self._started = {}, []
                 return batch
             self._preempt_youngest()
@@ -164,6 +172,7 @@ class Scheduler:
         """Takes all blocks from all sequences, of which none may run; what is in them is not found again."""
         assert not self.running
         self.blocks.forget_prefixes()
+        self.host.cancel_saves()
         for sequence in self.table.sequences:
             if sequence is not None:
                 self.parking.drop(sequence)
@@ -171,6 +180,7 @@ class Scheduler:
     def fail(self) -> None:
         """The step that was planned has not been computed: nothing that it was to write may be read."""
         self.blocks.forget_prefixes()
+        self.host.forget()
         self.pause()
         for sequence in self.preempted:
             self.parking.drop(sequence)
@@ -213,6 +223,7 @@ class Scheduler:
         live = [sequence for sequence in self.table.sequences if sequence is not None]
         rows = [sequence.row for sequence in self.running if sequence.row is not None]
         self.blocks.check_integrity(map(self.table.blocks, rows), self.parking.tables())
+        self.host.check_integrity()
         for sequence in live:
             assert sequence.row is not None
             if self.table.num_blocks[sequence.row] < self.blocks.blocks_for(int(self.table.num_computed[sequence.row])):
@@ -294,16 +305,18 @@ class Scheduler:
         the very block that comes next; returns its length."""
         table, size, sequence = self.table, self.table.block_size, self.table.sequences[row]
         assert sequence is not None
-        if table.num_computed[row] == table.num_tokens[row]:
+        if budget <= 0 or table.num_computed[row] == table.num_tokens[row]:
             return 0
-        if self.config.prefix_cache and table.num_computed[row] % size == 0:
-            self._share(sequence, self.prefixes.find(sequence))
-            if self._coming and self.prefixes.next_block(sequence) in self._coming:
+        kept = self._recover(sequence)
+        if self._coming and table.num_computed[row] % size == 0:
+            if self.prefixes.next_block(sequence) in self._coming:
                 return 0
         computed = int(table.num_computed[row])
         count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
         room = self.blocks.num_available - int(self._must_copy_tail(row))
         count = min(count, (int(table.num_blocks[row]) + room) * size - computed)
+        if kept is not None:
+            count = min(count, kept * size - computed)
         if room >= 0 and computed < table.images_end[row]:
             count = self._until_unaffordable(sequence, computed, count)
         if room < 0 or count <= 0:
@@ -328,10 +341,31 @@ class Scheduler:
                 self._encoding[image.digest] = image.num_tokens
         return count
 
+    def _recover(self, sequence: Sequence) -> int | None:
+        """Gives a sequence whose blocks are full what is to be had of those that come next: published ones, and else
+        what host memory has of its own, as far as there is room for that and, after it, for one token more. Returns the
+        place of the next that host memory has."""
+        table, row, size = self.table, sequence.row, self.table.block_size
+        assert row is not None
+        while table.num_computed[row] == (place := int(table.num_blocks[row])) * size:
+            if self.config.prefix_cache and (hits := self.prefixes.find(sequence)):
+                self._share(sequence, hits)
+                continue
+            if self.host.next(sequence, place) != place:
+                break
+            end = place * size + self.host.count(sequence, place)
+            if self.blocks.blocks_for(min(end + 1, int(table.num_tokens[row]))) - place > self.blocks.num_available:
+                self.host.skip(sequence, place)
+                break
+            block = self.host.restore(sequence, place, self._allocate)
+            table.block_tables[row, place], table.num_blocks[row], table.num_computed[row] = block, place + 1, end
+            self.counts["restored_tokens"] += end - place * size
+            if self.config.prefix_cache:
+                self.prefixes.publish(sequence, end // size)
+        return self.host.next(sequence, int(table.num_blocks[row]))
+
     def _share(self, sequence: Sequence, hits: list[tuple[int, int]]) -> None:
         """Gives a sequence the published blocks that come next."""
-        if not hits:
-            return
         table, row = self.table, sequence.row
         assert row is not None
         start, seen = int(table.num_blocks[row]), max(int(table.num_seen[row]), int(table.num_computed[row]))
@@ -465,7 +499,7 @@ class Scheduler:
         assert table.has_shared_tail[row], "a sequence fits into an empty cache: the engine checked that"
         block = int(table.block_tables[row, table.num_computed[row] // table.block_size])
         for other in self.parking.claimants(block):
-            self.parking.drop(other)
+            self.parking.drop(other, keeps=True)
         self.blocks.withdraw(block)
         table.has_shared_tail[row] = False
 
