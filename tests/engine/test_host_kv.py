@@ -34,6 +34,7 @@ def same_bits(one: Completion, other: Completion) -> bool:
 
 def tight(engine: Engine) -> list[Completion]:
     """Six sequences of at most 105 tokens, of which 160 fit at once."""
+    engine.scheduler.host.tradeoff = None  # copy whatever there is
     for i in range(6):
         engine.add(ids(50 + i, i), replace(SAMPLED, max_tokens=50))
     return sorted(finish(engine), key=lambda completion: completion.sequence.id)
@@ -82,7 +83,7 @@ def test_siblings_that_wait_share_one_copy_of_what_they_had_in_common(text_model
         {"kv_dtype": "fp8"},
         {"speculation": "all"},
         {"decode_graphs": True},
-        {"host_kv_bytes": 5 * 1536},
+        {"host_kv_bytes": 2 * 1536},
         {"pin_seconds": 0.0},
     ],
     ids=str,
@@ -226,7 +227,7 @@ def test_host_memory_outlasts_sleep(text_model: Model, make_engine: Any, step_fi
     """But for what was to be copied with the next step, which the cache no longer has."""
     engine: Engine = make_engine(text_model, num_blocks=30, host_kv_bytes=ROOM, deterministic=True, pin_seconds=5.0)
     now = [0.0]
-    engine.scheduler.parking.clock = lambda: now[0]
+    engine.scheduler.parking.clock, engine.scheduler.host.tradeoff = lambda: now[0], None
     sequence = held(engine)
     other = engine.add(ids(30, 4), replace(SAMPLED, max_tokens=4), hold=True)
     finish(engine)

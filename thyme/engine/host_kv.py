@@ -112,7 +112,7 @@ class HostKv:
         return targets[-1]
 
     def skip(self, sequence: Sequence, place: int) -> None:
-        """A sequence does not lack what it may have lacked."""
+        """A sequence does not lack a block that it may have lacked."""
         if (known := self._away.get(sequence.id, {}).pop(place, None)) is not None:
             self._unlack(known[0])
 

@@ -355,7 +355,8 @@ class Scheduler:
                 break
             end = place * size + self.host.count(sequence, place)
             if self.blocks.blocks_for(min(end + 1, int(table.num_tokens[row]))) - place > self.blocks.num_available:
-                self.host.skip(sequence, place)
+                if self.blocks.num_available:  # room for some tokens, and these are computed
+                    self.host.skip(sequence, place)
                 break
             block = self.host.restore(sequence, place, self._allocate)
             table.block_tables[row, place], table.num_blocks[row], table.num_computed[row] = block, place + 1, end
@@ -371,6 +372,7 @@ class Scheduler:
         start, seen = int(table.num_blocks[row]), max(int(table.num_seen[row]), int(table.num_computed[row]))
         for index, (block, node) in enumerate(hits, start):
             self.blocks.share(block)
+            self.host.skip(sequence, index)
             table.block_tables[row, index] = block
             sequence.nodes.append(node)
         table.num_blocks[row] = start + len(hits)
