@@ -56,8 +56,7 @@ class EngineConfig:
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. A
-    trainer computes the very log-probs there with one torch thread; with two a last bit was seen to differ. On
-    a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
+    trainer computes the very log-probs there, with one torch thread or two. On a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
     over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
     it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
     decode_graphs: bool | None = None

@@ -30,7 +30,8 @@ from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.fp8 import Fp8View, fp8_nbytes
-from thyme.model.model import MIN_ROWS, Model
+from thyme.model.layers import MIN_ROWS
+from thyme.model.model import Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
 SCORED_ROWS = 256
@@ -62,8 +63,8 @@ class ModelRunner:
 
     With `deterministic`, what a sequence computes has the same bits in whatever batch. That rests on four things. On a
     CPU, a matrix product gives a row the same bits whatever the number of rows, once there are a few: BLAS takes other
-    paths for one and two rows (measured with MKL in torch 2.13: 4 to 2048 rows agree, on one thread and on two),
-    so batches and logits are padded to 16 rows. Norms and elementwise ops work row by row. Attention and sampling
+    paths for some numbers of rows below 12 (see MIN_ROWS), so batches, logits and the pictures' products are padded to
+    16 rows. Norms and elementwise ops work row by row. Attention and sampling
     are computed per sequence, in an order that depends on its length alone. Images are encoded one by one. It costs
     speed only where a step has fewer than 16 rows. On a GPU only attention (ours, not flash-attn's) and sampling
     promise this; prefixes are then read by each sequence for itself, since what several read together is rounded
