@@ -114,9 +114,7 @@ def test_no_projection_has_fewer_than_16_rows(
 
 @torch.no_grad()
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_picture_encoded_alone_has_the_bits_it_has_among_others(
-    model: Model, make_image: Any, threads: int
-) -> None:
+def test_a_picture_encoded_alone_has_the_bits_it_has_among_others(model: Model, make_image: Any, threads: int) -> None:
     """As engine and trainer encode it. On two threads BLAS has other paths for 5, 6, 7, 9, 10 and 11 rows."""
     images = [make_image(*side, seed) for side in ((2, 2), (2, 6), (4, 4), (6, 6), (4, 10), (8, 8)) for seed in (1, 2)]
 

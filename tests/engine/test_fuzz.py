@@ -1,6 +1,7 @@
 """Random lives of an engine: whatever is shared, parked, taken back, forced or interrupted, each token is one that a
 full recomputation of its sequence gives, at the temperature that its text asks for."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 import torch
 
 from tests import tiny
-from thyme.engine import Completion, Engine, EngineConfig, Prompt, SamplingParams, Sequence, SequenceStatus
+from thyme.engine import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Prompt,
+    SamplingParams,
+    Sequence,
+    SequenceStatus,
+    model_runner,
+)
 from thyme.kernels.fp8 import dequantize_heads, quantize_heads
 from thyme.model import Model, ModelConfig, PackedAttention, build
 from thyme.model.rope import mrope_positions
@@ -20,6 +30,10 @@ TAGS = {
     "answer": ((b"<code>", "code"), (b"<answer>", "answer"), (b"</answer>", "text"), (b"<sandbox_output>", "answer")),
     "code": ((b"</code>", "text"), (b"<sandbox_output>", "code")),
 }
+
+
+class PlantedError(Exception):
+    """What the device fails with."""
 
 
 @dataclass
@@ -222,20 +236,16 @@ class Life:
         self.now += float(self.draw.random())
 
     def broken_step(self) -> None:
-        """The device fails before anything is computed."""
-        runner = self.engine.runner
-        run, nothing = runner._forward, runner._nothing
+        """The device fails: before it is told anything, before it computes, or when it has drawn."""
 
         def fails(*args: Any) -> None:
-            raise RuntimeError("planted")
+            raise PlantedError
 
-        runner._forward = runner._nothing = fails  # type: ignore[method-assign, assignment]
-        try:
-            if self.engine.has_unfinished():
-                with pytest.raises(RuntimeError, match="planted"):
-                    self.engine.step()
-        finally:
-            runner._forward, runner._nothing = run, nothing  # type: ignore[method-assign]
+        runner = self.engine.runner
+        places: list[tuple[Any, str]] = [(runner, "_upload"), (runner, "_forward"), (model_runner, "_unpack")]
+        with pytest.MonkeyPatch.context() as patch, suppress(PlantedError):
+            patch.setattr(*places[int(self.draw.integers(3))], fails)
+            self.step()
 
     def change_weights(self) -> None:
         self.check_ended()

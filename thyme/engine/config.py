@@ -56,9 +56,10 @@ class EngineConfig:
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. A
-    trainer computes the very log-probs there, with one torch thread or two. On a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
-    over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
-    it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
+    trainer computes the very log-probs there, with one torch thread or two. On a GPU only attention and sampling are
+    computed so: attention adds up a context in one order however its tokens come, over tiles of one shape, which leaves
+    to the hardware that a tensor core computes each row of a tile alike, wherever it stands in it. That is not proven
+    on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
     decode_graphs: bool | None = None
     """Steps that only decode are captured as CUDA graphs, padded to one of a few sizes, and replayed: their launches
     then cost the host next to nothing. None: on a GPU, where attention is ours. On a CPU nothing is captured: the same

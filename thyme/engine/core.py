@@ -24,7 +24,6 @@ from thyme.engine.phases import Phases
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
 from thyme.engine.sequence import (
-    REOPENED,
     Completion,
     FinishReason,
     RoundStart,
@@ -222,13 +221,14 @@ class EngineCore:
         batch = self.scheduler.schedule()
         if batch is None:
             return []
-        for sequence in batch.started:
-            self.stopping.open(sequence)
         try:
             sampled = self.runner.run(batch, self.reader.bans)
         except BaseException:
-            self.scheduler.fail()
+            rows = self.scheduler.fail(batch)
+            self.runner.settle(rows, self.table.states[rows, self.table.num_tokens[rows] - 1])
             raise
+        for sequence in batch.started:
+            self.stopping.open(sequence)
         self.scheduler.commit(batch)
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
         if batch.scored is not None and sampled.scores is not None:
@@ -297,10 +297,9 @@ class EngineCore:
         sequence.images += tokens.images
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
-        sequence.begins_in = REOPENED if len(tokens.token_ids) else None
-        begins_in = (
-            self.factory.reopened_in(sequence, self.table.token_ids[row, :length]) if len(tokens.token_ids) else None
-        )
+        ended_in = int(self.table.states[row, length - 1])
+        sequence.begins_in = int(self.automaton.reopened[ended_in]) if len(tokens.token_ids) else ended_in
+        begins_in = sequence.begins_in if len(tokens.token_ids) else None
         sequence.starts.append(RoundStart(whole, tokens.next_position, begins_in))
         self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)

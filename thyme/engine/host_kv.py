@@ -74,7 +74,9 @@ class HostKv:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def lose(self, sequence: Sequence, place: int, block: int, count: int, node: int | None, *, block_size: int) -> None:
+    def lose(
+        self, sequence: Sequence, place: int, block: int, count: int, node: int | None, *, block_size: int
+    ) -> None:
         """A sequence gives up a block with the KV of `count` of its tokens; `node`: under which it is published."""
         if not self.num_slots or (self.tradeoff and not self.tradeoff.copies(place * block_size, count)):
             return

@@ -19,7 +19,7 @@ from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
 from thyme.engine.host_memory import HostMemory
 from thyme.engine.image_features import ImageFeatures
 from thyme.engine.phases import CODE
-from thyme.engine.sequence import REOPENED, Sampled
+from thyme.engine.sequence import Sampled
 from thyme.engine.step_record import StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
@@ -156,7 +156,6 @@ class ModelRunner:
         self._phases = self._told(automaton.phases.astype(np.int64))
         self._is_place = self._told(automaton.is_place) if automaton.is_place.any() else None
         self._begins_number = self._told(automaton.begins_number)
-        self._reopened = self._told(automaton.reopened.astype(np.int64))
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._settled: NDArray[np.int64] | None = None
 
@@ -212,7 +211,7 @@ class ModelRunner:
         self._addresses = addresses
 
     def settle(self, rows: NDArray[np.int64], states: NDArray[Any]) -> None:
-        """Where the automaton is, after a step with drafts, in each of the rows that drew: what counts of them is for
+        """Where the automaton is in these rows, after a step with drafts or one that failed: what counts of it is for
         the host to say, and the device is told with the next step."""
         self._settled = np.stack([rows, states.astype(np.int64)])
 
@@ -310,7 +309,7 @@ class ModelRunner:
             arrays |= {"depths": batch.drafted.depths, "states": batch.drafted.states}
         if self._settled is not None:
             arrays["settled"] = self._settled
-        if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
+        if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None]:
             arrays["begins"] = np.array(begins).T
         if len(batch.first):
             arrays["first"] = batch.sample_logits[batch.first]
@@ -453,8 +452,7 @@ class ModelRunner:
         missing = last + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
-        ended_in = self._states[rows]
-        self._states[rows] = torch.where(states == REOPENED, self._reopened[ended_in], states)
+        self._states[rows] = states
 
 
 def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:

@@ -177,13 +177,19 @@ class Scheduler:
             if sequence is not None:
                 self.parking.drop(sequence)
 
-    def fail(self) -> None:
-        """The step that was planned has not been computed: nothing that it was to write may be read."""
+    def fail(self, batch: Batch) -> NDArray[np.int64]:
+        """The step that was planned has not been computed: nothing that it was to write may be read. Returns the rows
+        whose round has drawn tokens; one that was to begin is yet to begin."""
         self.blocks.forget_prefixes()
         self.host.forget()
         self.pause()
         for sequence in self.preempted:
             self.parking.drop(sequence)
+        for sequence in batch.started:
+            sequence.has_begun = False
+        live = [s.row for s in self.table.sequences if s is not None and s.row is not None and s.has_begun]
+        rows = np.array(live, dtype=np.int64)
+        return rows[self.table.num_tokens[rows] > self.table.round_start[rows]]
 
     def commit(self, batch: Batch) -> None:
         """What was computed counts, but for drafted tokens, that are not known to be drawn: full blocks are
@@ -308,9 +314,9 @@ class Scheduler:
         if budget <= 0 or table.num_computed[row] == table.num_tokens[row]:
             return 0
         kept = self._recover(sequence)
-        if self._coming and table.num_computed[row] % size == 0:
-            if self.prefixes.next_block(sequence) in self._coming:
-                return 0
+        is_at_start = table.num_computed[row] % size == 0
+        if self._coming and is_at_start and self.prefixes.next_block(sequence) in self._coming:
+            return 0
         computed = int(table.num_computed[row])
         count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
         room = self.blocks.num_available - int(self._must_copy_tail(row))

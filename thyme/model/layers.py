@@ -9,9 +9,10 @@ from thyme.kernels.rmsnorm import add_rmsnorm, rmsnorm
 from thyme.kernels.swiglu import swiglu
 
 MIN_ROWS = 16
-"""A CPU's BLAS gives a row other bits among few rows than among many: among 1 to 3 on one thread, among 5 to 11 on two or
-eight (MKL in torch 2.13). From this many rows on it does not, so engine and trainer add zero rows up to here wherever
-they promise equal bits."""
+"""A CPU's BLAS gives a row other bits among few rows than among many: among 1 to 3 on one thread, among 5 to 11 on two
+or eight (MKL in torch 2.13). From this many rows on it does not, so engine and trainer add zero rows up to here
+wherever they promise equal bits."""
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * w over the last dimension (arXiv 1910.07467); rows [T, H] or heads [T, N, D]."""
