@@ -51,7 +51,6 @@ class Scheduler:
         self.config = config
         self.table = table
         self.blocks = blocks
-        self.prefixes = PrefixCache(table, blocks)
         self.preempted: deque[Sequence] = deque()
         self.resumed: deque[Sequence] = deque()
         self.new: deque[Sequence] = deque()
@@ -61,6 +60,7 @@ class Scheduler:
         pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
         self.host = HostKv(config.host_kv_bytes // block_bytes, self.counts, tradeoff)
         blocks.on_reuse = self.host.reuse
+        self.prefixes = PrefixCache(table, blocks, self.host, self.counts, is_on=config.prefix_cache)
         self.parking = Parking(table, blocks, self.counts, self.host, pin_blocks, config.pin_seconds)
         self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
         self._is_encoded = is_encoded
@@ -313,7 +313,7 @@ class Scheduler:
         assert sequence is not None
         if budget <= 0 or table.num_computed[row] == table.num_tokens[row]:
             return 0
-        kept = self._recover(sequence)
+        kept = self.prefixes.recover(sequence, self._allocate)
         is_at_start = table.num_computed[row] % size == 0
         if self._coming and is_at_start and self.prefixes.next_block(sequence) in self._coming:
             return 0
@@ -329,10 +329,9 @@ class Scheduler:
             return 0
         self._reserve(row, computed + count)
         chunks.append((row, count))
-        if self.config.prefix_cache:
-            self.prefixes.publish(sequence, (computed + count) // size)
-            if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
-                self._coming.add(coming)
+        self.prefixes.publish(sequence, (computed + count) // size)
+        if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
+            self._coming.add(coming)
         return count
 
     def _until_unaffordable(self, sequence: Sequence, computed: int, count: int) -> int:
@@ -346,44 +345,6 @@ class Scheduler:
                     return max(0, start - computed)
                 self._encoding[image.digest] = image.num_tokens
         return count
-
-    def _recover(self, sequence: Sequence) -> int | None:
-        """Gives a sequence whose blocks are full what is to be had of those that come next: published ones, and else
-        what host memory has of its own, as far as there is room for that and, after it, for one token more. Returns the
-        place of the next that host memory has."""
-        table, row, size = self.table, sequence.row, self.table.block_size
-        assert row is not None
-        while table.num_computed[row] == (place := int(table.num_blocks[row])) * size:
-            if self.config.prefix_cache and (hits := self.prefixes.find(sequence)):
-                self._share(sequence, hits)
-                continue
-            if self.host.next(sequence, place) != place:
-                break
-            end = place * size + self.host.count(sequence, place)
-            if self.blocks.blocks_for(min(end + 1, int(table.num_tokens[row]))) - place > self.blocks.num_available:
-                if self.blocks.num_available:  # room for some tokens, and these are computed
-                    self.host.skip(sequence, place)
-                break
-            block = self.host.restore(sequence, place, self._allocate)
-            table.block_tables[row, place], table.num_blocks[row], table.num_computed[row] = block, place + 1, end
-            self.counts["restored_tokens"] += end - place * size
-            if self.config.prefix_cache:
-                self.prefixes.publish(sequence, end // size)
-        return self.host.next(sequence, int(table.num_blocks[row]))
-
-    def _share(self, sequence: Sequence, hits: list[tuple[int, int]]) -> None:
-        """Gives a sequence the published blocks that come next."""
-        table, row = self.table, sequence.row
-        assert row is not None
-        start, seen = int(table.num_blocks[row]), max(int(table.num_seen[row]), int(table.num_computed[row]))
-        for index, (block, node) in enumerate(hits, start):
-            self.blocks.share(block)
-            self.host.skip(sequence, index)
-            table.block_tables[row, index] = block
-            sequence.nodes.append(node)
-        table.num_blocks[row] = start + len(hits)
-        table.num_computed[row] = table.num_blocks[row] * table.block_size
-        self.counts["cached_tokens"] += max(0, int(table.num_computed[row]) - seen)
 
     def _reserve(self, row: int, end: int) -> None:
         """Blocks of the row's own for all tokens it will write up to `end`."""
@@ -441,7 +402,7 @@ class Scheduler:
                 return True
         # Those that run should not be stopped at once for one more: each will soon want a block, as will each sibling.
         reserve = len(self.running) + len(sequence.followers)
-        hits = [block for block, _ in self.prefixes.find(sequence)] if self.config.prefix_cache else []
+        hits = [block for block, _ in self.prefixes.find(sequence)]
         own = [] if sequence.row is None else table.blocks(sequence.row)
         missing = blocks.blocks_for(len(sequence)) - len(own) - len(hits)
         available = blocks.num_available - blocks.num_unreferenced(own + hits)
