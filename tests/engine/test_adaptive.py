@@ -1,6 +1,7 @@
 """Adaptive temperature: code greedy, text drawn, switched by tags however the tokens cut them."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tests import tiny
-from thyme.engine import Completion, SamplingParams, TokenKind
+from thyme.engine import Completion, SamplingParams, TokenKind, model_runner
 from thyme.model import Model, ModelConfig, build
 
 PARAMS = SamplingParams(max_tokens=150, temperature=1.0, seed=0, stop_at_tags=False, ignore_eos=True, repetition=None)
@@ -140,3 +141,46 @@ def test_preemption_keeps_the_place_in_the_code(model: Model, fragments: Any, ma
         assert one.temperatures.tolist() == other.temperatures.tolist()
         assert one.token_ids == other.token_ids
     assert engine.stats()["preemptions"] > 0
+
+
+@pytest.mark.parametrize("place", ["_upload", "_forward", "_unpack"])
+def test_a_step_that_fails_moves_no_automaton(
+    model: Model, fragments: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whether before the device is told of a round that begins, or when it has drawn; rows of the table are used again,
+    by sequences that were in code."""
+    params = replace(PARAMS, n=8, max_tokens=20, code_temperature=0.5)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    def rounds(failing: range) -> list[Completion]:
+        engine = make_engine(model, processor=fragments, deterministic=True, prefill_chunk=2, num_blocks=80)
+        for token in (1, 3):
+            engine.add_group([token, 2, 5, 6, 7], replace(params, seed=token), hold=True)
+        done, step = [], 0
+        while engine.has_unfinished():
+            with monkeypatch.context() as patch:
+                if step in failing:
+                    patch.setattr(model_runner if place == "_unpack" else engine.runner, place, fails)
+                try:
+                    ended = engine.step()
+                except RuntimeError:
+                    ended = []
+            step += 1
+            done += ended
+            for completion in ended:
+                if len(completion.sequence.starts) == 3:
+                    engine.release(completion.sequence)
+                else:
+                    engine.append(completion.sequence, [1, 2] if len(completion.sequence.starts) == 1 else [])
+        return done
+
+    expected = {
+        (c.sequence.id, len(c.token_ids), tuple(c.token_ids)): c.temperatures.tolist() for c in rounds(range(0))
+    }
+    assert len({t for used in expected.values() for t in used}) == 2
+    found = {
+        (c.sequence.id, len(c.token_ids), tuple(c.token_ids)): c.temperatures.tolist() for c in rounds(range(0, 200, 3))
+    }
+    assert found == expected

@@ -113,6 +113,25 @@ def test_no_projection_has_fewer_than_16_rows(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_picture_encoded_alone_has_the_bits_it_has_among_others(model: Model, make_image: Any, threads: int) -> None:
+    """As engine and trainer encode it. On two threads BLAS has other paths for 5, 6, 7, 9, 10 and 11 rows."""
+    images = [make_image(*side, seed) for side in ((2, 2), (2, 6), (4, 4), (6, 6), (4, 10), (8, 8)) for seed in (1, 2)]
+
+    def encoded(group: list[Any]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.concatenate([image.pixel_values for image in group]))
+        return model.encode_images(pixels, [image.grid for image in group])
+
+    together = encoded(images).split([image.num_tokens for image in images])
+    torch.set_num_threads(threads)
+    try:
+        for image, expected in zip(images, together, strict=True):
+            assert torch.equal(encoded([image]), expected), image.grid
+    finally:
+        torch.set_num_threads(1)
+
+
+@torch.no_grad()
 def test_rescoring_by_the_training_path_stays_within_the_tolerance(
     text_model: Model, make_engine: Any, prompts: Any, tolerances: Any
 ) -> None:

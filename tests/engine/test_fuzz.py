@@ -1,6 +1,7 @@
 """Random lives of an engine: whatever is shared, parked, taken back, forced or interrupted, each token is one that a
 full recomputation of its sequence gives, at the temperature that its text asks for."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 import torch
 
 from tests import tiny
-from thyme.engine import Completion, Engine, EngineConfig, Prompt, SamplingParams, Sequence, SequenceStatus
+from thyme.engine import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Prompt,
+    SamplingParams,
+    Sequence,
+    SequenceStatus,
+    model_runner,
+)
 from thyme.kernels.fp8 import dequantize_heads, quantize_heads
 from thyme.model import Model, ModelConfig, PackedAttention, build
 from thyme.model.rope import mrope_positions
@@ -20,6 +30,10 @@ TAGS = {
     "answer": ((b"<code>", "code"), (b"<answer>", "answer"), (b"</answer>", "text"), (b"<sandbox_output>", "answer")),
     "code": ((b"</code>", "text"), (b"<sandbox_output>", "code")),
 }
+
+
+class PlantedError(Exception):
+    """What the device fails with."""
 
 
 @dataclass
@@ -105,6 +119,7 @@ class Life:
             deterministic=bool(draw.random() < 0.3),
             pin_bytes=None if draw.random() < 0.6 else int(draw.integers(0, 60)) * size * 2 * 2 * 2 * 12 * 4,
             pin_seconds=None if draw.random() < 0.3 else float(draw.integers(1, 40)),
+            host_kv_bytes=int(np.random.default_rng([seed, 1]).choice([0, 5, 20, 1000])) * size * 2 * 2 * 2 * 12 * 4,
             kv_dtype=kv_dtype,
             speculation=("off", "greedy", "all")[seed % 3],
             draft_tokens=1 + seed % 7,
@@ -221,20 +236,16 @@ class Life:
         self.now += float(self.draw.random())
 
     def broken_step(self) -> None:
-        """The device fails before anything is computed."""
-        runner = self.engine.runner
-        run, nothing = runner._forward, runner._nothing
+        """The device fails: before it is told anything, before it computes, or when it has drawn."""
 
         def fails(*args: Any) -> None:
-            raise RuntimeError("planted")
+            raise PlantedError
 
-        runner._forward = runner._nothing = fails  # type: ignore[method-assign, assignment]
-        try:
-            if self.engine.has_unfinished():
-                with pytest.raises(RuntimeError, match="planted"):
-                    self.engine.step()
-        finally:
-            runner._forward, runner._nothing = run, nothing  # type: ignore[method-assign]
+        runner = self.engine.runner
+        places: list[tuple[Any, str]] = [(runner, "_upload"), (runner, "_forward"), (model_runner, "_unpack")]
+        with pytest.MonkeyPatch.context() as patch, suppress(PlantedError):
+            patch.setattr(*places[int(self.draw.integers(3))], fails)
+            self.step()
 
     def change_weights(self) -> None:
         self.check_ended()
@@ -321,7 +332,8 @@ class Life:
             self.leave(known)
         self.check_ended()
         stats = self.engine.stats()
-        assert (stats["idle"], stats["blocks_used"], stats["idle_blocks"], stats["running"]) == (0, 0, 0, 0)
+        names = ("idle", "blocks_used", "idle_blocks", "running", "host_blocks")
+        assert {stats[name] for name in names} == {0}
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +374,8 @@ def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, flo
 
 def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any) -> None:
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
-    for name in ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded"):
+    names = ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded")
+    for name in (*names, "restored_tokens", "host_blocks_dropped"):
         assert sums[name] > 0, name
     assert 0 < sums["accepted_tokens"] < sums["drafted_tokens"]
     assert sums["branches"] > 30
@@ -387,6 +400,6 @@ def test_random_lives_of_a_cache_in_8_bits(
     """Against a recomputation that rounds keys and values alike: 9 of 10 tokens differ by rounding alone."""
     sums = check_lives(range(300, 310), 220, tagged_model, vision_model, fragments, make_image, "fp8")
     print(sums)
-    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "images_encoded"):
+    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "restored_tokens", "images_encoded"):
         assert sums[name] > 0, name
     assert sums["tokens"] > 1000 and sums["typical"] < 2e-4

@@ -1,11 +1,13 @@
 """Replayed decode steps on a CPU, where a replay calls the same function on the same buffers: what is drawn is what it
 is without, whatever the sizes, late joiners, stops, appended rounds, preemption, sharing, and where buffers lie."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyme.engine import Completion, Engine, EngineConfig, SamplingParams
 from thyme.engine.graph import DecodeGraphs, padded_size
@@ -123,3 +125,55 @@ def test_a_key_is_called_with_what_was_captured() -> None:
     assert torch.equal(first, torch.ones(3)) and torch.equal(graphs.run("a", lambda: x - 100), x + 1)
     graphs.forget()
     assert torch.equal(graphs.run("a", lambda: x - 100), x - 100)
+
+
+class Captured(TorchDispatchMode):
+    """Refuses what a capture does: reading a value of the device, and shapes that depend on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        forbidden = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        by_mask = func.overloadpacket is torch.ops.aten.index and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if forbidden or by_mask or func.overloadpacket is torch.ops.aten.is_nonzero:
+            raise RuntimeError(f"{func} cannot be captured")
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+PLANTS: dict[str, Callable[[torch.Tensor], object]] = {
+    "a value read": lambda hidden: hidden[0, 0].item(),
+    "a branch": lambda hidden: 1 if hidden.sum() > 0 else 0,
+    "a shape": lambda hidden: hidden.nonzero(),
+    "a mask": lambda hidden: hidden[hidden > 0],
+}
+
+
+@pytest.mark.parametrize("plant", [None, *PLANTS])
+def test_what_is_captured_reads_nothing_and_has_no_shape_of_what_it_computes(
+    model: Model, monkeypatch: pytest.MonkeyPatch, plant: str | None
+) -> None:
+    runs, captured = engine(model, True), Captured()
+    assert runs.runner.graphs is not None
+
+    def capture(key: object, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with captured:
+            hidden = call()
+            if plant is not None:
+                PLANTS[plant](hidden)
+            return hidden
+
+    # Ops look at the values of their arguments on a CPU, and on a device do not.
+    monkeypatch.setattr("thyme.kernels.checks.values_visible", lambda tensor: False)
+    monkeypatch.setattr(runs.runner.graphs, "run", capture)
+    params = SamplingParams(n=3, max_tokens=4, seed=1, ignore_eos=True, repetition=None)
+    if plant is None:
+        runs.generate([[5, 6, 7]], params)
+        assert captured.count > 3 * 10
+        return
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        runs.generate([[5, 6, 7]], params)

@@ -10,8 +10,8 @@ from thyme.kernels import linear_rows
 from thyme.kernels.mrope import mrope
 from thyme.kernels.swiglu import swiglu
 from thyme.model.config import ModelConfig
-from thyme.model.layers import GatedMLP, RMSNorm
-from thyme.model.model import MIN_ROWS, Model
+from thyme.model.layers import MIN_ROWS, GatedMLP, RMSNorm
+from thyme.model.model import Model
 
 
 def test_rms_norm() -> None:

@@ -97,6 +97,10 @@ class Batch:
     """[B + 1]."""
     copies: NDArray[np.int64]
     """[2, copies] blocks (source, target) to copy before anything is written."""
+    saved: NDArray[np.int64]
+    """[2, saved] blocks, and the slots of host memory that they are copied to before any of that."""
+    restored: NDArray[np.int64]
+    """[2, restored] slots, and the blocks that they are copied to after it."""
     images: list[ImageSlice]
 
     drafted: Drafted | None
@@ -134,6 +138,7 @@ class Batch:
         counts: NDArray[np.int64],
         forks: dict[int, list[int]],
         copies: dict[int, int],
+        moves: tuple[NDArray[np.int64], NDArray[np.int64]],
         started: list[Sequence],
         branches: list[Sequence] | None = None,
     ) -> "Batch":
@@ -144,6 +149,7 @@ class Batch:
             rows, counts: [B] which rows compute how many of their next tokens, drafted ones among them.
             forks: row -> rows of the siblings that sample from its logits.
             copies: target block -> source block.
+            moves: `saved` and `restored`.
             started: sequences whose round begins with this step.
             branches: sequences of which nothing is left to compute before their first draw.
         """
@@ -194,6 +200,8 @@ class Batch:
             context_lens=ends.astype(np.int32),
             cu_seqlens_q=cumulative,
             copies=np.array([list(copies.values()), list(copies.keys())], dtype=np.int64),
+            saved=moves[0],
+            restored=moves[1],
             images=_image_slices(table, rows, first, ends, cumulative[:-1]),
             drafted=_drafted(table, samples, depths, places) if is_drafted else None,
             logit_tokens=logit_tokens,

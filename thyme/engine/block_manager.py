@@ -12,7 +12,7 @@ only if they are equal token by token and image by image.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 
 class BlockManager:
@@ -26,6 +26,8 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.root = 0
+        self.on_reuse: Callable[[int, int], None] | None = None
+        """Is told of a block that will not be found any more, since it is about to be written to, and of its node."""
         self._num_nodes = 1
         self._references = [0] * num_blocks
         self._claims = [0] * num_blocks
@@ -58,8 +60,7 @@ class BlockManager:
         """A block that nobody else holds; what was published in it is forgotten. One must be free."""
         assert self._free, "no free block: the scheduler must make room before it allocates"
         block, _ = self._free.popitem(last=False)
-        if (key := self._key_of.pop(block, None)) is not None:
-            del self._published[key]
+        self._unpublish(block)
         self._references[block] = 1
         return block
 
@@ -82,10 +83,17 @@ class BlockManager:
 
     def withdraw(self, block: int) -> None:
         """What is published in a block is not found again."""
-        if (key := self._key_of.pop(block, None)) is not None:
-            del self._published[key]
-            if block in self._free:
-                self._free.move_to_end(block, last=False)
+        if self._unpublish(block) and block in self._free:
+            self._free.move_to_end(block, last=False)
+
+    def _unpublish(self, block: int) -> bool:
+        """Whether it was published."""
+        if (key := self._key_of.pop(block, None)) is None:
+            return False
+        _, node = self._published.pop(key)
+        if self.on_reuse is not None:
+            self.on_reuse(block, node)
+        return True
 
     def is_idle(self, block: int) -> bool:
         """Claimed, and not referred to."""
@@ -148,6 +156,11 @@ class BlockManager:
     def find(self, node: int, content: Hashable) -> tuple[int, int] | None:
         """(block, node after it) of an equal published block."""
         return self._published.get((node, content))
+
+    def node_of(self, block: int) -> int | None:
+        """The node after a published block."""
+        key = self._key_of.get(block)
+        return None if key is None else self._published[key][1]
 
     def forget_prefixes(self) -> None:
         """Nothing published before is found again: the weights have changed. Blocks stay with their holders."""

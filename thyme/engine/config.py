@@ -41,6 +41,10 @@ class EngineConfig:
     share not counted; None: all that nobody needs. What runs or is admitted never waits for them."""
     pin_seconds: float | None = 60.0
     """How long a sequence between its rounds keeps KV ahead of the prefix cache; None: however long its pause is."""
+    host_kv_bytes: int = 0
+    """Bytes of host memory, pinned on a GPU, for KV that sequences lose which do not run, preempted or between their
+    rounds: it is copied back, bit by bit, where that takes less time than to compute it again, and dropped when the
+    weights change. 0: none."""
     attention: AttentionName = "auto"
     """What computes attention over the cache. auto: FlashAttention where one is installed that takes the shape (fp16 or
     bf16 on a GPU, not deterministic; 3 or 4 on Hopper, 4 on Blackwell, else 2, whose blocks are multiples of 256), else
@@ -52,10 +56,10 @@ class EngineConfig:
     deterministic: bool = False
     """Tokens and log-probs of a sequence are bitwise the same however it is batched, chunked, cached or preempted. On a
     CPU this is promised for one machine with one version of torch: another CPU's matrix products round differently. A
-    trainer computes the very log-probs there with one torch thread; with two a last bit was seen to differ. On
-    a GPU only attention and sampling are computed so: attention adds up a context in one order however its tokens come,
-    over tiles of one shape, which leaves to the hardware that a tensor core computes each row of a tile alike, wherever
-    it stands in it. That is not proven on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
+    trainer computes the very log-probs there, with one torch thread or two. On a GPU only attention and sampling are
+    computed so: attention adds up a context in one order however its tokens come, over tiles of one shape, which leaves
+    to the hardware that a tensor core computes each row of a tile alike, wherever it stands in it. That is not proven
+    on a card yet, and cuBLAS promises nothing of the kind. See ModelRunner."""
     decode_graphs: bool | None = None
     """Steps that only decode are captured as CUDA graphs, padded to one of a few sizes, and replayed: their launches
     then cost the host next to nothing. None: on a GPU, where attention is ours. On a CPU nothing is captured: the same
@@ -107,7 +111,7 @@ class EngineConfig:
                 "EngineConfig.pack_weights does not go with deterministic, which promises the bits of the trainer's "
                 "products: leave one of the two out"
             )
-        for name in ("pin_bytes", "pin_seconds", "image_cache_bytes"):
+        for name in ("pin_bytes", "pin_seconds", "image_cache_bytes", "host_kv_bytes"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"EngineConfig.{name} must be at least 0 or absent, got {value}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
+from thyme.engine.host_kv import Tradeoff
 from thyme.engine.live_prompts import LivePrompts
 from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
@@ -23,7 +24,6 @@ from thyme.engine.phases import Phases
 from thyme.engine.request import AnyPrompt, RequestReader
 from thyme.engine.scheduler import Scheduler
 from thyme.engine.sequence import (
-    REOPENED,
     Completion,
     FinishReason,
     RoundStart,
@@ -34,6 +34,7 @@ from thyme.engine.sequence import (
 from thyme.engine.sequence_factory import SequenceFactory
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.speculation import Speculation
+from thyme.engine.step_cost import StepCost
 from thyme.engine.step_record import StepRecorder, recorded
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
@@ -42,6 +43,22 @@ from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
 
 _log = logging.getLogger(__name__)
+
+_COUNTED = (
+    "steps",
+    "prefilled_tokens",
+    "recomputed_tokens",
+    "cached_tokens",
+    "sampled_tokens",
+    "preemptions",
+    "evictions",
+    "evicted_blocks",
+    "expired_pins",
+    "host_blocks_out",
+    "host_blocks_in",
+    "host_blocks_dropped",
+    "restored_tokens",
+)
 
 
 class EngineCore:
@@ -56,7 +73,7 @@ class EngineCore:
         phases: what requests may give temperatures and truncations of their own; None: text, code and answer.
 
     Raises:
-        ValueError: the cache has no room for one block; the phases' tags cannot be told apart.
+        ValueError: the cache, or host_kv_bytes, has no room for one block; the phases' tags cannot be told apart.
     """
 
     def __init__(
@@ -99,16 +116,26 @@ class EngineCore:
             packs_weights=packs,
             fp8_weights=config.weight_dtype == "fp8",
             fp8_cache=config.kv_dtype == "fp8",
+            host_kv_bytes=config.host_kv_bytes,
             max_sequences=config.max_sequences,
             decode_graphs=config.decode_graphs,
         )
-        block_bytes = self.runner.kv_nbytes // num_blocks
-        pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
+        if 0 < config.host_kv_bytes < self.runner.block_bytes:
+            raise ValueError(
+                f"EngineConfig.host_kv_bytes ({config.host_kv_bytes}) has no room for a block of "
+                f"{self.runner.block_bytes} bytes: raise it, or leave it out"
+            )
         self._is_eos = np.isin(np.arange(text.vocab_size), self.eos_token_ids)
         speculates = config.speculation != "off"
         self.speculation = Speculation(config, self.table, automaton, self._is_eos) if speculates else None
         self.scheduler = Scheduler(
-            config, self.table, self.blocks, pin_blocks, self.runner.images.is_encoded, self.speculation
+            config,
+            self.table,
+            self.blocks,
+            self.runner.block_bytes,
+            self.runner.images.is_encoded,
+            self.speculation,
+            Tradeoff.of(StepCost(model, config.block_size), self.runner.block_bytes, model.device.type),
         )
         self.stopping = StopChecker(
             self.table,
@@ -194,13 +221,14 @@ class EngineCore:
         batch = self.scheduler.schedule()
         if batch is None:
             return []
-        for sequence in batch.started:
-            self.stopping.open(sequence)
         try:
             sampled = self.runner.run(batch, self.reader.bans)
         except BaseException:
-            self.scheduler.fail()
+            rows = self.scheduler.fail(batch)
+            self.runner.settle(rows, self.table.states[rows, self.table.num_tokens[rows] - 1])
             raise
+        for sequence in batch.started:
+            self.stopping.open(sequence)
         self.scheduler.commit(batch)
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
         if batch.scored is not None and sampled.scores is not None:
@@ -269,10 +297,9 @@ class EngineCore:
         sequence.images += tokens.images
         sequence.image_starts += [length + start for start in tokens.image_starts]
         sequence.has_begun = False
-        sequence.begins_in = REOPENED if len(tokens.token_ids) else None
-        begins_in = (
-            self.factory.reopened_in(sequence, self.table.token_ids[row, :length]) if len(tokens.token_ids) else None
-        )
+        ended_in = int(self.table.states[row, length - 1])
+        sequence.begins_in = int(self.automaton.reopened[ended_in]) if len(tokens.token_ids) else ended_in
+        begins_in = sequence.begins_in if len(tokens.token_ids) else None
         sequence.starts.append(RoundStart(whole, tokens.next_position, begins_in))
         self.runner.images.hold(tokens.images)
         self._unique_tokens += len(tokens.token_ids)
@@ -341,9 +368,11 @@ class EngineCore:
 
     def weights_updated(self) -> None:
         """The model's weights have changed: tokens from now on carry the next version; no prefix computed before, and
-        no picture encoded before, is used for a new sequence. Sequences under way keep their KV."""
+        no picture encoded before, is used for a new sequence. Sequences under way keep their KV, but for what is in
+        host memory."""
         self.weight_version += 1
         self.blocks.forget_prefixes()
+        self.scheduler.host.forget()
         self.runner.weights_updated()
         for sequence in self.table.sequences:
             if sequence is not None:
@@ -399,12 +428,18 @@ class EngineCore:
         Sequences: idle ones have KV and do not run, parked ones of them are between their rounds; idle_blocks they hold
         alone. evictions counts those that lost blocks, evicted_blocks, to others, expired_pins those whose time was up.
 
+        Host memory: host_blocks and host_kv_bytes are what is there now, host_blocks_out and host_blocks_in what was
+        copied there and back, host_blocks_dropped what was given up for lack of room or with new weights.
+        restored_tokens did not have to be computed again.
+
         Speculation: verifications counts the drafts of single sequences, drafted_tokens what was in them, and
         accepted_tokens what was drawn of that: 1 + accepted_tokens / verifications tokens came of each.
         """
         counts, parking = self.scheduler.counts, self.scheduler.parking
-        names = ("steps", "prefilled_tokens", "recomputed_tokens", "cached_tokens", "sampled_tokens", "preemptions")
-        return {name: counts[name] for name in (*names, "evictions", "evicted_blocks", "expired_pins")} | {
+        host_blocks = len(self.scheduler.host)
+        return {name: counts[name] for name in _COUNTED} | {
+            "host_blocks": host_blocks,
+            "host_kv_bytes": host_blocks * self.runner.block_bytes,
             "unique_tokens": self._unique_tokens,
             "images_encoded": self.runner.images.num_encoded,
             "image_cache_bytes": self.runner.images.cached_bytes,

@@ -16,9 +16,10 @@ from torch import Tensor
 from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
 from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
+from thyme.engine.host_memory import HostMemory
 from thyme.engine.image_features import ImageFeatures
 from thyme.engine.phases import CODE
-from thyme.engine.sequence import REOPENED, Sampled
+from thyme.engine.sequence import Sampled
 from thyme.engine.step_record import StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
@@ -29,7 +30,8 @@ from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.fp8 import Fp8View, fp8_nbytes
-from thyme.model.model import MIN_ROWS, Model
+from thyme.model.layers import MIN_ROWS
+from thyme.model.model import Model
 from thyme.model.packed import PackedView, can_pack, packed_nbytes
 
 SCORED_ROWS = 256
@@ -44,6 +46,7 @@ _DRAWN = (
     "seeds",
     "sample_positions",
 )
+_MOVES = ("saved", "copies", "restored")
 _TRUNCATION = ("top_k", "top_p", "min_p")
 
 
@@ -60,8 +63,8 @@ class ModelRunner:
 
     With `deterministic`, what a sequence computes has the same bits in whatever batch. That rests on four things. On a
     CPU, a matrix product gives a row the same bits whatever the number of rows, once there are a few: BLAS takes other
-    paths for one and two rows (measured with MKL in torch 2.13: 4 to 2048 rows agree, on one thread and on two),
-    so batches and logits are padded to 16 rows. Norms and elementwise ops work row by row. Attention and sampling
+    paths for some numbers of rows below 12 (see MIN_ROWS), so batches, logits and the pictures' products are padded to
+    16 rows. Norms and elementwise ops work row by row. Attention and sampling
     are computed per sequence, in an order that depends on its length alone. Images are encoded one by one. It costs
     speed only where a step has fewer than 16 rows. On a GPU only attention (ours, not flash-attn's) and sampling
     promise this; prefixes are then read by each sequence for itself, since what several read together is rounded
@@ -80,7 +83,7 @@ class ModelRunner:
         packs_weights: run a PackedView of the model instead.
         fp8_weights: run an Fp8View of the model instead.
         fp8_cache: keep keys and values in 8 bits.
-        max_sequences, decode_graphs: see EngineConfig.
+        host_kv_bytes, max_sequences, decode_graphs: see EngineConfig.
 
     Raises:
         ValueError: decode_graphs is asked for by name, and this attention cannot be captured.
@@ -100,6 +103,7 @@ class ModelRunner:
         packs_weights: bool = False,
         fp8_weights: bool = False,
         fp8_cache: bool = False,
+        host_kv_bytes: int = 0,
         max_sequences: int = 1,
         decode_graphs: bool | None = False,
     ) -> None:
@@ -115,6 +119,7 @@ class ModelRunner:
         self._shape = (text.num_hidden_layers, 2, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
         self._cache_dtype = FP8 if fp8_cache else model.dtype
         self.allocate()
+        self._host = HostMemory(self._parts(), host_kv_bytes // self.block_bytes)
         self._scale = text.head_dim**-0.5
         self.attention = attention_backend(
             attention,
@@ -151,7 +156,6 @@ class ModelRunner:
         self._phases = self._told(automaton.phases.astype(np.int64))
         self._is_place = self._told(automaton.is_place) if automaton.is_place.any() else None
         self._begins_number = self._told(automaton.begins_number)
-        self._reopened = self._told(automaton.reopened.astype(np.int64))
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._settled: NDArray[np.int64] | None = None
 
@@ -179,6 +183,11 @@ class ModelRunner:
         """Of the KV cache, scales included."""
         return self.kv_cache.nbytes + self._kv_scales.nbytes
 
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, over all layers."""
+        return self.kv_nbytes // self._shape[2]
+
     def free(self) -> None:
         """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
         `allocate`."""
@@ -202,7 +211,7 @@ class ModelRunner:
         self._addresses = addresses
 
     def settle(self, rows: NDArray[np.int64], states: NDArray[Any]) -> None:
-        """Where the automaton is, after a step with drafts, in each of the rows that drew: what counts of them is for
+        """Where the automaton is in these rows, after a step with drafts or one that failed: what counts of it is for
         the host to say, and the device is told with the next step."""
         self._settled = np.stack([rows, states.astype(np.int64)])
 
@@ -220,11 +229,7 @@ class ModelRunner:
         sent = self._upload(self._arrays(shown, replays=replays))
         if self.recorder is not None:
             self.recorder.begin(batch)
-        if "copies" in sent:
-            source, target = sent["copies"]
-            cache = self.kv_cache if self._cache_dtype != FP8 else self.kv_cache.view(torch.uint8)
-            for part in (cache, self._kv_scales) if self._kv_scales.numel() else (cache,):
-                part[:, :, target] = part[:, :, source]
+        self._move_blocks(batch, sent)
         if "settled" in sent:
             settled, states = sent["settled"]
             self._states[settled] = states
@@ -270,6 +275,23 @@ class ModelRunner:
             self.recorder.end()
         return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
 
+    def _move_blocks(self, batch: Batch, sent: dict[str, Tensor]) -> None:
+        """Out to host memory, from one to another, and back, in this order: what is planned counts on it."""
+        if "saved" in sent:
+            self._host.save(self._parts(), sent["saved"][0], batch.saved[1])
+        if "copies" in sent:
+            source, target = sent["copies"]
+            for part in self._parts():
+                part[:, :, target] = part[:, :, source]
+        if "restored" in sent:
+            self._host.restore(self._parts(), batch.restored[0], sent["restored"][1])
+
+    def _parts(self) -> list[Tensor]:
+        """What the KV of a block is in, [L, 2, blocks, ...] each."""
+        if self._cache_dtype != FP8:
+            return [self.kv_cache]
+        return [self.kv_cache.view(torch.uint8), self._kv_scales]
+
     def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
         """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
         arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
@@ -282,13 +304,12 @@ class ModelRunner:
             if groups is not None:
                 arrays["cu_groups"], arrays["group_blocks"] = groups
         arrays |= {name: getattr(batch, name) for name in _DRAWN}
-        if batch.copies.size:
-            arrays["copies"] = batch.copies
+        arrays |= {name: moves for name in _MOVES if (moves := getattr(batch, name)).size}
         if batch.drafted is not None:
             arrays |= {"depths": batch.drafted.depths, "states": batch.drafted.states}
         if self._settled is not None:
             arrays["settled"] = self._settled
-        if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None and s.begins_in is not None]:
+        if begins := [(s.row, s.begins_in) for s in batch.started if s.row is not None]:
             arrays["begins"] = np.array(begins).T
         if len(batch.first):
             arrays["first"] = batch.sample_logits[batch.first]
@@ -431,8 +452,7 @@ class ModelRunner:
         missing = last + 1 - len(self._states)
         if missing > 0:
             self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
-        ended_in = self._states[rows]
-        self._states[rows] = torch.where(states == REOPENED, self._reopened[ended_in], states)
+        self._states[rows] = states
 
 
 def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:

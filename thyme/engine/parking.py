@@ -2,7 +2,8 @@
 
 Held between two rounds, preempted, or appended to and waiting for a place: such a sequence claims its blocks and refers
 to none, so whatever runs or is admitted can have them, and never waits for it. What is taken is taken from the ends of
-sequences, one block at a time; the rest is found as it was when the sequence runs again.
+sequences, one block at a time; the rest is found as it was when the sequence runs again. What is taken may go to host
+memory (host_kv.py).
 """
 
 import time
@@ -10,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from thyme.engine.block_manager import BlockManager
+from thyme.engine.host_kv import HostKv
 from thyme.engine.sequence import Sequence
 from thyme.engine.sequence_table import SequenceTable
 
@@ -33,6 +35,7 @@ class Parking:
     Args:
         table, blocks: of all sequences.
         counts: where evictions are counted.
+        host: is told what is taken.
         pin_blocks: most idle blocks while some sequence is between its rounds; None: no limit.
         pin_seconds: longest time that a sequence is pinned; None: no limit.
     """
@@ -42,12 +45,14 @@ class Parking:
         table: SequenceTable,
         blocks: BlockManager,
         counts: Counter[str],
+        host: HostKv,
         pin_blocks: int | None,
         pin_seconds: float | None,
     ) -> None:
         self.table = table
         self.blocks = blocks
         self.counts = counts
+        self.host = host
         self.pin_blocks = pin_blocks
         self.pin_seconds = pin_seconds
         self.clock = time.monotonic
@@ -88,11 +93,11 @@ class Parking:
         if self._forget(sequence):
             self.blocks.reclaim(self.table.blocks(_row(sequence)))
 
-    def drop(self, sequence: Sequence) -> None:
-        """Gives all its blocks up, if it is here."""
+    def drop(self, sequence: Sequence, *, keeps: bool = False) -> None:
+        """Gives all its blocks up, if it is here; `keeps`: it may have them back from host memory."""
         if self._forget(sequence):
             while self.table.num_blocks[_row(sequence)]:
-                self._cut(sequence)
+                self._cut(sequence, keeps=keeps)
 
     def make_room(self) -> None:
         """Frees a block; some must be idle.
@@ -116,7 +121,7 @@ class Parking:
                 assert parked.since is not None
                 if now - parked.since <= self.pin_seconds:
                     break
-                self.drop(parked.sequence)
+                self.drop(parked.sequence, keeps=True)
                 self.counts["expired_pins"] += 1
         while self._num_pinned and self.pin_blocks is not None and self.blocks.num_idle > self.pin_blocks:
             pinned = [p for p in self._parked.values() if p.since is not None and self._has_idle(p)]
@@ -154,19 +159,23 @@ class Parking:
             self.counts["evictions"] += 1
         free = self.blocks.num_free
         while self.blocks.num_free == free and self.table.num_blocks[_row(parked.sequence)]:
-            self._cut(parked.sequence)
+            self._cut(parked.sequence, keeps=True)
             self.counts["evicted_blocks"] += 1
         if not self.table.num_blocks[_row(parked.sequence)]:
             self._forget(parked.sequence)
 
-    def _cut(self, sequence: Sequence) -> None:
+    def _cut(self, sequence: Sequence, *, keeps: bool) -> None:
         """Takes the last block off."""
-        table, row = self.table, _row(sequence)
+        table, row, size = self.table, _row(sequence), self.table.block_size
         left = int(table.num_blocks[row]) - 1
-        self.blocks.forfeit(int(table.block_tables[row, left]))
+        block = int(table.block_tables[row, left])
+        count = min(int(table.num_computed[row]) - left * size, size)
+        if keeps and count > 0 and sequence.nodes[0] == self.blocks.root:  # it has nothing of earlier weights
+            self.host.lose(sequence, left, block, count, self.blocks.node_of(block), block_size=size)
+        self.blocks.forfeit(block)
         table.num_blocks[row] = left
-        if table.num_computed[row] >= left * table.block_size:
-            table.num_computed[row] = left * table.block_size
+        if count >= 0:
+            table.num_computed[row] = left * size
             table.has_shared_tail[row] = False
         del sequence.nodes[left + 1 :]
         if left == 0:

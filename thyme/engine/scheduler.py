@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
+from thyme.engine.host_kv import HostKv, Tradeoff
 from thyme.engine.parking import Parking
 from thyme.engine.prefix import PrefixCache
 from thyme.engine.sequence import RoundStart, Sequence, SequenceStatus
@@ -42,21 +43,25 @@ class Scheduler:
         config: EngineConfig,
         table: SequenceTable,
         blocks: BlockManager,
-        pin_blocks: int | None,
+        block_bytes: int,
         is_encoded: Callable[[str], bool],
         speculation: Speculation | None = None,
+        tradeoff: Tradeoff | None = None,
     ) -> None:
         self.config = config
         self.table = table
         self.blocks = blocks
-        self.prefixes = PrefixCache(table, blocks)
         self.preempted: deque[Sequence] = deque()
         self.resumed: deque[Sequence] = deque()
         self.new: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """By id; the last is the first to be preempted."""
         self.counts: Counter[str] = Counter()
-        self.parking = Parking(table, blocks, self.counts, pin_blocks, config.pin_seconds)
+        pin_blocks = None if config.pin_bytes is None else config.pin_bytes // block_bytes
+        self.host = HostKv(config.host_kv_bytes // block_bytes, self.counts, tradeoff)
+        blocks.on_reuse = self.host.reuse
+        self.prefixes = PrefixCache(table, blocks, self.host, self.counts, is_on=config.prefix_cache)
+        self.parking = Parking(table, blocks, self.counts, self.host, pin_blocks, config.pin_seconds)
         self._prompts: dict[object, Sequence] = {}  # by content: those running whose prompt is not computed yet
         self._is_encoded = is_encoded
         self._speculation = speculation
@@ -87,6 +92,7 @@ class Scheduler:
         for block in held:
             blocks.share(block)
         sequence.nodes = source.nodes[: int(table.num_computed[row]) // table.block_size + 1]
+        self.host.inherit(source, sequence, start.length - (start.hidden is None), table.block_size)
         # Whoever writes first to a block that both have in part gets a copy.
         for other in (source.row, row):
             table.has_shared_tail[other] |= table.num_computed[other] % table.block_size != 0
@@ -124,6 +130,7 @@ class Scheduler:
             self.table.free(sequence.row)
         else:
             sequence.final_ids = sequence.token_ids
+        self.host.close(sequence)
         sequence.status = SequenceStatus.FINISHED
         if followers:
             followers[0].followers = followers[1:]
@@ -149,7 +156,8 @@ class Scheduler:
             self._reserve_to_decode()
             rows, counts, forks, branches = self._plan()
             if len(rows) or branches:
-                batch = Batch.build(self.table, rows, counts, forks, self._copies, self._started, branches)
+                moves = self.host.take()
+                batch = Batch.build(self.table, rows, counts, forks, self._copies, moves, self._started, branches)
                 self._copies, self._started = {}, []
                 return batch
             self._preempt_youngest()
@@ -164,16 +172,24 @@ class Scheduler:
         """Takes all blocks from all sequences, of which none may run; what is in them is not found again."""
         assert not self.running
         self.blocks.forget_prefixes()
+        self.host.cancel_saves()
         for sequence in self.table.sequences:
             if sequence is not None:
                 self.parking.drop(sequence)
 
-    def fail(self) -> None:
-        """The step that was planned has not been computed: nothing that it was to write may be read."""
+    def fail(self, batch: Batch) -> NDArray[np.int64]:
+        """The step that was planned has not been computed: nothing that it was to write may be read. Returns the rows
+        whose round has drawn tokens; one that was to begin is yet to begin."""
         self.blocks.forget_prefixes()
+        self.host.forget()
         self.pause()
         for sequence in self.preempted:
             self.parking.drop(sequence)
+        for sequence in batch.started:
+            sequence.has_begun = False
+        live = [s.row for s in self.table.sequences if s is not None and s.row is not None and s.has_begun]
+        rows = np.array(live, dtype=np.int64)
+        return rows[self.table.num_tokens[rows] > self.table.round_start[rows]]
 
     def commit(self, batch: Batch) -> None:
         """What was computed counts, but for drafted tokens, that are not known to be drawn: full blocks are
@@ -213,6 +229,7 @@ class Scheduler:
         live = [sequence for sequence in self.table.sequences if sequence is not None]
         rows = [sequence.row for sequence in self.running if sequence.row is not None]
         self.blocks.check_integrity(map(self.table.blocks, rows), self.parking.tables())
+        self.host.check_integrity()
         for sequence in live:
             assert sequence.row is not None
             if self.table.num_blocks[sequence.row] < self.blocks.blocks_for(int(self.table.num_computed[sequence.row])):
@@ -294,26 +311,27 @@ class Scheduler:
         the very block that comes next; returns its length."""
         table, size, sequence = self.table, self.table.block_size, self.table.sequences[row]
         assert sequence is not None
-        if table.num_computed[row] == table.num_tokens[row]:
+        if budget <= 0 or table.num_computed[row] == table.num_tokens[row]:
             return 0
-        if self.config.prefix_cache and table.num_computed[row] % size == 0:
-            self._share(sequence, self.prefixes.find(sequence))
-            if self._coming and self.prefixes.next_block(sequence) in self._coming:
-                return 0
+        kept = self.prefixes.recover(sequence, self._allocate)
+        is_at_start = table.num_computed[row] % size == 0
+        if self._coming and is_at_start and self.prefixes.next_block(sequence) in self._coming:
+            return 0
         computed = int(table.num_computed[row])
         count = min(int(table.num_tokens[row]) - computed, budget, self.config.prefill_chunk or budget)
         room = self.blocks.num_available - int(self._must_copy_tail(row))
         count = min(count, (int(table.num_blocks[row]) + room) * size - computed)
+        if kept is not None:
+            count = min(count, kept * size - computed)
         if room >= 0 and computed < table.images_end[row]:
             count = self._until_unaffordable(sequence, computed, count)
         if room < 0 or count <= 0:
             return 0
         self._reserve(row, computed + count)
         chunks.append((row, count))
-        if self.config.prefix_cache:
-            self.prefixes.publish(sequence, (computed + count) // size)
-            if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
-                self._coming.add(coming)
+        self.prefixes.publish(sequence, (computed + count) // size)
+        if computed + count < table.num_tokens[row] and (coming := self.prefixes.next_block(sequence)) is not None:
+            self._coming.add(coming)
         return count
 
     def _until_unaffordable(self, sequence: Sequence, computed: int, count: int) -> int:
@@ -327,21 +345,6 @@ class Scheduler:
                     return max(0, start - computed)
                 self._encoding[image.digest] = image.num_tokens
         return count
-
-    def _share(self, sequence: Sequence, hits: list[tuple[int, int]]) -> None:
-        """Gives a sequence the published blocks that come next."""
-        if not hits:
-            return
-        table, row = self.table, sequence.row
-        assert row is not None
-        start, seen = int(table.num_blocks[row]), max(int(table.num_seen[row]), int(table.num_computed[row]))
-        for index, (block, node) in enumerate(hits, start):
-            self.blocks.share(block)
-            table.block_tables[row, index] = block
-            sequence.nodes.append(node)
-        table.num_blocks[row] = start + len(hits)
-        table.num_computed[row] = table.num_blocks[row] * table.block_size
-        self.counts["cached_tokens"] += max(0, int(table.num_computed[row]) - seen)
 
     def _reserve(self, row: int, end: int) -> None:
         """Blocks of the row's own for all tokens it will write up to `end`."""
@@ -399,7 +402,7 @@ class Scheduler:
                 return True
         # Those that run should not be stopped at once for one more: each will soon want a block, as will each sibling.
         reserve = len(self.running) + len(sequence.followers)
-        hits = [block for block, _ in self.prefixes.find(sequence)] if self.config.prefix_cache else []
+        hits = [block for block, _ in self.prefixes.find(sequence)]
         own = [] if sequence.row is None else table.blocks(sequence.row)
         missing = blocks.blocks_for(len(sequence)) - len(own) - len(hits)
         available = blocks.num_available - blocks.num_unreferenced(own + hits)
@@ -465,7 +468,7 @@ class Scheduler:
         assert table.has_shared_tail[row], "a sequence fits into an empty cache: the engine checked that"
         block = int(table.block_tables[row, table.num_computed[row] // table.block_size])
         for other in self.parking.claimants(block):
-            self.parking.drop(other)
+            self.parking.drop(other, keeps=True)
         self.blocks.withdraw(block)
         table.has_shared_tail[row] = False
 

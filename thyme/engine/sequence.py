@@ -13,8 +13,6 @@ from thyme.engine.params import SamplingParams
 from thyme.model.image_processor import ImageInputs
 from thyme.repetition import RepetitionHit
 
-REOPENED = -1
-
 
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
@@ -155,9 +153,8 @@ class Sequence:
     """Nodes of the prefix tree: where it began, and after each of its published blocks."""
     has_begun: bool = False
     """Its current round has reached the sampler's state (automaton, detector)."""
-    begins_in: int | None = 0
-    """State of the tag automaton where its current round begins; None: where the round before ended; REOPENED: what the
-    round before left open is open."""
+    begins_in: int = 0
+    """State of the tag automaton where its current round begins."""
     starts: list[RoundStart] = field(default_factory=list, repr=False)
     """Of each round so far."""
     final_ids: list[int] | None = field(default=None, repr=False)

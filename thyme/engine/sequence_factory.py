@@ -103,15 +103,6 @@ class SequenceFactory:
             for seed in seeds
         ]
 
-    def reopened_in(self, sequence: Sequence, token_ids: NDArray[np.int32]) -> int:
-        """The automaton's state where a round begins behind what is appended; `token_ids`: all of the sequence's."""
-        if not self.automaton.reopened.any():
-            return 0
-        start = next(start for start in reversed(sequence.starts) if start.begins_in is not None)
-        assert start.begins_in is not None
-        _, _, state = self.automaton.walk(token_ids[start.length :], start.begins_in)
-        return int(self.automaton.reopened[state])
-
     def _forced(self, token_ids: Seq[int], params: SamplingParams, begins_in: int) -> tuple[Forced, int]:
         """The ids with what is known of them, and the automaton's state after them."""
         ids = np.array(self.reader.tokens(list(token_ids), "add").token_ids)

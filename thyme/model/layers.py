@@ -1,4 +1,4 @@
-"""The two pieces that decoder and vision tower share, over the ops of thyme.kernels."""
+"""What decoder and vision tower share, over the ops of thyme.kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor, nn
 
 from thyme.kernels.rmsnorm import add_rmsnorm, rmsnorm
 from thyme.kernels.swiglu import swiglu
+
+MIN_ROWS = 16
+"""A CPU's BLAS gives a row other bits among few rows than among many: among 1 to 3 on one thread, among 5 to 11 on two
+or eight (MKL in torch 2.13). From this many rows on it does not, so engine and trainer add zero rows up to here
+wherever they promise equal bits."""
 
 
 class RMSNorm(nn.Module):

@@ -19,9 +19,6 @@ from thyme.model.vision import VisionTower
 if TYPE_CHECKING:
     from thyme.model.processor import Processor
 
-MIN_ROWS = 16
-"""A CPU's BLAS gives a row other bits among few rows than among many. From this many rows on it does not, so engine and
-trainer add zero rows up to here wherever they promise equal bits."""
 _HEAD_TILE = 4096
 """Rows of a 16-bit LM head that a CPU has in float32 at once."""
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from thyme.kernels.mrope import mrope
 from thyme.model.attention import packed_attention
 from thyme.model.config import VisionConfig
-from thyme.model.layers import GatedMLP, RMSNorm
+from thyme.model.layers import MIN_ROWS, GatedMLP, RMSNorm
 from thyme.model.rope import Grid
 
 _EPS = 1e-6  # of every norm in the tower; fixed in Qwen2.5-VL
@@ -130,7 +130,10 @@ class PatchMerger(nn.Module):
     def forward(self, delta: Tensor | None, stream: Tensor) -> Tensor:
         """(delta, stream) of the last block, [P, hidden_size] -> [M, out_hidden_size]."""
         x, _ = self.norm.add(delta, stream)
-        return self.down(F.gelu(self.up(x.view(-1, self.width))))
+        rows = x = x.view(-1, self.width)
+        if x.device.type == "cpu" and len(x) < MIN_ROWS:  # a picture encoded alone has the bits it has among others
+            rows = F.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
+        return self.down(F.gelu(self.up(rows)))[: len(x)]
 
 
 class VisionTower(nn.Module):
@@ -167,6 +170,10 @@ class VisionTower(nn.Module):
                 f"encode_images: the grids ask for pixel_values [{sum(sizes)}, {config.patch_dim}], "
                 f"got {list(pixel_values.shape)}"
             )
+        if pixel_values.device.type == "cpu" and 0 < len(pixel_values) < MIN_ROWS:
+            blank = (1, merge, -(-MIN_ROWS // unit) * merge)
+            patches = F.pad(pixel_values, (0, 0, 0, blank[1] * blank[2]))
+            return self(patches, [*grids, blank])[: len(pixel_values) // unit]
         layouts = [grid_layout(config, grid, pixel_values.device) for grid in map(_as_grid, grids)]
         windows = [length for layout in layouts for length in layout.windows]
         cos, sin = (torch.cat([getattr(layout, name) for layout in layouts]) for name in ("cos", "sin"))

@@ -21,8 +21,9 @@ from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.token_logprobs import token_logprobs
 from thyme.kernels.truncated_logprobs import truncated_logprobs
 from thyme.model.attention import PackedAttention
+from thyme.model.layers import MIN_ROWS
 from thyme.model.lora import adapters_off
-from thyme.model.model import MIN_ROWS, Model
+from thyme.model.model import Model
 from thyme.model.processor import Processor
 from thyme.model.tree_attention import TreeAttention
 from thyme.rollout.config import RolloutConfig
