@@ -23,7 +23,7 @@ SMALL = (
     *("--sandbox.workers", "1", "--sandbox.memory-mib", "256"),
 )
 ARGUMENTS = {
-    "base": ("--base.steps", "1", "--base.max-steps", "1", "--base.batch-size", "2", "--base.gate-captions", "16"),
+    "base": ("--base.steps", "1", "--base.max-steps", "1", "--base.batch-size", "2", "--base.gate-captions", "40"),
     "sft": ("--threads", "1", "--sft.steps", "1", "--sft.batch-size", "2", "--sft.save-steps", "1"),
     "anneal": ("--threads", "1", "--anneal.steps", "1", "--anneal.batch-size", "3"),
     "rl": (*SMALL, "--rl.steps", "1", "--rl.batch-size", "2"),

@@ -51,7 +51,11 @@ def train_base(
     """
     missing = {"ground", "one"} - {caption.kind for caption in heldout}
     if missing:
-        raise ValueError(f"the base stage's gates need held-out captions of kind {' and '.join(sorted(missing))}")
+        kinds = " and ".join(sorted(missing))
+        raise ValueError(
+            f"base.gate_captions: of {len(heldout)} held-out captions none is of kind {kinds}, which a gate needs: give "
+            "it more, or such kinds a larger share in toy.captions"
+        )
     gate = CaptionGate(processor, heldout)
     trained = trained_model(model, options.get("world"))
     with (
