@@ -53,8 +53,8 @@ def train_base(
     if missing:
         kinds = " and ".join(sorted(missing))
         raise ValueError(
-            f"base.gate_captions: of {len(heldout)} held-out captions none is of kind {kinds}, which a gate needs: give "
-            "it more, or such kinds a larger share in toy.captions"
+            f"base.gate_captions: of {len(heldout)} held-out captions none is of kind {kinds}, which a gate needs: "
+            "give it more, or such kinds a larger share in toy.captions"
         )
     gate = CaptionGate(processor, heldout)
     trained = trained_model(model, options.get("world"))
