@@ -132,9 +132,7 @@ class Scheduler:
             sequence.final_ids = sequence.token_ids
         self.host.close(sequence)
         sequence.status = SequenceStatus.FINISHED
-        if followers:
-            followers[0].followers = followers[1:]
-            self.new.appendleft(followers[0])
+        self._lead_themselves(followers)
 
     @property
     def has_unfinished(self) -> bool:
@@ -429,6 +427,11 @@ class Scheduler:
         ends = dict(zip(rows.tolist(), (self.table.num_computed[rows] + counts).tolist(), strict=True))
         for content, leader in tuple(self._prompts.items()):
             assert leader.row is not None
+            if self.table.num_computed[leader.row] >= leader.prompt_len:  # all of it came back from host memory
+                del self._prompts[content]
+                followers, leader.followers = leader.followers, []
+                self._lead_themselves(followers)
+                continue
             if ends.get(leader.row) != leader.prompt_len:
                 continue
             del self._prompts[content]
@@ -436,6 +439,12 @@ class Scheduler:
                 forks[leader.row] = [self._fork(leader, follower) for follower in leader.followers]
                 leader.followers = []
         return forks
+
+    def _lead_themselves(self, followers: list[Sequence]) -> None:
+        """The first of those that followed leads the others, and is the next new one to be admitted."""
+        if followers:
+            followers[0].followers = followers[1:]
+            self.new.appendleft(followers[0])
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> int:
         table = self.table
