@@ -161,8 +161,8 @@ def trained_logprobs(
     hidden = trained_hidden(model, batch)
     if fused_head:
         _refuse_cuts(allowed)
-        known = {"logprob_gradient": gradient}
-        return linear_logprob(hidden, model.lm_head_weight, batch.targets, **known, **among)[0]
+        among["logprob_gradient"] = gradient
+        return linear_logprob(hidden, model.lm_head_weight, batch.targets, **among)[0]
     if allowed.limits:
         return truncated_logprobs(_logits(model, hidden), batch.targets, **among, **allowed.cuts(batch))[0]
     return token_logprobs(_logits(model, hidden), batch.targets, **among)[0]
