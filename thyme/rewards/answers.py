@@ -105,7 +105,7 @@ def _says(answer: str, solution: str, question: str) -> bool:
     """Whether a sentence says what the solution is: how many there are, or that it is so."""
     word = yes_or_no(folded(solution))
     if word is not None:
-        return same_word(stated(folded(answer), question), word)
+        return same_word(stated(answer, question), word)
     return asks_for_a_count(question) and same_count(folded(answer), solution)
 
 

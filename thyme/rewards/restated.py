@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from thyme.rewards.spelling import folded
+
 MAX_CHARACTERS = 200
 
 _ARTICLES = frozenset(("the", "a", "an", "this", "that", "these", "those", "any", "some"))
@@ -99,9 +101,11 @@ def _before_predicate(text: str, asked: list[str]) -> str | None:
 
 
 def stated(answer: str, question: str) -> str | None:
-    """ "yes" or "no" where a folded answer states or denies what the question asks; None for anything else."""
-    if not 0 < len(answer) <= MAX_CHARACTERS:
+    """ "yes" or "no" where a normal answer states or denies what the question asks; None for anything else, the question
+    said again above all."""
+    if not 0 < len(answer) <= MAX_CHARACTERS or answer.rstrip().endswith("?"):
         return None
+    answer = folded(answer)
     stem = _stem(question)
     if re.search(r"[\u4e00-\u9fff]", stem):
         return _stated_in_chinese(answer.rstrip("。. "), stem)
@@ -110,6 +114,8 @@ def stated(answer: str, question: str) -> str | None:
         return None
     said = _I_SEE.sub(lambda match: "there not " if match[1] else "there ", answer)
     words = _words(_IN_PICTURE.sub("", said))
+    if not words or words[0] in _VERBS or words[0].endswith("n't"):  # asks
+        return None
     count = _negations(words)
     if count > 1 or not _core(words) or _core(words) != _core(asked):
         return None
