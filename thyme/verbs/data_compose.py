@@ -81,17 +81,16 @@ def _whole_rows(rows: Path, config: Config) -> int:
     Raises:
         ValueError: they are of another seed or split, or no composed questions at all.
     """
+    from thyme.evals.whole_lines import cut_to_whole_lines
+
     if not rows.is_file():
         return 0
-    data = rows.read_bytes()
-    end = data.rfind(b"\n") + 1
-    lines = data[:end].splitlines()
+    lines = rows.read_bytes().split(b"\n")[:-1]
     try:
         is_ours = not lines or json.loads(lines[0])["id"].startswith(f"{config.split}_{config.seed}_")
     except (ValueError, KeyError, TypeError, AttributeError):
         is_ours = False
     if not is_ours:
         raise ValueError(f"{rows}: holds other rows than those of this seed and split: name another folder")
-    with rows.open("r+b") as file:
-        file.truncate(end)
+    cut_to_whole_lines(rows)
     return len(lines)
