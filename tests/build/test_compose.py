@@ -159,7 +159,7 @@ def test_the_verb_writes_raw_rows_and_goes_on(
     with pytest.raises(SystemExit):
         main(["data", "compose", str(tmp_path / "set"), "--count", "4", "--seed", "9"])
     assert "other rows than those of this seed" in capsys.readouterr().err
-    for foreign in ("hello\n", '{"a": 1}\n', "[1]\n", '{"id": 1}\n'):
+    for foreign in ("hello", '{"image": "a.jpg"', "hello\n", '{"a": 1}\n', "[1]\n", '{"id": 1}\n'):
         rows.write_text(foreign)
         with pytest.raises(SystemExit):
             main(["data", "compose", str(tmp_path / "set")])

@@ -101,8 +101,8 @@ def _before_predicate(text: str, asked: list[str]) -> str | None:
 
 
 def stated(answer: str, question: str) -> str | None:
-    """ "yes" or "no" where a normal answer states or denies what the question asks; None for anything else, the question
-    said again above all."""
+    """ "yes" or "no" where a normal answer states or denies what the question asks; None for anything else, such as the
+    question said again."""
     if not 0 < len(answer) <= MAX_CHARACTERS or answer.rstrip().endswith("?"):
         return None
     answer = folded(answer)
