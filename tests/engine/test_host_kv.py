@@ -274,3 +274,17 @@ def test_room_for_less_than_a_block_is_an_error(text_model: Model) -> None:
         Engine(text_model, EngineConfig(block_size=4, num_blocks=30, host_kv_bytes=100, quiet=True))
     with pytest.raises(ValueError, match="host_kv_bytes must be at least 0"):
         EngineConfig(host_kv_bytes=-1)
+
+
+def test_a_prompt_that_came_back_whole_leads_nobody(text_model: Model, make_engine: Any) -> None:
+    """A branch that only has to draw is admitted before a group with its prompt, which has no one else to follow."""
+    engine = make_engine(text_model, num_blocks=30, host_kv_bytes=ROOM, deterministic=True)
+    sequence = held(engine)
+    branch = engine.branch(sequence, 0, [7])[0]
+    group = engine.add_group(ids(30, 1), replace(SAMPLED, max_tokens=7, n=3))
+    done = finish(engine)
+    assert {one.sequence.id for one in done} == {one.id for one in (branch, *group)}
+    alone = make_engine(text_model, deterministic=True).generate([ids(30, 1)], replace(SAMPLED, max_tokens=7, n=3))
+    assert [one.token_ids for one in done if one.sequence in group] == [one.token_ids for one in alone]
+    for one in (sequence, branch):
+        engine.release(one)
