@@ -3,12 +3,17 @@ one reaches the other."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.sandbox.forks import STORIES, Story, differences
-from thyme.sandbox import Sandbox, SandboxConfig
+from thyme.sandbox import Sandbox, SandboxConfig, checkpoint
 
 _FIGURE = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2)); ax.plot([1, 2], [3, 4])"
 
@@ -39,3 +44,42 @@ def test_figures(image) -> None:
     with Sandbox(config) as live, Sandbox(config, _off=frozenset({"fork"})) as again:
         for story in FIGURES:
             assert list(differences(story, live, again, image)) == []
+
+
+class _Entry:
+    """Of a folder, with what is called "mounted" on another device."""
+
+    def __init__(self, entry: os.DirEntry[str]) -> None:
+        self.name, self._entry = entry.name, entry
+
+    def stat(self, *, follow_symlinks: bool) -> Any:
+        facts = self._entry.stat(follow_symlinks=follow_symlinks)
+        values = {name: getattr(facts, name) for name in ("st_mode", "st_size", "st_mtime_ns", "st_dev", "st_ino")}
+        return SimpleNamespace(**values | {"st_dev": facts.st_dev + (self.name == "mounted")})
+
+
+def test_folders_on_the_way_to_what_is_mounted_lock_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python lies below /tmp and its parents cannot be written to."""
+
+    @contextmanager
+    def scandir(folder: str) -> Iterator[Iterator[_Entry]]:
+        with os.scandir(folder) as entries:
+            yield map(_Entry, entries)
+
+    monkeypatch.setattr(checkpoint, "_scandir", scandir)
+    libraries = tmp_path / "venv" / "lib"
+    (libraries / "mounted").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    for folder in (libraries, libraries.parent):
+        folder.chmod(0o555)
+    device = tmp_path.stat().st_dev
+    interpreter: Any = SimpleNamespace(
+        map=SimpleNamespace(places={"/tmp": str(tmp_path)}, files=()), images=SimpleNamespace(device=device)
+    )
+    taken, _ = checkpoint._files(interpreter)
+    assert [file.path for file in taken] == [str(tmp_path / "mine")]
+    (tmp_path / "mine" / "locked").mkdir(mode=0o555)
+    with pytest.raises(checkpoint.CannotFork, match="a folder in its scratch is locked"):
+        checkpoint._files(interpreter)
+    for folder in (libraries.parent, libraries):
+        folder.chmod(0o755)

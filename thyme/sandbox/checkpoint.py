@@ -31,7 +31,7 @@ READY = b'{"held":null}'
 _MOST_BYTES = 64 << 20
 """Of files that are taken along: they pass through memory."""
 _FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
-_ALL = stat.S_IRWXU
+_ALL, _READ = stat.S_IRWXU, stat.S_IRUSR | stat.S_IXUSR
 _LIMITS = range(16)
 _HOME = paths.HOME.rstrip("/")
 _UNSAFE = re.compile(r"[^\w ,:/.-]", re.ASCII)
@@ -119,6 +119,8 @@ def _files(interpreter: Interpreter) -> tuple[list[_File], dict[tuple[int, int],
                     raise CannotFork(f"there is more than {_MOST_BYTES >> 20} MiB in its files")
                 if is_folder:
                     if mode & _ALL != _ALL:
+                        if mode & _READ == _READ and _leads_to_mounts(path, device):
+                            continue
                         raise CannotFork("a folder in its scratch is locked")
                     folders.append(_File(path, mode, None))
                     pending.append(path)
@@ -129,6 +131,17 @@ def _files(interpreter: Interpreter) -> tuple[list[_File], dict[tuple[int, int],
         facts = _stat(path)
         places[facts.st_dev, facts.st_ino] = path
     return folders + [file for _, file in sorted(files, key=_age)], places
+
+
+def _leads_to_mounts(folder: str, device: int) -> bool:
+    """Whether all that is in a folder is mounted there, or leads to what is: every child begins with it, as where
+    installed packages lie below /tmp."""
+    with _scandir(folder) as entries:
+        found = [(folder + "/" + entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    return bool(found) and all(
+        facts.st_dev != device or (stat.S_ISDIR(facts.st_mode) and _leads_to_mounts(path, device))
+        for path, facts in found
+    )
 
 
 def _age(file: tuple[int, _File]) -> int:
