@@ -1,12 +1,16 @@
 """What every test shares: the interpreter switch, seeds, threads, the one table of tolerances, the tiny family."""
 
 import os
+import signal
 
 import torch
 
 if not torch.cuda.is_available():
     # Triton decides at import between compiling and interpreting, so this must precede every kernel import.
     os.environ["TRITON_INTERPRET"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what it runs in the background; it would pass on to every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -45,6 +45,7 @@ class Peer:
     def _sessions(self, work: Workload) -> Outputs:
         """Through the step loop, as a rollout loop drives an engine; a later turn is a request with all before it."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
         history = [list(session.prompt) for session in work.sessions]
@@ -56,7 +57,13 @@ class Peer:
             self.number += 1
             length = work.sessions[index].lengths[turn]
             params = SamplingParams(
-                n=work.n, temperature=work.temperature, max_tokens=length, ignore_eos=True, detokenize=False, logprobs=0
+                n=work.n,
+                temperature=work.temperature,
+                max_tokens=length,
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,  # else a request of several samples ends with its last alone
             )
             name = str(self.number)
             engine.add_request(name, {"prompt_token_ids": list(history[index])}, params)

@@ -382,4 +382,5 @@ def test_autopep8_is_asked_last_and_under_a_bound() -> None:
     assert tidied(crooked) == "if True:\n    x = 1\n"
     assert tidied("x = 1\n\\\n\n  y = 2\n") is None  # a stray backslash line makes autopep8 loop for ever
     assert tidied(crooked + "#" * MAX_CHARACTERS) is None
+    assert tidied("x\n    y\nx = (\n'''\n```\n'''") is None  # an IndexError inside of autopep8
     assert sys.gettrace() is None or "tidy" not in repr(sys.gettrace())

@@ -55,7 +55,8 @@ def trace(rollout: Rollout) -> Panel:
         before, _, _ = turn.text.partition("<code>")
         parts.append(Text(before.strip()))
         if turn.code is not None:
-            parts.append(Syntax(turn.code, "python", background_color="default"))
+            code = Syntax(turn.code, "python", background_color="default")
+            parts += [Text("<code>", style="dim"), code, Text("</code>", style="dim")]
         if turn.output_text:
             parts.append(Text(turn.output_text, style="cyan"))
     right = is_correct(rollout)

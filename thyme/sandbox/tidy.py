@@ -17,7 +17,8 @@ class _OutOfSteps(BaseException):
 
 
 def tidied(text: str) -> str | None:
-    """The text with its indentation tidied; None if that would cost too much, or loses or adds a line."""
+    """The text with its indentation tidied; None if that would cost too much, loses or adds a line, or is more than
+    autopep8 can bear."""
     if len(text) > MAX_CHARACTERS:
         return None
     import autopep8
@@ -37,7 +38,7 @@ def tidied(text: str) -> str | None:
     sys.settrace(count)
     try:
         out = str(autopep8.fix_code(text, options={"select": ["E1", "W1"], "aggressive": 0}))
-    except _OutOfSteps:
+    except (Exception, _OutOfSteps):  # whatever trips it, the snippet's own error is what the model must see
         return None
     finally:
         sys.settrace(before)

@@ -119,19 +119,21 @@ def rollout_metrics(groups: Sequence[Sequence[Rollout]], *, rollout_s: float, we
     """
     rollouts = [rollout for group in groups for rollout in group]
     sampled = np.array([rollout.num_sampled for rollout in rollouts])
+    drawn = sum(rollout.num_drawn for rollout in rollouts)
     staleness = weight_version - np.concatenate([rollout.weight_versions[rollout.sampled] for rollout in rollouts])
     statuses = Counter(rollout.status for rollout in rollouts)
     cut = statuses[RolloutStatus.LENGTH] + statuses[RolloutStatus.CONTEXT]
     out: Metrics = {
         "completion_length/mean": float(sampled.mean()),
         "completion_length/clipped_ratio": cut / len(rollouts),
+        "rollout/drawn_tokens": float(drawn),
         "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
         "rollout/tool_calls": float(np.mean([rollout.num_code for rollout in rollouts])),
         "rollout/code_share": float(np.mean([rollout.num_code > 0 for rollout in rollouts])),
         "rollout/images": float(np.mean([len(rollout.images) for rollout in rollouts])),
         "rollout/staleness_mean": float(staleness.mean()),
         "rollout/staleness_max": float(staleness.max()),
-        "perf/rollout_tok_per_s": sum(rollout.num_drawn for rollout in rollouts) / rollout_s,
+        "perf/rollout_tok_per_s": drawn / rollout_s,
     }
     out |= {f"rollout/ended/{status.value}": count / len(rollouts) for status, count in statuses.items()}
     results = [turn.result for rollout in rollouts for turn in rollout.turns if turn.result is not None]
