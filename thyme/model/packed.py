@@ -8,11 +8,16 @@ than `F.linear`'s: equal up to rounding, not to the bit.
 A packed weight is a copy that follows its source. The view owns it, nobody else sees it, and `PackedView.refresh` makes
 it anew once the source was written or replaced. All else in the view (norms, embedding, adapters, biases) is the
 model's own.
+
+Such products are so fast that the memory of their results counts: glibc gives it back to the system when a result is
+freed, and the next result's pages are zeroed anew. So the first view of a process has glibc keep what is freed.
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +29,9 @@ from thyme.model.model import Model
 
 _MIN_PRODUCTS = 1 << 19
 """Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
+_LARGEST_KEPT = 128 << 20
+"""Bytes of a result whose memory is kept; of all that is free at the end of the heap twice as many."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class PackedLinear(nn.Module):
@@ -106,6 +114,7 @@ class PackedView:
     def __init__(self, model: Model, head_dtype: torch.dtype | None = None) -> None:
         self._source = model
         self._head_dtype = head_dtype
+        _keep_freed_memory()
         self._build()
 
     def _build(self) -> None:
@@ -156,6 +165,15 @@ class PackedView:
         linear = PackedLinear(source)
         self._linears.append(linear)
         return linear
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """For the whole process; nothing where the C library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_KEPT)
 
 
 def can_pack(model: Model) -> bool:
