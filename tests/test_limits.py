@@ -1,5 +1,5 @@
-"""Every number of the three configs that bound something: a fraction, nothing that is a number, a text or a truth value is
-refused where it is given, by name, and not by a step hours later."""
+"""Every number of the configs that bound something: a fraction, NaN, a text or a truth value is refused where it is
+given, by name, and not by a step hours later."""
 
 import math
 from dataclasses import fields

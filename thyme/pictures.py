@@ -92,8 +92,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _halve_clear_colour(image: Image.Image) -> None:
     """Of 16-bit colours Pillow keeps the upper halves, but the whole of the one that stands for transparent."""
-    clear = image.info.get("transparency")
-    if isinstance(clear, tuple) and (image.tile and image.tile[0].args == "RGB;16B" or max(clear) > 255):
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if isinstance(clear, tuple) and ((tiles and tiles[0].args == "RGB;16B") or max(clear) > 255):
         image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 

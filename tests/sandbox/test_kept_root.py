@@ -18,7 +18,8 @@ _LOOK = """
 import os
 for folder in ('/mnt/data', '/mnt/data/temp_processed_images', '/tmp'):
     facts = os.stat(folder)
-    print(folder, sorted(os.listdir(folder)), facts.st_atime_ns, facts.st_mtime_ns, oct(facts.st_mode), facts.st_uid == os.getuid(), facts.st_nlink, facts.st_ino)
+    print(folder, sorted(os.listdir(folder)), facts.st_atime_ns, facts.st_mtime_ns, oct(facts.st_mode))
+    print(facts.st_uid == os.getuid(), facts.st_gid == os.getgid(), facts.st_nlink, facts.st_ino, facts.st_size)
 room = os.statvfs('/')
 print(room.f_bfree, room.f_ffree, room.f_files, room.f_flag)
 """
@@ -71,7 +72,7 @@ def test_a_root_as_it_was_made_is_used_again(code: str, alone: Sandbox) -> None:
         "open('x', 'w').close(); os.remove('x')",
         "open('/mnt/data/x', 'w').close(); os.remove('/mnt/data/x')",
         "os.rmdir('/mnt/data/temp_processed_images'); os.mkdir('/mnt/data/temp_processed_images')",
-        "os.rename('/mnt/data/temp_processed_images', '/tmp/x'); os.rename('/tmp/x', '/mnt/data/temp_processed_images')",
+        "home = os.getcwd(); os.rename(home, '/tmp/x'); os.rename('/tmp/x', home)",
         "os.mkdir('/tmp/x'); os.rmdir('/tmp/x')",
         "import tempfile; tempfile.NamedTemporaryFile().close()",
         "Image.new('RGB', (4, 4)).save('x.png'); os.remove('x.png')",
