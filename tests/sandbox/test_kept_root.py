@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.sandbox.host import eventually, server_of, snippets_of
 from tests.sandbox.test_root import is_mounted
-from thyme.sandbox import Sandbox, SandboxConfig
+from thyme.sandbox import Sandbox, SandboxConfig, Status
 
 # Names, rights, numbers, room, mounts' flags: all that a root has beside the times at which it was made.
 _LOOK = """
@@ -75,6 +75,8 @@ def test_a_root_as_it_was_made_is_used_again(code: str, alone: Sandbox) -> None:
         "home = os.getcwd(); os.rename(home, '/tmp/x'); os.rename('/tmp/x', home)",
         "os.mkdir('/tmp/x'); os.rmdir('/tmp/x')",
         "import tempfile; tempfile.NamedTemporaryFile().close()",
+        "import tempfile; tempfile.TemporaryFile().close()",
+        "os.close(os.open('/mnt/data', os.O_TMPFILE | os.O_WRONLY))",
         "Image.new('RGB', (4, 4)).save('x.png'); os.remove('x.png')",
     ],
 )
@@ -99,6 +101,14 @@ def test_the_next_snippet_cannot_tell(alone: Sandbox) -> None:
         root_after(alone, code)
         assert is_idle(alone)
         assert alone.run(_LOOK).stdout == first.stdout
+
+
+def test_a_root_that_cannot_be_entered_is_not_tried_again(alone: Sandbox) -> None:
+    one, next_one = root_after(alone, "pass")
+    assert one == next_one
+    assert alone.run(f"{_NUMBER}; os._exit(3)").status is Status.CRASHED
+    assert is_idle(alone)
+    assert alone.run(_NUMBER).stdout.strip() != one
 
 
 def test_without_the_filter_none_is_used_again() -> None:

@@ -310,9 +310,9 @@ class ForkLoop:
         id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        root = self._left_by(ended)
-        ended.close()
         status, cpu_s = self._template.reap(ended.pid)
+        root = self._left_by(ended) if os.waitstatus_to_exitcode(status) <= 0 else None  # as if it could not enter it
+        ended.close()
         self.slots.release(ended.place, root)
         over_quota = pidfd in self._over_quota
         self._over_quota.discard(pidfd)
@@ -322,16 +322,14 @@ class ForkLoop:
 
     def _left_by(self, child: ForkedChild) -> KeptRoot | None:
         """The root of a child that has ended, where the next one can have it."""
-        root = child.place.root
         if self._plan.root is None or self._plan.seccomp is None:  # without, the child could hide what it did
             return None
+        root = child.place.root
         with contextlib.suppress(OSError):
             if root is None and not child.furnished:
-                root = KeptRoot(self._plan.root, self._plan, child.namespace(0.0))
+                return KeptRoot.of(self._plan.root, self._plan, child.namespace(0.0))
             if root is not None and root.is_untouched():
                 return root
-        if root is not None:
-            root.close()
         return None
 
     def _watch_scratch(self) -> None:

@@ -73,6 +73,8 @@ class BaseRoot:
         self._tops, self._readable = tops, readable
         self._namespace, self._proc = namespace, proc
         self._usual = self.layout()
+        self.num_inodes = 1 + len(self._usual.folders) + len(self._usual.files)
+        """Of the usual root of a child, its own included."""
 
     def layout(self, *images: Image) -> Layout:
         """What to make a root of: whole tops are moved, except where an image needs folders of its own in one."""

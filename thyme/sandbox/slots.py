@@ -90,8 +90,9 @@ class Slots:
         if root is not None and len(self._kept) <= self._config.workers:  # one more than can be taken at once
             self._kept.append((place.slot, root))
         elif place.scratch is None:
-            if root is not None:
-                root.close()
+            for gone in (root, place.root):
+                if gone is not None:
+                    gone.close()
             self._taken.discard(place.slot)  # it went with the child's mount namespace
         else:
             self._wiping.append((place.slot, wipe(place.scratch, keep=True)))
