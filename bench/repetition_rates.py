@@ -425,8 +425,26 @@ def _progress(rng: random.Random) -> Iterator[Text]:
     )
 
 
+def _truths(rng: random.Random) -> Iterator[Text]:
+    """Lists of values that are words."""
+    n = rng.randint(60, 300)
+    for values in (
+        ("True", "False"),
+        ("true", "false"),
+        ("None",),
+        ("null",),
+        ("True", "False", "False", "True", "None"),
+    ):
+        cells = [values[i % len(values)] for i in range(n)]
+        yield Text("list of truth values", f"flags = [{', '.join(cells)}]")
+        if len(values) > 1:  # one token over and over is stopped, whatever it is
+            yield Text("list of truth values", f"[{' '.join(cells)}]")
+        yield Text("list of truth values", ",\n".join(cells))
+
+
 def _listed(rng: random.Random) -> Iterator[Text]:
     """Lists and forms of speech in which lines resemble each other."""
+    yield from _truths(rng)
     n = rng.randint(15, 60)
     bases = "".join(rng.choice("ACGT") for _ in range(60 * n))
     yield Text("DNA", "".join(f"{bases[i : i + 60]}\n" for i in range(0, len(bases), 60)))
@@ -569,6 +587,22 @@ def _verses() -> Iterator[Text]:
     yield Text(
         "poem with a refrain", ("Holy, holy, holy, Lord of all,\nheaven and earth are full of your glory.\n") * 3
     )
+    verse = (
+        "I left my home when I was young,\nwith half a song upon my tongue,\nand every town that I passed through\n"
+        "had someone there who sang it too.\n\n"
+    )
+    for refrain in (
+        "Give us a song of peace tonight,\nsing it low and sing it bright,\nover the water, over the hill,\nuntil the "
+        "whole wide world is still.\n",
+        "Hey now, lady, don't you cry,\nthe morning sun will dry your eye,\nthe road is long, the road is wide,\nand "
+        "I'll be walking by your side.\n",
+        "Oh, the river runs down to the sea,\nand it carries my heart back to me.\n",
+        "Who are we? The boys in blue!\nWhat do we do? We win for you!\n",
+        "Der Wind, der weht, der Fluss, der flie\u00dft,\nund alles, was du siehst, ist das, was bleibt.\n",
+        "Na na na na, na na na na,\nhey hey hey, goodbye.\n",
+    ):
+        yield Text("refrain five times", f"{verse}{refrain * 5}\n{verse}")
+        yield Text("refrain five times", refrain * 5)
 
 
 def _words(text: str) -> list[str]:
@@ -597,6 +631,15 @@ _OPENINGS = (
 _PHRASES = {
     "word": ["no ", "the ", "very ", "and ", "red ", "image "],
     "word and mark": ["no, ", "yes. ", "Wait, ", "Hmm... ", "ha ", "Yes!\n", "okay, okay. ", "blue, "],
+    "joined words": [
+        "left-right-",
+        "left - right - ",
+        "yes / no / ",
+        "up \u2192 down \u2192 ",
+        "red-green-blue-",
+        "north -> east -> south -> west -> ",
+        "in-out-in-out, ",
+    ],
     "phrase": [
         "of the image ",
         "in the top left corner of the ",

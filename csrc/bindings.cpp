@@ -89,17 +89,17 @@ void bind_detector(py::module_& m, const char* name) {
     py::class_<Detector>(m, name)
         .def(py::init([](uint32_t window, double ratio, uint32_t min_tokens, uint32_t min_tail_tokens, std::vector<uint32_t> copies,
                          uint32_t structured_copies, uint32_t structured_tokens, double max_data_share, uint32_t min_numbers, uint32_t min_distinct,
-                         uint32_t near_tokens, uint32_t near_copies, uint32_t near_max_period, uint32_t near_edit_cost, uint32_t near_line_cost, double near_row_share, double near_word_share, double near_mark_share,
+                         uint32_t near_tokens, uint32_t near_copies, uint32_t near_exact_copies, uint32_t near_max_period, uint32_t near_edit_cost, uint32_t near_line_cost, double near_row_share, double near_word_share, double near_mark_share,
                          const ByteArray& classes, uint32_t capacity) {
                  return std::make_unique<Detector>(
                      thyme::RepetitionLimits{window, ratio, min_tokens, min_tail_tokens, std::move(copies), structured_copies,
-                                             structured_tokens, max_data_share, min_numbers, min_distinct, near_tokens, near_copies, near_max_period,
+                                             structured_tokens, max_data_share, min_numbers, min_distinct, near_tokens, near_copies, near_exact_copies, near_max_period,
                                              near_edit_cost, near_line_cost, near_row_share, near_word_share, near_mark_share},
                      classes, capacity);
              }),
              py::kw_only(), py::arg("window"), py::arg("ratio"), py::arg("min_tokens"), py::arg("min_tail_tokens"), py::arg("copies"),
              py::arg("structured_copies"), py::arg("structured_tokens"), py::arg("max_data_share"), py::arg("min_numbers"), py::arg("min_distinct"),
-             py::arg("near_tokens"), py::arg("near_copies"), py::arg("near_max_period"), py::arg("near_edit_cost"), py::arg("near_line_cost"), py::arg("near_row_share"), py::arg("near_word_share"), py::arg("near_mark_share"),
+             py::arg("near_tokens"), py::arg("near_copies"), py::arg("near_exact_copies"), py::arg("near_max_period"), py::arg("near_edit_cost"), py::arg("near_line_cost"), py::arg("near_row_share"), py::arg("near_word_share"), py::arg("near_mark_share"),
              py::arg("classes").noconvert(), py::arg("capacity"))
         .def("open", &Detector::open)
         .def("fork", &Detector::fork, py::arg("slot"))

@@ -127,7 +127,7 @@ constexpr struct {
     {"SYS_prctl", SYS_prctl},         {"SYS_prlimit64", SYS_prlimit64},   {"SYS_setgroups", SYS_setgroups},
     {"SYS_setns", SYS_setns},         {"SYS_setresgid", SYS_setresgid},   {"SYS_setresuid", SYS_setresuid},
     {"SYS_umask", SYS_umask},         {"SYS_umount2", SYS_umount2},       {"SYS_unshare", SYS_unshare},
-    {"SYS_write", SYS_write},
+    {"SYS_utimensat", SYS_utimensat}, {"SYS_write", SYS_write},
     {"MOST_CALLS", thyme::kMostCalls},
     {"MOST_PAGES_BYTES", thyme::kMostPages * sizeof(thyme::Pages)}, {"SEND_DESCRIPTORS", thyme::kSendDescriptors}, {"CLOSE_FROM", thyme::kCloseFrom},
 };

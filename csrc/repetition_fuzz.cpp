@@ -118,6 +118,9 @@ static bool naive_near(const Tokens& s, const std::vector<int32_t>& scores, cons
         if (scores[p] < std::max(scores[p - 1], scores[p + 1])) continue;
         const size_t copies = 1 + score / p;
         if (copies * p > n) return false;
+        size_t equal = 0;
+        while (equal + p < n && s[n - 1 - equal] == s[n - 1 - equal - p]) ++equal;
+        if (equal < limits.near_edit_cost || (equal >= score && copies < limits.near_exact_copies)) return false;
         const size_t judged = std::min<size_t>(n, limits.near_tokens);
         const Tokens last(s.end() - static_cast<ptrdiff_t>(judged), s.end());
         const double written = static_cast<double>(judged) - count(last, classes, thyme::kBlank);
@@ -148,7 +151,7 @@ int main(int argc, char** argv) {
         for (uint32_t p = is_long ? pick(20, 90) : pick(1, 12); p > 0; --p) limits.copies.push_back(pick(2, is_long ? 16 : 8));
         limits.structured_copies = pick(2, 12), limits.structured_tokens = pick(1, 40);
         limits.max_data_share = pick(0, 3) / 3.0, limits.min_numbers = pick(1, 3), limits.min_distinct = pick(1, 5);
-        limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_edit_cost = pick(1, 5);
+        limits.near_tokens = pick(0, 20), limits.near_copies = pick(2, 4), limits.near_exact_copies = pick(2, 7), limits.near_edit_cost = pick(1, 5);
         limits.near_line_cost = limits.near_edit_cost + pick(0, 6), limits.near_row_share = pick(0, 4) / 4.0;
         limits.near_max_period = is_long ? pick(1, 60) : pick(1, 12);
         if (is_long) limits.structured_tokens = pick(100, 300), limits.near_tokens *= pick(1, 8);

@@ -76,7 +76,7 @@ class NearScores {
                is_any_reached(state.scores.data() + state.first_score, target_.data(), periods_);
     }
 
-    // Whether a score that has reached its target stands for whole copies.
+    // Whether a score that has reached its target stands for whole copies that go on, enough of them where no token differs.
     bool check(const Segment& segment, const ScoreState& state, RepetitionHit& hit) const {
         const uint32_t length = segment.length();
         const int16_t* scores = state.scores.data() + state.first_score;
@@ -84,8 +84,11 @@ class NearScores {
         while (lane >= 0 && (scores[lane] < target_[lane] || scores[lane] < std::max(scores[lane - 1], scores[lane + 1]))) --lane;
         if (lane < 0) return false;
         const uint32_t period = periods_ - static_cast<uint32_t>(lane);
-        const auto copies = 1 + static_cast<uint32_t>(scores[lane]) / period;
+        const auto repeated = static_cast<uint32_t>(scores[lane]);
+        const auto copies = 1 + repeated / period;
         if (copies * period > length) return false;
+        const uint32_t equal = num_equal(segment, period, copies < limits_.near_exact_copies ? repeated : limits_.near_edit_cost);
+        if (equal < limits_.near_edit_cost || (equal >= repeated && copies < limits_.near_exact_copies)) return false;
         hit = {RepetitionRule::kNear, length - 1, length - copies * period, period, copies};
         return true;
     }
@@ -108,6 +111,15 @@ class NearScores {
                            static_cast<int16_t>(edit_cost), static_cast<int16_t>(span_), periods_);
         state.is_scored = most >= static_cast<int16_t>(span_);
         return most >= least_target_;
+    }
+
+    // How many of the latest tokens equal the one `period` before, as far as `most` of them.
+    static uint32_t num_equal(const Segment& segment, uint32_t period, uint32_t most) {
+        const int32_t* now = segment.end() - 1;
+        const uint32_t end = std::min(most, segment.length() - period);
+        uint32_t count = 0;
+        while (count < end && now[-static_cast<ptrdiff_t>(count)] == now[-static_cast<ptrdiff_t>(count + period)]) ++count;
+        return count;
     }
 
     // Whether the segment has repeated itself for the last span_ tokens, or seems to.

@@ -25,6 +25,7 @@ struct RepetitionLimits {
     uint32_t min_distinct;
     uint32_t near_tokens;  // 0 where the near rule is off
     uint32_t near_copies;
+    uint32_t near_exact_copies;
     uint32_t near_max_period;
     uint32_t near_edit_cost;
     uint32_t near_line_cost;  // no less than near_edit_cost

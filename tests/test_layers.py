@@ -21,11 +21,12 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "interrupt": set(),
     "pictures": set(),
+    "limits": set(),
     "trace": set(),
-    "sandbox": {"_fork", "pictures"},
+    "sandbox": {"_fork", "pictures", "limits"},
     "model": {"kernels", "pictures"},
-    "engine": {"model", "kernels", "repetition", "trace"},
-    "rollout": {"engine", "sandbox", "model", "pictures", "trace"},
+    "engine": {"model", "kernels", "repetition", "trace", "limits"},
+    "rollout": {"engine", "sandbox", "model", "pictures", "trace", "limits"},
     "rewards": {"rollout", "trace"},
     "data": {"rollout", "model", "pictures"},
     "build": {"config", "pictures", "sandbox", "rollout", "rewards", "data"},
@@ -122,13 +123,13 @@ def test_nothing_imports_tests_bench_or_the_name_kernels() -> None:
 
 
 def test_configs_import_the_standard_library_only() -> None:
-    paths = [p for _, p in sources() if p.name == "config.py" or p.name in {"options.py", "help.py"}]
+    paths = [p for _, p in sources() if p.name == "config.py" or p.name in {"options.py", "help.py", "limits.py"}]
     assert len(paths) >= 7
     for path in paths:
         for name in imports(path):
             top = name.split(".")[0]
             same_part = name.startswith(f"thyme.{path.parent.name}")
-            light = name.startswith(("thyme.config", "thyme.options")) or ".config" in name
+            light = name.startswith(("thyme.config", "thyme.options", "thyme.limits")) or ".config" in name
             assert top in sys.stdlib_module_names or same_part or light, f"{path.relative_to(ROOT)} imports {name}"
 
 

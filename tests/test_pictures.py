@@ -2,7 +2,9 @@
 
 import io
 import random
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,28 @@ def test_a_sixteen_bit_file_is_no_white_square(form: str, tmp_path: Path) -> Non
     Image.fromarray(RAMP).save(tmp_path / "scan.img", form)
     grey = np.asarray(read_picture(tmp_path / "scan.img"))
     assert (grey[0, :, 0] == np.arange(256)).all()
+
+
+@pytest.mark.parametrize(("bits", "order"), [(8, "<"), (8, ">"), (16, "<")])  # Pillow reads no other one
+def test_a_tiff_whose_zero_is_white_is_no_negative(bits: int, order: str) -> None:
+    """By hand, as Pillow writes none: 256 x 1, from black to white."""
+    values = np.arange(255, -1, -1) * (257 if bits == 16 else 1)
+    pixels = values.astype(f"{order}u{bits // 8}").tobytes()
+    tags = ((256, 256), (257, 1), (258, bits), (259, 1), (262, 0), (273, 110), (277, 1), (279, len(pixels)))
+    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = struct.pack(f"{order}2sHIH", {"<": b"II", ">": b"MM"}[order], 42, 8, len(tags))
+    data = (head + entries + bytes(4)).ljust(110, b"\0") + pixels
+    assert np.array_equal(np.asarray(read_picture(data))[0, :, 0], np.arange(256))
+
+
+def test_the_clear_colour_of_a_sixteen_bit_png() -> None:
+    """By hand too. A dark one, of which the lower half of each channel says more than the upper."""
+    clear, other = struct.pack(">3H", 300, 40, 9), struct.pack(">3H", 40_000, 40, 9)
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), (b"tRNS", clear))
+    parts += ((b"IDAT", zlib.compress(b"\0" + clear + other)), (b"IEND", b""))
+    chunks = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts]
+    image = read_picture(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (156, 0, 0)]
 
 
 def test_a_dark_sixteen_bit_picture_stays_dark() -> None:

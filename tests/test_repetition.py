@@ -151,6 +151,7 @@ def test_reference_near_by_hand() -> None:
         copies=((6, 30_000),),
         near_tokens=9,
         near_copies=2,
+        near_exact_copies=2,
         near_edit_cost=2,
         near_row_share=1.0,
         near_word_share=0.0,
@@ -184,6 +185,12 @@ def test_reference_near_by_hand() -> None:
     assert repetition_ref(counted, replace(config, near_word_share=0.1)) is None  # no token is known to be a word
     words = np.ones(10, np.uint8)
     assert repetition_ref(counted, replace(config, near_word_share=0.1), words) == hit.index
+    # Copies in which nothing differs must be more; where they end, they are not copies with an edit.
+    exact, refrain = [*abcd * 3, 1], replace(config, near_exact_copies=5)
+    assert repetition_ref(exact, config) == 12
+    assert repetition_ref([*abcd * 4, 9, 8, 7, 6], refrain) is None
+    assert repetition_ref(abcd * 5, refrain) == 19
+    assert repetition_ref([*abcd * 2, 9, 2, 3, 4, *abcd * 3], refrain) == 18
     # Where rows end, a word is no edit, but another line; a number is an edit still.
     rows = np.array([*[1] * 4, TokenClass.WORD | TokenClass.ROW, *[1] * 5], np.uint8)
     lines = replace(config, near_line_cost=6, near_row_share=0.1, max_data_share=1.0)
@@ -205,8 +212,9 @@ def test_reference_near_by_hand() -> None:
             "WORD",
         ),
         ("1, 7,  3, \u00bd, 2nd", "NUMBER"),
-        ('[, ":,  |, |, =, #, `, ;, :, .append, _name, <td, \\frac, \tyes, \t, .., ...., $, \U0001f600,  -', "MARK"),
-        ('.; ,; !; ?; ...; \u3002; "; ."; ,\u201d', ""),
+        ('[, ":,  |, |, =, #, `, ;, :, .append, _name, <td, \\frac, \tyes, \t, .., ...., $, \U0001f600,  --', "MARK"),
+        ('.; ,; !; ?; ...; \u3002; "; ."; ,\u201d; -;  - ; /;  -> ; \u2192', ""),
+        (" True, None, null,  false", "WORD|NUMBER"),
         (" (see", "WORD|MARK"),
         (" boxed", "WORD|ANSWER"),
         ("\\boxed", "MARK|ANSWER"),
@@ -249,6 +257,7 @@ def configs(draw: st.DrawFn) -> RepetitionConfig:
         min_distinct=draw(st.integers(1, 5)),
         near_tokens=draw(st.integers(0, 20)),
         near_copies=draw(st.integers(2, 4)),
+        near_exact_copies=draw(st.integers(2, 6)),
         near_max_period=draw(st.integers(1, 12)),
         near_edit_cost=(edit_cost := draw(st.integers(1, 5))),
         near_line_cost=edit_cost + draw(st.integers(0, 6)),

@@ -37,4 +37,5 @@ SYS_setresuid: int
 SYS_umask: int
 SYS_umount2: int
 SYS_unshare: int
+SYS_utimensat: int
 SYS_write: int

@@ -21,6 +21,7 @@ class RepetitionDetector:
         min_distinct: int,
         near_tokens: int,
         near_copies: int,
+        near_exact_copies: int,
         near_max_period: int,
         near_edit_cost: int,
         near_line_cost: int,

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_PHOTOMETRIC = 262
+"""TIFF's tag; 0 where 0 is white, which Pillow minds up to eight bits."""
 _ROUNDING = 1e-3
 """How far fractions may lie outside of 0..1."""
 
@@ -56,10 +58,12 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
         ValueError: it cannot be decoded, or its mode has no colours that could be shown.
     """
     try:
+        is_inverted = image.mode in _SIXTEEN_BITS and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+        _halve_clear_colour(image)
         image.load()
         image = upright(image)
         if image.mode in _SIXTEEN_BITS or image.mode in ("I", "F"):
-            return _grey_to_rgb(image)
+            return ImageOps.invert(_grey_to_rgb(image)) if is_inverted else _grey_to_rgb(image)
         if image.has_transparency_data:
             return _on_white(image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA"))
         if image.mode == "LAB":
@@ -84,6 +88,13 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # whatever a damaged block makes the parser raise
         return image
+
+
+def _halve_clear_colour(image: Image.Image) -> None:
+    """Of 16-bit colours Pillow keeps the upper halves, but the whole of the one that stands for transparent."""
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if isinstance(clear, tuple) and ((tiles and tiles[0].args == "RGB;16B") or max(clear) > 255):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:

@@ -8,6 +8,7 @@ sampled since it was opened or restarted):
 - tail: the segment ends in c exact copies of a block of p <= max_period tokens that is no power of a shorter block (so
   p is the smallest period of those copies), with c >= copies(p) and c * p >= min_tail_tokens.
 - near: the segment ends in copies that differ by a few edits, as under a counter that increments: see near_scores.
+  Copies in which no token differs are a refrain up to near_exact_copies of them.
 
 Exact copies are no sign of degeneration in data: a matrix of zeros, an empty form, an attendance sheet repeat because
 what they describe does. So the copies of a block that is not plain, of a "structured" one, must number
@@ -50,9 +51,10 @@ class TokenClass(IntFlag):
     """Letters, with a space, an opening quote, bracket or dash, or a full-width mark before them at most; or the
     beginning of one."""
     NUMBER = 2
-    """Digits."""
+    """Digits; with WORD a value in data: True, null."""
     MARK = 4
-    """A mark that prose has few of: brackets, opening quotes, pipes, colons, letters after one as in ".append"."""
+    """A mark that prose has few of: brackets, opening quotes, pipes, colons, letters after one as in ".append"; but not
+    what joins words, as in "left-right" and "yes / no"."""
     ROW = 8
     """May end a row: it holds a line break, or nothing is known about it."""
     BLANK = 16
@@ -65,6 +67,8 @@ _WORD, _NUMBER, _MARK, _ROW, _BLANK, _ANSWER = map(int, TokenClass)
 # A full-width mark and the word behind it are one token: Chinese has no space there.
 _BEFORE_A_WORD = "\"'(\\-\u2013\u2014\u2018\u201c\u00bf\u00a1*\u3001\u3002\uff0c\uff01\uff1f\uff1b"
 _BEGINS_A_WORD = re.compile(f"[{_BEFORE_A_WORD}][^\\W\\d_]").match
+_VALUES = frozenset(("True", "False", "None", "true", "false", "null", "TRUE", "FALSE", "NULL", "NaN", "nan"))
+_JOINS_WORDS = frozenset(("-", "/", "->", "\u2192"))
 # Full-width punctuation too; but two dots, or a row of them, lead to a number or wait to be filled in.
 _IS_PROSE_MARKS = re.compile("[.,\u2026\u2013\u2014\u3001\u3002\uff0c]|[.]{3}|[!?\uff01\uff1f]{1,3}").fullmatch
 _CLOSES_SPEECH = re.compile('[.,!?]?["\u201d][.!?]?').fullmatch  # in JSON and CSV more follows, or a space or line end
@@ -88,7 +92,7 @@ class RepetitionConfig:
         (1, 128),
         (2, 120),
         (3, 80),
-        *((period, max(3, -(-192 // period))) for period in range(4, 65)),
+        *((period, max(3, min(6, 1 + 252 // period), -(-192 // period))) for period in range(4, 86)),
         (512, 3),
     )
     """(largest period, copies of a plain block needed), ascending; the last entry covers all longer periods too."""
@@ -106,6 +110,8 @@ class RepetitionConfig:
     """Score that a period must reach under the near rule; 0 switches the rule off."""
     near_copies: int = 4
     """The score must reach (near_copies - 1) * period too."""
+    near_exact_copies: int = 6
+    """Copies needed where no token of them differs: a song's refrain comes five times in a row."""
     near_max_period: int = 256
     """Longest period of the near rule, in tokens, where max_period is no shorter."""
     near_edit_cost: int = 4
@@ -122,7 +128,7 @@ class RepetitionConfig:
     def __post_init__(self) -> None:
         for name, least in (
             *((name, 1) for name in ("window", "min_tokens", "max_period", "min_tail_tokens")),
-            *((name, 2) for name in ("structured_copies", "near_copies")),
+            *((name, 2) for name in ("structured_copies", "near_copies", "near_exact_copies")),
             *((name, 1) for name in ("structured_tokens", "min_numbers", "near_max_period", "near_edit_cost")),
             ("near_line_cost", self.near_edit_cost),
             ("near_tokens", 0),
@@ -193,6 +199,8 @@ def _class_of(raw: bytes) -> int:
     first = category(body[0])[0]
     if first == "N":
         return _NUMBER | row
+    if body in _VALUES:
+        return _WORD | _NUMBER | row
     if first in "LM" or _BEGINS_A_WORD(body):
         bracket = _MARK if body[0] == "(" else 0
         return _WORD | bracket | row | (_ANSWER if body == "boxed" else 0)
@@ -201,7 +209,7 @@ def _class_of(raw: bytes) -> int:
     if body[0] == "\N{REPLACEMENT CHARACTER}":  # part of a character, whose first byte says what it may be
         lead = raw.strip()[0]
         return (_WORD if 0xC3 <= lead <= 0xED and lead != 0xE2 else _MARK if lead == 0xE2 else 0) | row
-    if _IS_PROSE_MARKS(body) or (_CLOSES_SPEECH(text) and not row):
+    if _IS_PROSE_MARKS(body) or (body in _JOINS_WORDS and not row) or (_CLOSES_SPEECH(text) and not row):
         return row
     return _MARK | row
 
@@ -329,7 +337,9 @@ def near_scores(
     The rule looks at the periods whose score reaches max(near_tokens, (near_copies - 1) * p, near_edit_cost + 1) and is
     no smaller than those of p - 1 and p + 1, which it passes on to; the hit names the smallest of them. It fires where
     of the last near_tokens tokens that are not BLANK at least near_word_share are words, at most near_mark_share are
-    marks and at most max_data_share are numbers and marks, and where min_distinct of all or more than half differ.
+    marks and at most max_data_share are numbers and marks, and where min_distinct of all or more than half differ. The
+    last near_edit_cost tokens must equal those p before, as the end of a refrain does not; where as many do as the
+    score says there are near_exact_copies at least.
     """
     cost, periods = config.near_edit_cost, min(config.max_period, config.near_max_period)
     scores = [0] * (periods + 2)
@@ -434,11 +444,15 @@ def _near_ref(
     if not reached or config.near_tokens == 0:
         return None
     period = reached[0]
-    copies = 1 + scores[period] // period
+    repeated = scores[period]
+    copies = 1 + repeated // period
     judged = tokens[-config.near_tokens :]
     kinds, words, numbers, marks, _, written = _mix(judged, classes)
     if words < config.near_word_share * written or marks > config.near_mark_share * written:
         return None
     if _is_data(kinds, numbers, marks, written, config) or not _has_distinct(judged, config) or copies * period > n:
+        return None
+    equal = next((i for i in range(n - period) if tokens[n - 1 - i] != tokens[n - 1 - i - period]), n - period)
+    if equal < config.near_edit_cost or (equal >= repeated and copies < config.near_exact_copies):
         return None
     return RepetitionHit("near", n - 1, n - copies * period, period, copies)

@@ -80,6 +80,11 @@ def _check(tmp_path: Path, *rows: Any) -> CheckReport:
         (_rl(messages=[{"role": "user", "content": "<image>\udc00"}]), "the user's turn holds half a character"),
         (_sft("<think>\ud83d</think>\n<answer>3</answer>"), "response holds half a character"),
         (_rl(question=" "), "question must be text"),
+        (
+            _rl(question="\u200b\ufeff", messages=[{"role": "user", "content": "<image>\u2060"}]),
+            "question must be text",
+        ),
+        (_sft("<think>a</think>\n<answer>\u200b</answer>"), "the <answer> is empty"),
         (_rl(solution=3), "solution must be text"),
         (_rl(solution="<answer></answer>"), "the solution itself earns nothing"),
         # answers and tags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 
 from thyme.data.layouts.row import MARK, Kind, Row
@@ -27,14 +28,14 @@ def text_problems(row: Row, kind: Kind) -> Iterator[Refusal]:
     yield from broken
     if broken:
         return
-    if not asked(row):
+    if _is_blank(asked(row)):
         yield Refusal("text", "question must be text: the user's turn asks nothing")
     yield from _count_problems(row)
     if kind == "rl":
         if not solution_of(row):
             yield Refusal("no solution", "solution must be text: a question is rewarded by it")
         return
-    if row.response is None or not row.response.strip():
+    if row.response is None or _is_blank(row.response):
         yield Refusal("no response", "response must be text: a demonstration has an assistant's turn")
         return
     yield from (Refusal("tags", problem) for problem in tag_problems(row.response))
@@ -42,7 +43,7 @@ def text_problems(row: Row, kind: Kind) -> Iterator[Refusal]:
     if answer is None:
         message = "no <answer> that decoding would see: end the response with <answer>...</answer>"
         yield Refusal("no answer", message)
-    elif not answer:
+    elif _is_blank(answer):
         yield Refusal("empty answer", "the <answer> is empty: say one")
 
 
@@ -64,6 +65,11 @@ def solution_of(row: Row) -> str:
 def is_ours(system: str | None) -> bool:
     """Whether a row's system prompt is none or the one that rollouts are given, however it is spaced."""
     return system is None or system.split() == SYSTEM_PROMPT.split()
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing of a text is seen: spaces, and characters without a width of their own."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs") for character in text)
 
 
 def _encoding_problems(row: Row) -> Iterator[Refusal]:

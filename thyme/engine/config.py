@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from thyme.limits import check_numbers
+
 EngineDtype = Literal["model", "fp8"]
 AttentionName = Literal["auto", "triton", "flash_attn", "reference"]
 
@@ -92,6 +94,7 @@ class EngineConfig:
     """Do not log the size of the cache at start."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "EngineConfig")
         for name in (
             "block_size",
             "max_sequences",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from thyme.rewards import formulas
+from thyme.rewards.asked_unit import same_in_asked_unit
 from thyme.rewards.counts import asks_for_a_count, is_a_share, same_count
 from thyme.rewards.lists import same_list
 from thyme.rewards.moments import moment
@@ -33,6 +34,7 @@ _RANGE = re.compile(
 _BETWEEN = re.compile(r"between (.+?) and (.+)")
 _SUBTRACTION = re.compile(r"^\s*\(?\d[\d.,\s]*\)?(?:\s*-\s*\(?\d[\d.,\s]*\)?)+$")
 _ABOUT = re.compile(r"^(?:(?:approximately|approx\.?|about|around|roughly)\s+|[大]?约)(?=[\d.$€£¥-])", re.I)
+_AGED = re.compile(r"^(?:aged|age(?: of)?)\s+(?=\d)", re.I)
 _IN_YEAR = re.compile(r"^(?:in\s+)?(?:the\s+)?(?:year\s+(?:of\s+)?)?(?=\d{4}$)", re.I)
 _FALSEHOOD = re.compile(r"^[\d\s.]+=[\d\s.]+$")
 """An equation of two numbers that was not shortened to its right side: they differ."""
@@ -68,6 +70,8 @@ def _matches(answer: str, solution: str, question: str) -> bool:
         return _names(answer, given, wanted, options, question) or (is_name and _equivalent(answer, solution))
     if is_a_share(answer, solution, question):
         return False
+    if (verdict := same_in_asked_unit(answer, solution, question)) is not None:
+        return verdict
     if _equivalent(answer, solution):
         return given is None or given.letters != ()
     if _says(answer, solution, question):
@@ -106,7 +110,7 @@ def _says(answer: str, solution: str, question: str) -> bool:
     word = yes_or_no(folded(solution))
     if word is not None:
         return same_word(stated(answer, question), word)
-    return asks_for_a_count(question) and same_count(folded(answer), solution)
+    return asks_for_a_count(question) and same_count(folded(answer), solution, question)
 
 
 def _names(answer: str, given: Choice | None, wanted: Choice, options: Mapping[str, str], question: str) -> bool:
@@ -190,7 +194,7 @@ def _same_scalar(answer: str, reference: str) -> bool | None:
             answer = _IN_YEAR.sub("", answer)
         elif wanted_quantity.value.denominator != 1 or wanted_quantity.units:
             answer = _ABOUT.sub("", answer)  # what is measured is never exact; a count is
-    given_quantity = None if wanted_quantity is None else quantity(answer)
+    given_quantity = None if wanted_quantity is None else quantity(_AGED.sub("", answer))
     if given_quantity is None or wanted_quantity is None:
         return None
     return same(given_quantity, wanted_quantity)

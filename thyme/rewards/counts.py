@@ -26,6 +26,12 @@ _CHINESE_LEAD = re.compile(
     r"^(?:(?:这张|该)?(?:图片|图像|照片|画面|图)(?:中|里|上)?,? ?)?"
     r"(?:一共|总共|共计|总计|合计|共)?(?:有|是|为)?(?=[\d零一二三四五六七八九十百千两])"
 )
+_OFTEN = {"once": "1", "twice": "2", "thrice": "3"}
+_GROUPS = {"pair": "2", "dozen": "12", "half dozen": "6", "half a dozen": "6"}
+_NONE = re.compile(
+    r"(?:there (?:is|are|was|were) |(?:i|we) (?:can )?see )?(?:none|no ([a-z]{3,}))"
+    r"(?: (?:in|on) (?:the |this )?(?:image|picture|photo|photograph|scene))?"
+)
 _SHARE = re.compile(r"%|\bper ?cent|百分之", re.I)
 # A word of these makes a number a bound, a guess or another's: "at least 4", "4 or 5", "not 4", "4 wrong ones".
 _UNSURE_WORDS = """
@@ -65,15 +71,25 @@ def counted(text: str) -> Fraction | None:
     return value
 
 
-def same_count(answer: str, reference: str) -> bool:
-    """Whether a sentence, folded, says the number that a normal reference is."""
-    answer = _CHINESE_LEAD.sub("", answer)
+def same_count(answer: str, reference: str, question: str) -> bool:
+    """Whether a sentence, folded, says the number that a normal reference is, to the question of how many."""
+    answer = _as_number(_CHINESE_LEAD.sub("", answer.rstrip(" .!")), question.casefold())
     wanted = quantity(reference, decimal_comma=False)
     if wanted is None or wanted.value.denominator != 1 or not all(unit.startswith("one ") for unit in wanted.units):
         return False
     if (said := quantity(answer, decimal_comma=False)) is not None and not said.units:
         return said.value == wanted.value
     return counted(answer) == wanted.value
+
+
+def _as_number(answer: str, question: str) -> str:
+    """The number in digits that some words say: "none", "no dogs" of dogs, "twice" and "3 times" of times, "a pair"."""
+    if re.search(r"\btimes\b", question):
+        answer = _OFTEN.get(answer, re.sub(r"(?<=\w) times?$", "", answer))
+    elif answer in _GROUPS and answer.split()[-1] not in question:
+        return _GROUPS[answer]
+    none = _NONE.fullmatch(answer)
+    return "0" if none and (none[1] is None or re.search(rf"\b{re.escape(none[1].rstrip('s'))}", question)) else answer
 
 
 def is_a_share(answer: str, reference: str, question: str) -> bool:

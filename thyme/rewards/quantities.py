@@ -40,6 +40,10 @@ time 60 min minute 分钟
 time 3600 h hr hour 小时
 time 86400 day 天
 time 604800 week
+months 1 month mo
+months 12 year yr yo annum
+months 120 decade
+months 1200 century centurie
 degree 1 ° degree deg 度
 celsius 1 °c degree_celsius celsius 摄氏度
 fahrenheit 1 °f degree_fahrenheit fahrenheit 华氏度
@@ -83,7 +87,9 @@ is if but than never no none minus plus times less more over under above below y
 unless besides approximately roughly about between at of in per the st nd rd th
 """
 _PART_UNIT = re.compile(r"\s*([^\W\d_]+)(?:\s*,|\s+and\b)?\s*")
-_COMPOUND = ("length", "time", "mass", "dollar", "euro")
+_COMPOUND = ("length", "time", "months", "mass", "dollar", "euro")
+_FEET_AND_INCHES = re.compile(r"^(\d{1,2})\s*'\s*(\d{1,2}(?:\.\d+)?)\s*(?:\"|'')?$")
+_OLD = re.compile(r"(?<=[a-z])[\s-]+(?:old|of age)$", re.I)
 _TRAILING = re.compile(r"\s+(?:in total|in all|altogether|total|overall)$", re.I)
 
 
@@ -113,6 +119,7 @@ def quantity(text: str, *, decimal_comma: bool = True) -> Quantity | None:
     if len(text) > MAX_CHARACTERS:
         return None
     text = _TRAILING.sub("", text.strip().strip("=").rstrip(".,;: ").strip())
+    text = _FEET_AND_INCHES.sub(r"\1 ft \2 in", text)
     first = _single(text, decimal_comma=decimal_comma)
     return _compound(text) if first is None else first
 
@@ -146,7 +153,7 @@ def without_unit(text: str) -> tuple[str, Mapping[str, Fraction]]:
     """A formula without the unit at its end, and that unit."""
     text = re.sub(r"(?<=\S)\s*\b(?:(?:square|sq\.?|cubic|cu\.?)\s+)?units?(?:\^[23])?\s*$", "", text)
     for match in re.finditer(r"(?<=[\d)}\s])\s*([%°]?[a-zA-Z%°]{1,12}(?:\^?[23])?)\s*$", text):
-        units = _unit(match[1])
+        units = unit_of(match[1])
         if units and match.start() and not any(unit.startswith("one ") for unit in units):
             return text[: match.start()].rstrip(), units
     return text, {}
@@ -174,11 +181,11 @@ def _single(text: str, *, decimal_comma: bool) -> Quantity | None:
         currency or (match[0] in ("k", "K") and not rest[match.end() :].strip())
     ):
         value, rest = value * _SHORT_SCALES[match[1].lower()], rest[match.end() :]
-    rest = rest.strip()
+    rest = re.sub(r"^-(?=[a-z]{2})", "", rest, flags=re.I).strip()  # "a 35-month contract"
     if sign == "-":
         value = -value
-    units, needs_unit = _unit(currency) if currency else _unit(rest), False
-    if currency and rest and not set(units or ()).intersection(_unit(rest) or ()):
+    units, needs_unit = unit_of(currency) if currency else unit_of(rest), False
+    if currency and rest and not set(units or ()).intersection(unit_of(rest) or ()):
         return None
     if units is None:
         units, needs_unit = _noun(rest), value != 1 and not _is_plural(rest)
@@ -197,7 +204,7 @@ def _compound(text: str) -> Quantity | None:
         found = leading_number(text, decimal_comma=False)
         unit = None if found is None else _PART_UNIT.match(found[1])
         name = None if unit is None else "min" if dimension == "time" and unit[1] == "m" else unit[1]
-        units = None if name is None else _unit(name)
+        units = None if name is None else unit_of(name)
         if found is None or unit is None or not units or len(units) != 1 or dimension not in (None, *units):
             return None
         ((dimension, factor),) = units.items()
@@ -213,9 +220,9 @@ def _signed(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _unit(text: str) -> dict[str, Fraction] | None:
-    """Dimensions that a unit's name may have, with its factor; None for a word that is no unit."""
-    text = text.strip().strip(".").strip()
+def unit_of(text: str) -> dict[str, Fraction] | None:
+    """Dimensions that a unit's name may have, with its factor: none without a name, None for a word that is no unit."""
+    text = _OLD.sub("", text.strip().strip(".").strip())
     if not text or len(text) > 40:
         return None if text else {}
     if power := re.fullmatch(
@@ -224,12 +231,12 @@ def _unit(text: str) -> dict[str, Fraction] | None:
         words = [word for word in (power[1], power[3], power[4]) if word]
         if len(words) == 1:
             exponent = 2 if words[0].lower()[0] in "s2平" else 3
-            base = _unit(power[2]) or {}
+            base = unit_of(power[2]) or {}
             if "length" in base:
                 return {f"length^{exponent}": base["length"] ** exponent}
             return None
     if match := re.fullmatch(r"(.+?)\s*(?:/|\bper\b)\s*(.+)", text, re.I):
-        above, below = _unit(match[1]), _unit(match[2])
+        above, below = unit_of(match[1]), unit_of(match[2])
         if not above or not below or len(above) > 1 or len(below) > 1:
             return None
         ((over, up),), ((under, down),) = above.items(), below.items()
@@ -241,7 +248,7 @@ def _unit(text: str) -> dict[str, Fraction] | None:
     if len(text) == 1 and text in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" and text not in "CFKVWNJALM":
         return None
     if key in _SHORT_SPEEDS:
-        return _unit(_SHORT_SPEEDS[key])
+        return unit_of(_SHORT_SPEEDS[key])
     for name in (key, key.removesuffix("s"), key.removesuffix("es")):
         if name in _AMBIGUOUS:
             return {unit: _POUND_MASS if unit == "mass" else Fraction(1) for unit in _AMBIGUOUS[name]}

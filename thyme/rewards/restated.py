@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from thyme.rewards.counts import asks_for_a_count
 from thyme.rewards.spelling import folded
 
 MAX_CHARACTERS = 200
@@ -26,6 +27,8 @@ _IN_PICTURE = re.compile(
     rf"(?:\s+(?:visible|present|shown))?(?:\s+(?:(?:in|on|from)\s+(?:the|this)\s+{_PICTURE}|here))?\s*[.!]*$"
 )
 _I_SEE = re.compile(r"^i (?:can )?(?:(do not|don't|cannot|can't) )?see ")
+_LABELLED = re.compile(r"(?:the )?([a-z]{3,20}|no\.|#)\s*(?:no\.?|number|#)?\s*([a-z]?\d{1,9})", re.I)
+"""A label or a number behind its noun: "Gate B12", "page 35", "No. 7"."""
 _TAIL = re.compile(r"^(.*\b(?:left|right|top|bottom|middle|cent(?:er|re))(?: hand|-hand)?(?: side)?) of (.+)$", re.I)
 _CHINESE_IS = re.compile(r"^([^,;]{0,20}?)(?:是|为)(?!否)([^,;]+?)的?$")
 _CHINESE_PICTURE = re.compile(r"^(?:请问)?(?:在?(?:这张|该)?(?:图片|图像|照片|画面|图)(?:中|里|上)?(?:的)?)?")
@@ -55,6 +58,10 @@ def without_question(answer: str, question: str) -> str:
     if not text or len(text) > MAX_CHARACTERS or "\n" in text:
         return answer
     stem = _stem(question)
+    if (match := _LABELLED.fullmatch(text)) and not asks_for_a_count(stem):
+        label = match[1].casefold()
+        if label in ("no.", "number", "#") or label in _words(stem):
+            return match[2]
     if match := _CHINESE_IS.match(text):
         return match[2] if match[1] in stem and not re.search("[不没]", match[1]) else answer
     asked = _words(stem)

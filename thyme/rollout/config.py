@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from thyme.rollout.phases import BUILT_IN, PhaseConfig, Phases, PhaseSampling, phases_of, truncates
+from thyme.limits import check_number, check_numbers
+from thyme.rollout.phases import BUILT_IN, PhaseConfig, Phases, PhaseSampling, check_limits, phases_of, truncates
 from thyme.rollout.prompts import PromptStyle
 from thyme.rollout.sampling import Sampling
 from thyme.rollout.tree import TreeConfig
@@ -65,6 +66,7 @@ class RolloutConfig:
     nothing else is left to decode), never earlier: the order is then the same in each run."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "RolloutConfig")
         if self.max_tokens_per_round is None:
             object.__setattr__(self, "max_tokens_per_round", min(_TOKENS_PER_ROUND, self.max_tokens))
         for name in ("max_tokens", "max_tokens_per_round", "max_output_chars", "group_size", "result_delay_steps"):
@@ -94,9 +96,13 @@ class RolloutConfig:
                     f"temperatures.{name}: no such phase: text, code, {', '.join(sorted(known))} are known, and "
                     f"rollout.phases.{name} with its start and end declares one"
                 )
+            check_number(self.temperatures[name], f"temperatures.{name}")
             if not 0.0 <= self.temperatures[name] < float("inf"):
                 raise ValueError(f"temperatures.{name}: {self.temperatures[name]} must be finite and at least 0")
         self.sampling()  # checks the temperatures
+        check_limits(self.top_k, self.top_p, self.min_p)
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty: {self.repetition_penalty} must be positive and finite")
         if self.tree.trunks and self.tree.trunks >= self.group_size:
             raise ValueError(f"tree.trunks: {self.tree.trunks} must be fewer than group_size ({self.group_size}), or 0")
         if self.max_in_flight is not None and self.max_in_flight < 1:

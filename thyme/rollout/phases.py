@@ -7,7 +7,9 @@ from thyme.engine.phases import BUILT_IN as BUILT_IN
 from thyme.engine.phases import Phases as Phases
 from thyme.engine.phases import PhaseSampling as PhaseSampling
 from thyme.engine.phases import TagPair
+from thyme.engine.phases import check_limits as check_limits
 from thyme.engine.phases import truncates as truncates
+from thyme.limits import check_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class PhaseConfig:
     """As `rollout.min_p`, likewise."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "phases")
         self.sampling()
 
     def sampling(self, temperature: float | None = None) -> PhaseSampling:

@@ -48,6 +48,7 @@ def prepare(
     *,
     num_kept: int = 1,
     layout: Layout | None = None,
+    enters: bool = False,
     reports: bool = True,
     first: CallList | None = None,
 ) -> CallList:
@@ -59,23 +60,28 @@ def prepare(
         scratch: the folder of the scratch on a disk; None where it is in the child's own root.
         num_kept: how many of the descriptors given stay, as 3, 4, ...; 0, 1 and 2 become /dev/null, all others are
             closed. The second one given is, with Landlock, the ruleset, to which the child's own scratch is added.
+        enters: whether the second one is the mount namespace of a root instead, which the child enters in place of
+            making one, and whose ruleset it gets with its order.
         layout: what the root is made of where that is not the usual.
-        reports: whether the first one given is a socket, which gets the mount namespace of a child that has a root of
-            its own.
+        reports: whether the first one given is a socket, which gets the mount namespace of a child that has made a
+            root, and what its memory is read through.
         first: calls that are made before.
     """
     calls = CallList() if first is None else first
     jail.set_name("thyme-parked", calls.add)
     jail.first_to_end(calls, plan.proc)
     if plan.root is not None:
-        plan.root.build(calls, config, layout, owned=plan.uid_base != 0)
-        if plan.abi:
-            for folder in (paths.DATA, paths.TMP):
-                jail.landlock_allow_own(calls, Given(1), folder, plan.abi)
-        if reports:
-            plan.root.report(calls, Given(0))
-            if plan.forks_live:
-                report_memory(calls, plan.proc)
+        if enters:
+            plan.root.enter(calls, Given(1))
+        else:
+            plan.root.build(calls, config, layout, owned=plan.uid_base != 0)
+            if plan.abi:
+                for folder in (paths.DATA, paths.TMP):
+                    jail.landlock_allow_own(calls, Given(1), folder, plan.abi)
+            if reports:
+                plan.root.report(calls, Given(0))
+        if reports and plan.forks_live:
+            report_memory(calls, plan.proc)
     # first out of the way, then into place: a source may sit where another belongs
     kept: list[Argument] = [plan.null, plan.null, plan.null, *map(Given, range(num_kept))]
     sources = [calls.add("dup", _fork.SYS_dup, source) for source in kept]
@@ -144,6 +150,7 @@ class Requests:
         self._after = take_order(plan).encode()
         self._num_descriptors = len(_PLACES) + (plan.abi != 0)
         self._usual = prepare(plan, config, None).encode() if plan.rooted else b""
+        self._entering = prepare(plan, config, None, enters=True).encode() if plan.rooted else b""
 
     def encode(
         self, place: Place, images: Sequence[Image] = (), *, early: bool, first: CallList | None = None
@@ -151,7 +158,8 @@ class Requests:
         """The message (csrc/fork_service.hpp).
 
         Args:
-            place: where the child lives. It is told where its scratch is.
+            place: where the child lives. It is told where its scratch is. In a kept root, whose mount namespace is
+                given to it beside the channel, it makes no calls before and has no images that this has no room for.
             images: that its root must have room for.
             early: whether there is time to make its memory ready before its order.
             first: calls that it makes before all others.
@@ -159,7 +167,7 @@ class Requests:
         Raises:
             OSError: too many system calls are needed.
         """
-        before, root = self._usual, self._plan.root
+        before, root = self._usual if place.root is None else self._entering, self._plan.root
         fits = root is None or all(map(root.has_room_for, images))
         if root is None or not fits or first is not None:
             layout = None if root is None or fits else root.layout(*images)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from thyme.limits import check_numbers
+
 _MEMORY_CEILINGS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 BYTES_PER_PIXEL = 3
 """Of a returned picture, in the memory shared with the caller: RGB."""
@@ -18,6 +20,8 @@ _MAX_PIXELS = 64 << 20
 _MEMORY_PER_PIXEL = 12
 """Bytes a snippet needs for each pixel it returns: its picture, the picture read back from the file, some room."""
 _MOST_IMAGES = 256
+_MOST_FILES = 1 << 20
+"""As many as the kernel lets a process have open."""
 _MOST_PROCESSES = 4000
 """One folder each in a file system of 4096."""
 _DESCRIPTORS_PER_PROCESS = 5
@@ -123,15 +127,10 @@ class SandboxConfig:
 
     def _check_values(self) -> None:
         """Each limit that was given, by itself."""
+        check_numbers(self, "SandboxConfig")
         for limit in fields(self):
             name, value = limit.name, getattr(self, limit.name)
-            if value is None and limit.default is None:
-                continue
-            if limit.type == "int" and type(value) is not int:
-                raise ValueError(f"SandboxConfig.{name} must be a whole number, got {value!r}")
-            if limit.type == "float" and (not isinstance(value, (int, float)) or isinstance(value, bool)):
-                raise ValueError(f"SandboxConfig.{name} must be a number, got {value!r}")
-            if limit.type in ("int", "float") and not 0 < value < math.inf:
+            if limit.type in ("int", "float") and value is not None and not 0 < value < math.inf:
                 raise ValueError(f"SandboxConfig.{name} must be positive and finite, got {value!r}")
         if self.isolation not in ("auto", "none"):
             raise ValueError(f"SandboxConfig.isolation must be 'auto' or 'none', got {self.isolation!r}")
@@ -144,7 +143,11 @@ class SandboxConfig:
         if self.max_images > _MOST_IMAGES:
             raise ValueError(f"SandboxConfig.max_images must be at most {_MOST_IMAGES}, got {self.max_images}")
         for name in (self.preload,) if isinstance(self.preload, str) else self.preload:
-            if isinstance(self.preload, str) or not all(part.isidentifier() for part in name.split(".")):
+            if (
+                isinstance(self.preload, str)
+                or not isinstance(name, str)
+                or not all(part.isidentifier() for part in name.split("."))
+            ):
                 raise ValueError(
                     f"SandboxConfig.preload: {name!r} is no name of a module: give several as a list "
                     "(--sandbox.preload matplotlib scipy)"
@@ -158,6 +161,14 @@ class SandboxConfig:
                 f"SandboxConfig: a snippet that returns max_pixels={self.max_pixels} needs {-(-pixels >> 20)} MiB, "
                 f"more than memory_mib={self.memory_mib}: lower max_pixels or raise memory_mib"
             )
+        if self.max_files > _MOST_FILES:
+            raise ValueError(f"SandboxConfig.max_files must be at most {_MOST_FILES}, got {self.max_files}")
+        for name in ("max_code_bytes", "max_stdout_bytes"):
+            if getattr(self, name) > self.memory_mib << 20:
+                raise ValueError(
+                    f"SandboxConfig: {name}={getattr(self, name)} is more than memory_mib={self.memory_mib}: lower it "
+                    "or raise memory_mib"
+                )
         if self.max_images > self.max_files:
             raise ValueError(
                 f"SandboxConfig: max_images={self.max_images} images do not fit into max_files={self.max_files} files: "

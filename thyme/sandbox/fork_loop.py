@@ -19,6 +19,7 @@ from typing import Any
 from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
 from thyme.sandbox.forked_child import READY_S, ForkedChild
+from thyme.sandbox.kept_root import KeptRoot
 from thyme.sandbox.memory_plan import Baseline, plan_of
 from thyme.sandbox.needed_pages import pages_needed, pages_of
 from thyme.sandbox.paths import place_of
@@ -217,21 +218,29 @@ class ForkLoop:
         ruleset = -1
         try:
             with theirs:
-                place = self.slots.take()
-                ruleset = self._plan.ruleset()
-                if place.scratch is not None:
-                    self._plan.allow(ruleset, place.scratch, writable=True)
-                given = [theirs.fileno()] if ruleset < 0 else [theirs.fileno(), ruleset]
+                place = self.slots.take(kept=self._has_room_for(images))
+                if place.root is not None:
+                    ruleset = os.dup(place.root.ruleset) if place.root.ruleset >= 0 else -1
+                    given = [theirs.fileno(), place.root.namespace]
+                else:
+                    ruleset = self._plan.ruleset()
+                    if place.scratch is not None:
+                        self._plan.allow(ruleset, place.scratch, writable=True)
+                    given = [theirs.fileno()] if ruleset < 0 else [theirs.fileno(), ruleset]
                 pid, pidfd = self._template.fork(self._requests.encode(place, images, early=early), given)
         except OSError:
             ours.close()
             if ruleset >= 0:
                 os.close(ruleset)
             if place is not None:
-                self.slots.release(place)
+                self.slots.release(place, place.root)
             raise
         self._poll.register(pidfd, select.POLLIN)
-        return ForkedChild(pid, pidfd, place, ours, ruleset)
+        return ForkedChild(pid, pidfd, place, ours, ruleset, furnished=place.root is not None)
+
+    def _has_room_for(self, images: Sequence[Image]) -> bool:
+        """Whether images can be put into a root that was made without knowing of them."""
+        return self._plan.root is None or all(map(self._plan.root.has_room_for, images))
 
     def _wants_to_park(self) -> bool:
         return self._parks and self._may_park and self._parked is None
@@ -245,8 +254,8 @@ class ForkLoop:
 
     def _unpark(self, images: Sequence[Image]) -> ForkedChild | None:
         """The child that was forked ahead, if there is one, it lives, and the images have room in its root."""
-        root, parked = self._plan.root, self._parked
-        if parked is None or (root is not None and not all(map(root.has_room_for, images))):
+        parked = self._parked
+        if parked is None or not self._has_room_for(images):
             return None
         self._parked = None
         try:
@@ -273,21 +282,20 @@ class ForkLoop:
         return child
 
     def _furnish(self, root: BaseRoot, child: ForkedChild, images: Sequence[Image]) -> None:
-        child.channel.settimeout(READY_S)
-        _, descriptors, _, _ = socket.recv_fds(child.channel, MESSAGE_BYTES, 1)
-        if not descriptors:
-            raise ChildProcessError("it has ended")
-        child.furnished = True
+        kept = child.place.root
+        namespace = child.namespace(READY_S) if kept is None else os.dup(kept.namespace)
         uid, mounts = self._plan.uid_of(child.place.slot), []
         try:
             mounts += [root.detached(image) for image in images]
-            with root.inside(descriptors[0]):
+            with root.inside(namespace):
                 for image, mount_fd in zip(images, mounts, strict=True):
                     put_image(mount_fd, image, self._config, uid, is_first=image is images[0])
                     self._plan.allow_image(child.ruleset, image)
         finally:
-            for fd in (*mounts, descriptors[0]):
+            for fd in (*mounts, namespace):
                 os.close(fd)
+            if kept is not None:  # no other child's any more, and to be taken down by this one: that takes a while
+                kept.close()
 
     def _bury(self, child: ForkedChild) -> None:
         """A child that ended before it got an order."""
@@ -302,14 +310,27 @@ class ForkLoop:
         id_, ended = self._working.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        ended.close()
         status, cpu_s = self._template.reap(ended.pid)
-        self.slots.release(ended.place)
+        root = self._left_by(ended) if os.waitstatus_to_exitcode(status) <= 0 else None  # as if it could not enter it
+        ended.close()
+        self.slots.release(ended.place, root)
         over_quota = pidfd in self._over_quota
         self._over_quota.discard(pidfd)
         self._ended.append({"id": id_, "status": status, "cpu_s": cpu_s, "scratch": over_quota})
         if len(self._ended) >= _MOST_ENDED:
             self._tell()
+
+    def _left_by(self, child: ForkedChild) -> KeptRoot | None:
+        """The root of a child that has ended, where the next one can have it."""
+        if self._plan.root is None or self._plan.seccomp is None:  # without, the child could hide what it did
+            return None
+        root = child.place.root
+        with contextlib.suppress(OSError):
+            if root is None and not child.furnished:
+                return KeptRoot.of(self._plan.root, self._plan, child.namespace(0.0))
+            if root is not None and root.is_untouched():
+                return root
+        return None
 
     def _watch_scratch(self) -> None:
         for pidfd, (_, child) in self._working.items():

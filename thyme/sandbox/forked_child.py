@@ -24,7 +24,7 @@ class ForkedChild:
     channel: socket.socket
     ruleset: int
     furnished: bool = False
-    """Whether its mount namespace was taken from the channel."""
+    """Whether its mount namespace was taken from the channel, or is not sent: the child is in a root that was kept."""
     memory: tuple[int, ...] = ()
     """Descriptors of its /proc/self/maps, pagemap and mem, once somebody asked."""
 
@@ -33,6 +33,19 @@ class ForkedChild:
         if self.ruleset >= 0:
             os.close(self.ruleset)
         self.ruleset = -1
+
+    def namespace(self, timeout_s: float) -> int:
+        """Descriptor of the mount namespace of the root that it has made, which is the caller's; to be asked once.
+
+        Raises:
+            OSError: it has not sent it by then.
+        """
+        self.channel.settimeout(timeout_s)
+        _, descriptors, _, _ = socket.recv_fds(self.channel, _MESSAGE_BYTES, 1)
+        if not descriptors:
+            raise ChildProcessError("it has ended")
+        self.furnished = True
+        return descriptors[0]
 
     def close(self) -> None:
         """Closes whatever leads to it but the pidfd: without an order it leaves."""
@@ -49,11 +62,9 @@ class ForkedChild:
             OSError: it has not sent them.
         """
         if not self.memory:
-            self.channel.settimeout(READY_S)
             if not self.furnished:
-                for fd in socket.recv_fds(self.channel, _MESSAGE_BYTES, 1)[1]:
-                    os.close(fd)
-                self.furnished = True
+                os.close(self.namespace(READY_S))
+            self.channel.settimeout(READY_S)
             self.memory = tuple(socket.recv_fds(self.channel, _MESSAGE_BYTES, 3)[1])
         if len(self.memory) != 3:
             raise OSError("the process cannot be looked into")

@@ -167,11 +167,11 @@ class ResultImages:
 
 
 def _when_changed(folder: str) -> int:
-    """0 where the snippet took the folder away."""
+    """-1 where the snippet took the folder away."""
     try:
         return _stat(folder).st_mtime_ns
     except OSError:
-        return 0
+        return -1
 
 
 def _named(printed: str, processed_path: Any) -> list[str]:

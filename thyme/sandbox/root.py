@@ -28,10 +28,13 @@ IMAGES = "/images"
 INPUT = "/mnt/input"
 """Where a child has its input image if it cannot be at its own path."""
 _NEW = "/new"
+_TIME_0 = bytes(32)
+"""Two struct timespec."""
 _DEEPEST = 64
 """Folders that are made for one image."""
 _NEW_FILE, _FILE_MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444
-_SCRATCH = (paths.DATA, paths.HOME.rstrip("/"), paths.TMP)
+SCRATCH = (paths.DATA, paths.HOME.rstrip("/"), paths.TMP)
+"""The folders that every child may write to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +73,14 @@ class BaseRoot:
         self._tops, self._readable = tops, readable
         self._namespace, self._proc = namespace, proc
         self._usual = self.layout()
+        self.num_inodes = 1 + len(self._usual.folders) + len(self._usual.files)
+        """Of the usual root of a child, its own included."""
 
     def layout(self, *images: Image) -> Layout:
         """What to make a root of: whole tops are moved, except where an image needs folders of its own in one."""
         tops = [top for top in self._tops if top not in {_top(image.path) for image in images}]
         single = [(path, is_folder) for path, is_folder in self._readable if _top(path) not in tops]
-        folders = {"/mnt", *_SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
+        folders = {"/mnt", *SCRATCH, *tops, *(path for path, is_folder in single if is_folder)}
         folders |= {parent for path, _ in single for parent in _parents(path)}
         files = (INPUT, *(path for path, is_folder in single if not is_folder))
         return Layout(tuple(sorted(folders)), files, (*tops, *(path for path, _ in single)))
@@ -100,7 +105,7 @@ class BaseRoot:
         inodes = 1 + len(layout.folders) + len(layout.files) + config.max_files
         jail.mount_memory(_NEW, mib=config.scratch_mib, inodes=inodes, mode=mode, make=calls.add)
         for folder in layout.folders:
-            path, writable = os.fsencode(_NEW + folder), folder in _SCRATCH
+            path, writable = os.fsencode(_NEW + folder), folder in SCRATCH
             calls.add(f"mkdir {folder}", _fork.SYS_mkdirat, jail.AT_FDCWD, path, 0o700 if writable else mode)
             if writable and owned:
                 calls.add(f"chown {folder}", _fork.SYS_fchownat, jail.AT_FDCWD, path, Parameter(), Parameter(), 0)
@@ -110,11 +115,17 @@ class BaseRoot:
             calls.add("close", _fork.SYS_close, made)
         for place in layout.moves:
             jail.mount(place, _NEW + place, None, jail.MS_MOVE, make=calls.add)
+        for folder in SCRATCH:  # the time by which kept_root.py knows that nothing was ever in it
+            calls.add(f"utimensat {folder}", _fork.SYS_utimensat, jail.AT_FDCWD, os.fsencode(_NEW + folder), _TIME_0, 0)
         calls.add("chdir", _fork.SYS_chdir, _NEW.encode())
         jail.mount(".", "/", None, jail.MS_MOVE, make=calls.add)  # on top of the old root, which nothing can reach
         calls.add("chroot", _fork.SYS_chroot, b".")
         calls.add("chdir", _fork.SYS_chdir, b"/")
         calls.add("umask", _fork.SYS_umask, umask)
+
+    def enter(self, calls: CallList, namespace: Argument) -> None:
+        """Has a list of calls move its process into a root that was made before, to which no other process moves."""
+        calls.add("setns", _fork.SYS_setns, namespace, jail.CLONE_NEWNS)
 
     def report(self, calls: CallList, channel: Argument) -> None:
         """Has a list of calls send the mount namespace of its process over a socket, if anybody listens."""
@@ -160,7 +171,7 @@ def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
         proc=os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
     )
     binds = [(run_dir / "images", IMAGES)]
-    folders = (_NEW, *_SCRATCH)  # the scratch for rehearsals
+    folders = (_NEW, *SCRATCH)  # the scratch for rehearsals
 
     def change() -> None:
         umask = os.umask(0o022)
@@ -175,7 +186,7 @@ def base_root(run_dir: Path, readable: Sequence[Path]) -> BaseRoot:
         calls = CallList()
         base.build(calls, SandboxConfig(workers=1), owned=False)
         calls.make()
-        for folder in _SCRATCH:
+        for folder in SCRATCH:
             with open(f"{folder}/written", "x"):
                 pass
 

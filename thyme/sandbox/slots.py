@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.kept_root import KeptRoot
 from thyme.sandbox.plan import JailPlan
 from thyme.sandbox.scratch import usage, wipe
 
@@ -26,6 +27,8 @@ class Place:
     slot: int
     scratch: str | None
     """Its folder on a disk; None where it is in the child's own root."""
+    root: KeptRoot | None = None
+    """The root that the last child there has left as it was made; None where the next one makes its own."""
 
 
 class Slots:
@@ -42,6 +45,8 @@ class Slots:
         self._folders: set[int] = set()
         """Slots that have a folder."""
         self._wiping: list[tuple[int, Iterator[None]]] = []
+        self._kept: list[tuple[int, KeptRoot]] = []
+        """Slots that have a root and no child."""
         if not plan.rooted:
             slots = Path(plan.slots)
             slots.mkdir(exist_ok=True)
@@ -56,12 +61,18 @@ class Slots:
         """Whether `clean_a_little` has something to do."""
         return bool(self._wiping)
 
-    def take(self) -> Place:
+    def take(self, *, kept: bool = False) -> Place:
         """A free slot with an empty scratch folder.
+
+        Args:
+            kept: whether it may be one with a root.
 
         Raises:
             OSError: its folder cannot be made; the number is not used again.
         """
+        if kept and self._kept:
+            slot, root = self._kept.pop()
+            return Place(slot=slot, scratch=None, root=root)
         slot = next(i for i in range(1, 1 << 20) if i not in self._taken)
         self._taken.add(slot)
         if self._plan.rooted:
@@ -74,9 +85,14 @@ class Slots:
             self._folders.add(slot)
         return Place(slot=slot, scratch=scratch)
 
-    def release(self, place: Place) -> None:
-        """Takes a place back from a child that has ended."""
-        if place.scratch is None:
+    def release(self, place: Place, root: KeptRoot | None = None) -> None:
+        """Takes a place back from a child that has ended, with the root that it has left as it was made."""
+        if root is not None and len(self._kept) <= self._config.workers:  # one more than can be taken at once
+            self._kept.append((place.slot, root))
+        elif place.scratch is None:
+            for gone in (root, place.root):
+                if gone is not None:
+                    gone.close()
             self._taken.discard(place.slot)  # it went with the child's mount namespace
         else:
             self._wiping.append((place.slot, wipe(place.scratch, keep=True)))
