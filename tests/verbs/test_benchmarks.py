@@ -90,6 +90,15 @@ def test_predictions_of_others_are_scored_without_a_model(capsys: pytest.Capture
     assert (score["benchmark"], score["n"], score["unparsed"], score["missing"]) == ("MMVP", 6, 0, 1)
     assert score["overall"] == pytest.approx(100 / 3) and score["splits"] == {"Average": pytest.approx(400 / 6)}
     assert "1 of 6 missing, counted as wrong" in capsys.readouterr().out
+    few = ("--eval.benchmark", "MMVP,mmvp", "--eval.data", "MMVP.tsv", "--name", "few")  # one benchmark, said twice
+    assert run("--score", "p.jsonl", *few, "--eval.limit", "2") == 0
+    assert json.loads(Path("runs/few/score.json").read_text())["n"] == 2
+    with Path("MMVP.tsv").open("a") as file:
+        file.write("6\tcut short\n")
+    with Path("p.jsonl").open("a") as file:
+        file.write('{"index": 6, "prediction": "A"}\n')
+    assert run("--score", "p.jsonl", *few) == 0
+    assert "left out: 1 wrong number of fields" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,11 @@ def test_predictions_of_others_are_scored_without_a_model(capsys: pytest.Capture
         (["--score", "p.jsonl"], "which benchmark are they predictions for"),
         (["--eval.benchmark", "mcq,vqa", "--eval.data", "a.tsv"], "give their folder"),
         (["--eval.benchmark", "mcq", "--eval.data", "a.tsv", "--score", "none.jsonl"], "none.jsonl: no such file"),
+        (["--score", "p.jsonl", "--control", "all"], "control: --score asks no model"),
+        (["--score", "p.jsonl", "--eval.robustness", "jpeg"], "eval.robustness: --score asks no model"),
+        (["--score", "p.jsonl", "--eval.against", "runs/x"], "eval.against: --score asks no model"),
+        (["--control", "all,blindfold"], "'blindfold' is none"),
+        (["--eval.robustness", "all,fog"], "'fog' is none"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_model_is_opened(

@@ -26,21 +26,37 @@ if TYPE_CHECKING:
     from thyme.verbs.config import EvaluatedConfig
 
 
-def score_file(config: EvaluatedConfig, path: Path) -> dict[str, Any]:
-    """Scores predictions that somebody made; writes score.json, and returns what it says."""
+def score_file(config: EvaluatedConfig, path: Path, control: str = "") -> dict[str, Any]:
+    """Scores predictions that somebody made; writes score.json, and returns what it says.
+
+    Raises:
+        ValueError: nothing to score by or with, or a setting, such as `control`, that only an asked model has.
+    """
     from thyme.evals.benchmarks.predictions import read_predictions
     from thyme.evals.benchmarks.report import score_predictions, table
     from thyme.verbs.folders import run_dir
 
-    if config.eval.paper_protocol:
-        raise ValueError("eval.paper_protocol: --score asks no model: leave it out")
+    asking = {
+        "control": control,
+        "eval.robustness": config.eval.robustness,
+        "eval.against": config.eval.against,
+        "eval.paper_protocol": config.eval.paper_protocol,
+    }
+    if said := [name for name, value in asking.items() if value]:
+        raise ValueError(f"{said[0]}: --score asks no model: leave it out")
     rows, *others = _open(config)
     if others:
         raise ValueError(f"eval.benchmark: --score takes one benchmark, not {len(others) + 1}")
     predictions = read_predictions(path)
     if config.judge.url is not None:
         note("--score goes by rules alone: a judge is asked where the model answers itself")
-    score, _ = score_predictions(rows.benchmark, rows.items[: config.eval.limit or None], predictions)
+    score, _ = score_predictions(
+        rows.benchmark,
+        rows.items[: config.eval.limit or None],
+        predictions,
+        others=rows.known,
+        unread=rows.left_out.total(),
+    )
     with run_dir(config) as folder:
         (folder / "score.json").write_text(json.dumps(score.to_json(), indent=2) + "\n")
     print(table([score]), end="")

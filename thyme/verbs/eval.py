@@ -43,7 +43,7 @@ class Config(EvaluatedConfig):
 def run(config: Config) -> Result:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
-        return Result(benchmarks.score_file(config, Path(config.score)))
+        return Result(benchmarks.score_file(config, Path(config.score), config.control))
     if config.eval.benchmark or config.control or config.eval.robustness or config.eval.paper_protocol:
         return Result(benchmarks.evaluate_rows(config, config.control))
     return Result(evaluate_heldout(config))
