@@ -49,6 +49,18 @@ def test_untrusted_text_in_a_report_is_text(browser: Browser, tmp_path: Path) ->
     assert browser.run("window.hit === undefined")
 
 
+def test_a_row_that_cannot_be_shown_says_so_in_its_place(small: Path, browser: Browser, tmp_path: Path) -> None:
+    path = small / "rollouts" / "step_2.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    odd = json.loads(lines[0])
+    odd["turns"][0]["result"]["error"] = 7
+    path.write_bytes(json.dumps(odd).encode() + b"\n" + b"".join(lines[1:]))
+    (tmp_path / "a.html").write_text(report_page(open_run(small), 100).text)
+    browser.open((tmp_path / "a.html").as_uri() + "#/rollouts/step_2/1")
+    browser.wait("document.querySelectorAll('.band-a > article header').length >= 2")
+    assert "step_2, line 1: written by another version, or damaged" in browser.text("#detail > .note")
+
+
 def test_what_does_not_fit_is_left_out_in_whole_groups_and_said(small: Path, browser: Browser, tmp_path: Path) -> None:
     page = report_page(open_run(small), 9)
     assert (page.rollouts, page.of) == (8, 16)

@@ -129,7 +129,7 @@ class RolloutFile:
             return  # a journal begins with who wrote it
         try:
             summary = summarize(line)
-        except ValueError as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             self._num_problems += 1
             if len(self._problems) < MOST_PROBLEMS:
                 is_cut = not line.endswith(b"\n")

@@ -194,12 +194,13 @@ async function showGroup(mine, place) {
   const group = table.line.map((_, i) => i).filter((i) => table.group[i] === table.group[place]);
   const key = JSON.stringify([state.file, group.map((i) => table.line[i]), state.colour, table.stamp]);
   if (parts.detail.dataset.key !== key) {
-    const first = await answers.get(rolloutAddress("a", state.file, table.line[place]), stampOf(state.file));
+    const first = await answers.get(rolloutAddress("a", state.file, table.line[place]), stampOf(state.file))
+      .then((view) => questionCard("a", view.question), (error) => el("p", { class: "note error" }, error.message));
     const band = columns("a", state.file, group.map((i) => table.line[i]), stampOf(state.file));
     const others = runs.b ? await otherBand(table.question_id[place]) : null;
     if (mine !== turn) return;
     parts.detail.dataset.key = key;
-    fill(parts.detail, questionCard("a", first.question), el("div", { class: runs.b ? "bands two" : "bands" }, band, others));
+    fill(parts.detail, first, el("div", { class: runs.b ? "bands two" : "bands" }, band, others));
     parts.detail.scrollTop = 0;
   }
   const passing = new Set(shown);
