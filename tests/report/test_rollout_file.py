@@ -28,6 +28,15 @@ def test_every_rollout_is_found_by_its_line(small: Path) -> None:
         file.row(9)
 
 
+def test_questions_that_share_a_group_s_number_stand_apart(tmp_path: Path) -> None:
+    """As evaluations of earlier versions numbered them, anew for each part that was asked at once."""
+    rollouts = [*runs.group_of_four(0, "b")[:2], *runs.group_of_four(0, "a")[:2]]
+    runs.write_step(tmp_path, 0, [rollouts[0], rollouts[2], rollouts[1], rollouts[3]])
+    file = RolloutFile(tmp_path / "rollouts" / "step_0.jsonl")
+    file.refresh()
+    assert file.table()["question_id"] == ["a", "a", "b", "b"] and file.table()["index"] == [0, 1, 0, 1]
+
+
 def test_what_is_appended_is_read_and_what_was_read_is_not_read_again(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

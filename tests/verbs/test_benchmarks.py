@@ -45,6 +45,8 @@ def test_a_benchmark_is_asked_saved_and_scored(demo_checkpoint: Path, capsys: py
     assert settings["settings"]["benchmark"] == "HallusionBench"  # type: ignore[index]
     traces = lines("runs/both/rollouts/HallusionBench.jsonl")
     assert len(traces) == 16 and all(trace["question"]["image"] is None for trace in traces)  # type: ignore[index]
+    by_row = {(trace["group"], trace["question"]["id"].rpartition("/")[2]) for trace in traces}  # type: ignore[index]
+    assert by_row == {(place, row["index"]) for place, row in enumerate(ROWS["HallusionBench"])}, "not by three at once"
     assert Path("runs/both/table.md").read_text() in out
 
 
@@ -67,7 +69,7 @@ def test_a_run_that_was_killed_asks_what_is_left(
     assert sorted(again[1:], key=str) == sorted(whole[1:], key=str) and len(again) == 7
     assert "against runs/whole: +0.0 points (0 gained, 0 lost of 6, p 1.000)" in capsys.readouterr().out
     assert run(*arguments, "--name", "killed", "--eval.resume", "true", "--eval.seed", "7") == 2
-    assert "was made with sampling" in capsys.readouterr().err
+    assert "was made with sampling.seed = 0, this run has 7: repeat it" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_named(

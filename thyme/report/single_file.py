@@ -104,9 +104,9 @@ def _chosen(tables: Mapping[str, Mapping[str, Any]], most: int) -> dict[str, lis
     """The lines of each file that are shown."""
     groups: dict[str, list[list[int]]] = {}
     for key, table in tables.items():
-        by_group: dict[int, list[int]] = {}
-        for line, group in zip(table["line"], table["group"], strict=True):
-            by_group.setdefault(group, []).append(line)
+        by_group: dict[tuple[int, str], list[int]] = {}
+        for line, group, question in zip(table["line"], table["group"], table["question_id"], strict=True):
+            by_group.setdefault((group, question), []).append(line)
         groups[key] = list(by_group.values())
     chosen: dict[str, list[int]] = {key: [] for key in tables}
     left = most
