@@ -45,7 +45,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 With --json a verb prints its result for programs: JSON alone on stdout, all else on stderr.
 """
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """A disk that is full or not ours to write is the user's to mend, wherever it is met."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}

@@ -1,6 +1,8 @@
 """A run in one file, opened from disk: all that the server would say, and nothing asked for."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,20 @@ def test_a_report_is_looked_at_without_a_server(
         "[...document.querySelectorAll('[src],[href]')].map((e) => e.getAttribute('src') || e.getAttribute('href'))"
     )
     assert all(source.startswith(("data:", "#")) for source in browser.run(sources))
+
+
+def test_a_report_for_which_there_is_no_room_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    """The file's size is limited, as a disk's is."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does: an OSError in its place
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(SystemExit) as ended:
+            main(["report", str(small), "--out", str(tmp_path / "a.html")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert ended.value.code == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["small"]
 
 
 def test_untrusted_text_in_a_report_is_text(browser: Browser, tmp_path: Path) -> None:
