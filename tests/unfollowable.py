@@ -20,7 +20,7 @@ CODES = (
     'img = Image.open("image.png").crop((0, 0, 1e999, 1e999))\nwidth, height = img.size',
     f'img = Image.open("image.png").crop((0.5, 0, 10, {"9" * 400}))\nx = img.size',
     f'img = Image.open("image.png").rotate({"9" * 400})',
-    'img = Image.open(*args, **more).crop(*box)\nx = img[::2, 3]',
+    "img = Image.open(*args, **more).crop(*box)\nx = img[::2, 3]",
     "x = -'a'\ny = -(1, 2)\nz = 'a' % 3",
     "a, (b, *c), d.e, f[0] = 1, (2, 3), 4, 5",
 )

@@ -63,8 +63,8 @@ class RolloutFile:
                 self._end += len(line)
 
     def table(self) -> dict[str, Any]:
-        """Columns of `RolloutSummary` and `line`, a list each, in the order of group, question and index; `problems`, in
-        words; `stamp`, which changes when the table does."""
+        """Columns of `RolloutSummary` and `line`, a list each, in the order of group, question and index; `problems`,
+        in words; `stamp`, which changes when the table does."""
 
         def order(item: tuple[int, RolloutSummary]) -> tuple[int, str, int, int]:
             line, found = item

@@ -85,9 +85,9 @@ def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
     logits, hidden, weight = 3 * random(5, 1_003), random(5, 64), random(1_003, 64) / 8
     temperature = torch.where(index % 2 == 0, 0.0, 0.8)
     drawn = {"seed": index * 977, "position": index}
-    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
     targets, advantages, weights = index * 100, random(5), torch.full_like(temperature, 0.2)
-    warm = {"temperature": temperature}
+    warm = {"temperature": temperature, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
 
     def sampled(run: Callable[..., Any], **limits: Any) -> Callable[[], list[Any]]:
         return lambda: list(run(logits, temperature, **drawn, **limits))
@@ -191,8 +191,8 @@ def _small_pairs(random: Callable[..., Any]) -> dict[str, Pair]:
             lambda: _with_gradients(lambda a, b: rmsnorm.rmsnorm_ref(a, b, 1e-6), x, weight),
         ),
         "add_rmsnorm": (
-            lambda: _with_gradients(lambda *a: rmsnorm.add_rmsnorm_triton(*a, 1e-6), x, residual, weight),
-            lambda: _with_gradients(lambda *a: rmsnorm.add_rmsnorm_ref(*a, 1e-6), x, residual, weight),
+            lambda: _with_gradients(lambda a, b, c: rmsnorm.add_rmsnorm_triton(a, b, c, 1e-6), x, residual, weight),
+            lambda: _with_gradients(lambda a, b, c: rmsnorm.add_rmsnorm_ref(a, b, c, 1e-6), x, residual, weight),
         ),
         "swiglu": (
             lambda: _with_gradients(lambda a: swiglu.swiglu_triton(a), gates),

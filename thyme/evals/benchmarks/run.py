@@ -58,7 +58,6 @@ class Asking:
             ThreadPoolExecutor(1, thread_name_prefix="traces") as writer,
             Looking(self.evidence) as looking,
         ):
-
             places = {item.index: place for place, item in enumerate(self.rows.items)}
 
             def record(item: Item, rollout: Rollout) -> Future[None]:
