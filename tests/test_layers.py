@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "result": set(),
     "progress": set(),
     "interrupt": set(),
+    "any_text": set(),
     "pictures": set(),
     "limits": set(),
     "trace": set(),
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "trace",
     },
     "demo": {"verbs", "toy", "train", "evals", "rollout"},
-    "cli": {"config", "options", "help", "result", "interrupt", "sandbox", "demo", "verbs"},
+    "cli": {"any_text", "config", "options", "help", "result", "interrupt", "sandbox", "demo", "verbs"},
 }
 FACES = {"recipes", "__main__", "__init__", "_lazy"}  # no part of their own
 BUILT_LATER: set[str] = set()  # rooms that DESIGN names and nobody lives in yet

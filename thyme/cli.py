@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
+from thyme.any_text import printable
 from thyme.verbs.table import JSON_VERBS, RECIPE_VERBS, VERBS
 
 HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
@@ -44,7 +45,7 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 With --json a verb prints its result for programs: JSON alone on stdout, all else on stderr.
 """
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """A disk that is full or not ours to write is the user's to mend, wherever it is met."""
 
 HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -52,6 +53,7 @@ HELP_FLAGS = {"-h", "--help", "--help-all"}
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; exits with 2 and one line on a user's error, with 141 where nobody reads its output any more."""
+    printable(sys.stdout)
     try:
         try:
             _main(argv)

@@ -137,8 +137,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """The resolved config as a recipe: `from_dict(type(c), tomllib.loads(to_toml(c))) == c`."""
+    return table_to_toml(to_dict(config))
+
+
+def table_to_toml(table: dict[str, Any]) -> str:
+    """Nested dicts of TOML values as TOML."""
     lines: list[str] = []
-    _write_table(to_dict(config), "", lines)
+    _write_table(table, "", lines)
     return "\n".join(lines) + "\n"
 
 

@@ -21,8 +21,10 @@ class Result:
     """The exit code."""
 
     def to_json(self) -> str:
-        """The data as JSON; a number that is not finite is null, since JSON has none such."""
-        return json.dumps(_plain(self.data), indent=2, ensure_ascii=False, allow_nan=False)
+        """The data as JSON; a number that is not finite is null, since JSON has none such, and half a surrogate pair,
+        as in the name of a file that is no UTF-8, stays as its escape."""
+        text = json.dumps(_plain(self.data), indent=2, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

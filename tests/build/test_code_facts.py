@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.unfollowable import CODES
 from thyme.build.boxes import Box
 from thyme.build.code_facts import DIRECTION, LIGHT, SCALE, CodeFacts, ends_by_printing
 
@@ -125,3 +126,9 @@ def test_what_is_no_python_does_nothing() -> None:
 )
 def test_the_last_statement_prints(code: str, prints: bool) -> None:
     assert ends_by_printing(code) is prints
+
+
+@pytest.mark.parametrize("code", CODES, ids=range(len(CODES)))
+def test_code_that_cannot_be_followed_is_passed_by(code: str) -> None:
+    found = facts(code, f"{code}\n{OPEN}image.crop((10, 20, 110, 80))")
+    assert found.crops[1][-1] == BOX, "what stands behind it is read"

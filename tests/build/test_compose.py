@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +159,62 @@ def test_the_verb_writes_raw_rows_and_goes_on(
     assert shown == ["compose 0/2", "compose 1/2", "compose 2/2", "compose 2/3", "compose 3/3"]
     read = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(read) == 3 and all((rows.parent / row["image"]).is_file() for row in read)
-    with pytest.raises(SystemExit):
-        main(["data", "compose", str(tmp_path / "set"), "--count", "4", "--seed", "9"])
-    assert "other rows than those of this seed" in capsys.readouterr().err
-    for foreign in ("hello", '{"image": "a.jpg"', "hello\n", '{"a": 1}\n', "[1]\n", '{"id": 1}\n'):
-        rows.write_text(foreign)
+    foreign = ("hello", '{"image": "a.jpg"', "hello\n", '{"a": 1}\n', "[1]\n", '{"id": 1}\n')
+    for there, settings in ((text, kept) for kept in (True, False) for text in foreign):
+        rows.write_text(there)
+        if not settings:
+            rows.with_name("composed.toml").unlink(missing_ok=True)
         with pytest.raises(SystemExit):
             main(["data", "compose", str(tmp_path / "set")])
-        assert "other rows than those of this seed" in capsys.readouterr().err and rows.read_text() == foreign
+        said = "holds other rows than composed ones" if settings else "which says how its rows were made, is missing"
+        assert said in capsys.readouterr().err and rows.read_text() == there
     with pytest.raises(SystemExit):
         main(["data", "compose", str(tmp_path / "b"), "--photos", str(tmp_path / "none")])
     assert "no such folder" in capsys.readouterr().err
     Image.new("RGB", (80, 60), next(iter(COLORS.values()))).save(tmp_path / "own.png")
     main(["data", "compose", str(tmp_path / "own"), "--photos", str(tmp_path), "--count", "1"])
+
+
+def test_rows_go_on_under_the_settings_they_were_begun_with_alone(
+    tmp_path: Path, photographs: Photographs, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "set"
+    photos.mkdir()
+    for name, color in (("one.png", "red"), ("two.png", "blue")):
+        Image.new("RGB", (80, 60), color).save(photos / name)
+    Image.new("RGB", (80, 60), "green").save(os.fsencode(photos) + b"/caf\xe9.png")  # no UTF-8
+    asked = ["data", "compose", str(out), "--photos", str(photos)]
+    main([*asked, "--count", "1"])
+    rows = (out / "rows.jsonl").read_bytes()
+    more = [*asked, "--count", "2"]
+    for changed, name in (
+        ([*more, "--quality", "50"], "quality"),
+        ([*more, "--seed", "9"], "seed"),
+        ([*more, "--split", "heldout"], "split"),
+        ([*more[:3], "--count", "2"], "photographs"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(changed)
+        assert ended.value.code == 2 and f"made with other {name}: " in capsys.readouterr().err
+    Image.new("RGB", (80, 60), "white").save(photos / "three.png")
+    with pytest.raises(SystemExit):
+        main(more)
+    assert "made with other photographs" in capsys.readouterr().err and (out / "rows.jsonl").read_bytes() == rows
+    (photos / "three.png").unlink()
+    photos.rename(tmp_path / "moved")  # the same pictures elsewhere
+    main(["data", "compose", str(out), "--photos", str(tmp_path / "moved"), "--count", "2"])
+    assert (out / "rows.jsonl").read_bytes().startswith(rows)
+    (out / "rows.jsonl").write_text("")  # nothing was made yet: they may be others
+    main([*asked[:3], "--count", "1", "--seed", "9"])
+
+
+def test_one_process_composes_into_a_folder(tmp_path: Path, photographs: Photographs, quick: None) -> None:
+    held = "import sys; from pathlib import Path; from thyme.verbs.folders import held\nwith held(Path(sys.argv[1])):"
+    command = [sys.executable, "-c", f"{held} print(flush=True); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "compose", str(tmp_path), "--count", "1"])
+        other.communicate()
+    assert ended.value.code == 2 and not (tmp_path / "rows.jsonl").exists()
+    main(["data", "compose", str(tmp_path), "--count", "1"])

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from tests.report.runs import BOX, photograph
+from tests.unfollowable import CODES
 from thyme.report.crops import Crop, CropReader
 from thyme.report.regions import find_exactly, find_region
 
@@ -78,3 +79,11 @@ def test_who_says_where_a_region_is() -> None:
     assert only_code is not None and (only_code.box, only_code.how) == (BOX, "code")
     assert find_region(inverted, [], sources) is None
     assert find_region(inverted, [crop, Crop("a.png", (0, 0, 9, 9))], sources) is None, "which of the two?"
+
+
+@pytest.mark.parametrize("code", CODES, ids=range(len(CODES)))
+def test_code_that_cannot_be_followed_is_passed_by(code: str) -> None:
+    reader = CropReader({"image.png": (320, 200)})
+    reader.read(code)
+    followed = reader.read(f'{code}\nimg = Image.open("image.png")\nimg.crop((1, 2, 30, 40))')
+    assert followed[-1:] == [Crop("image.png", (1, 2, 30, 40))], "what stands behind it is read"

@@ -1,6 +1,8 @@
 """A run in one file, opened from disk: all that the server would say, and nothing asked for."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,20 @@ def test_a_report_is_looked_at_without_a_server(
     assert all(source.startswith(("data:", "#")) for source in browser.run(sources))
 
 
+def test_a_report_for_which_there_is_no_room_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    """The file's size is limited, as a disk's is."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does: an OSError in its place
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(SystemExit) as ended:
+            main(["report", str(small), "--out", str(tmp_path / "a.html")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert ended.value.code == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["small"]
+
+
 def test_untrusted_text_in_a_report_is_text(browser: Browser, tmp_path: Path) -> None:
     asked = runs.question("q", None, runs.HOSTILE)
     runs.write_step(tmp_path, 0, [runs.rollout(asked, [runs.failed(runs.HOSTILE)], runs.HOSTILE)])
@@ -47,6 +63,18 @@ def test_untrusted_text_in_a_report_is_text(browser: Browser, tmp_path: Path) ->
     browser.open((tmp_path / "report.html").as_uri())
     browser.wait("document.querySelector('.asked')?.innerText.includes('window.hit')")
     assert browser.run("window.hit === undefined")
+
+
+def test_a_row_that_cannot_be_shown_says_so_in_its_place(small: Path, browser: Browser, tmp_path: Path) -> None:
+    path = small / "rollouts" / "step_2.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    odd = json.loads(lines[0])
+    odd["turns"][0]["result"]["error"] = 7
+    path.write_bytes(json.dumps(odd).encode() + b"\n" + b"".join(lines[1:]))
+    (tmp_path / "a.html").write_text(report_page(open_run(small), 100).text)
+    browser.open((tmp_path / "a.html").as_uri() + "#/rollouts/step_2/1")
+    browser.wait("document.querySelectorAll('.band-a > article header').length >= 2")
+    assert "step_2, line 1: written by another version, or damaged" in browser.text("#detail > .note")
 
 
 def test_what_does_not_fit_is_left_out_in_whole_groups_and_said(small: Path, browser: Browser, tmp_path: Path) -> None:

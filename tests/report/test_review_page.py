@@ -227,3 +227,50 @@ def test_the_pictures_of_the_readme_are_made_by_a_command(small: Path, rows: Pat
     for name in ("view", "curves", "review"):
         picture = read_picture(tmp_path / "out" / f"{name}.png")
         assert picture.width == 1500 and len(picture.getcolors(2**24) or ()) > 60, f"{name}.png is blank"
+
+
+def test_the_list_names_rows_that_nobody_opened_and_knows_decisions_by_what_rows_say(
+    rows: Path, serve: Serve, browser: Browser, tmp_path: Path
+) -> None:
+    listed = "Array.from(document.querySelectorAll('.long-list .row')).map((r) => r.innerText.replace(/\\s+/g, ' '))"
+    with closing(Decisions(tmp_path / "d.sqlite")) as decisions:
+        review(rows, decisions, "ann", None).decide(0, {"verdict": "reject"})
+        browser.open(serve(review_app(review(rows, decisions, "ann", None))))
+        browser.wait(f"{listed}[2].includes('window.hit')")  # a hostile question, as text
+        assert browser.run(f"{listed}.slice(0, 2)") == ["1 reject rows:1 Question 0?", "2 rows:2 Question 1?"]
+        assert browser.run("window.hit === undefined && document.scripts.length") == 8
+
+        # The file is sorted anew: the decision stays with its row, and `o` leads to those without one.
+        rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+        browser.open(serve(review_app(review(rows, decisions, "ann", None))))
+        browser.wait(f"{listed}[2] === '3 reject rows:3 Question 0?'")
+        assert browser.run(f"{listed}[1]") == "2 rows:2 Question 1?"
+        browser.press("o")
+        browser.wait("document.querySelector('.asked').innerText === 'Question 1?'")
+        browser.press("o")
+        browser.wait("document.querySelector('.asked').innerText.includes('window.hit')")
+        browser.press("x")
+        browser.wait("document.querySelector('.asked').innerText === 'Question 1?'")
+        browser.press("x")  # the last one: it stays, with its decision
+        browser.wait("document.querySelector('#own')?.innerText === 'you: reject'")
+        assert browser.text("#count") == "3 of 3 rows decided" and browser.text(".asked") == "Question 1?"
+
+
+def test_a_list_of_many_rows_asks_for_those_in_sight(serve: Serve, browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    asked = ((runs.question("image", runs.photograph(0), f"Question {n}?")) for n in range(400))
+    image = encoded(runs.photograph(0).resize((32, 32)))
+    with path.open("w") as file:
+        for one in asked:
+            row = {"image": [image], "question": full_prompt(one), "response": response("print(7)", "7")}
+            file.write(json.dumps(row) + "\n")
+    with closing(Decisions(tmp_path / "d.sqlite")) as decisions:
+        made = review(path, decisions, "ann", None)
+        browser.open(serve(review_app(made)))
+        browser.wait("document.querySelector('.long-list').innerText.includes('many:1 Question 0?')")
+        browser.run("document.querySelector('.long-list').scrollTop = 1e9")
+        browser.wait("document.querySelector('.long-list').innerText.includes('many:400 Question 399?')")
+        assert len(made._names) < 300, "not those between"
+        with pytest.raises(ValueError, match="at most 100"):
+            made.listed(0, 101)
+        assert made.listed(399, 50) == [{"place": "many:400", "question": "Question 399?", "verdict": ""}]

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from tests.rewards.evidence_pictures import made_calls
 from tests.rewards.rollouts import question, rollout
+from tests.unfollowable import CODES
 from thyme.rewards import JudgeConfig, RewardConfig, RuleJudge, open_scorer, score
 from thyme.rewards.evidence import (
     Call,
@@ -418,3 +419,9 @@ def test_evidence_pays_an_answer_that_a_judge_found_right_too() -> None:
         return asyncio.run(score_by(Accepts(), done, None, None, config))  # type: ignore[arg-type]
 
     assert paid("43").parts == {"evidence": 0.5} and paid("42").parts == {"evidence": 0.0}
+
+
+@pytest.mark.parametrize("code", CODES, ids=range(len(CODES)))
+def test_code_that_cannot_be_followed_is_passed_by(code: str) -> None:
+    behind = f"{code}\nimg.crop((1, 2, 30, 40))"
+    assert boxes_in([code, behind], (100, 100))[-1] == (1, 2, 30, 40), "what stands behind it is read"

@@ -112,6 +112,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     (CHAT, chat(stop=[1]), 422, "stop[0]: expected strings"),
     (CHAT, chat(stream="yes"), 422, "stream: expected true or false"),
     (CHAT, chat(stream_options=[1]), 422, "stream_options: expected an object"),
+    *((CHAT, chat(stream_options=said), 422, "stream_options: expected an object") for said in (0, "", False, [])),
     (CHAT, chat(stream_options={"chunks": 1}), 422, "stream_options.chunks: unknown field"),
     (CHAT, chat(top_logprobs=5), 422, "top_logprobs: only the log-prob of the drawn token"),
     (CHAT, chat(reasoning_effort="high"), 422, "reasoning_effort: not supported here"),

@@ -105,9 +105,23 @@ def test_a_stop_text_ends_the_text_before_it_and_no_chunk_shows_its_beginning(se
     ended = client.completions.create(**said, stop=stop).choices[0]
     assert (ended.text, ended.finish_reason, ended.stop_reason) == (cut, "stop", stop)  # type: ignore[attr-defined]
     kept = client.completions.create(**said, stop=[stop, "never"], extra_body={"include_stop_str_in_output": True})
-    assert kept.choices[0].text.startswith(cut + stop)
+    assert kept.choices[0].text == cut + stop
     pieces = [c.choices[0].text for c in client.completions.create(**said, stop=stop, stream=True)]
     assert "".join(pieces) == cut
+
+
+def test_a_stop_text_in_the_middle_of_a_token_ends_the_text_all_the_same(served: Served) -> None:
+    client = served.client()
+    said: dict[str, Any] = {"model": NAME, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    more = {"include_stop_str_in_output": True, "return_token_ids": True}
+    whole = client.completions.create(**said, extra_body=more).choices[0]
+    tokens = [served.engine.reader.token_bytes(token).decode() for token in whole.token_ids]  # type: ignore[attr-defined]
+    stop = next(token for token in tokens if len(token) > 3)[1:3]
+    for include, end in ((False, whole.text.index(stop)), (True, whole.text.index(stop) + 2)):
+        extra = {"include_stop_str_in_output": include}
+        assert client.completions.create(**said, stop=stop, extra_body=extra).choices[0].text == whole.text[:end]
+        pieces = client.completions.create(**said, stop=stop, extra_body=extra, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in pieces) == whole.text[:end]
 
 
 def test_a_picture_goes_with_ids_and_with_a_plain_chat(served: Served, engine: Engine, processor: Processor) -> None:

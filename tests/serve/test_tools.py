@@ -100,6 +100,11 @@ def test_limits_end_it_with_the_last_words_as_content(tooled: Served, messages: 
     )
     assert stopped.choices[0].message.content == (choice.message.content or "")[:-6]
     assert stopped.choices[0].finish_reason == "stop"
+    stop = (choice.message.content or "")[-6:-3]  # inside of what is drawn at once: nothing behind it is shown
+    kept = tooled.client().chat.completions.create(
+        messages=messages, **GREEDY, stop=stop, extra_body={"include_stop_str_in_output": True}
+    )
+    assert kept.choices[0].message.content == (choice.message.content or "").partition(stop)[0] + stop
 
 
 def test_several_choices_have_sessions_of_their_own(tooled: Served, messages: list[Any], expected: Rollout) -> None:

@@ -45,6 +45,8 @@ def test_a_benchmark_is_asked_saved_and_scored(demo_checkpoint: Path, capsys: py
     assert settings["settings"]["benchmark"] == "HallusionBench"  # type: ignore[index]
     traces = lines("runs/both/rollouts/HallusionBench.jsonl")
     assert len(traces) == 16 and all(trace["question"]["image"] is None for trace in traces)  # type: ignore[index]
+    by_row = {(trace["group"], trace["question"]["id"].rpartition("/")[2]) for trace in traces}  # type: ignore[index]
+    assert by_row == {(place, row["index"]) for place, row in enumerate(ROWS["HallusionBench"])}, "not by three at once"
     assert Path("runs/both/table.md").read_text() in out
 
 
@@ -67,7 +69,7 @@ def test_a_run_that_was_killed_asks_what_is_left(
     assert sorted(again[1:], key=str) == sorted(whole[1:], key=str) and len(again) == 7
     assert "against runs/whole: +0.0 points (0 gained, 0 lost of 6, p 1.000)" in capsys.readouterr().out
     assert run(*arguments, "--name", "killed", "--eval.resume", "true", "--eval.seed", "7") == 2
-    assert "was made with sampling" in capsys.readouterr().err
+    assert "was made with sampling.seed = 0, this run has 7: repeat it" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_named(
@@ -90,6 +92,15 @@ def test_predictions_of_others_are_scored_without_a_model(capsys: pytest.Capture
     assert (score["benchmark"], score["n"], score["unparsed"], score["missing"]) == ("MMVP", 6, 0, 1)
     assert score["overall"] == pytest.approx(100 / 3) and score["splits"] == {"Average": pytest.approx(400 / 6)}
     assert "1 of 6 missing, counted as wrong" in capsys.readouterr().out
+    few = ("--eval.benchmark", "MMVP,mmvp", "--eval.data", "MMVP.tsv", "--name", "few")  # one benchmark, said twice
+    assert run("--score", "p.jsonl", *few, "--eval.limit", "2") == 0
+    assert json.loads(Path("runs/few/score.json").read_text())["n"] == 2
+    with Path("MMVP.tsv").open("a") as file:
+        file.write("6\tcut short\n")
+    with Path("p.jsonl").open("a") as file:
+        file.write('{"index": 6, "prediction": "A"}\n')
+    assert run("--score", "p.jsonl", *few) == 0
+    assert "left out: 1 wrong number of fields" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -102,6 +113,11 @@ def test_predictions_of_others_are_scored_without_a_model(capsys: pytest.Capture
         (["--score", "p.jsonl"], "which benchmark are they predictions for"),
         (["--eval.benchmark", "mcq,vqa", "--eval.data", "a.tsv"], "give their folder"),
         (["--eval.benchmark", "mcq", "--eval.data", "a.tsv", "--score", "none.jsonl"], "none.jsonl: no such file"),
+        (["--score", "p.jsonl", "--control", "all"], "control: --score asks no model"),
+        (["--score", "p.jsonl", "--eval.robustness", "jpeg"], "eval.robustness: --score asks no model"),
+        (["--score", "p.jsonl", "--eval.against", "runs/x"], "eval.against: --score asks no model"),
+        (["--control", "all,blindfold"], "'blindfold' is none"),
+        (["--eval.robustness", "all,fog"], "'fog' is none"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_model_is_opened(

@@ -4,15 +4,28 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from tests.pages import ROOT
 from thyme.cli import main
 from thyme.engine import Engine
-from thyme.kernels import kv_cache, linear_logprob, mrope, paged_attention, rmsnorm, sample, swiglu, token_logprobs
+from thyme.kernels import (
+    kv_cache,
+    linear_grpo_loss,
+    linear_logprob,
+    mrope,
+    paged_attention,
+    rmsnorm,
+    sample,
+    swiglu,
+    token_logprobs,
+    truncated_logprobs,
+)
 from thyme.model.model import Model
 from thyme.sandbox import Layer
 from thyme.verbs import doctor, doctor_kernels, doctor_machine
@@ -38,7 +51,7 @@ def test_a_sound_machine_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert code in (0, 2) and not failing([row for row in rows if row.part in ("kernels", "parity")])
     assert not failing([row for row in rows if row.part == "machine" and row.needed])
     names = {row.name for row in rows if row.part == "kernels"}
-    assert names == set(doctor_kernels._pairs("cpu")) and len(names) == 13
+    assert names == set(doctor_kernels._pairs("cpu")) and len(names) == 16
     assert len([row for row in rows if row.part == "parity"]) == 2
 
 
@@ -70,6 +83,9 @@ def off_by_a_little(run: Callable[..., Any]) -> Callable[..., Any]:
         (rmsnorm, "rmsnorm_triton", "rmsnorm"),
         (rmsnorm, "add_rmsnorm_triton", "add_rmsnorm"),
         (swiglu, "swiglu_triton", "swiglu"),
+        (sample, "sample_triton", "sample, truncated"),
+        (truncated_logprobs, "truncated_logprobs_triton", "truncated_logprobs"),
+        (linear_grpo_loss, "linear_grpo_loss_triton", "linear_grpo_loss"),
     ],
 )
 def test_a_kernel_that_errs_is_named(module: Any, op: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +94,37 @@ def test_a_kernel_that_errs_is_named(module: Any, op: str, name: str, monkeypatc
     pairs = doctor_kernels._pairs
     monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {name: pairs(device)[name]})
     assert failing(kernel_checks()) == [name]
+
+
+@pytest.mark.parametrize(
+    ("by_backend", "gradient", "name"),
+    [
+        (rmsnorm._BACKWARD, 3, "rmsnorm"),
+        (rmsnorm._BACKWARD, 3, "add_rmsnorm"),
+        (swiglu._BACKWARD, 2, "swiglu"),
+    ],
+)
+def test_a_backward_pass_that_errs_is_named(
+    by_backend: dict[str, Any], gradient: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes out is right, and its gradient is not."""
+    real = by_backend["triton"]
+
+    def wrong(*args: Any) -> Any:
+        return real(*args[:gradient], 1.02 * args[gradient], *args[gradient + 1 :])
+
+    monkeypatch.setitem(by_backend, "triton", wrong)
+    pairs = doctor_kernels._pairs
+    monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {name: pairs(device)[name]})
+    assert failing(kernel_checks()) == [name]
+
+
+def test_a_gradient_that_turns_the_wrong_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = mrope._TURN["triton"]
+    monkeypatch.setitem(mrope._TURN, "triton", lambda heads, cos, sin, sign: real(heads, cos, sin, 1))
+    pairs = doctor_kernels._pairs
+    monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {"mrope": pairs(device)["mrope"]})
+    assert failing(kernel_checks()) == ["mrope"]
 
 
 def test_a_kernel_that_does_not_run_at_all_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +169,11 @@ def test_an_engine_that_computes_something_else_is_found(monkeypatch: pytest.Mon
         patch.setattr(Model, "encode_images", lambda self, pixels, grids: 1 / 0)
         [check] = parity_checks()
         assert not check.ok and "ZeroDivisionError" in check.found
+
+
+def test_every_extra_that_a_user_may_lack_is_looked_at() -> None:
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(doctor_machine.EXTRAS) == set(said) - {"dev"}
 
 
 def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

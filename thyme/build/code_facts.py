@@ -79,14 +79,14 @@ class CodeFacts:
     def _block(self, body: list[ast.stmt]) -> None:
         for statement in body:
             if isinstance(statement, ast.Assign):
-                value = self._value(statement.value)
+                value = self._followed(statement.value)
                 for target in statement.targets:
                     self._assign(target, value)
             elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-                self._assign(statement.target, self._value(statement.value))
+                self._assign(statement.target, self._followed(statement.value))
             elif isinstance(statement, ast.With):
                 for item in statement.items:
-                    value = self._value(item.context_expr)
+                    value = self._followed(item.context_expr)
                     if item.optional_vars is not None:
                         self._assign(item.optional_vars, value)
                 self._block(statement.body)
@@ -94,7 +94,15 @@ class CodeFacts:
                 self._block(statement.body)
                 self._block(statement.orelse)
             elif isinstance(statement, (ast.Expr, ast.Return)) and statement.value is not None:
-                self._value(statement.value)
+                self._followed(statement.value)
+
+    def _followed(self, node: ast.expr) -> Any:
+        """The value of a whole expression; None where following it fails, as for bounds that are no numbers, numbers
+        beyond all floats, or a sum of thousands of terms. What was cropped or turned before it failed counts."""
+        try:
+            return self._value(node)
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError):
+            return None
 
     def _assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -43,10 +44,20 @@ class Photographs:
         else:
             _package("skimage.data", "scikit-image"), _package("sklearn.datasets", "scikit-learn")
 
+    @property
+    def identity(self) -> list[str]:
+        """What there is to draw from: names, of files with their bytes."""
+        return [name if isinstance(name, str) else f"{_shown(name)} {name.stat().st_size}" for name in self._names]
+
     def get(self, index: int) -> tuple[str, Image.Image]:
         """(name, upright RGB picture)."""
         name = self._names[index % len(self._names)]
-        return str(name if isinstance(name, str) else name.name), _loaded(name)
+        return name if isinstance(name, str) else _shown(name), _loaded(name)
+
+
+def _shown(path: Path) -> str:
+    """A file's name as text, also where it is no UTF-8."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 @lru_cache(maxsize=16)

@@ -44,8 +44,12 @@ class Arm:
 
 def run_compare(config: Recipe) -> dict[str, Any]:
     """Both arms; returns what it writes to runs/compare/summary.json."""
-    console = Console(highlight=False)
-    clock, folder = Clock(), run_dir(config)
+    with run_dir(config) as folder:
+        return _compared(config, folder)
+
+
+def _compared(config: Recipe, folder: Path) -> dict[str, Any]:
+    console, clock = Console(highlight=False), Clock()
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     with chapter(console, "1/3  Base stage"):
         opened = open_model(config)

@@ -73,9 +73,14 @@ class Clock:
 
 def run_demo(config: Recipe) -> dict[str, Any]:
     """The whole story; returns what it writes to runs/demo/summary.json."""
+    with run_dir(config) as folder:
+        return _told(config, folder)
+
+
+def _told(config: Recipe, folder: Path) -> dict[str, Any]:
     console = Console(highlight=False)
     console.print(INTRO)
-    clock, folder = Clock(), run_dir(config)
+    clock = Clock()
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     checkpoints = folder / "checkpoints"
     with chapter(console, "1/5  Base stage: reading digits and locating signs, from captions"):

@@ -94,12 +94,10 @@ def named(text: str) -> list[str]:
         ValueError: a name that is none.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if "all" in names:
-        return list(DISTURBANCES)
     for name in names:
-        if name not in DISTURBANCES:
+        if name not in (*DISTURBANCES, "all"):
             raise ValueError(f"eval.robustness: {name!r} is none: {', '.join(DISTURBANCES)}, or all")
-    return names
+    return list(DISTURBANCES) if "all" in names else names
 
 
 def disturbed(question: Question, name: str, seed: int) -> Question:

@@ -9,6 +9,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,10 @@ class _Unknown(Exception):
     """The text does not tell."""
 
 
+_PASSED_BY = (_Unknown, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
+"""What following a model's code may raise: where it does, the text does not tell either."""
+
+
 class CropReader:
     """Reads the snippets of one rollout, in order; variables live on from one to the next.
 
@@ -83,7 +88,8 @@ class CropReader:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return []
         for statement in statements[:MOST_STATEMENTS]:
-            self._statement(statement)
+            with suppress(*_PASSED_BY):
+                self._statement(statement)
         return list(dict.fromkeys(self._found))
 
     def _statement(self, statement: ast.stmt) -> None:
@@ -122,7 +128,9 @@ class CropReader:
     def _value_or_none(self, node: ast.expr) -> Any:
         try:
             return self._value(node)
-        except (_Unknown, ArithmeticError, TypeError, ValueError, RecursionError):
+        except RecursionError:  # what is inside would be followed once for each of its levels
+            return None
+        except _PASSED_BY:
             for inner in ast.iter_child_nodes(node):  # a crop may stand inside of what is not understood
                 if isinstance(inner, ast.expr):
                     self._value_or_none(inner)

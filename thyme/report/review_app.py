@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -19,11 +19,23 @@ from thyme.sandbox import SandboxResult
 
 LONGEST_BODY = 4 * 1024**2
 """Bytes of a request."""
+MOST_LISTED = 100
+"""Rows of one answer."""
+LONGEST_QUESTION = 120
+"""Characters of a question in the list."""
 
 Rerun = Callable[[ReviewRow, Sequence[str]], Sequence[SandboxResult]]
 """Runs code blocks in one session that sees the row's pictures."""
 Problems = Callable[[str], Sequence[str]]
 """What training would refuse of a response, in words."""
+
+
+class _Name(NamedTuple):
+    """What a list shows of a row."""
+
+    place: str
+    question: str
+    digest: str
 
 
 class Review:
@@ -55,23 +67,51 @@ class Review:
         self.decisions, self.reviewer = decisions, reviewer
         self.rerun, self.problems, self.why_not = rerun, problems, why_not
         self.pictures = RowPictures()
-        self._digests: dict[int, str] = {}
+        self._names: dict[int, _Name] = {}
 
     def described(self) -> dict[str, Any]:
-        """Counts, agreement, and this reviewer's verdict on each row that was opened or decided."""
+        """Counts and agreement."""
         words = self.decisions.latest()
-        own = {row: said[self.reviewer] for row, said in words.items() if self.reviewer in said}
-        by_place = {decision.place: decision.verdict for decision in own.values()}
         return {
             "title": self.title,
             "summary": self.summary,
             "reviewer": self.reviewer,
             "rows": len(self.rows),
-            "decided": by_place,
+            "decided": sum(self.reviewer in said for said in words.values()),
             "can_rerun": self.rerun is not None,
             "why_not": self.why_not,
             "agreement": [agreement._asdict() for agreement in agreements(words)],
         }
+
+    def listed(self, first: int, count: int) -> list[dict[str, str]]:
+        """Rows as a list shows them: `place`, `question` in short, and `verdict` of this reviewer, "" where there is
+        none. A row goes by what it shows, so each is read once.
+
+        Raises:
+            ValueError: more than `MOST_LISTED` of them.
+        """
+        if not 0 <= count <= MOST_LISTED:
+            raise ValueError(f"{count} rows are asked for: at most {MOST_LISTED}")
+        words = self.decisions.latest()
+        names = [self._name(index) for index in range(max(0, first), min(first + count, len(self.rows)))]
+        own = [words.get(name.digest, {}).get(self.reviewer) for name in names]
+        return [
+            {"place": name.place, "question": name.question, "verdict": "" if word is None else word.verdict}
+            for name, word in zip(names, own, strict=True)
+        ]
+
+    def next_open(self, after: int) -> int | None:
+        """The next row that this reviewer has not decided, behind `after` and then from the first on; None where there
+        is none."""
+        own = {row for row, said in self.decisions.latest().items() if self.reviewer in said}
+        around = ((after + step) % len(self.rows) for step in range(1, len(self.rows) + 1))
+        return next((index for index in around if self._name(index).digest not in own), None)
+
+    def _name(self, index: int) -> "_Name":
+        if index not in self._names:
+            row = self.rows[index]
+            self._names[index] = _Name(row.place, row.question.question[:LONGEST_QUESTION], row.digest)
+        return self._names[index]
 
     def row(self, index: int) -> dict[str, Any]:
         """One row with this reviewer's decision, and those of others once there is one: a second opinion is only one
@@ -172,11 +212,16 @@ def review_app(review: Review, host: str = "127.0.0.1") -> Starlette:
         response = said.get("response")
         return review.run_again(index, response if isinstance(response, str) else None)
 
+    def listed(request: Request) -> Any:
+        return review.listed(request.path_params["first"], request.path_params["count"])
+
     store = PictureStore(review.pictures)
     return application(
         [
             Route("/", lambda _: page_answer(linked_page(f"{review.title} - thyme data review", REVIEW))),
             Route("/api/review", answered(lambda _: review.described())),
+            Route("/api/rows/{first:int}/{count:int}", answered(listed)),
+            Route("/api/next/{index:int}", answered(lambda request: review.next_open(index_of(request)))),
             Route("/api/row/{index:int}", answered(lambda request: review.row(index_of(request)))),
             Route("/api/row/{index:int}/run", posted(again), methods=["POST"]),
             Route("/api/row/{index:int}/decide", posted(review.decide), methods=["POST"]),

@@ -63,10 +63,15 @@ class RolloutFile:
                 self._end += len(line)
 
     def table(self) -> dict[str, Any]:
-        """Columns of `RolloutSummary` and `line`, a list each, in the order of group and index; `problems`, in words;
-        `stamp`, which changes when the table does."""
+        """Columns of `RolloutSummary` and `line`, a list each, in the order of group, question and index; `problems`,
+        in words; `stamp`, which changes when the table does."""
+
+        def order(item: tuple[int, RolloutSummary]) -> tuple[int, str, int, int]:
+            line, found = item
+            return found.group, found.question_id, found.index, line
+
         with self._lock:
-            rows = sorted(self._summaries.items(), key=lambda item: (item[1].group, item[1].index, item[0]))
+            rows = sorted(self._summaries.items(), key=order)
             columns: dict[str, Any] = {name: [getattr(summary, name) for _, summary in rows] for name in COLUMNS}
             columns["seed"] = [str(seed) for seed in columns["seed"]]  # more than a browser's numbers hold
             more = self._num_problems - len(self._problems)
@@ -129,7 +134,7 @@ class RolloutFile:
             return  # a journal begins with who wrote it
         try:
             summary = summarize(line)
-        except ValueError as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             self._num_problems += 1
             if len(self._problems) < MOST_PROBLEMS:
                 is_cut = not line.endswith(b"\n")

@@ -9,6 +9,7 @@ Nothing is written. A run may be under way: whatever is asked for is read again 
 """
 
 import json
+import os
 import re
 import threading
 import tomllib
@@ -40,7 +41,7 @@ class RunFolder:
         if not folder.is_dir():
             raise FileNotFoundError(f"run {folder}: no such folder: give one that a verb wrote, such as runs/demo")
         self.folder = folder
-        self.name = folder.resolve().name
+        self.name = os.fsencode(folder.resolve().name).decode(errors="backslashreplace")
         self.spelling, self.why_unspelled = spelling, why_unspelled
         self.pictures = PictureStore(FolderPictures(folder / "images"))
         self._files: dict[str, RolloutFile] = {}
@@ -95,7 +96,13 @@ class RunFolder:
             KeyError: there is no such file, or no rollout on that line.
             ValueError: the line is no rollout any more.
         """
-        return rollout_view(self._file(name).row(line), self.pictures.pictures, self.spelling)
+        row = self._file(name).row(line)
+        try:
+            return rollout_view(row, self.pictures.pictures, self.spelling)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{name}, line {line}: written by another version, or damaged: {type(error).__name__}: {error}"
+            ) from error
 
     def find(self, question_id: str, near: str) -> dict[str, Any] | None:
         """The file and line of a rollout of that question: in the file `near`, else in the first that has one."""
@@ -166,7 +173,7 @@ class RunFolder:
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
                 rows.append(row)
-            except ValueError:
+            except (ValueError, RecursionError):
                 where = "is half-written" if number == len(lines) else "cannot be read"
                 problems.append(f"{name}: line {number} {where} and is left out")
         return rows, problems
@@ -179,7 +186,7 @@ class RunFolder:
                 raise ValueError("not an object")
         except FileNotFoundError:
             return {}, []
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return {}, [f"run.json cannot be read ({error})"]
         return state, []
 

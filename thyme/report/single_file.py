@@ -35,13 +35,18 @@ def report_page(run: RunFolder, most: int) -> ReportPage:
     tables = {file["key"]: run.table(file["key"]) for file in described["files"]}
     chosen = _chosen(tables, most)
     answers: dict[str, Any] = {"/api/a/metrics": run.metrics(), "/api/a/alarms": run.alarms()}
+    problems: dict[str, str] = {}
     for key, table in tables.items():
         answers[_address("table", key)] = _cut(table, chosen[key])
         for line in chosen[key]:
-            answers[f"{_address('rollout', key)}/{line}"] = run.rollout(key, line)
+            address = f"{_address('rollout', key)}/{line}"
+            try:
+                answers[address] = run.rollout(key, line)
+            except ValueError as error:
+                problems[address] = str(error)
     files = [file | {"rollouts": len(chosen[file["key"]])} for file in described["files"]]
     answers["/api/runs"] = {"a": described | {"files": files, "finished": True}}
-    text = _page(f"{run.name} - thyme report", answers, run.pictures)
+    text = _page(f"{run.name} - thyme report", answers, run.pictures, problems)
     return ReportPage(text, sum(map(len, chosen.values())), sum(len(table["line"]) for table in tables.values()))
 
 
@@ -69,7 +74,9 @@ def trace_page(title: str, row: Mapping[str, Any], pictures: Pictures, spelling:
     return _page(title, answers, PictureStore(pictures))
 
 
-def _page(title: str, answers: Mapping[str, Any], store: PictureStore) -> str:
+def _page(
+    title: str, answers: Mapping[str, Any], store: PictureStore, problems: Mapping[str, str] | None = None
+) -> str:
     pictures: dict[str, str] = {}
     for name in set(_picture_names(answers)):
         try:
@@ -77,7 +84,7 @@ def _page(title: str, answers: Mapping[str, Any], store: PictureStore) -> str:
         except (OSError, ValueError):
             continue  # the rollout's notes say so
         pictures[name] = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return single_page(title, {"answers": answers, "pictures": pictures})
+    return single_page(title, {"answers": answers, "pictures": pictures, "problems": problems or {}})
 
 
 def _picture_names(value: Any) -> Iterator[str]:
@@ -97,9 +104,9 @@ def _chosen(tables: Mapping[str, Mapping[str, Any]], most: int) -> dict[str, lis
     """The lines of each file that are shown."""
     groups: dict[str, list[list[int]]] = {}
     for key, table in tables.items():
-        by_group: dict[int, list[int]] = {}
-        for line, group in zip(table["line"], table["group"], strict=True):
-            by_group.setdefault(group, []).append(line)
+        by_group: dict[tuple[int, str], list[int]] = {}
+        for line, group, question in zip(table["line"], table["group"], table["question_id"], strict=True):
+            by_group.setdefault((group, question), []).append(line)
         groups[key] = list(by_group.values())
     chosen: dict[str, list[int]] = {key: [] for key in tables}
     left = most

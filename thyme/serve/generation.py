@@ -18,10 +18,16 @@ FINISH_REASONS = {
 
 
 class StopCut:
-    """Text as it is drawn, up to a stop text: the beginning of one is held back until it is known to be none."""
+    """Text as it is drawn, up to a stop text: the beginning of one is held back until it is known to be none. What a
+    token has behind a stop text is not shown.
 
-    def __init__(self, stops: Iterable[str]) -> None:
-        self._stops = tuple(stops)
+    Args:
+        stops: texts that end it.
+        keeps: whether the stop text itself is shown.
+    """
+
+    def __init__(self, stops: Iterable[str], *, keeps: bool = False) -> None:
+        self._stops, self._keeps = tuple(stops), keeps
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -35,19 +41,20 @@ class StopCut:
         return text[: len(text) - held]
 
     def end(self, text: str, stop: str | None) -> str:
-        """The rest, before the stop text that ended it, if one did."""
+        """The rest, up to the stop text that ended it, if one did."""
         text, self._held = self._held + text, ""
-        return text if stop is None else text[: text.index(stop)] if stop in text else text
+        if stop is None or stop not in text:
+            return text
+        return text[: text.index(stop) + len(stop) * self._keeps]
 
 
 class _Choice:
     """One sequence and what of it has been told."""
 
-    def __init__(self, index: int, sequence: Sequence, stops: Iterable[str]) -> None:
-        self.index, self.sequence = index, sequence
+    def __init__(self, index: int, sequence: Sequence, cut: StopCut) -> None:
+        self.index, self.sequence, self.cut = index, sequence, cut
         self.told = sequence.prompt_len
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.cut = StopCut(stops)
 
 
 class Generation:
@@ -84,8 +91,8 @@ class Generation:
                 sequences = engine.add_group(prompt, self.asked.params)
                 prompts.append(sequences[0].token_ids)
                 for sequence in sequences:
-                    stops = () if self.asked.keep_stop else self.asked.params.stop
-                    self._choices[sequence.id] = _Choice(len(self._choices), sequence, stops)
+                    cut = StopCut(self.asked.params.stop, keeps=self.asked.keep_stop)
+                    self._choices[sequence.id] = _Choice(len(self._choices), sequence, cut)
         except ValueError:
             self.abort(engine)
             raise
@@ -109,7 +116,7 @@ class Generation:
             completion.token_ids[new], completion.logprobs[new].tolist(), completion.logprobs_raw[new].tolist()
         )
         raw = b"".join(map(engine.reader.token_bytes, drawn.token_ids))
-        stop = None if self.asked.keep_stop or not isinstance(completion.stop_reason, str) else completion.stop_reason
+        stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None
         rest = choice.cut.end(choice.decoder.decode(raw, final=True), stop)
         end = End(FINISH_REASONS[completion.finish_reason], _reason(completion), completion=completion)
         self.tell(Delta(choice.index, content=rest, drawn=drawn, end=end))

@@ -194,7 +194,8 @@ class BodyReader:
     def _shape(self, fields: Fields) -> dict[str, Any]:
         """How the answer is to look."""
         stream = fields.flag("stream", False)
-        options = Fields(fields.raw("stream_options") or {}, "stream_options")
+        said = fields.raw("stream_options")
+        options = Fields({} if said is None else said, "stream_options")
         include_usage = options.flag("include_usage", False)
         options.finish(("include_obfuscation",))
         modes = ("raw_logprobs", "processed_logprobs")

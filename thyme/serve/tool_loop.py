@@ -156,12 +156,16 @@ class ToolLoop:
         self._executor.end(flight.sequence.id)
         reason = "stop" if status in _STOPPED else "abort" if status is RolloutStatus.ABORTED else "length"
         stop = status.value if by_text is None else by_text
-        self.tell(Delta(flight.index, content=said_at_last(rollout, by_text), end=End(reason, stop, rollout=rollout)))
+        said = said_at_last(rollout, by_text, keeps=self.asked.keep_stop)
+        self.tell(Delta(flight.index, content=said, end=End(reason, stop, rollout=rollout)))
 
 
-def said_at_last(rollout: Rollout, stop: str | int | None) -> str:
-    """The answer; where none was given, what the last round said, before the stop text that ended it."""
+def said_at_last(rollout: Rollout, stop: str | int | None, *, keeps: bool) -> str:
+    """The answer; where none was given, what the last round said up to the stop text that ended it, with it where it
+    `keeps` that."""
     if rollout.answer is not None:
         return rollout.answer
     text = rollout.turns[-1].text if rollout.turns else ""
-    return text[: text.index(stop)] if isinstance(stop, str) and stop in text else text
+    if not isinstance(stop, str) or stop not in text:
+        return text
+    return text[: text.index(stop) + len(stop) * keeps]

@@ -26,23 +26,39 @@ if TYPE_CHECKING:
     from thyme.verbs.config import EvaluatedConfig
 
 
-def score_file(config: EvaluatedConfig, path: Path) -> dict[str, Any]:
-    """Scores predictions that somebody made; writes score.json, and returns what it says."""
+def score_file(config: EvaluatedConfig, path: Path, control: str = "") -> dict[str, Any]:
+    """Scores predictions that somebody made; writes score.json, and returns what it says.
+
+    Raises:
+        ValueError: nothing to score by or with, or a setting, such as `control`, that only an asked model has.
+    """
     from thyme.evals.benchmarks.predictions import read_predictions
     from thyme.evals.benchmarks.report import score_predictions, table
     from thyme.verbs.folders import run_dir
 
-    if config.eval.paper_protocol:
-        raise ValueError("eval.paper_protocol: --score asks no model: leave it out")
+    asking = {
+        "control": control,
+        "eval.robustness": config.eval.robustness,
+        "eval.against": config.eval.against,
+        "eval.paper_protocol": config.eval.paper_protocol,
+    }
+    if said := [name for name, value in asking.items() if value]:
+        raise ValueError(f"{said[0]}: --score asks no model: leave it out")
     rows, *others = _open(config)
     if others:
         raise ValueError(f"eval.benchmark: --score takes one benchmark, not {len(others) + 1}")
     predictions = read_predictions(path)
     if config.judge.url is not None:
         note("--score goes by rules alone: a judge is asked where the model answers itself")
-    score, _ = score_predictions(rows.benchmark, rows.items[: config.eval.limit or None], predictions)
-    folder = run_dir(config)
-    (folder / "score.json").write_text(json.dumps(score.to_json(), indent=2) + "\n")
+    score, _ = score_predictions(
+        rows.benchmark,
+        rows.items[: config.eval.limit or None],
+        predictions,
+        others=rows.known,
+        unread=rows.left_out.total(),
+    )
+    with run_dir(config) as folder:
+        (folder / "score.json").write_text(json.dumps(score.to_json(), indent=2) + "\n")
     print(table([score]), end="")
     _say(score)
     print(f"figures: {folder}/score.json")
@@ -61,10 +77,8 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
         What score.json says: an object of each benchmark, of one alone not in a list.
     """
     from thyme.evals import disturbances
-    from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS, named
-    from thyme.evals.benchmarks.report import table
+    from thyme.evals.benchmarks.controls import named
     from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_loop, open_model
 
     controls, disturbing = named(control), disturbances.named(config.eval.robustness)
     files: Sequence[Rows] = _open(config) if config.eval.benchmark else _held_out(config)
@@ -73,7 +87,17 @@ def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] 
         controls.remove("base")
     for rows in files if config.eval.against else ():
         _theirs(config, rows)  # what is wrong with them is said before anything is asked
-    folder = run_dir(config)
+    with run_dir(config) as folder:
+        return _evaluated(config, folder, files, controls, disturbing)
+
+
+def _evaluated(
+    config: EvaluatedConfig, folder: Path, files: Sequence[Rows], controls: Sequence[str], disturbing: Sequence[str]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS
+    from thyme.evals.benchmarks.report import table
+    from thyme.verbs.opening import open_loop, open_model
+
     told = [rows.summary() for rows in files]
     scores, sections, tables = [], [], []
     how = "the same command" + " with --eval.resume true" * (not config.eval.resume)
@@ -294,13 +318,14 @@ def _open(config: EvaluatedConfig) -> list[BenchmarkFile]:
     from thyme.evals.benchmarks.known import benchmark
     from thyme.evals.benchmarks.source import BenchmarkFile
 
-    names = [name.strip() for name in config.eval.benchmark.split(",") if name.strip()]
-    if not names:
+    named = [name.strip() for name in config.eval.benchmark.split(",") if name.strip()]
+    known = {found.name: found for found in map(benchmark, named)}
+    if not known:
         raise ValueError("eval.benchmark: which benchmark are they predictions for?")
     path = Path(config.eval.data)
-    if len(names) > 1 and path.is_file():
-        raise ValueError(f"eval.data: {path} is one file, {len(names)} benchmarks are named: give their folder")
-    files = [BenchmarkFile(benchmark(name), path) for name in names]
+    if len(known) > 1 and path.is_file():
+        raise ValueError(f"eval.data: {path} is one file, {len(known)} benchmarks are named: give their folder")
+    files = [BenchmarkFile(one, path) for one in known.values()]
     for rows in files:
         if rows.left_out:
             note(rows.summary())

@@ -80,30 +80,64 @@ def _pairs(device: str) -> Mapping[str, Pair]:
 def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
     import torch
 
-    from thyme.kernels import grpo_loss, linear_logprob, sample, token_logprobs
+    from thyme.kernels import grpo_loss, linear_grpo_loss, linear_logprob, sample, token_logprobs, truncated_logprobs
 
     logits, hidden, weight = 3 * random(5, 1_003), random(5, 64), random(1_003, 64) / 8
     temperature = torch.where(index % 2 == 0, 0.0, 0.8)
     drawn = {"seed": index * 977, "position": index}
+    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
     targets, advantages, weights = index * 100, random(5), torch.full_like(temperature, 0.2)
+    warm = {"temperature": temperature, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
+
+    def sampled(run: Callable[..., Any], **limits: Any) -> Callable[[], list[Any]]:
+        return lambda: list(run(logits, temperature, **drawn, **limits))
+
+    def scored(run: Callable[..., Any], **more: Any) -> Callable[[], list[Any]]:
+        return lambda: _with_gradients(lambda x: run(x, targets, **more), logits)
+
+    def lost(run: Callable[..., Any]) -> Callable[[], list[Any]]:
+        return lambda: _with_gradients(lambda x: run(x, targets, advantages, weights, **warm)[0], logits)
+
+    def scored_by_head(run: Callable[..., Any]) -> Callable[[], list[Any]]:
+        return lambda: _with_gradients(lambda x, w: run(x, w, targets, **warm), hidden, weight)
+
+    def lost_by_head(run: Callable[..., Any]) -> Callable[[], list[Any]]:
+        return lambda: _with_gradients(lambda x, w: run(x, w, targets, advantages, weights, **warm)[0], hidden, weight)
+
+    kept = truncated_logprobs
     return {
-        "sample": (
-            lambda: list(sample.sample_triton(logits, temperature, **drawn)),
-            lambda: list(sample.sample_ref(logits, temperature, **drawn)),
-        ),
+        "sample": (sampled(sample.sample_triton), sampled(sample.sample_ref)),
+        "sample, truncated": (sampled(sample.sample_triton, **cut), sampled(sample.sample_ref, **cut)),
         "token_logprobs": (
-            lambda: list(token_logprobs.token_logprobs_triton(logits, targets)),
-            lambda: list(token_logprobs.token_logprobs_ref(logits, targets)),
+            scored(token_logprobs.token_logprobs_triton, **warm),
+            scored(token_logprobs.token_logprobs_ref, **warm),
         ),
-        "grpo_loss": (
-            lambda: [grpo_loss.grpo_loss_triton(logits, targets, advantages, weights)[0]],
-            lambda: [grpo_loss.grpo_loss_ref(logits, targets, advantages, weights)[0]],
+        "truncated_logprobs": (
+            scored(kept.truncated_logprobs_triton, top_k=900),
+            scored(kept.truncated_logprobs_ref, top_k=900),
         ),
+        "grpo_loss": (lost(grpo_loss.grpo_loss_triton), lost(grpo_loss.grpo_loss_ref)),
         "linear_logprob": (
-            lambda: list(linear_logprob.linear_logprob_triton(hidden, weight, targets)),
-            lambda: list(linear_logprob.linear_logprob_ref(hidden, weight, targets)),
+            scored_by_head(linear_logprob.linear_logprob_triton),
+            scored_by_head(linear_logprob.linear_logprob_ref),
+        ),
+        "linear_grpo_loss": (
+            lost_by_head(linear_grpo_loss.linear_grpo_loss_triton),
+            lost_by_head(linear_grpo_loss.linear_grpo_loss_ref),
         ),
     }
+
+
+def _with_gradients(run: Callable[..., Any], *inputs: Any) -> list[Any]:
+    """What an op gives, and the gradients of a weighted sum of it: a trainer needs both."""
+    import torch
+
+    leaves = [one.clone().requires_grad_() for one in inputs]
+    given = run(*leaves)
+    outputs = [given] if isinstance(given, torch.Tensor) else list(given)
+    moved = [one for one in outputs if one.requires_grad]
+    pulls = [torch.arange(one.numel(), device=one.device).cos().view_as(one) for one in moved]
+    return [*outputs, *torch.autograd.grad(moved, leaves, pulls)]
 
 
 def _attention_pairs(random: Callable[..., Any], device: str) -> dict[str, Pair]:
@@ -134,8 +168,8 @@ def _attention_pairs(random: Callable[..., Any], device: str) -> dict[str, Pair]
             lambda: written(kv_cache.mrope_write_kv_ref),
         ),
         "mrope": (
-            lambda: [mrope.mrope_triton(qkv, cos, sin)],
-            lambda: [mrope.mrope_ref(qkv, cos, sin)],
+            lambda: _with_gradients(lambda x: mrope.mrope_triton(x, cos, sin), qkv),
+            lambda: _with_gradients(lambda x: mrope.mrope_ref(x, cos, sin), qkv),
         ),
     }
     if device == "cpu":
@@ -153,14 +187,17 @@ def _small_pairs(random: Callable[..., Any]) -> dict[str, Pair]:
     x, residual, weight, gates = random(9, 130), random(9, 130), random(130), random(9, 220)
     return {
         "rmsnorm": (
-            lambda: [rmsnorm.rmsnorm_triton(x, weight, 1e-6)],
-            lambda: [rmsnorm.rmsnorm_ref(x, weight, 1e-6)],
+            lambda: _with_gradients(lambda a, b: rmsnorm.rmsnorm_triton(a, b, 1e-6), x, weight),
+            lambda: _with_gradients(lambda a, b: rmsnorm.rmsnorm_ref(a, b, 1e-6), x, weight),
         ),
         "add_rmsnorm": (
-            lambda: list(rmsnorm.add_rmsnorm_triton(x, residual, weight, 1e-6)),
-            lambda: list(rmsnorm.add_rmsnorm_ref(x, residual, weight, 1e-6)),
+            lambda: _with_gradients(lambda a, b, c: rmsnorm.add_rmsnorm_triton(a, b, c, 1e-6), x, residual, weight),
+            lambda: _with_gradients(lambda a, b, c: rmsnorm.add_rmsnorm_ref(a, b, c, 1e-6), x, residual, weight),
         ),
-        "swiglu": (lambda: [swiglu.swiglu_triton(gates)], lambda: [swiglu.swiglu_ref(gates)]),
+        "swiglu": (
+            lambda: _with_gradients(lambda a: swiglu.swiglu_triton(a), gates),
+            lambda: _with_gradients(lambda a: swiglu.swiglu_ref(a), gates),
+        ),
         "fp8_linear": (
             lambda: [fp8_linear.fp8_linear_triton(x, *codes)],
             lambda: [fp8_linear.fp8_linear_ref(x, *codes)],

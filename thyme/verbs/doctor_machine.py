@@ -16,6 +16,11 @@ EXTRAS = {
     "judge": ("openai",),
     "data": ("pyarrow",),
     "eval": ("math_verify", "openpyxl"),
+    "evidence": ("rapidocr_onnxruntime", "cv2"),
+    "view": ("starlette", "uvicorn"),
+    "ray": ("ray",),
+    "real": ("gguf", "accelerate"),
+    "bench": ("liger_kernel", "cut_cross_entropy", "flashinfer", "trl", "datasets"),
     "track": ("tensorboard", "trackio", "wandb"),
     "train": ("torchao",),
     "demo": ("sklearn", "skimage", "cv2"),
@@ -23,7 +28,7 @@ EXTRAS = {
     "gpu": ("flash_attn",),
 }
 """Extra of pyproject.toml -> modules it brings."""
-_ON_A_GPU = {"gpu"}
+_ON_A_GPU = {"gpu", "bench"}
 _OLDEST = (3, 11)
 
 

@@ -43,7 +43,7 @@ class Config(EvaluatedConfig):
 def run(config: Config) -> Result:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
-        return Result(benchmarks.score_file(config, Path(config.score)))
+        return Result(benchmarks.score_file(config, Path(config.score), config.control))
     if config.eval.benchmark or config.control or config.eval.robustness or config.eval.paper_protocol:
         return Result(benchmarks.evaluate_rows(config, config.control))
     return Result(evaluate_heldout(config))
@@ -51,13 +51,18 @@ def run(config: Config) -> Result:
 
 def evaluate_heldout(config: Config) -> dict[str, Any]:
     """Evaluates on held-out questions; returns what eval.json says. Answers of a run that was interrupted are kept."""
-    from thyme.evals.evidence import shown
     from thyme.verbs.folders import run_dir
-    from thyme.verbs.opening import open_model
     from thyme.verbs.rows import require_rows
 
     require_rows(config, "heldout")
-    folder = run_dir(config)
+    with run_dir(config) as folder:
+        return _heldout(config, folder)
+
+
+def _heldout(config: Config, folder: Path) -> dict[str, Any]:
+    from thyme.evals.evidence import shown
+    from thyme.verbs.opening import open_model
+
     journal = folder / "rollouts" / ".heldout.jsonl"
     result = measure(config, open_model(config), journal)
     looked_at = evidence_of(result) if config.eval.evidence else None

@@ -4,6 +4,10 @@ A run writes runs/<name>/: config.toml (a recipe that repeats it), metrics.jsonl
 training run also run.json (`thyme.verbs.training_run`).
 """
 
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from thyme.config import to_toml
@@ -14,12 +18,14 @@ RUNS = Path("runs")
 RUN_FILE = "run.json"
 
 
-def run_dir(config: RunConfig) -> Path:
-    """Makes runs/<name>/ and writes the resolved config into it, for a verb that trains nothing.
+@contextmanager
+def run_dir(config: RunConfig) -> Iterator[Path]:
+    """Makes runs/<name>/, holds it for this process and writes the resolved config into it, for a verb that trains
+    nothing.
 
     Raises:
-        FileNotFoundError, ValueError: the model is no folder of a model, or runs/<name>/ is a training run, whose
-            config must stay; then nothing is written.
+        FileNotFoundError, ValueError: the model is no folder of a model, another process is at work in runs/<name>/,
+            or it is a training run, whose config must stay; then nothing is written.
     """
     if config.model != EMBEDDED:
         model_folder(Path(config.model))
@@ -27,8 +33,25 @@ def run_dir(config: RunConfig) -> Path:
     if (folder / RUN_FILE).is_file():
         raise ValueError(f"{folder} is a training run: --name gives this one another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(to_toml(config))
-    return folder
+    with held(folder):
+        (folder / "config.toml").write_text(to_toml(config))
+        yield folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the kernel lets go of it however the process ends.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: no forked child inherits it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                raise ValueError(f"{folder} is in use by another process of thyme: wait, or name another") from None
+        yield
 
 
 def model_folder(path: Path) -> Path:

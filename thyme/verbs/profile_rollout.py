@@ -41,21 +41,22 @@ def run(config: Config) -> Result:
 
     require_rows(config, "train")
     refuse_without_gpu(config)
-    folder, opened = run_dir(config), open_model(config)
-    once = replace(config, data=replace(config.data, ahead_steps=0))
-    with (
-        prepared_questions(once, opened) as questions,
-        open_loop(config, opened) as loop,
-        open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
-        rate_line("profile rollout") as tell,
-        Profiler(config, opened.model, folder, loop.engine, tell) as profiler,
-    ):
-        for step in range(profiler.num_steps):
-            asked = questions.stream(step * config.count, config.count)
-            with trace.span("steps", f"step {step}"):
-                ask_round(loop, scorer, Laps(), World(), asked, config.seed * 1_000_003 + step)
-            profiler.advance()
-        frame = frame_of("profile rollout", config, opened.model, loop.engine)
-    print(profiler.write(f"Rollouts of {config.model}", frame), end="")
+    with run_dir(config) as folder:
+        opened = open_model(config)
+        once = replace(config, data=replace(config.data, ahead_steps=0))
+        with (
+            prepared_questions(once, opened) as questions,
+            open_loop(config, opened) as loop,
+            open_scorer(config.reward, config.judge, max_tokens=config.rollout.max_tokens) as scorer,
+            rate_line("profile rollout") as tell,
+            Profiler(config, opened.model, folder, loop.engine, tell) as profiler,
+        ):
+            for step in range(profiler.num_steps):
+                asked = questions.stream(step * config.count, config.count)
+                with trace.span("steps", f"step {step}"):
+                    ask_round(loop, scorer, Laps(), World(), asked, config.seed * 1_000_003 + step)
+                profiler.advance()
+            frame = frame_of("profile rollout", config, opened.model, loop.engine)
+        print(profiler.write(f"Rollouts of {config.model}", frame), end="")
     print(f"\ntrace for ui.perfetto.dev: {profiler.folder / 'trace.json'}; this page: {profiler.folder / 'verdict.md'}")
     return profiler.result()

@@ -67,10 +67,11 @@ def run(config: Config) -> Result:
     refuse_without_gpu(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("profile train: one process only: start it without torchrun")
-    folder, opened = run_dir(config), adapted(open_model(config), config)
-    profiler = _of_rl(config, opened, folder) if stage == "rl" else _of_sft(config, opened, folder)
-    frame = frame_of("profile train", config, opened.model, profiler.engine)
-    print(profiler.write(f"{stage.upper()} of {config.model}", frame, _trained(config, opened, stage)), end="")
+    with run_dir(config) as folder:
+        opened = adapted(open_model(config), config)
+        profiler = _of_rl(config, opened, folder) if stage == "rl" else _of_sft(config, opened, folder)
+        frame = frame_of("profile train", config, opened.model, profiler.engine)
+        print(profiler.write(f"{stage.upper()} of {config.model}", frame, _trained(config, opened, stage)), end="")
     print(f"\ntrace for ui.perfetto.dev: {profiler.folder / 'trace.json'}; this page: {profiler.folder / 'verdict.md'}")
     return profiler.result()
 

@@ -34,15 +34,14 @@ def run(config: Config) -> Result:
         FileNotFoundError, ValueError: no such run.
     """
     from thyme.report.single_file import report_page
+    from thyme.train.durable import write_text
     from thyme.verbs.spelling import open_run
 
     opened = open_run(config.run, config.model)
     out = config.out or config.run / "report.html"
     page = report_page(opened, config.rollouts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(page.text, encoding="utf-8")
-    partial.replace(out)
+    write_text(out, page.text)
     left = f" of {page.of}" if page.rollouts < page.of else ""
     print(f"{page.rollouts}{left} rollouts, {out.stat().st_size / 1024**2:.1f} MiB: {out}")
     return Result({"path": out, "rollouts": page.rollouts, "of": page.of, "bytes": out.stat().st_size})

@@ -11,9 +11,12 @@ from thyme.result import Result
 from thyme.verbs.config import ScoredConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from thyme.rollout.rollout import RolloutLoop
     from thyme.rollout.types import Rollout
     from thyme.train.group_scores import ScoredGroup
+    from thyme.verbs.opening import Opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +35,24 @@ class Config(ScoredConfig):
 
 def run(config: Config) -> Result:
     """Samples, writes, and says where."""
+    from thyme.verbs.folders import run_dir
+    from thyme.verbs.opening import open_model
+    from thyme.verbs.rows import require_rows
+
+    require_rows(config, "train")
+    with run_dir(config) as folder:
+        return _sampled(config, folder / "rollouts" / "step_0.jsonl", open_model(config))
+
+
+def _sampled(config: Config, path: Path, opened: Opened) -> Result:
     from thyme.rewards.opening import open_scorer
     from thyme.train.engine_mismatch import engine_mismatch
     from thyme.train.group_scores import GroupScores
     from thyme.train.rl import record
-    from thyme.verbs.folders import run_dir
     from thyme.verbs.live_line import roof_told
-    from thyme.verbs.opening import open_loop, open_model
-    from thyme.verbs.rows import prepared_questions, require_rows
+    from thyme.verbs.opening import open_loop
+    from thyme.verbs.rows import prepared_questions
 
-    require_rows(config, "train")
-    folder, opened = run_dir(config), open_model(config)
-    path = folder / "rollouts" / "step_0.jsonl"
     once = replace(config, data=replace(config.data, ahead_steps=0))  # nothing is asked for a second time
     with (
         prepared_questions(once, opened) as questions,

@@ -8,7 +8,6 @@ stage begins, so that a refusal comes at once.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from thyme.train.durable import recover, write_text
 from thyme.train.manifest import Origin, folder_digest, text_digest
 from thyme.train.retention import newest_intact
 from thyme.verbs.config import EMBEDDED, RunConfig
-from thyme.verbs.folders import RUN_FILE, RUNS, model_folder
+from thyme.verbs.folders import RUN_FILE, RUNS, held, model_folder
 from thyme.verbs.notes import is_first_rank
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def _begun(config: RunConfig, verb: str, folder: Path, data_digest: str) -> Iter
     if config.resumes is None:
         _refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with held(folder):
         for part in (folder, *(folder / name for name in ("checkpoints", "rollouts", "images"))):
             recover(part)
         digest = "" if start is None else folder_digest(start)
@@ -183,14 +182,3 @@ def _check_origin(origin: Origin, model_digest: str, data_digest: str) -> None:
         )
     if data_digest != origin.data_digest:
         raise ValueError("the data files are not those that the run started with: rows would be repeated or lost")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it however the process ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: no forked child inherits it
-        except OSError:
-            raise ValueError(f"{folder} is in use by another process of thyme") from None
-        yield

@@ -29,6 +29,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(tmp_path:
     assert [e.value for e in table(tmp_path, "\ufeffindex\ta\r\n0\tx\r\n").scan()] == [{"index": "0", "a": "x"}]
 
 
+def test_a_byte_order_mark_stands_before_a_quoted_name_too(tmp_path: Path) -> None:
+    rows = table(tmp_path, '\ufeff"index"\t"a"\r\n"0"\t"x\ny"\r\n"1"\t"z"\r\n')
+    entries = list(rows.scan())
+    assert [e.value for e in entries] == [{"index": "0", "a": "x\ny"}, {"index": "1", "a": "z"}]
+    assert [rows.read(entry.position) for entry in entries] == [entry.value for entry in entries]
+
+
+def test_columns_without_a_name_are_not_in_the_way(tmp_path: Path) -> None:
+    (entry,) = table(tmp_path, "index\ta\t\t\n0\tx\t\t\n").scan()
+    assert entry.value == {"index": "0", "a": "x", "": ""}
+
+
 def test_commas_separate_in_csv(tmp_path: Path) -> None:
     assert [e.value for e in table(tmp_path, 'a,b\n"1,5",2\n', "rows.csv").scan()] == [{"a": "1,5", "b": "2"}]
 

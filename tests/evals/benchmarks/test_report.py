@@ -1,10 +1,16 @@
 """Scores by hand: what counts as wrong, how sure a figure is, and what another run's difference is worth."""
 
 import json
+from collections.abc import Callable
+from datetime import datetime, time
+from decimal import Decimal
 from math import comb
 from pathlib import Path
+from zipfile import ZipFile
 
 import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.evals.benchmarks.published import ROWS, write_tsv
@@ -30,6 +36,20 @@ def test_what_is_missing_and_what_is_not_understood_is_wrong_and_counted() -> No
 def test_predictions_of_another_file_are_refused() -> None:
     with pytest.raises(ValueError, match="1 predictions are for indices that VStarBench does not have, such as '17'"):
         score_predictions(benchmark("V*"), items("VStarBench"), {"0": "A", "17": "B"})
+
+
+def test_predictions_for_rows_that_are_not_scored_are_passed_over() -> None:
+    one = items("VStarBench")[:1]
+    said = {"0": "A", "1": "B", "17": "B"}
+    score, _ = score_predictions(benchmark("V*"), one, said, others={"1"}, unread=1)
+    assert (score.overall, score.n, score.missing) == (100.0, 1, 0)
+    with pytest.raises(ValueError, match="2 predictions are for indices that VStarBench does not have, such as '1'"):
+        score_predictions(benchmark("V*"), one, said, unread=1)
+
+
+def test_an_empty_text_among_those_accepted_is_not_held_by_every_prediction() -> None:
+    row = {"index": 0, "question": "?", "answer": "['', 'EXIT']"}
+    assert [benchmark("OCRBench").score(item_of(row), said).value for said in ("exit", "door", "")] == [1.0, 0.0, 0.0]
 
 
 def test_an_empty_prediction_is_never_right() -> None:
@@ -126,6 +146,38 @@ def test_predictions_that_cannot_be_read_name_file_and_row(text: str, said: str,
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(ValueError, match=said):
         read_predictions(tmp_path / "a.jsonl")
+
+
+def test_cells_of_any_type_are_text(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    cells = [datetime(2020, 1, 2), time(1, 2), True, 3.5, "=A", None]
+    for row in (["index", "prediction"], *enumerate(cells)):
+        book.active.append(list(row))  # type: ignore[union-attr]
+    book.save(tmp_path / "a.xlsx")
+    texts = ["2020-01-02 00:00:00", "01:02:00", "True", "3.5", "", ""]
+    assert list(read_predictions(tmp_path / "a.xlsx").values()) == texts
+    rows = [{"index": Decimal(i), "prediction": said} for i, said in enumerate((b"A", "\xff".encode("latin-1")))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read_predictions(tmp_path / "a.parquet") == {"0": "A", "1": "\ufffd"}
+
+
+def test_a_sheet_is_read_whatever_size_it_states_and_named_where_it_is_damaged(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["index", "prediction"], [3, "A"]):
+        book.active.append(row)  # type: ignore[union-attr]
+    book.save(tmp_path / "a.xlsx")
+
+    def changed(name: str, change: Callable[[bytes], bytes]) -> Path:
+        with ZipFile(tmp_path / "a.xlsx") as old, ZipFile(tmp_path / name, "w") as new:
+            for part in old.namelist():
+                data = old.read(part)
+                new.writestr(part, change(data) if part.endswith("sheet1.xml") else data)
+        return tmp_path / name
+
+    small = changed("small.xlsx", lambda data: data.replace(b'ref="A1:B2"', b'ref="A1"'))
+    assert b'ref="A1"' in ZipFile(small).read("xl/worksheets/sheet1.xml") and read_predictions(small) == {"3": "A"}
+    with pytest.raises(ValueError, match=r"predictions .*cut\.xlsx: a damaged Excel table: ParseError"):
+        read_predictions(changed("cut.xlsx", lambda data: data[: len(data) // 2]))
 
 
 def test_a_table_has_the_papers_figures_beside_ours() -> None:

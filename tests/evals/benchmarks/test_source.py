@@ -40,6 +40,13 @@ def test_a_row_may_share_the_picture_of_another(tmp_path: Path) -> None:
         file.question(2)
 
 
+def test_a_row_that_is_left_out_still_lends_its_picture(tmp_path: Path) -> None:
+    rows = [choice(7, image=picture("blue"), question=""), choice(8, image="7")]
+    file = BenchmarkFile(benchmark("mcq"), write_tsv(tmp_path / "a.tsv", rows))
+    assert [item.index for item in file.items] == ["8"] and file.known == {"7", "8"}
+    assert file.question(0).image.getpixel((0, 0)) == (0, 0, 255)  # type: ignore[union-attr]
+
+
 def test_several_pictures_keep_their_order_and_their_names(tmp_path: Path) -> None:
     colors = [picture("red"), picture("blue")]
     rows = [choice(0, image=str(colors), image_path=""), choice(1, image=colors[0], image_path="folder/sign.jpg")]
@@ -70,6 +77,23 @@ def test_a_folder_is_searched_for_the_file_of_the_name(tmp_path: Path) -> None:
     assert found == {"MME-RealWorld": ["MME-RealWorld.tsv"], "HRBench8K": ["part-00000-of-00001.tsv"]}
     with pytest.raises(ValueError, match=r"no file of VStarBench: name it like VStarBench\.tsv"):
         files_of(benchmark("VStarBench"), tmp_path)
+
+
+def test_a_copy_without_pictures_gives_way_to_the_whole_file(tmp_path: Path) -> None:
+    whole = write_tsv(tmp_path / "MMVP.tsv", [choice(0), choice(1)])
+    copy = write_tsv(tmp_path / "MMVP_local.tsv", [choice(0, image="0.png"), choice(1, image="1.png")])
+    assert files_of(benchmark("MMVP"), tmp_path) == [whole]
+    whole.unlink()
+    assert files_of(benchmark("MMVP"), tmp_path) == [copy]
+
+
+def test_rows_that_say_something_else_are_others_though_no_byte_longer(tmp_path: Path) -> None:
+    """Answers of a run are gone on with for the same rows only."""
+    said = [
+        BenchmarkFile(benchmark("mcq"), write_tsv(tmp_path / "a.tsv", [choice(0, answer), choice(1)])).identity
+        for answer in ("A", "A", "B")
+    ]
+    assert said[0] == said[1] != said[2] and said[0]["bytes"] == said[2]["bytes"]
 
 
 def test_parts_count_their_rows_each_for_itself(tmp_path: Path) -> None:
@@ -112,11 +136,19 @@ def test_a_row_whose_picture_is_missing_is_not_asked_without_it(tmp_path: Path) 
         ([choice(0), choice(0)], "row 2: index 0 stands twice"),
         ([{"index": 0, "question": "?"}], "no usable row.*column 'answer' is missing"),
         ([{"question": "?", "answer": "A"}], "no usable row.*column 'index' is missing"),
+        ([choice(0, " ")], "no usable row.*column 'answer' is empty"),
+        ([choice(0, "['', ' ']")], "no usable row.*column 'answer' is empty"),
     ],
 )
 def test_a_file_that_cannot_be_scored_is_refused(rows: list[dict[str, object]], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         BenchmarkFile(benchmark("mcq"), write_tsv(tmp_path / "a.tsv", rows))
+
+
+def test_an_answer_by_name_is_none(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [choice(0), choice(1, {"text": "A", "box": [1, 2]})])
+    file = BenchmarkFile(benchmark("mcq"), path)
+    assert len(file) == 1 and "row 2: column 'answer' is an object" in file.summary()
 
 
 def test_an_unknown_benchmark_is_answered_with_the_nearest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import threading
 from collections.abc import Collection, Iterator
@@ -20,7 +21,7 @@ class Delimited:
     is empty; fields may be quoted and then hold line breaks.
 
     Raises:
-        ValueError: no header, or two columns of one name.
+        ValueError: no header, or two columns of one name. Columns without a name are not looked at.
     """
 
     skips = False
@@ -31,19 +32,18 @@ class Delimited:
         self._lock = threading.Lock()
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_BYTES))
         with path.open("rb") as file:
-            lines = _Lines(file)
+            mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+            file.seek(mark)
+            lines = _Lines(file, mark)
             try:
                 self.columns = next(csv.reader(lines, delimiter=self._delimiter), [])
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"data file {path}: its header cannot be read: {error}") from None
             self._start = lines.consumed
-        if self.columns and self.columns[0].startswith("\ufeff"):
-            self.columns[0] = self.columns[0][1:]
         if not any(self.columns):
             raise ValueError(f"data file {path}: is empty: its first line must name the columns")
-        if len(set(self.columns)) < len(self.columns):
-            twice = next(name for name in self.columns if self.columns.count(name) > 1)
-            raise ValueError(f"data file {path}: two columns are named {twice!r}")
+        if twice := [name for name in self.columns if name and self.columns.count(name) > 1]:
+            raise ValueError(f"data file {path}: two columns are named {twice[0]!r}")
 
     def scan(self, without: Collection[str] = ()) -> Iterator[Entry]:
         """Every row; `position` is the byte it begins at, `number` the row from 1."""

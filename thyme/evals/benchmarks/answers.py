@@ -93,12 +93,24 @@ class Answers:
     def _read(self, settings: Mapping[str, Any]) -> None:
         before, self.done = _parsed(self.path)
         now = json.loads(json.dumps(settings))
-        if changed := [name for name in now if now[name] != before.get(name)]:
-            name = changed[0]
+        if changed := _changed(before, now):
+            name, theirs, ours = changed
             raise ValueError(
-                f"{self.path} was made with {name} = {before.get(name)!r}, this run has {now[name]!r}: "
-                "repeat it as it was, or take another --name"
+                f"{self.path} was made with {name} = {theirs!r}, this run has {ours!r}: repeat it as it was, or take "
+                "another --name"
             )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that differs, by its full name, as it was and as it is; of those in `now` alone."""
+    for name, value in now.items():
+        was = before.get(name)
+        if isinstance(value, dict) and isinstance(was, dict):
+            if inner := _changed(was, value):
+                return (f"{name}.{inner[0]}", *inner[1:])
+        elif value != was:
+            return name, was, value
+    return None
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], dict[str, Answered]]:

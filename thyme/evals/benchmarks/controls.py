@@ -36,13 +36,11 @@ def named(text: str) -> list[str]:
     Raises:
         ValueError: a name that is none.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if "all" in names:
-        return list(CONTROLS)
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in CONTROLS:
+        if name not in (*CONTROLS, "all"):
             raise ValueError(f"control: {name!r} is none: {', '.join(CONTROLS)}, or all")
-    return names
+    return list(CONTROLS) if "all" in names else names
 
 
 def sampling_of(control: str, sampling: Sampling) -> Sampling:

@@ -29,8 +29,14 @@ class Item:
     """Every other column of text."""
 
     def accepted(self) -> tuple[str, ...]:
-        """The answers that are accepted: the list whose literal `answer` is, else itself."""
-        return literal_list(self.answer) or (self.answer,)
+        """The answers that are accepted: the list whose literal `answer` is, else itself; never an empty one, which
+        any prediction would hold."""
+        return tuple(one for one in literal_list(self.answer) or (self.answer,) if one.strip())
+
+
+def index_of(row: Mapping[str, Any]) -> str:
+    """What a row is called; "" where it says nothing."""
+    return _text(row.get("index"))
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
@@ -40,7 +46,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
     as the literal of Python, or line by line.
 
     Raises:
-        ValueError: no index, no question, or no answer.
+        ValueError: no index, no question, or no answer, or one that is an object by name.
     """
     texts = {name: _text(value) for name, value in row.items() if name not in PICTURE_COLUMNS}
     for name in ("index", "question"):
@@ -48,12 +54,14 @@ def item_of(row: Mapping[str, Any]) -> Item:
             raise ValueError(f"column {name!r} is {'empty' if name in texts else 'missing'}")
     if "answer" not in texts:
         raise ValueError("column 'answer' is missing: a benchmark without answers cannot be scored")
+    if isinstance(row["answer"], dict):
+        raise ValueError("column 'answer' is an object: a text, a number or a list of them is needed")
     options = {letter: texts[letter] for letter in string.ascii_uppercase if texts.get(letter)}
     if not options:
         listed = (texts.get(name) for name in ("multi-choice options", "options", "choices"))
         options = _listed_options(next(filter(None, listed), ""))
     taken = {"index", "question", "answer", "hint", "category", *string.ascii_uppercase}
-    return Item(
+    item = Item(
         index=texts["index"],
         question=texts["question"],
         options=options,
@@ -62,6 +70,9 @@ def item_of(row: Mapping[str, Any]) -> Item:
         category=texts.get("category", ""),
         more={name: value for name, value in texts.items() if name not in taken},
     )
+    if not item.accepted():
+        raise ValueError("column 'answer' is empty: a row without an answer cannot be scored")
+    return item
 
 
 def literal_list(text: str) -> tuple[str, ...]:

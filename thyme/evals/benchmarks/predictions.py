@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,29 @@ def _excel_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # a damaged archive raises what it likes
         raise ValueError(f"predictions {path}: no Excel table: {type(error).__name__}: {error}") from None
-    rows = book.worksheets[0].iter_rows(values_only=True)
+    sheet = book.worksheets[0]
+    sheet.reset_dimensions()  # some writers state others than there are
+    rows = _whole(sheet.iter_rows(values_only=True), path)
     header = [str(name) if name is not None else "" for name in next(rows, ())]
     for number, row in enumerate(rows, 1):
         if any(value is not None for value in row):
-            yield number, dict(zip(header, row, strict=False))
+            yield number, dict(zip(header, chain(row, repeat(None)), strict=False))  # a row ends at its last cell
+
+
+def _whole(rows: Iterator[tuple[Any, ...]], path: Path) -> Iterator[tuple[Any, ...]]:
+    """The rows, with an error that names the file: a sheet is parsed as it is read."""
+    try:
+        yield from rows
+    except Exception as error:  # a damaged sheet raises what it likes
+        raise ValueError(f"predictions {path}: a damaged Excel table: {type(error).__name__}: {error}") from None
 
 
 def _plain(value: Any) -> str:
-    """The text of a cell; a number is written without a needless ".0"."""
+    """The text of a cell; a number is written without a needless ".0", a date as Excel's readers write it."""
     if value is None:
         return ""
     if isinstance(value, float):
         return "" if value != value else str(int(value)) if value.is_integer() else str(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else str(value)

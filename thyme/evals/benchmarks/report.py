@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import comb
 from typing import Any
@@ -55,15 +55,30 @@ class Score:
 
 
 def score_predictions(
-    benchmark: Benchmark, items: Sequence[Item], predictions: Mapping[str, str], seed: int = 0
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    predictions: Mapping[str, str],
+    *,
+    others: Collection[str] = (),
+    unread: int = 0,
+    seed: int = 0,
 ) -> tuple[Score, list[Scored]]:
     """Scores predictions by index, by rules alone.
+
+    Args:
+        benchmark: how they are scored.
+        items: what is scored.
+        predictions: by index.
+        others: indices of further rows of the file, whose predictions are passed over.
+        unread: rows of it whose index is not known, since they cannot be read; as many predictions may be theirs.
+        seed: of the interval.
 
     Raises:
         ValueError: predictions for indices that the benchmark does not have; a row that its figures cannot place.
     """
-    known = {item.index for item in items}
-    if strange := [index for index in predictions if index not in known]:
+    known = {item.index for item in items} | set(others)
+    strange = [index for index in predictions if index not in known]
+    if len(strange) > unread:
         raise ValueError(
             f"{len(strange)} predictions are for indices that {benchmark.name} does not have, such as {strange[0]!r}: "
             "is it the right file?"

@@ -58,9 +58,11 @@ class Asking:
             ThreadPoolExecutor(1, thread_name_prefix="traces") as writer,
             Looking(self.evidence) as looking,
         ):
+            places = {item.index: place for place, item in enumerate(self.rows.items)}
 
-            def record(rollout: Rollout) -> Future[None]:
-                return writer.submit(traces.add, rollout)
+            def record(item: Item, rollout: Rollout) -> Future[None]:
+                """A trace's group is its row, whatever it was asked beside."""
+                return writer.submit(traces.add, replace(rollout, group=places[item.index]))
 
             for items, questions in self._chunks(asked):
                 _Chunk(self, items, questions, record, looking, earlier).run()
@@ -108,7 +110,7 @@ class _Chunk:
         asking: Asking,
         items: Sequence[Item],
         questions: Sequence[Question],
-        record: Callable[[Rollout], Future[None]],
+        record: Callable[[Item, Rollout], Future[None]],
         looking: Looking,
         earlier: Traces | None,
     ) -> None:
@@ -144,7 +146,7 @@ class _Chunk:
         number = numbers[rollout.group]
         if (protocol := self._asking.protocol) is not None:
             rollout = protocol.ended(rollout, len(self._given_up[number]))
-        self._written.append(self._record(rollout))
+        self._written.append(self._record(self._items[number], rollout))
         self._end(number, rollout)
 
     def _end(self, number: int, rollout: Rollout) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from thyme.data.refusal import BadRow
 from thyme.data.tables.delimited import Delimited
 from thyme.data.tables.opening import open_table
 from thyme.data.tables.table import Table
-from thyme.evals.benchmarks.item import PICTURE_COLUMNS, Item, item_of, literal_list
+from thyme.evals.benchmarks.item import PICTURE_COLUMNS, Item, index_of, item_of, literal_list
 from thyme.evals.benchmarks.known import BENCHMARKS, Benchmark
 from thyme.pictures import read_picture
 from thyme.rollout.types import Question
@@ -45,19 +46,30 @@ class BenchmarkFile:
         self._tables = [_open(file) for file in self.files]
         self._places: list[tuple[int, int]] = []
         self._by_index: dict[tuple[int, str], int] = {}
-        self.identity = {"benchmark": benchmark.name, "bytes": [file.stat().st_size for file in self.files]}
+        """Where the rows of each file stand, also those that are left out: others may share their pictures."""
         self._seen: set[str] = set()
         # Files of several parts (BLINK_depth.tsv, BLINK_jigsaw.tsv) count their rows each for itself.
         self._are_parts = len({_unnumbered(file.stem) for file in self.files}) > 1
         self._refused: set[str] = set()
         self._firsts: dict[str, str] = {}
         """By reason, what was said of the first row that was left out for it."""
+        text = hashlib.sha256()
         for which in range(len(self._tables)):
             self._read(which)
         if not self.items:
             raise ValueError(
                 f"benchmark file {self.files[0]}: no usable row: {next(iter(self._firsts.values()), 'it is empty')}"
             )
+        for item in self.items:
+            text.update(repr((item.index, item.question, *item.options.items(), item.answer, item.hint)).encode())
+        sizes = [file.stat().st_size for file in self.files]
+        self.identity = {"benchmark": benchmark.name, "bytes": sizes, "text": text.hexdigest()}
+
+    @property
+    def known(self) -> set[str]:
+        """Indices of all rows that can be told apart, usable or not."""
+        stems = [f"{table.path.stem}/" if self._are_parts else "" for table in self._tables]
+        return {f"{stems[which]}{index}" for which, index in self._by_index}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -82,7 +94,7 @@ class BenchmarkFile:
         row = table.read(position)
         pictures = []
         try:
-            for i, value in enumerate(self._pictures(which, row, {str(row.get("index"))})):
+            for i, value in enumerate(self._pictures(which, row, {index_of(row)})):
                 pictures.append(_decoded(value, f"image {i}", table.path.parent))
         except (ValueError, BadRow) as error:
             raise BadRow("picture", f"{table.path.name}, index {item.index}: {error}") from error
@@ -115,20 +127,21 @@ class BenchmarkFile:
             try:
                 if not isinstance(entry.value, Mapping):
                     raise ValueError("is no object by column")
+                index = index_of(entry.value)
+                if index:
+                    self._by_index.setdefault((which, index), entry.position)
                 item = item_of(entry.value)
             except ValueError as error:
                 self._leave_out(table, entry.number, "incomplete", str(error))
                 continue
-            own = (which, item.index)
             if self._are_parts:
                 item = replace(item, index=f"{table.path.stem}/{item.index}")
-            if own in self._by_index or (not self._are_parts and item.index in self._seen):
+            if item.index in self._seen:
                 raise ValueError(
                     f"benchmark file {table.path}, row {entry.number}: index {item.index} stands twice: predictions "
                     "are told apart by it"
                 )
             self._seen.add(item.index)
-            self._by_index[own] = len(self.items)
             self.items.append(item)
             self._places.append((which, entry.position))
 
@@ -146,7 +159,7 @@ class BenchmarkFile:
             if len(shared := value.strip()) <= LONGEST_REFERENCE and (which, shared) in self._by_index:
                 if shared in seen:
                     raise ValueError(f"its picture is that of row {shared}, which has none")
-                _, position = self._places[self._by_index[which, shared]]
+                position = self._by_index[which, shared]
                 return self._pictures(which, self._tables[which].read(position), seen | {shared})
             return literal_list(value) or [value]
         return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -178,11 +191,16 @@ def files_of(benchmark: Benchmark, path: Path) -> list[Path]:
             "itself"
         )
     suffix = found[0].suffix
-    return [one for one in found if one.suffix == suffix]
+    return [one for one in found if one.suffix == suffix and _whole_of(one) not in found]
+
+
+def _whole_of(path: Path) -> Path | None:
+    """The file whose copy without pictures this is: VLMEvalKit keeps one of large files as *_local beside them."""
+    return path.with_name(f"{path.stem.removesuffix('_local')}{path.suffix}") if path.stem.endswith("_local") else None
 
 
 def _unnumbered(stem: str) -> str:
-    """A file's name without the number of its shard; VLMEvalKit keeps a copy of large ones as *_local."""
+    """A file's name without the number of its shard, or what says that it is a copy."""
     return re.sub(r"([-_.]\d+)+(-of-\d+)?$|_local$", "", stem)
 
 

@@ -37,7 +37,7 @@ const embedded = (() => {
 async function ask(address, body) {
   if (embedded) {
     if (address in embedded.answers) return embedded.answers[address];
-    throw new Error("not in this report");
+    throw new Error(embedded.problems[address] || "not in this report");
   }
   const options = body === undefined ? {} : {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),

@@ -30,9 +30,14 @@ class LongList {
     else if (top + this.rowHeight > scrollTop + clientHeight) this.root.scrollTop = top + this.rowHeight - clientHeight;
   }
 
-  paint() {
+  // The first position in sight, or nearly, and the one behind the last.
+  inSight() {
     const first = Math.max(0, Math.floor(this.root.scrollTop / this.rowHeight) - 5);
-    const last = Math.min(this.items.length, first + Math.ceil((this.root.clientHeight || 600) / this.rowHeight) + 10);
+    return [first, Math.min(this.items.length, first + Math.ceil((this.root.clientHeight || 600) / this.rowHeight) + 10)];
+  }
+
+  paint() {
+    const [first, last] = this.inSight();
     const rows = [];
     for (let position = first; position < last; position += 1) {
       rows.push(el("div", {

@@ -19,13 +19,32 @@ const head = el("nav", {});
 const rows = new LongList({ rowHeight: 26, draw: (index) => drawRow(index), pick: (index) => show(index) });
 app.append(head, bar, said, el("main", {}, el("aside", {}, el("div", { class: "tools" }, count), rows.root), detail));
 
-// What a row is called is known once it was opened; its decision goes by that name.
-const places = new Map();
+// What the list shows of a row, by index: asked for once it stays in sight, since the server has to read it.
+const listed = new Map();
+const CHUNK = 50;
+let resting = 0;
 
 function drawRow(index) {
-  const place = places.get(index);
-  const verdict_ = place === undefined ? "" : review.decided[place] || "";
-  return [el("span", { class: "place" }, String(index + 1)), el("span", { class: verdict_ }, verdict_), el("span", { class: "said" }, place || "")];
+  const entry = listed.get(index);
+  if (!entry && !resting) resting = setTimeout(nameThoseInSight, 100);
+  const { place, question, verdict: verdict_ } = entry || { place: "", question: "", verdict: "" };
+  return [el("span", { class: "place" }, String(index + 1)), el("span", { class: verdict_ }, verdict_), el("span", { class: "said", title: place }, `${place} ${question}`)];
+}
+
+async function nameThoseInSight() {
+  const [first, last] = rows.inSight();
+  try {
+    for (let at = first - (first % CHUNK); at < last; at += CHUNK) {
+      let missing = false;
+      for (let index = Math.max(at, first); index < Math.min(at + CHUNK, last); index += 1) missing ||= !listed.has(index);
+      if (missing) (await ask(`/api/rows/${at}/${CHUNK}`)).forEach((entry, i) => listed.set(at + i, entry));
+    }
+    resting = 0;
+    rows.paint();
+  } catch (error) { // asked for again when the list moves
+    fill(said, el("p", { class: "note error" }, error.message));
+    setTimeout(() => { resting = 0; }, 1000);
+  }
 }
 
 function drawHead() {
@@ -33,7 +52,7 @@ function drawHead() {
   fill(head, el("b", {}, review.title), el("span", {}, `reviewer: ${review.reviewer}`),
     el("span", { class: "faint" }, review.summary), el("span", { id: "agreement" }, agreement.join(" · ")),
     el("button", { type: "button", onclick: showKeys }, "?"));
-  count.textContent = `${Object.keys(review.decided).length} of ${plural(review.rows, "row")} decided`;
+  count.textContent = `${review.decided} of ${plural(review.rows, "row")} decided`;
 }
 
 function drawBar(editing = false) {
@@ -58,7 +77,7 @@ async function show(index) {
     const found = await ask(`/api/row/${index}`);
     if (mine !== drawn) return;
     row = found;
-    places.set(index, row.place);
+    keep();
     history.replaceState(null, "", `#/${index + 1}`);
     fill(said);
     drawBar();
@@ -71,10 +90,17 @@ async function show(index) {
   document.body.dataset.ready = String(mine);
 }
 
+// The row at hand in the list.
+function keep() {
+  const entry = { place: row.place, question: row.view.question.text, verdict: row.own ? row.own.verdict : "" };
+  listed.set(row.index, entry);
+}
+
 async function decide(verdict_, note, response) {
   const index = row.index;
   try {
     row = await ask(`/api/row/${index}/decide`, { verdict: verdict_, note, ...(response === undefined ? {} : { response }) });
+    keep();
     review = await ask("/api/review");
     drawHead();
     rows.paint();
@@ -85,17 +111,14 @@ async function decide(verdict_, note, response) {
   }
 }
 
-// The next row that this reviewer has not decided; rows that were never opened are opened to know.
+// The next row that this reviewer has not decided; where there is none the one at hand stays, with its decision.
 async function nextOpen() {
-  for (let step = 1; step <= review.rows; step += 1) {
-    const index = (row.index + step) % review.rows;
-    const place = places.get(index);
-    if (place === undefined || !(place in review.decided)) {
-      await show(index);
-      if (!row.own) return;
-    }
+  try {
+    const index = await ask(`/api/next/${row.index}`);
+    await show(index === null ? row.index : index);
+  } catch (error) {
+    fill(said, el("p", { class: "note error" }, error.message));
   }
-  await show(row.index);
 }
 
 async function runAgain(response) {

@@ -189,17 +189,21 @@ function lineAtHand() {
   return i >= 0 ? i : shown.length ? shown[0] : -1;
 }
 
+// Rollouts of one question; files of evaluations numbered their groups anew for each part that was asked at once.
+const groupOf = (rows, i) => `${rows.group[i]} ${rows.question_id[i]}`;
+
 // The group of a rollout: its members side by side; of two runs the other's rollouts of the same question beside them.
 async function showGroup(mine, place) {
-  const group = table.line.map((_, i) => i).filter((i) => table.group[i] === table.group[place]);
+  const group = table.line.map((_, i) => i).filter((i) => groupOf(table, i) === groupOf(table, place));
   const key = JSON.stringify([state.file, group.map((i) => table.line[i]), state.colour, table.stamp]);
   if (parts.detail.dataset.key !== key) {
-    const first = await answers.get(rolloutAddress("a", state.file, table.line[place]), stampOf(state.file));
+    const first = await answers.get(rolloutAddress("a", state.file, table.line[place]), stampOf(state.file))
+      .then((view) => questionCard("a", view.question), (error) => el("p", { class: "note error" }, error.message));
     const band = columns("a", state.file, group.map((i) => table.line[i]), stampOf(state.file));
     const others = runs.b ? await otherBand(table.question_id[place]) : null;
     if (mine !== turn) return;
     parts.detail.dataset.key = key;
-    fill(parts.detail, questionCard("a", first.question), el("div", { class: runs.b ? "bands two" : "bands" }, band, others));
+    fill(parts.detail, first, el("div", { class: runs.b ? "bands two" : "bands" }, band, others));
     parts.detail.scrollTop = 0;
   }
   const passing = new Set(shown);
@@ -215,8 +219,8 @@ async function otherBand(question) {
   const found = await ask(`/api/b/find?${new URLSearchParams({ question, near: state.file })}`);
   if (!found) return el("div", { class: "band band-b" }, el("p", { class: "note" }, `${runs.b.name} has no rollout of this question`));
   const theirs = await ask(tableAddress("b", found.file));
-  const group = theirs.group[theirs.line.indexOf(found.line)];
-  const lines = theirs.line.filter((_, i) => theirs.group[i] === group);
+  const group = groupOf(theirs, theirs.line.indexOf(found.line));
+  const lines = theirs.line.filter((_, i) => groupOf(theirs, i) === group);
   return columns("b", found.file, lines, fileOf(runs.b, found.file)?.stamp || "");
 }
 
@@ -254,7 +258,7 @@ function moveInList(by) {
 function moveGroup(by) {
   const at = shown.indexOf(lineAtHand());
   if (at < 0) return null;
-  const group = (position) => table.group[shown[position]];
+  const group = (position) => groupOf(table, shown[position]);
   let position = at;
   while (shown[position + by] !== undefined && group(position) === group(at)) position += by;
   while (by < 0 && position > 0 && group(position - 1) === group(position)) position -= 1;

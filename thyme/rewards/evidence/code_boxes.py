@@ -37,6 +37,10 @@ class _Unknown(Exception):
     """A value that this evaluator does not know."""
 
 
+_PASSED_BY = (_Unknown, RecursionError)
+"""A sum of thousands of terms is no box either."""
+
+
 def boxes_in(codes: list[str], size: tuple[int, int]) -> list[Box]:
     """The boxes that the last of a session's snippets cuts, in its order.
 
@@ -75,7 +79,7 @@ def _assign(statement: ast.stmt, names: dict[str, Any], size: tuple[int, int]) -
         return
     try:
         value = _value(statement.value, names, size)
-    except _Unknown:
+    except _PASSED_BY:
         value = None
     for target in statement.targets:
         if isinstance(target, ast.Name):
@@ -97,7 +101,7 @@ def _cuts(statement: ast.stmt, names: dict[str, Any], size: tuple[int, int]) -> 
                 box = _value(given[0], names, size) if given else None
             elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) >= 2:
                 box = _sliced(node.slice.elts[0], node.slice.elts[1], names, size)
-        except _Unknown:
+        except _PASSED_BY:
             continue
         if isinstance(box, (tuple, list)) and len(box) == 4 and all(isinstance(one, (int, float)) for one in box):
             left, top, right, bottom = (float(one) for one in box)
