@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ def test_an_image_is_read_to_the_pixel(
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     fd = os.memfd_create("pixels")
     os.pwrite(fd, pixels.tobytes(), 7)
-    image = untrusted_result._read_image(fd, width, height, 7)
+    image, pixel_sum = untrusted_result._read_image(fd, width, height, 7)
     os.pwrite(fd, bytes(pixels.nbytes), 7)  # a copy: what the process writes later is not seen
     assert np.array_equal(np.asarray(image), pixels)
+    assert pixel_sum == zlib.crc32(image.tobytes())
     image.putpixel((0, 0), (1, 2, 3))
     with pytest.raises(ValueError, match="short read"):
         untrusted_result._read_image(fd, width, height, 8)

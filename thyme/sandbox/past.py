@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import NamedTuple
 
 from thyme.sandbox.result import SandboxResult
@@ -24,8 +25,6 @@ def digest(result: SandboxResult) -> bytes:
         result.error,
         result.fixes,
         [(image.mode, image.size) for image in result.images],
+        result.pixel_sums or tuple(zlib.crc32(image.tobytes()) for image in result.images),
     )
-    found = hashlib.blake2b(repr(told).encode("utf-8", "backslashreplace"), digest_size=16)
-    for image in result.images:
-        found.update(image.tobytes())
-    return found.digest()
+    return hashlib.blake2b(repr(told).encode("utf-8", "backslashreplace"), digest_size=16).digest()

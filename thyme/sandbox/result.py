@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class SandboxResult:
     peak_mib: float = 0.0
     """Peak resident memory of the session's process in MiB, the warm interpreter included; 0 where it did not come to
     say."""
+    pixel_sums: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    """CRC-32 of the RGB bytes of each image as it came; empty where nobody took them."""
 
 
 class Layer(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import signal
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.child_handle import ChildHandle, read_all, read_into
@@ -53,7 +54,7 @@ def read_result(
             None if line is None else _integer(line, 0, 1 << 31),
         )
     fixes = tuple(Fix(_text(k, 50), _integer(n, 0, 1 << 31), _text(m, 400)) for k, n, m in data["fixes"][:64])
-    images, offset = [], 0
+    images, pixel_sums, offset = [], [], 0
     if len(data["images"]) > config.max_images:
         raise ValueError("too many images")
     for pair in data["images"]:
@@ -63,7 +64,9 @@ def read_result(
             width, height
         ):
             raise ValueError("image over the limits")
-        images.append(_read_image(child.pixels, width, height, offset))
+        image, pixel_sum = _read_image(child.pixels, width, height, offset)
+        images.append(image)
+        pixel_sums.append(pixel_sum)
         offset += size
     if offset > _KEPT_PIXEL_BYTES:
         _give_back(child.pixels, offset)
@@ -78,29 +81,31 @@ def read_result(
         restarted=restarted,
         cpu_s=_number(data["cpu_s"]),
         peak_mib=_number(data["peak_mib"]),
+        pixel_sums=tuple(pixel_sums),
     )
 
 
-def _read_image(fd: int, width: int, height: int, offset: int) -> Image.Image:
-    """The image at `offset` of the shared memory. One beyond `_STRIP_BYTES` is read in strips, so that it is not held
-    twice."""
+def _read_image(fd: int, width: int, height: int, offset: int) -> tuple[Image.Image, int]:
+    """The image at `offset` of the shared memory, and the CRC-32 of its bytes. One beyond `_STRIP_BYTES` is read in
+    strips, so that it is not held twice."""
     import numpy as np
     from PIL import Image
 
     row = width * BYTES_PER_PIXEL
     rows = min(height, max(1, _STRIP_BYTES // row))
-    image = None if rows == height else Image.new("RGB", (width, height), None)
+    image, pixel_sum = None if rows == height else Image.new("RGB", (width, height), None), 0
     for top in range(0, height, rows):
         num = min(rows, height - top)
         # numpy's large arrays lie in huge pages: first touches are a quarter of what this costs
         pixels = np.empty(row * num, np.uint8)
         read_into(fd, pixels.data, offset + row * top)
+        pixel_sum = zlib.crc32(pixels.data, pixel_sum)
         strip = Image.frombuffer("RGB", (width, num), pixels, "raw", "RGB", 0, 1)
         if image is None:
-            return strip
+            return strip, pixel_sum
         image.paste(strip, (0, top))
     assert image is not None
-    return image
+    return image, pixel_sum
 
 
 def _give_back(fd: int, size: int) -> None:
