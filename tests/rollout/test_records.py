@@ -71,7 +71,9 @@ def rollout(processor: Processor, index: int = 0, image: Image.Image | None = No
 def same(a: Any, b: Any) -> bool:
     """Field by field; images by pixels, arrays by dtype and bits."""
     if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+        return type(a) is type(b) and all(
+            same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a) if f.compare
+        )
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, np.ndarray):
