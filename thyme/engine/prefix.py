@@ -67,7 +67,7 @@ class PrefixCache:
         if not self.is_on:
             return
         token_ids, nodes = self._tokens(sequence), sequence.nodes
-        for index in range(len(nodes) - 1, num_full):
+        for index in range(len(nodes) - 1, min(num_full, len(token_ids) // self.table.block_size)):
             block = int(self.table.block_tables[sequence.row, index])
             nodes.append(self.blocks.publish(block, nodes[-1], self._content(sequence, token_ids, index)))
 
@@ -118,7 +118,7 @@ class PrefixCache:
     def _tokens(self, sequence: Sequence) -> NDArray[np.int32]:
         if sequence.row is None:
             return sequence.prompt.token_ids
-        return self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
+        return self.table.token_ids[sequence.row, : self.table.num_known[sequence.row]]
 
     def _content(self, sequence: Sequence, token_ids: NDArray[np.int32], index: int) -> object:
         """What stands in a block: its ids, and for the images it shows which part of which."""
