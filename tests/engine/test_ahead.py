@@ -1,9 +1,9 @@
-"""An engine that launches a step before it has read the one before: what it draws, down to the bits, how rounds end, and
-what is left when something comes in between, are what they are without. On a CPU a launch computes at once; the order
-is that of a device."""
+"""An engine that launches a step before it has read the one before: what it draws, down to the bits, how rounds end,
+and what is left when something comes in between, are what they are without. On a CPU a launch computes at once; the
+order is that of a device."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
@@ -79,34 +79,24 @@ class Play:
 
 
 def of_every_kind(play: Play, draw: np.random.Generator, most: int) -> None:
-    """Loners, duplicates, groups, forced tokens, greedy ones that come to repeat themselves, stop ids and stop texts."""
+    """Loners, groups, forced tokens, greedy ones that come to repeat themselves, stop ids and stop texts."""
+    kinds: list[dict[str, Any]] = [
+        dict(temperature=1.5, stop_at_tags=False),
+        dict(n=4, top_p=0.9),
+        dict(stop_token_ids=(7, 11, 30), ignore_eos=True, stop_at_tags=False),
+        dict(stop=("x", "1 "), stop_at_tags=False),
+        dict(repetition_penalty=1.3),
+        {**STEADY, "repetition": "default"},
+        {},
+    ]
     for seed in range(21):
         ids = draw.integers(3, most, int(draw.integers(1, 40))).tolist()
         temperature, code = float(draw.choice([0.0, 0.8, 1.0])), float(draw.choice([0.0, 0.5]))
-        params = SamplingParams(
-            max_tokens=45, repetition=None, temperature=temperature, code_temperature=code, seed=seed
-        )
-        kind = seed % 7
-        if kind == 0:
-            params = SamplingParams(**{**_fields(params), "temperature": 1.5, "stop_at_tags": False})
-        if kind == 1:
-            params = SamplingParams(**{**_fields(params), "n": 4, "top_p": 0.9})
-        if kind == 2:
-            params = SamplingParams(**{**_fields(params), "stop_token_ids": (7, 11, 30), "ignore_eos": True})
-            params = SamplingParams(**{**_fields(params), "stop_at_tags": False})
-        if kind == 3:
-            params = SamplingParams(**{**_fields(params), "stop": ("x", "1 "), "stop_at_tags": False})
-        if kind == 4:
-            params = SamplingParams(**{**_fields(params), "repetition_penalty": 1.3})
-        if kind == 5:
-            params = SamplingParams(**{**_fields(params), **STEADY, "repetition": "default"})
-        if kind == 6:
+        params = SamplingParams(max_tokens=45, repetition=None, temperature=temperature, code_temperature=code)
+        params = replace(params, seed=seed, **kinds[seed % 7])
+        if seed % 7 == 6:
             play.add(ids, params, forced=draw.integers(3, most, 9).tolist())
         play.add(ids, params)
-
-
-def _fields(params: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
 
 
 CONFIGS: list[dict[str, Any]] = [

@@ -130,6 +130,7 @@ class Life:
             decode_graphs=bool(np.random.default_rng([seed, 3]).random() < 0.3),
             quiet=True,
         )
+        self.stops = np.random.default_rng([seed, 4])
         self.is_fp8 = kv_dtype == "fp8"
         self.differences: list[np.ndarray] = []
         self.engine = Engine(model, self.config, processor=processor)
@@ -164,6 +165,7 @@ class Life:
             banned_ids=self.banned,
             ignore_eos=True,
             stop_at_tags=bool(draw.random() < 0.5),
+            stop_token_ids=tuple(self.stops.integers(3, 30, int(self.stops.choice([0, 2]))).tolist()),
             repetition=None,
         )
 

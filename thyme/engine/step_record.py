@@ -97,7 +97,7 @@ class StepRecorder:
     def open(self) -> None:
         """The engine's steps are recorded, from the start or again."""
         self._engine.catch_up()
-        self._start, self._last_end = perf_counter_ns(), 0
+        self._start = self._last_end = 0
         self._drawn = self._engine.stats()["sampled_tokens"]
         self._engine.recorder = self._engine.runner.recorder = self
 
