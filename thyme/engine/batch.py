@@ -166,12 +166,12 @@ class Batch:
             token_rows = np.repeat(rows, counts)
             columns = np.arange(cumulative[-1]) + np.repeat(first - cumulative[:-1], counts)
         blocks = table.block_tables[token_rows, columns // table.block_size].astype(np.int64)
+        length = table.num_tokens[rows]
+        ahead = ends - length
         input_ids = table.token_ids[token_rows, columns].astype(np.int64)
-        unread = np.flatnonzero(columns >= table.num_known[token_rows])
-        unread = unread[columns[unread] < table.num_tokens[token_rows[unread]]]  # the others are drafted, and known
-        input_ids[unread] = -1
-
-        ahead = ends - table.num_tokens[rows]
+        unread = np.flatnonzero((length > table.num_known[rows]) & (ahead >= 0))  # of each its last token
+        last = cumulative[1:][unread] - 1
+        input_ids[last] = -1
         done = np.flatnonzero(ahead >= 0)
         samples, depths = rows[done], np.zeros(len(done), dtype=np.int64)
         logit_tokens = cumulative[1:][done].astype(np.int64) - 1
@@ -201,7 +201,7 @@ class Batch:
             rows=rows,
             counts=counts,
             input_ids=input_ids,
-            unread=np.stack((unread, token_rows[unread])),
+            unread=np.array((last, rows[unread])),
             positions=np.ascontiguousarray(table.positions[token_rows, :, columns].T, dtype=np.int64),
             slot_mapping=blocks * table.block_size + columns % table.block_size,
             block_tables=table.block_tables[rows, : capacity(int(ends.max(initial=1)), table.block_size)],

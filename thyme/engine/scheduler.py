@@ -68,6 +68,7 @@ class Scheduler:
         self._encoding: dict[str, int] = {}  # image tokens of the images that the step being planned encodes
         self._coming: set[tuple[int, object] | None] = set()  # blocks that the step being planned does not fill yet
         self._rows: NDArray[np.int64] | None = None
+        self._open: NDArray[np.int64] | None = None
         self._copies: dict[int, int] = {}
         self._started: list[Sequence] = []
 
@@ -153,10 +154,12 @@ class Scheduler:
         With `ahead` the step before is not read yet: None too where that is to be read first.
         """
         self.parking.enforce_limits()
-        if ahead and self._must_wait():
+        self._open = None
+        if ahead and self._takes_drawn_ids():
             return None
         while self.has_unfinished:
-            self._reserve_to_decode()
+            if not self._reserve_to_decode(may_preempt=not ahead):
+                return None  # what has ended, and is not known to have, may leave room
             rows, counts, forks, branches = self._plan()
             if len(rows) or branches:
                 moves = self.host.take()
@@ -309,13 +312,10 @@ class Scheduler:
         ready = rows[self.table.num_tokens[rows] == self.table.num_computed[rows]]
         return [sequence for row in ready if (sequence := self.table.sequences[row]) is not None]
 
-    def _must_wait(self) -> bool:
-        """Whether the next step takes what the host has not read: ids, for a draft or a repetition penalty, or room
-        that is not there, since sequences that have ended need not be known to have."""
-        rows, table = self._running_rows(), self.table
-        drafts = self._speculation is not None and len(rows) <= self.config.speculation_batch
-        penalizes = table.penalizes[rows] & (table.num_tokens[rows] > table.num_known[rows])
-        return drafts or bool(penalizes.any()) or len(self._needy_rows()) > self.blocks.num_available
+    def _takes_drawn_ids(self) -> bool:
+        """Whether the host needs the ids that were drawn to plan the next step: for drafts or a repetition penalty."""
+        drafts = self._speculation is not None and len(self.running) <= self.config.speculation_batch
+        return drafts or bool(self.table.penalizes[self._running_rows()].any())
 
     def _needy_rows(self) -> NDArray[np.int64]:
         """Those that decode and need a block for it."""
@@ -324,12 +324,16 @@ class Scheduler:
         full = table.num_blocks[rows] * table.block_size <= computed
         return rows[(full | table.has_shared_tail[rows]) & (table.num_tokens[rows] == computed + 1)]
 
-    def _reserve_to_decode(self) -> None:
-        """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough."""
+    def _reserve_to_decode(self, *, may_preempt: bool) -> bool:
+        """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough, or
+        nothing is done. Returns whether there are."""
         while len(wanted := self._needy_rows()) > self.blocks.num_available:
+            if not may_preempt:
+                return False
             self._preempt_youngest()
         for row in wanted.tolist():
             self._reserve(row, int(self.table.num_computed[row]) + 1)
+        return True
 
     def _prefill(self, row: int, budget: int, chunks: list[tuple[int, int]]) -> int:
         """Adds the row's next chunk, as long as budget and blocks allow, and unless an earlier row of this step is at
@@ -517,7 +521,7 @@ class Scheduler:
     def _join(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=lambda running: running.id)
-        self._rows = None
+        self._rows = self._open = None
         if not sequence.has_begun:
             sequence.has_begun = True
             self._started.append(sequence)
@@ -527,7 +531,7 @@ class Scheduler:
         for content in (sequence.prompt.content, sequence.id):
             if self._prompts.get(content) is sequence:
                 del self._prompts[content]
-        self._rows = None
+        self._rows = self._open = None
 
     def _leave_queue(self, sequence: Sequence) -> None:
         for queue in (self.preempted, self.resumed, self.new):
@@ -549,8 +553,11 @@ class Scheduler:
     def _open_rows(self) -> NDArray[np.int64]:
         """Those that run, but for rounds that are as long as they may be, which is known before their last tokens
         are."""
-        table, rows = self.table, self._running_rows()
-        return rows[table.num_tokens[rows] < np.minimum(table.round_end[rows], table.max_context)]
+        if self._open is None:
+            table, rows = self.table, self._running_rows()
+            length = table.num_tokens[rows]
+            self._open = rows[(length < table.round_end[rows]) & (length < table.max_context)]
+        return self._open
 
     def _count(self, batch: Batch, before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
         table, rows = self.table, batch.rows
