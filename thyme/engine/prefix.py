@@ -67,7 +67,7 @@ class PrefixCache:
         if not self.is_on:
             return
         token_ids, nodes = self._tokens(sequence), sequence.nodes
-        for index in range(len(nodes) - 1, min(num_full, len(token_ids) // self.table.block_size)):
+        for index in range(len(nodes) - 1, num_full):
             block = int(self.table.block_tables[sequence.row, index])
             nodes.append(self.blocks.publish(block, nodes[-1], self._content(sequence, token_ids, index)))
 

@@ -225,7 +225,7 @@ class Scheduler:
         table, size = self.table, self.table.block_size
         self.counts["sampled_tokens"] += len(rows)
         if self.config.prefix_cache:
-            full = np.minimum(table.num_known[rows], table.num_computed[rows])
+            full = table.num_computed[rows]  # of known tokens: one behind the last is drawn, and not computed, yet
             for i in np.flatnonzero(full % size == 0):
                 sequence = table.sequences[rows[i]]
                 assert sequence is not None
