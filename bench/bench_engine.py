@@ -20,7 +20,7 @@ import torch
 from engine_peers import race
 
 from thyme.engine import Engine, EngineConfig, SamplingParams
-from thyme.engine.sequence import Sampled
+from thyme.engine.in_flight import InFlight
 from thyme.kernels.paged_attention import SharedPrefix
 from thyme.model import build
 from thyme.toy.model import tiny_config, tiny_processor
@@ -138,19 +138,13 @@ def test_host_cost(benchmark: Any, num_sequences: int, caches: str) -> None:
     draw = np.random.default_rng(1)
     other_data = np.ones(6_000_000)
 
-    def canned(batch: Any, bans: Any) -> Sampled:
-        size = len(batch.sample_rows)
-        zeros = np.zeros(size, dtype=np.uint8)
-        return Sampled(
-            draw.integers(0, 90, size),
-            zeros,
-            zeros + 1,
-            zeros,
-            zeros.astype(np.uint16),
-            np.zeros((5, size), dtype=np.float32),
-        )
+    def canned(batch: Any, bans: Any) -> InFlight:
+        packed = np.zeros((7, len(batch.sample_rows)), dtype=np.int32)
+        packed[0] = draw.integers(0, 90, packed.shape[1])
+        packed[1] = 1 << 20
+        return InFlight(batch, lambda: [packed])
 
-    engine.runner.run = canned  # type: ignore[method-assign]
+    engine.runner.launch = canned  # type: ignore[method-assign]
 
     def between() -> None:
         if caches == "emptied":

@@ -172,6 +172,7 @@ def decode(model: Model, scale: int) -> list[Row]:
             meter.engine.add(prompt.tolist(), params(190, seed))
         while meter.engine.stats()["prefilled_tokens"] < prompts.size:
             meter.engine.step()
+        meter.engine.catch_up()
         prefill_s = time.perf_counter() - started
         for _ in range(5):
             meter.engine.step()

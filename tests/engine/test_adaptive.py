@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import tiny
-from thyme.engine import Completion, SamplingParams, TokenKind, model_runner
+from thyme.engine import Completion, SamplingParams, TokenKind, in_flight
 from thyme.model import Model, ModelConfig, build
 
 PARAMS = SamplingParams(max_tokens=150, temperature=1.0, seed=0, stop_at_tags=False, ignore_eos=True, repetition=None)
@@ -143,9 +143,10 @@ def test_preemption_keeps_the_place_in_the_code(model: Model, fragments: Any, ma
     assert engine.stats()["preemptions"] > 0
 
 
+@pytest.mark.parametrize("run_ahead", [False, True])
 @pytest.mark.parametrize("place", ["_upload", "_forward", "_unpack"])
 def test_a_step_that_fails_moves_no_automaton(
-    model: Model, fragments: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch, place: str
+    model: Model, fragments: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch, place: str, run_ahead: bool
 ) -> None:
     """Whether before the device is told of a round that begins, or when it has drawn; rows of the table are used again,
     by sequences that were in code."""
@@ -155,14 +156,15 @@ def test_a_step_that_fails_moves_no_automaton(
         raise RuntimeError("planted")
 
     def rounds(failing: range) -> list[Completion]:
-        engine = make_engine(model, processor=fragments, deterministic=True, prefill_chunk=2, num_blocks=80)
+        sizes = dict(prefill_chunk=2, num_blocks=80, run_ahead=run_ahead)
+        engine = make_engine(model, processor=fragments, deterministic=True, **sizes)
         for token in (1, 3):
             engine.add_group([token, 2, 5, 6, 7], replace(params, seed=token), hold=True)
         done, step = [], 0
         while engine.has_unfinished():
             with monkeypatch.context() as patch:
                 if step in failing:
-                    patch.setattr(model_runner if place == "_unpack" else engine.runner, place, fails)
+                    patch.setattr(in_flight if place == "_unpack" else engine.runner, place, fails)
                 try:
                     ended = engine.step()
                 except RuntimeError:

@@ -18,7 +18,7 @@ from thyme.engine import (
     SamplingParams,
     Sequence,
     SequenceStatus,
-    model_runner,
+    in_flight,
 )
 from thyme.kernels.fp8 import dequantize_heads, quantize_heads
 from thyme.model import Model, ModelConfig, PackedAttention, build
@@ -47,8 +47,11 @@ class Live:
     completions: list[Completion] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     """Index in the sequence of each completion's first token."""
+    is_open: bool = True
+    """Its round has not been returned."""
 
     def add(self, completion: Completion) -> None:
+        self.is_open = False
         first = not self.completions and self.sequence.forced is not None  # aborted, it may lack some that are forced
         self.completions.append(completion)
         self.starts.append(self.sequence.prompt_len if first else len(self.sequence) - len(completion.token_ids))
@@ -123,8 +126,11 @@ class Life:
             kv_dtype=kv_dtype,
             speculation=("off", "greedy", "all")[seed % 3],
             draft_tokens=1 + seed % 7,
+            run_ahead=bool(np.random.default_rng([seed, 2]).random() < 0.6),
+            decode_graphs=bool(np.random.default_rng([seed, 3]).random() < 0.3),
             quiet=True,
         )
+        self.stops = np.random.default_rng([seed, 4])
         self.is_fp8 = kv_dtype == "fp8"
         self.differences: list[np.ndarray] = []
         self.engine = Engine(model, self.config, processor=processor)
@@ -159,6 +165,7 @@ class Life:
             banned_ids=self.banned,
             ignore_eos=True,
             stop_at_tags=bool(draw.random() < 0.5),
+            stop_token_ids=tuple(self.stops.integers(3, 30, int(self.stops.choice([0, 2]))).tolist()),
             repetition=None,
         )
 
@@ -182,7 +189,7 @@ class Life:
                 self.live[sequence.id] = Live(sequence)
 
     def append(self) -> None:
-        held = [known for known in self.live.values() if known.sequence.status is SequenceStatus.HELD]
+        held = [k for k in self.live.values() if k.sequence.status is SequenceStatus.HELD and not k.is_open]
         if not held:
             return
         known = held[int(self.draw.integers(len(held)))]
@@ -194,6 +201,7 @@ class Life:
         if ids:
             known.text = []
         self.engine.append(known.sequence, ids, shown, max_tokens=int(self.draw.integers(1, 9)))
+        known.is_open = True
 
     def branch(self) -> None:
         begun = [known for known in self.live.values() if known.sequence.row is not None]
@@ -242,7 +250,7 @@ class Life:
             raise PlantedError
 
         runner = self.engine.runner
-        places: list[tuple[Any, str]] = [(runner, "_upload"), (runner, "_forward"), (model_runner, "_unpack")]
+        places: list[tuple[Any, str]] = [(runner, "_upload"), (runner, "_forward"), (in_flight, "_unpack")]
         with pytest.MonkeyPatch.context() as patch, suppress(PlantedError):
             patch.setattr(*places[int(self.draw.integers(3))], fails)
             self.step()
@@ -333,6 +341,7 @@ class Life:
         self.check_ended()
         stats = self.engine.stats()
         names = ("idle", "blocks_used", "idle_blocks", "running", "host_blocks")
+        assert stats["dropped_tokens"] == 0 or self.config.run_ahead
         assert {stats[name] for name in names} == {0}
 
 
@@ -375,7 +384,7 @@ def check_lives(seeds: range, operations: int, *materials: Any) -> dict[str, flo
 def test_random_lives(tagged_model: Model, vision_model: Model, fragments: Any, make_image: Any) -> None:
     sums = check_lives(range(10), 220, tagged_model, vision_model, fragments, make_image)
     names = ("preemptions", "evictions", "expired_pins", "cached_tokens", "recomputed_tokens", "images_encoded")
-    for name in (*names, "restored_tokens", "host_blocks_dropped"):
+    for name in (*names, "restored_tokens", "host_blocks_dropped", "dropped_tokens"):
         assert sums[name] > 0, name
     assert 0 < sums["accepted_tokens"] < sums["drafted_tokens"]
     assert sums["branches"] > 30
@@ -400,6 +409,7 @@ def test_random_lives_of_a_cache_in_8_bits(
     """Against a recomputation that rounds keys and values alike: 9 of 10 tokens differ by rounding alone."""
     sums = check_lives(range(300, 310), 220, tagged_model, vision_model, fragments, make_image, "fp8")
     print(sums)
-    for name in ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "restored_tokens", "images_encoded"):
+    names = ("preemptions", "evictions", "cached_tokens", "recomputed_tokens", "restored_tokens", "images_encoded")
+    for name in (*names, "dropped_tokens"):
         assert sums[name] > 0, name
     assert sums["tokens"] > 1000 and sums["typical"] < 2e-4

@@ -75,9 +75,11 @@ def test_copy_on_write_never_writes_a_shared_block(text_model: Model, make_engin
         assert all(held[block] == 1 for block in written - prefilled)
         for sequence in batch.started:
             engine.stopping.open(sequence)
-        sampled = engine.runner.run(batch, engine.reader.bans)
+        step = engine.runner.launch(batch, engine.reader.bans)
         engine.scheduler.commit(batch)
-        engine.table.push(batch.sample_rows, sampled, 0)
+        sampled = step.result()
+        engine.table.fill(batch.sample_rows, sampled, 0)
+        engine.scheduler.drew(batch.sample_rows)
         for row, reason, what in engine.stopping.check(batch.sample_rows, sampled.token_ids, sampled.events):
             engine._end_round(row, reason, what)
         touched = (before != cache).flatten(3).any(-1).any(0).any(0).nonzero()[:, 0].tolist()

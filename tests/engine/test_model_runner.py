@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from thyme.engine.model_runner import _unpack
+from thyme.engine.in_flight import _unpack
 
 
 def packed(entropy: list[float]) -> np.ndarray:

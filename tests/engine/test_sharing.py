@@ -147,7 +147,7 @@ def test_nobody_reads_a_block_before_the_step_that_writes_it(
     """Slots are marked when a step writes them; each sequence's context may hold marked ones alone."""
     engine: Engine = make_engine(text_model, block_size=4, num_blocks=60, prefill_chunk=9, max_batch_tokens=64)
     written = np.zeros(60 * 4, dtype=bool)
-    run = engine.runner.run
+    launch = engine.runner.launch
 
     def watched(batch: Any, bans: Any) -> Any:
         for source, target in batch.copies.T:
@@ -156,9 +156,9 @@ def test_nobody_reads_a_block_before_the_step_that_writes_it(
         for blocks, length in zip(batch.block_tables, batch.context_lens, strict=True):
             slots = blocks[np.arange(length) // 4] * 4 + np.arange(length) % 4
             assert written[slots].all()
-        return run(batch, bans)
+        return launch(batch, bans)
 
-    monkeypatch.setattr(engine.runner, "run", watched)
+    monkeypatch.setattr(engine.runner, "launch", watched)
     system = ids(30, 1)
     for i in range(24):
         engine.add_group([*system, *ids(i % 7, i % 3)], sampled(12, n=1 + i % 3))

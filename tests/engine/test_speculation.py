@@ -34,6 +34,7 @@ from thyme.engine import (
 from thyme.engine.batch import Batch
 from thyme.engine.drafts import MATCHES, Drafts
 from thyme.engine.phases import CODE, TEXT
+from thyme.engine.sequence import Sampled
 from thyme.model import Model, ModelConfig, build
 from thyme.repetition import RepetitionConfig
 from thyme.rollout.prompts import build_prompt
@@ -143,16 +144,16 @@ class Play:
 
     def _fail(self) -> None:
         """The device fails while it computes a step with drafts, if there is one."""
-        runner, run = self.engine.runner, self.engine.runner.run
+        runner, launch = self.engine.runner, self.engine.runner.launch
 
         def fails(batch: Batch, bans: Any) -> Any:
             if batch.drafted is None:
-                return run(batch, bans)
+                return launch(batch, bans)
             self.failures += 1
             with patch.object(runner, "_forward", side_effect=RuntimeError("planted")):
-                return run(batch, bans)
+                return launch(batch, bans)
 
-        with patch.object(runner, "run", fails), suppress(RuntimeError):
+        with patch.object(runner, "launch", fails), suppress(RuntimeError):
             for completion in self.engine.step():
                 self._end_round(completion)
 
@@ -243,30 +244,26 @@ class Watch:
         """At which tokens of drafts are drawn."""
         self.num_rows = 0
         """Most sequences in a step with drafts."""
-        draw, run = engine._draw, engine.runner.run
-        at_depth = 0
+        draw = engine._draw
 
-        def drew(rows: Any, sampled: Any) -> Any:
-            nonlocal at_depth
-            done = draw(rows, sampled)
-            if at_depth:
-                self.ends.update(completion.stop_reason or completion.finish_reason for completion in done.values())
-                self.kinds.update(sampled.kinds.tolist())
-            at_depth += 1
-            return done
+        def drew(batch: Batch, samples: Any, sampled: Sampled) -> Any:
+            ended = len(engine._ended)
+            over = draw(batch, samples, sampled)
+            if batch.drafted is None:
+                return over
+            if batch.drafted.depths[samples].any():
+                self.ends.update(
+                    completion.stop_reason or completion.finish_reason for completion in engine._ended[ended:]
+                )
+                self.kinds.update(sampled.kinds[samples].tolist())
+                return over
+            before = np.flatnonzero(batch.drafted.depths > 0) - 1
+            self.temperatures |= set(sampled.records[3, before].tolist())
+            self.num_rows = max(self.num_rows, len(set(batch.rows.tolist())))
+            assert batch.num_tokens <= engine.config.max_batch_tokens
+            return over
 
-        def ran(batch: Batch, bans: Any) -> Any:
-            nonlocal at_depth
-            at_depth = 0
-            sampled = run(batch, bans)
-            if batch.drafted is not None:
-                before = np.flatnonzero(batch.drafted.depths > 0) - 1
-                self.temperatures |= set(sampled.records[3, before].tolist())
-                self.num_rows = max(self.num_rows, len(set(batch.rows.tolist())))
-                assert batch.num_tokens <= engine.config.max_batch_tokens
-            return sampled
-
-        engine._draw, engine.runner.run = drew, ran  # type: ignore[method-assign]
+        engine._draw = drew  # type: ignore[method-assign]
 
 
 SIZES: dict[str, Any] = dict(

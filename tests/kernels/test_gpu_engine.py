@@ -1,5 +1,5 @@
 """The engine on a GPU: its cache, attention and sampling compiled, siblings reading their prompt together, one wait,
-captured steps."""
+captured steps, one step ahead."""
 
 from typing import Any
 
@@ -160,3 +160,27 @@ def test_weights_that_are_updated_in_place_are_replayed(model: Model) -> None:
     finally:
         with torch.no_grad():
             model.decoder.norm.weight.mul_(2.0)
+
+
+@pytest.mark.parametrize("decode_graphs", [False, True])
+def test_a_step_ahead_draws_the_same_and_its_launch_waits_for_nothing(model: Model, decode_graphs: bool) -> None:
+    outputs = []
+    for ahead in (False, True):
+        runs = engine(model, "triton", decode_graphs=decode_graphs, run_ahead=ahead)
+        add_all(runs, max_tokens=12)
+        finished(runs)  # everything is compiled and captured
+        launch = runs.runner.launch
+
+        def watched(batch: Batch, bans: Any, launch: Any = launch) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return launch(batch, bans)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        runs.runner.launch = watched  # type: ignore[method-assign]
+        add_all(runs, max_tokens=12)
+        outputs.append(finished(runs))
+    for one, other in zip(*outputs, strict=True):
+        assert one.token_ids == other.token_ids
+        np.testing.assert_allclose(one.logprobs_raw, other.logprobs_raw, atol=1e-4)

@@ -43,9 +43,9 @@ def model(rows: list[Demonstration]) -> Model:
     return by_heart(rows)
 
 
-def make_loop(model: Model, sandbox: Sandbox, deterministic: bool = False) -> RolloutLoop:
+def make_loop(model: Model, sandbox: Sandbox, **config: bool) -> RolloutLoop:
     assert model.processor is not None
-    engine = Engine(model, EngineConfig(deterministic=deterministic, max_sequences=16, num_blocks=256, quiet=True))
+    engine = Engine(model, EngineConfig(max_sequences=16, num_blocks=256, quiet=True, **config))
     return RolloutLoop(engine, sandbox, model.processor, CONFIG)
 
 
@@ -131,7 +131,11 @@ def test_a_deterministic_run_repeats_bit_for_bit(model: Model, sandbox: Sandbox,
     alone = make_loop(model, sandbox, deterministic=True).run(
         questions[:1], CONFIG.sampling(n=3, temperature=1.0, seed=5)
     )
-    for a, b in zip([*first[0], *first[1], *first[0]], [*second[0], *second[1], *alone[0]], strict=True):
+    loop = make_loop(model, sandbox, deterministic=True, run_ahead=True)
+    ahead = loop.run(questions, CONFIG.sampling(n=3, temperature=1.0, seed=5))
+    assert loop.engine.stats()["dropped_tokens"] > 0
+    others = [*second[0], *second[1], *alone[0], *ahead[0], *ahead[1]]
+    for a, b in zip([*first[0], *first[1], *first[0], *first[0], *first[1]], others, strict=True):
         for name in ("token_ids", "logprobs", "logprobs_raw", "entropies", "kinds", "rounds"):
             assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
     assert len({r.text for r in first[0]}) > 1, "sampling strays, else this shows nothing"

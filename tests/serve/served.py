@@ -32,7 +32,7 @@ class Served:
     Args:
         model: with its processor.
         sandbox: None serves no tools.
-        engine: sizes; None: eight sequences and 256 blocks.
+        engine: sizes; None: eight sequences and 256 blocks, a step ahead as on a GPU.
         limits, api_key, control: of the server.
     """
 
@@ -47,7 +47,7 @@ class Served:
         control: bool = True,
     ) -> None:
         assert model.processor is not None
-        engine = engine or EngineConfig(max_sequences=8, num_blocks=256, quiet=True)
+        engine = engine or EngineConfig(max_sequences=8, num_blocks=256, run_ahead=True, quiet=True)
         self.engine = Engine(model, engine)
         rollout = None if sandbox is None else CONFIG
         self.thread = EngineThread(self.engine, model.processor, sandbox, rollout)

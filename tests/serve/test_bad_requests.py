@@ -234,13 +234,13 @@ def test_more_requests_than_there_is_room_for_are_told_to_come_again(guarded: Se
 
 def test_a_step_that_fails_costs_its_requests_and_no_others(toy: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with Served(toy) as served:
-        run = served.engine.runner.run
-        monkeypatch.setattr(served.engine.runner, "run", lambda *_: 1 / 0)
+        launch = served.engine.runner.launch
+        monkeypatch.setattr(served.engine.runner, "launch", lambda *_: 1 / 0)
         status, answer = served.ask("POST", CHAT, chat())
         assert status == 500 and "ZeroDivisionError" in answer["error"]["message"]
         status, answer = served.ask("GET", "/health")
         assert status == 503 and "ZeroDivisionError" in answer["error"]["message"]
-        monkeypatch.setattr(served.engine.runner, "run", run)
+        monkeypatch.setattr(served.engine.runner, "launch", launch)
         assert served.ask("POST", CHAT, chat())[0] == 200 and served.ask("GET", "/health")[0] == 200
         assert eventually(served.idle)
 

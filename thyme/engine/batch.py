@@ -50,7 +50,7 @@ class Penalty:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Forced tokens whose log-probs this step gives, F of them; all [F]."""
+    """Forced tokens whose log-probs this step gives, F of them, those with equal bans side by side; all [F]."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -84,7 +84,10 @@ class Batch:
     counts: NDArray[np.int64]
     """[B] tokens of each sequence in this step."""
     input_ids: NDArray[np.int64]
-    """[T]."""
+    """[T]; -1 where `unread` has them, until the runner puts them there."""
+    unread: NDArray[np.int64]
+    """[2, unread] indices in T of tokens that a step before this one draws and the host has not read, and their rows of
+    the sequence table: the device has them."""
     positions: NDArray[np.int64]
     """[3, T]."""
     slot_mapping: NDArray[np.int64]
@@ -163,8 +166,12 @@ class Batch:
             token_rows = np.repeat(rows, counts)
             columns = np.arange(cumulative[-1]) + np.repeat(first - cumulative[:-1], counts)
         blocks = table.block_tables[token_rows, columns // table.block_size].astype(np.int64)
-
-        ahead = ends - table.num_tokens[rows]
+        length = table.num_tokens[rows]
+        ahead = ends - length
+        input_ids = table.token_ids[token_rows, columns].astype(np.int64)
+        unread = np.flatnonzero((length > table.num_known[rows]) & (ahead >= 0))  # of each its last token
+        last = cumulative[1:][unread] - 1
+        input_ids[last] = -1
         done = np.flatnonzero(ahead >= 0)
         samples, depths = rows[done], np.zeros(len(done), dtype=np.int64)
         logit_tokens = cumulative[1:][done].astype(np.int64) - 1
@@ -193,7 +200,8 @@ class Batch:
         return cls(
             rows=rows,
             counts=counts,
-            input_ids=table.token_ids[token_rows, columns].astype(np.int64),
+            input_ids=input_ids,
+            unread=np.array((last, rows[unread])),
             positions=np.ascontiguousarray(table.positions[token_rows, :, columns].T, dtype=np.int64),
             slot_mapping=blocks * table.block_size + columns % table.block_size,
             block_tables=table.block_tables[rows, : capacity(int(ends.max(initial=1)), table.block_size)],
@@ -223,6 +231,11 @@ class Batch:
     def num_tokens(self) -> int:
         """T."""
         return len(self.input_ids)
+
+    @property
+    def drawing(self) -> NDArray[np.int64]:
+        """Samples that count whatever they are: all but those behind a drafted token."""
+        return np.arange(len(self.sample_rows)) if self.drafted is None else np.flatnonzero(self.drafted.depths == 0)
 
     def drafts(self) -> list[tuple[int, int, int]]:
         """(row, tokens of its sequence before the draft, tokens of the draft) of each that has one."""
@@ -271,10 +284,13 @@ def _scored(
     counts = np.maximum(high - low, 0)
     scored = np.repeat(rows, counts)
     places = np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)])  # of the tokens before
+    by_ban = np.argsort(table.ban[scored], kind="stable")
+    behind = np.repeat(tokens - first, counts)[by_ban]
+    scored, places = scored[by_ban], places[by_ban]
     return Scored(
         rows=scored,
         columns=places + 1,
-        tokens=places + np.repeat(tokens - first, counts),
+        tokens=places + behind,
         token_ids=table.token_ids[scored, places + 1].astype(np.int64),
         temperatures=table.records[scored, 3, places + 1],
         bans=table.ban[scored],

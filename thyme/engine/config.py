@@ -66,6 +66,12 @@ class EngineConfig:
     """Steps that only decode are captured as CUDA graphs, padded to one of a few sizes, and replayed: their launches
     then cost the host next to nothing. None: on a GPU, where attention is ours. On a CPU nothing is captured: the same
     function is called on the same buffers, which is slower than without and for tests."""
+    run_ahead: bool | None = None
+    """A step is planned and launched while the device is at the one before, whose results are read after that: the
+    device then waits for the host no more. Rounds are returned one call of `step` later, and for one that ends other
+    than by its length a token is computed in vain (dropped_tokens of `Engine.stats`). What is drawn is the same. Before
+    a step with guessed tokens, with a repetition penalty, or without blocks for all that run, the one before is read.
+    None: on a GPU. On a CPU a launch computes, so that nothing is gained: for tests."""
     pack_weights: bool | None = None
     """Keep a second copy of each projection's weight, in the order that a CPU's products read: two to four times faster
     in float32, up to twice in bfloat16, for the memory of the weights once more. It is made anew when the weights

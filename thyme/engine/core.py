@@ -5,6 +5,7 @@ to, and then goes on; the engine knows tokens and tags, but nothing of the tools
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from thyme.engine.batch import Batch
 from thyme.engine.block_manager import BlockManager
 from thyme.engine.config import EngineConfig
 from thyme.engine.host_kv import Tradeoff
+from thyme.engine.in_flight import InFlight
 from thyme.engine.live_prompts import LivePrompts
 from thyme.engine.model_runner import ModelRunner, num_kv_blocks, packed_bytes, packs_weights
 from thyme.engine.params import Prompt, SamplingParams
@@ -35,7 +37,7 @@ from thyme.engine.sequence_factory import SequenceFactory
 from thyme.engine.sequence_table import SequenceTable
 from thyme.engine.speculation import Speculation
 from thyme.engine.step_cost import StepCost
-from thyme.engine.step_record import StepRecorder, recorded
+from thyme.engine.step_record import StepRecorder
 from thyme.engine.stopping import StopChecker, StopReason
 from thyme.engine.tags import TagAutomaton, TokenKind
 from thyme.model.model import Model
@@ -50,6 +52,7 @@ _COUNTED = (
     "recomputed_tokens",
     "cached_tokens",
     "sampled_tokens",
+    "dropped_tokens",
     "preemptions",
     "evictions",
     "evicted_blocks",
@@ -149,6 +152,10 @@ class EngineCore:
         self._prompts = LivePrompts()
         self._unique_tokens = 0
         self.recorder: StepRecorder | None = None
+        on_gpu = model.device.type == "cuda"
+        self._runs_ahead = on_gpu if config.run_ahead is None else config.run_ahead
+        self._in_flight: deque[InFlight] = deque()  # launched and not read: one between two calls, two within one
+        self._ended: list[Completion] = []  # rounds that the next call of `step` returns
         if not config.quiet:
             size = self.runner.kv_nbytes / 2**30
             _log.info(
@@ -210,26 +217,62 @@ class EngineCore:
         return sequences
 
     def has_unfinished(self) -> bool:
-        """Some sequence still waits or runs; held ones do neither."""
-        return self.scheduler.has_unfinished
+        """Some sequence still waits or runs, which held ones do not, or `step` has a round to return."""
+        return self.scheduler.has_unfinished or bool(self._ended)
 
-    @recorded
     def step(self) -> list[Completion]:
-        """One pass through the model; returns the rounds that ended with it. Raises ValueError while paused."""
+        """One pass through the model; returns the rounds that have ended: with it, or where the engine runs ahead with
+        the pass before, whose results are read while the device is at this one. Raises ValueError while paused."""
         if self.is_paused:
             raise ValueError("step: the engine is paused: resume it first")
-        batch = self.scheduler.schedule()
-        if batch is None:
-            return []
+        if self.recorder is not None:
+            self.recorder.called()
+        batch = self.scheduler.schedule(ahead=bool(self._in_flight))
+        if batch is None and self._in_flight:
+            self._read()
+            batch = self.scheduler.schedule()
+        if batch is not None:
+            self._launch(batch)
+            # What is drawn of a draft says how many tokens were computed.
+            stays = self._runs_ahead and batch.drafted is None
+            while len(self._in_flight) > stays:
+                self._read()
+        if not self.scheduler.has_unfinished:
+            self._in_flight.clear()  # it computes for rounds that had ended
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _launch(self, batch: Batch) -> None:
         try:
-            sampled = self.runner.run(batch, self.reader.bans)
+            step = self.runner.launch(batch, self.reader.bans)
         except BaseException:
-            rows = self.scheduler.fail(batch)
-            self.runner.settle(rows, self.table.states[rows, self.table.num_tokens[rows] - 1])
+            try:
+                self.catch_up()
+            finally:
+                self._fail([batch])
             raise
+        self.scheduler.commit(batch)
+        self._in_flight.append(step)
+
+    def _read(self) -> None:
+        """Waits for the oldest step that was launched, and takes what it drew."""
+        step = self._in_flight.popleft()
+        try:
+            sampled = step.result()
+        except BaseException:
+            lost = [step.batch, *(later.batch for later in self._in_flight)]
+            self._in_flight.clear()
+            self._fail(lost)
+            raise
+        self._take(step, sampled)
+        if self.recorder is not None:
+            self.recorder.read(step.recorded)
+
+    def _take(self, step: InFlight, sampled: Sampled) -> None:
+        """Puts what was drawn where the table has room for it; rounds that end with it are over."""
+        batch = step.batch
         for sequence in batch.started:
             self.stopping.open(sequence)
-        self.scheduler.commit(batch)
         sampled.kinds[self._is_eos[sampled.token_ids]] = TokenKind.END
         if batch.scored is not None and sampled.scores is not None:
             self.table.score(batch.scored.rows, batch.scored.columns, sampled.scores, self.weight_version)
@@ -237,34 +280,50 @@ class EngineCore:
             first = self.table.sequences[batch.sample_rows[sample]]
             assert first is not None and sampled.first_hidden is not None
             first.starts[-1].hidden = sampled.first_hidden[place]
+        samples, done = step.samples, self._draw(batch, step.samples, sampled)
         if batch.drafted is None:
-            return list(self._draw(batch.sample_rows, sampled).values())
-        return self._draw_drafted(batch, sampled)
-
-    def _draw(self, rows: NDArray[np.int64], sampled: Sampled) -> dict[int, Completion]:
-        """Puts one token at the end of each row; returns the rounds that end with it, by row."""
-        self.table.push(rows, sampled, self.weight_version)
-        ended = self.stopping.check(rows, sampled.token_ids, sampled.events)
-        return {row: self._end_round(row, reason, what) for row, reason, what in ended}
-
-    def _draw_drafted(self, batch: Batch, sampled: Sampled) -> list[Completion]:
-        """The same with drafts: of each row the first token, then, of those that go on and drew what was drafted, the
-        second, and so on, as if each were a step."""
-        assert batch.drafted is not None
-        samples = np.flatnonzero(batch.drafted.depths == 0)
-        done = self._draw(batch.sample_rows[samples], sampled.at(samples))
-        while True:
+            return
+        while True:  # of those that go on and drew what was drafted, the next token, as if it were another step's
             samples = batch.borne_out(samples, sampled.token_ids)
-            samples = samples[~np.isin(batch.sample_rows[samples], list(done))]
+            samples = samples[~np.isin(batch.sample_rows[samples], done)]
             if not len(samples):
                 break
-            rows = batch.sample_rows[samples]
-            self.scheduler.commit_drawn(rows)
-            done |= self._draw(rows, sampled.at(samples))
+            self.scheduler.commit_drafted(batch.sample_rows[samples])
+            done += self._draw(batch, samples, sampled)
         self.scheduler.end_drafts(batch)
         drew = np.unique(batch.sample_rows)
         self.runner.settle(drew, self.table.states[drew, self.table.num_tokens[drew] - 1])
-        return list(done.values())
+
+    def _draw(self, batch: Batch, samples: NDArray[np.int64], sampled: Sampled) -> list[int]:
+        """One more token of each sample's row is known; returns the rows whose round ends with it."""
+        if len(samples) < len(batch.sample_rows):
+            sampled = sampled.at(samples)
+        rows = batch.sample_rows[samples]
+        self.table.fill(rows, sampled, self.weight_version)
+        self.scheduler.drew(rows)
+        ended = self.stopping.check(rows, sampled.token_ids, sampled.events)
+        over = [row for row, _, _ in ended]
+        if over and self._in_flight:
+            # The next step computes one more token of each. It writes to blocks that are free from now on: whoever gets
+            # them writes in a later step, and the device takes one after the other.
+            self.scheduler.counts["dropped_tokens"] += sum(later.drop(np.array(over)) for later in self._in_flight)
+            self.table.take_back(np.array(over))
+        self._ended += [self._end_round(row, reason, what) for row, reason, what in ended]
+        return over
+
+    def _fail(self, batches: list[Batch]) -> None:
+        self.runner.settle(*self.scheduler.fail(batches))
+
+    def catch_up(self) -> None:
+        """Reads what has been launched; rounds that end with it are returned by the next call of `step`. A step that
+        turns out to have failed is computed again."""
+        try:
+            while self._in_flight:
+                if self.recorder is not None:
+                    self.recorder.called()
+                self._read()
+        except Exception:
+            _log.warning("a step failed while the next was prepared: it is computed again", exc_info=True)
 
     def append(
         self, sequence: Sequence, ids: Seq[int], images: Iterable[Any] = (), max_tokens: int | None = None
@@ -358,18 +417,22 @@ class EngineCore:
     def abort(self, sequence: Sequence) -> Completion | None:
         """Ends a sequence now. Returns what its round had so far; None when no round was open. Held ones are released,
         finished ones left as they are."""
-        if sequence.status is SequenceStatus.FINISHED:
-            return None
-        completion = None
-        if sequence.status is not SequenceStatus.HELD:
+        if sequence.status in (SequenceStatus.WAITING, SequenceStatus.RUNNING):
+            self.catch_up()
+        completion = next((ended for ended in self._ended if ended.sequence is sequence), None)
+        if completion is not None:
+            self._ended.remove(completion)
+        elif sequence.status in (SequenceStatus.WAITING, SequenceStatus.RUNNING):
             completion = self._completion(sequence, FinishReason.ABORT, None)
-        self._remove(sequence)
+        if sequence.status is not SequenceStatus.FINISHED:
+            self._remove(sequence)
         return completion
 
     def weights_updated(self) -> None:
         """The model's weights have changed: tokens from now on carry the next version; no prefix computed before, and
         no picture encoded before, is used for a new sequence. Sequences under way keep their KV, but for what is in
         host memory."""
+        self.catch_up()
         self.weight_version += 1
         self.blocks.forget_prefixes()
         self.scheduler.host.forget()
@@ -381,6 +444,7 @@ class EngineCore:
     def pause(self) -> None:
         """Nothing runs until `resume`: sequences keep their tokens, their place in line, and KV until it is needed.
         Meanwhile they may be added, appended to and aborted, weights may change, and the engine may sleep."""
+        self.catch_up()
         self.scheduler.pause()
         self.is_paused = True
 
@@ -396,6 +460,7 @@ class EngineCore:
         Raises:
             ValueError: a sequence waits, runs or is held, and the engine is not paused.
         """
+        self.catch_up()
         live = self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences)
         if live and not self.is_paused:
             raise ValueError("sleep: sequences are unfinished or held: pause, or let them end, abort or release them")
@@ -424,6 +489,8 @@ class EngineCore:
         Tokens: prefilled_tokens counts given tokens that were computed, and recomputed_tokens, which are computed again
         after their blocks were taken, are among them. unique_tokens counts the given tokens there were to compute: of a
         prompt those that begin no other prompt in the engine. cached_tokens counts what shared blocks saved.
+        sampled_tokens are those of rounds, dropped_tokens those that an engine that runs ahead computed behind their
+        ends.
 
         Sequences: idle ones have KV and do not run, parked ones of them are between their rounds; idle_blocks they hold
         alone. evictions counts those that lost blocks, evicted_blocks, to others, expired_pins those whose time was up.

@@ -4,7 +4,7 @@ Shapes: T tokens, B sequences, U rows of logits, S samples, V vocabulary, L laye
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from thyme.engine.batch import Batch, Scored
 from thyme.engine.config import AttentionName, EngineConfig, check_context
+from thyme.engine.download import Download
 from thyme.engine.graph import DecodeGraphs, decodes_only, padded, padded_size
 from thyme.engine.host_memory import HostMemory
 from thyme.engine.image_features import ImageFeatures
+from thyme.engine.in_flight import InFlight
 from thyme.engine.phases import CODE
-from thyme.engine.sequence import Sampled
-from thyme.engine.step_record import StepRecorder
+from thyme.engine.step_record import Launched, StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
 from thyme.kernels.attention_backend import attention_backend
@@ -46,7 +47,8 @@ _DRAWN = (
     "seeds",
     "sample_positions",
 )
-_MOVES = ("saved", "copies", "restored")
+_MAYBE = ("unread", "saved", "copies", "restored")
+_SCORED = ("tokens", "token_ids", "temperatures")
 _TRUNCATION = ("top_k", "top_p", "min_p")
 
 
@@ -146,6 +148,7 @@ class ModelRunner:
         self._most_decoded = max_sequences
         self._addresses: list[int] = []
         self._upload = Upload(self.device, packs=self.graphs is not None)
+        self._download = Download(self.device, packs=self.graphs is not None)
         self.images = ImageFeatures(model, one_by_one=deterministic, cache_bytes=image_cache_bytes)
         # One lookup gives all three: next state, event << 16, kind << 20.
         events, kinds = automaton.event.astype(np.int32), automaton.kinds().astype(np.int32)
@@ -157,6 +160,8 @@ class ModelRunner:
         self._is_place = self._told(automaton.is_place) if automaton.is_place.any() else None
         self._begins_number = self._told(automaton.begins_number)
         self._states = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._drawn = torch.zeros(0, dtype=torch.int64, device=self.device)
+        """Of each row, as the state: its last token that was drawn."""
         self._settled: NDArray[np.int64] | None = None
 
     def _told(self, table: NDArray[Any]) -> Tensor:
@@ -216,8 +221,8 @@ class ModelRunner:
         self._settled = np.stack([rows, states.astype(np.int64)])
 
     @torch.inference_mode()
-    def run(self, batch: Batch, bans: list[Ban]) -> Sampled:
-        """Computes the batch's tokens and draws one for each sample; the one wait for the device is at the end."""
+    def launch(self, batch: Batch, bans: list[Ban]) -> InFlight:
+        """Has the device compute the batch's tokens and draw one for each sample; waits for nothing."""
         if self.packed is not None:
             if self.packed.refresh() and self.graphs is not None:
                 self.graphs.forget()
@@ -227,8 +232,7 @@ class ModelRunner:
             least = MIN_ROWS if self.deterministic else 1
             shown = padded(batch, padded_size(len(batch.rows), self._most_decoded, least))
         sent = self._upload(self._arrays(shown, replays=replays))
-        if self.recorder is not None:
-            self.recorder.begin(batch)
+        recorded: Launched | None = None if self.recorder is None else self.recorder.begin(batch)
         self._move_blocks(batch, sent)
         if "settled" in sent:
             settled, states = sent["settled"]
@@ -236,17 +240,25 @@ class ModelRunner:
             self._settled = None
         if "begins" in sent:
             self._start_rounds(batch, *sent["begins"])
+        if "unread" in sent:
+            places, rows = sent["unread"]
+            sent["input_ids"][places] = self._drawn[rows]  # where a graph reads them
         if batch.num_tokens:
             hidden = self._replayed(shown, sent) if replays else self._forward(shown, sent)
         else:
             hidden = self._nothing()
-        scores = None if batch.scored is None else self._score(hidden, batch.scored, bans)
-        if not len(batch.sample_rows):
-            if self.recorder is not None:
-                self.recorder.end()
-            empty = np.zeros(0, dtype=np.uint8)
-            ids, states = empty.astype(np.int64), empty.astype(np.uint16)
-            return Sampled(ids, empty, empty, empty, states, np.zeros((5, 0), dtype=np.float32), scores)
+        scores = [] if batch.scored is None else [self._score(hidden, batch.scored, sent, bans)]
+        packed, first = torch.zeros((7, 0), dtype=torch.int32, device=self.device), None
+        if len(batch.sample_rows):
+            packed, first = self._draw(hidden, batch, sent, bans)
+        if recorded is not None:
+            recorded.clock.stop()
+        return InFlight(batch, self._download([packed, *scores]), first, recorded)
+
+    def _draw(
+        self, hidden: Tensor, batch: Batch, sent: dict[str, Tensor], bans: list[Ban]
+    ) -> tuple[Tensor, Tensor | None]:
+        """[7, S] int32 of the samples, as InFlight has them, and the hidden states that first ones are drawn from."""
         if len(batch.logit_tokens) < len(hidden):
             hidden = hidden[sent["logit_tokens"]]
         if batch.branched:
@@ -267,13 +279,11 @@ class ModelRunner:
         found = self._transitions[states * self._num_columns + self._columns[drawn.token]]
         if batch.drafted is None:
             self._states[rows] = (found & 0xFFFF).long()
+            self._drawn[rows] = drawn.token
         logprob = drawn.logprob if batch.truncation is None else drawn.logprob - drawn.kept_mass.log()
         floats = (logprob, drawn.logprob_raw, drawn.entropy, temperature, drawn.kept_mass)
         found = found | (phases << 24).int()
-        packed = torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)])
-        if self.recorder is not None:
-            self.recorder.end()
-        return replace(_unpack(packed.cpu().numpy(), scores), first_hidden=first)
+        return torch.stack([drawn.token.int(), found, *(x.float().view(torch.int32) for x in floats)]), first
 
     def _move_blocks(self, batch: Batch, sent: dict[str, Tensor]) -> None:
         """Out to host memory, from one to another, and back, in this order: what is planned counts on it."""
@@ -293,7 +303,7 @@ class ModelRunner:
         return [self.kv_cache.view(torch.uint8), self._kv_scales]
 
     def _arrays(self, batch: Batch, *, replays: bool = False) -> dict[str, NDArray]:
-        """All that the device is told of a step, pixels and forced tokens aside; what the model reads comes first."""
+        """All that the device is told of a step, pixels aside; what the model reads comes first."""
         arrays: dict[str, NDArray] = {name: getattr(batch, name) for name in _READ}
         if self.shares_prefixes and batch.num_tokens:
             block_size = self.kv_cache.shape[3]
@@ -304,7 +314,9 @@ class ModelRunner:
             if groups is not None:
                 arrays["cu_groups"], arrays["group_blocks"] = groups
         arrays |= {name: getattr(batch, name) for name in _DRAWN}
-        arrays |= {name: moves for name in _MOVES if (moves := getattr(batch, name)).size}
+        arrays |= {name: found for name in _MAYBE if (found := getattr(batch, name)).size}
+        if batch.scored is not None:
+            arrays |= {f"scored {name}": getattr(batch.scored, name) for name in _SCORED}
         if batch.drafted is not None:
             arrays |= {"depths": batch.drafted.depths, "states": batch.drafted.states}
         if self._settled is not None:
@@ -366,23 +378,20 @@ class ModelRunner:
         key = (batch.block_tables.shape, "cu_groups" in sent, self._upload.address)
         return self.graphs.run(key, partial(self._forward, batch, sent))
 
-    def _score(self, hidden: Tensor, scored: Scored, bans: list[Ban]) -> NDArray[np.float32]:
+    def _score(self, hidden: Tensor, scored: Scored, sent: dict[str, Tensor], bans: list[Ban]) -> Tensor:
         """[3, F] log-probs at their temperatures (0 where greedy), log-probs at temperature 1, and entropies."""
-        out = np.empty((3, len(scored.tokens)), dtype=np.float32)
-        for kind in np.unique(scored.bans):
-            places = np.flatnonzero(scored.bans == kind)
+        out: list[Tensor] = []
+        for kind, first, count in zip(*np.unique(scored.bans, return_index=True, return_counts=True), strict=True):
             among: dict[str, Any] = dict(vocab_size=bans[kind].vocab_size, banned_ids=bans[kind].mask)
-            for at in np.split(places, range(SCORED_ROWS, len(places), SCORED_ROWS)):
-                tokens, ids, temperatures = (
-                    torch.from_numpy(column[at]).to(self.device)
-                    for column in (scored.tokens, scored.token_ids, scored.temperatures)
-                )
+            for start in range(first, first + count, SCORED_ROWS):
+                end = min(start + SCORED_ROWS, first + count)
+                tokens, ids, temperatures = (sent[f"scored {name}"][start:end] for name in _SCORED)
                 logits = self._head(hidden[tokens])
                 raw, entropy = token_logprobs(logits, ids, **among)
                 drawn = token_logprobs(logits, ids, temperature=temperatures, **among)[0]
                 drawn = torch.where(temperatures == 0, 0.0, drawn)
-                out[:, at] = torch.stack((drawn, raw, entropy)).float().cpu().numpy()
-        return out
+                out.append(torch.stack((drawn, raw, entropy)).float())
+        return torch.cat(out, dim=1)
 
     def _head(self, hidden: Tensor) -> Tensor:
         return self.model.logits(
@@ -451,28 +460,9 @@ class ModelRunner:
         last = max(sequence.row for sequence in batch.started if sequence.row is not None)
         missing = last + 1 - len(self._states)
         if missing > 0:
-            self._states = torch.nn.functional.pad(self._states, (0, missing + len(self._states)))
+            more = (0, missing + len(self._states))
+            self._states, self._drawn = (torch.nn.functional.pad(x, more) for x in (self._states, self._drawn))
         self._states[rows] = states
-
-
-def _unpack(packed: NDArray[np.int32], scores: NDArray[np.float32] | None = None) -> Sampled:
-    found = packed[1]
-    records = packed[2:].view(np.float32)
-    broken = int((~np.isfinite(records[2])).sum())
-    if broken:
-        raise ValueError(
-            f"the model's logits hold NaN or infinity, or nothing finite that may be sampled, in {broken} of "
-            f"{len(found)} rows: its weights are broken, load those of an earlier checkpoint"
-        )
-    return Sampled(
-        token_ids=packed[0].astype(np.int64),
-        events=(found >> 16 & 0xF).astype(np.uint8),
-        kinds=(found >> 20 & 0xF).astype(np.uint8),
-        phases=(found >> 24).astype(np.uint8),
-        states=(found & 0xFFFF).astype(np.uint16),
-        records=records,
-        scores=scores,
-    )
 
 
 def num_kv_blocks(model: Model, config: EngineConfig, reserved: int) -> int:

@@ -118,7 +118,7 @@ class PrefixCache:
     def _tokens(self, sequence: Sequence) -> NDArray[np.int32]:
         if sequence.row is None:
             return sequence.prompt.token_ids
-        return self.table.token_ids[sequence.row, : self.table.num_tokens[sequence.row]]
+        return self.table.token_ids[sequence.row, : self.table.num_known[sequence.row]]
 
     def _content(self, sequence: Sequence, token_ids: NDArray[np.int32], index: int) -> object:
         """What stands in a block: its ids, and for the images it shows which part of which."""

@@ -68,6 +68,7 @@ class Scheduler:
         self._encoding: dict[str, int] = {}  # image tokens of the images that the step being planned encodes
         self._coming: set[tuple[int, object] | None] = set()  # blocks that the step being planned does not fill yet
         self._rows: NDArray[np.int64] | None = None
+        self._open: NDArray[np.int64] | None = None
         self._copies: dict[int, int] = {}
         self._started: list[Sequence] = []
 
@@ -147,17 +148,26 @@ class Scheduler:
 
     # One step.
 
-    def schedule(self) -> Batch | None:
-        """The next step, its blocks in place; None when nothing is left to run."""
+    def schedule(self, *, ahead: bool = False) -> Batch | None:
+        """The next step, its blocks in place; None when nothing is left to run.
+
+        With `ahead` the step before is not read yet: None too where that is to be read first.
+        """
         self.parking.enforce_limits()
+        self._open = None
+        if ahead and self._takes_drawn_ids():
+            return None
         while self.has_unfinished:
-            self._reserve_to_decode()
+            if not self._reserve_to_decode(may_preempt=not ahead):
+                return None  # what has ended, and is not known to have, may leave room
             rows, counts, forks, branches = self._plan()
             if len(rows) or branches:
                 moves = self.host.take()
                 batch = Batch.build(self.table, rows, counts, forks, self._copies, moves, self._started, branches)
                 self._copies, self._started = {}, []
                 return batch
+            if ahead:
+                return None
             self._preempt_youngest()
         return None
 
@@ -175,33 +185,51 @@ class Scheduler:
             if sequence is not None:
                 self.parking.drop(sequence)
 
-    def fail(self, batch: Batch) -> NDArray[np.int64]:
-        """The step that was planned has not been computed: nothing that it was to write may be read. Returns the rows
-        whose round has drawn tokens; one that was to begin is yet to begin."""
+    def fail(self, batches: list[Batch]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Steps that were planned have not been computed: nothing that they were to write may be read, and what they
+        were to draw is not drawn. Returns rows, and the state of the tag automaton that each of them is in; rounds that
+        were to begin are yet to begin."""
+        table = self.table
+        table.take_back(np.array([s.row for s in table.sequences if s is not None], dtype=np.int64))
         self.blocks.forget_prefixes()
         self.host.forget()
         self.pause()
-        for sequence in self.preempted:
+        for sequence in (*self.preempted, *self.resumed):  # a branch may have blocks of one that ran
             self.parking.drop(sequence)
-        for sequence in batch.started:
+        for sequence in (*self._started, *(sequence for batch in batches for sequence in batch.started)):
             sequence.has_begun = False
-        live = [s.row for s in self.table.sequences if s is not None and s.row is not None and s.has_begun]
-        rows = np.array(live, dtype=np.int64)
-        return rows[self.table.num_tokens[rows] > self.table.round_start[rows]]
+        self._started = []
+        begun = [s for s in table.sequences if s is not None and s.has_begun]
+        rows = np.array([s.row for s in begun], dtype=np.int64)
+        drawn = table.num_tokens[rows] > table.round_start[rows]
+        begins_in = np.array([s.begins_in for s in begun], dtype=np.int64)
+        return rows, np.where(drawn, table.states[rows, table.num_tokens[rows] - 1], begins_in)
 
     def commit(self, batch: Batch) -> None:
-        """What was computed counts, but for drafted tokens, that are not known to be drawn: full blocks are
-        published."""
-        before = self.table.num_computed[batch.rows]
-        after = np.minimum(before + batch.counts, self.table.num_tokens[batch.rows])
+        """The step has been launched: what it computes counts, but for drafted tokens, that are not known to be drawn,
+        and who draws has one token more."""
+        table = self.table
+        before = table.num_computed[batch.rows]
+        after = np.minimum(before + batch.counts, table.num_tokens[batch.rows])
         self._count(batch, before, after)
-        self._advance(batch.rows, before, after)
+        self._advance(batch.rows, after)
+        table.advance(batch.sample_rows[batch.drawing])
 
-    def commit_drawn(self, rows: NDArray[np.int64]) -> None:
-        """A drafted token of each of these rows was drawn: it counts as computed."""
-        before = self.table.num_computed[rows]
-        self._advance(rows, before, before + 1)
+    def commit_drafted(self, rows: NDArray[np.int64]) -> None:
+        """A drafted token of each of these rows was drawn: it counts as computed, and the one behind it as drawn."""
+        self._advance(rows, self.table.num_computed[rows] + 1)
+        self.table.advance(rows)
+
+    def drew(self, rows: NDArray[np.int64]) -> None:
+        """What these rows drew is known: full blocks are published."""
+        table, size = self.table, self.table.block_size
         self.counts["sampled_tokens"] += len(rows)
+        if self.config.prefix_cache:
+            full = table.num_computed[rows]  # of known tokens: one behind the last is drawn, and not computed, yet
+            for i in np.flatnonzero(full % size == 0):
+                sequence = table.sequences[rows[i]]
+                assert sequence is not None
+                self.prefixes.publish(sequence, int(full[i]) // size)
 
     def end_drafts(self, batch: Batch) -> None:
         """What was drawn of the batch's drafts is known: blocks that only the rest stood in are given back."""
@@ -212,15 +240,9 @@ class Scheduler:
             if sequence is not None and sequence.status is SequenceStatus.RUNNING:
                 self._trim(sequence)
 
-    def _advance(self, rows: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
-        table, size = self.table, self.table.block_size
-        table.num_computed[rows] = after
-        table.num_seen[rows] = np.maximum(table.num_seen[rows], after)
-        if self.config.prefix_cache:
-            for i in np.flatnonzero(before // size < after // size):
-                sequence = table.sequences[rows[i]]
-                assert sequence is not None
-                self.prefixes.publish(sequence, int(after[i]) // size)
+    def _advance(self, rows: NDArray[np.int64], computed: NDArray[np.int64]) -> None:
+        self.table.num_computed[rows] = computed
+        self.table.num_seen[rows] = np.maximum(self.table.num_seen[rows], computed)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless every block is accounted for and every live sequence is in one place."""
@@ -240,7 +262,7 @@ class Scheduler:
 
     def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, list[int]], list[Sequence]]:
         """Rows, how many tokens each computes, which rows fork from which, and the branches that only draw."""
-        rows = self._running_rows()
+        rows = self._open_rows()
         pending = self.table.num_tokens[rows] - self.table.num_computed[rows]
         decoding = pending == 1
         decode_rows = rows[decoding]
@@ -290,19 +312,28 @@ class Scheduler:
         ready = rows[self.table.num_tokens[rows] == self.table.num_computed[rows]]
         return [sequence for row in ready if (sequence := self.table.sequences[row]) is not None]
 
-    def _reserve_to_decode(self) -> None:
-        """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough."""
-        while True:
-            rows = self._running_rows()
-            computed = self.table.num_computed[rows]
-            full = self.table.num_blocks[rows] * self.table.block_size <= computed
-            needy = (full | self.table.has_shared_tail[rows]) & (self.table.num_tokens[rows] == computed + 1)
-            wanted = np.flatnonzero(needy)
-            if len(wanted) <= self.blocks.num_available:
-                break
+    def _takes_drawn_ids(self) -> bool:
+        """Whether the host needs the ids that were drawn to plan the next step: for drafts or a repetition penalty."""
+        drafts = self._speculation is not None and len(self.running) <= self.config.speculation_batch
+        return drafts or bool(self.table.penalizes[self._running_rows()].any())
+
+    def _needy_rows(self) -> NDArray[np.int64]:
+        """Those that decode and need a block for it."""
+        table, rows = self.table, self._open_rows()
+        computed = table.num_computed[rows]
+        full = table.num_blocks[rows] * table.block_size <= computed
+        return rows[(full | table.has_shared_tail[rows]) & (table.num_tokens[rows] == computed + 1)]
+
+    def _reserve_to_decode(self, *, may_preempt: bool) -> bool:
+        """A block for every sequence that decodes and needs one; the youngest are preempted until there are enough, or
+        nothing is done. Returns whether there are."""
+        while len(wanted := self._needy_rows()) > self.blocks.num_available:
+            if not may_preempt:
+                return False
             self._preempt_youngest()
-        for i in wanted:
-            self._reserve(int(rows[i]), int(computed[i]) + 1)
+        for row in wanted.tolist():
+            self._reserve(row, int(self.table.num_computed[row]) + 1)
+        return True
 
     def _prefill(self, row: int, budget: int, chunks: list[tuple[int, int]]) -> int:
         """Adds the row's next chunk, as long as budget and blocks allow, and unless an earlier row of this step is at
@@ -490,7 +521,7 @@ class Scheduler:
     def _join(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=lambda running: running.id)
-        self._rows = None
+        self._rows = self._open = None
         if not sequence.has_begun:
             sequence.has_begun = True
             self._started.append(sequence)
@@ -500,7 +531,7 @@ class Scheduler:
         for content in (sequence.prompt.content, sequence.id):
             if self._prompts.get(content) is sequence:
                 del self._prompts[content]
-        self._rows = None
+        self._rows = self._open = None
 
     def _leave_queue(self, sequence: Sequence) -> None:
         for queue in (self.preempted, self.resumed, self.new):
@@ -519,6 +550,15 @@ class Scheduler:
             self._rows = np.array([sequence.row for sequence in self.running], dtype=np.int64)
         return self._rows
 
+    def _open_rows(self) -> NDArray[np.int64]:
+        """Those that run, but for rounds that are as long as they may be, which is known before their last tokens
+        are."""
+        if self._open is None:
+            table, rows = self.table, self._running_rows()
+            length = table.num_tokens[rows]
+            self._open = rows[(length < table.round_end[rows]) & (length < table.max_context)]
+        return self._open
+
     def _count(self, batch: Batch, before: NDArray[np.int64], after: NDArray[np.int64]) -> None:
         table, rows = self.table, batch.rows
         seen = table.num_seen[rows]
@@ -530,5 +570,3 @@ class Scheduler:
         self.counts["steps"] += 1
         self.counts["recomputed_tokens"] += recomputed
         self.counts["prefilled_tokens"] += recomputed + given
-        num_drafted = 0 if batch.drafted is None else int((batch.drafted.depths > 0).sum())
-        self.counts["sampled_tokens"] += len(batch.sample_rows) - num_drafted

@@ -117,7 +117,7 @@ class Sampled:
 class TokenRows(Protocol):
     """What a sequence reads of the table it has a row in; the table itself (sequence_table.py) knows sequences."""
 
-    num_tokens: NDArray[np.int64]
+    num_known: NDArray[np.int64]
     """[R]"""
 
     @property
@@ -171,14 +171,14 @@ class Sequence:
             return list(self.final_ids)
         if self.table is None or self.row is None:
             return self.prompt.token_ids.tolist() + ([] if self.forced is None else self.forced.token_ids.tolist())
-        return self.table.token_ids[self.row, : self.table.num_tokens[self.row]].tolist()
+        return self.table.token_ids[self.row, : self.table.num_known[self.row]].tolist()
 
     def __len__(self) -> int:
         if self.final_ids is not None:
             return len(self.final_ids)
         if self.row is None or self.table is None:
             return self.prompt_len + (0 if self.forced is None else len(self.forced.token_ids))
-        return int(self.table.num_tokens[self.row])
+        return int(self.table.num_known[self.row])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -41,8 +41,10 @@ class SequenceTable:
         self.num_blocks = np.empty(0, dtype=np.int64)
         self.has_shared_tail = np.empty(0, dtype=bool)
         """The block that the next token goes to may have other holders: copy it before writing."""
-        # Progress: [0, num_computed) has its KV; num_seen is the most it ever had.
+        # Progress: [0, num_computed) has its KV, or will when what was launched has run; num_seen is the most it ever
+        # had. Tokens from num_known on are drawn by steps that are not read yet: they have a position, and no id.
         self.num_tokens = np.empty(0, dtype=np.int64)
+        self.num_known = np.empty(0, dtype=np.int64)
         self.num_computed = np.empty(0, dtype=np.int64)
         self.num_seen = np.empty(0, dtype=np.int64)
         self.next_position = np.empty(0, dtype=np.int64)
@@ -113,7 +115,7 @@ class SequenceTable:
         for first, image in zip(tokens.image_starts, tokens.images, strict=True):
             self.images_end[row] = start + first + image.num_tokens
             self.kinds[row, start + first : self.images_end[row]] = TokenKind.IMAGE
-        self.num_tokens[row] = end
+        self.num_tokens[row] = self.num_known[row] = end
         self.next_position[row] = tokens.next_position
 
     def _force(self, row: int, forced: Forced) -> None:
@@ -126,7 +128,7 @@ class SequenceTable:
         self.positions[row, :, start:end] = self.next_position[row] + np.arange(end - start)
         self.records[row, :, start:end] = np.array([0, 0, 0, 0, 1], dtype=np.float32)[:, None]
         self.records[row, 3, start:end] = forced.temperatures
-        self.num_tokens[row] = end
+        self.num_tokens[row] = self.num_known[row] = end
         self.next_position[row] += end - start
         self.score_start[row], self.score_end[row] = start - 1, end - 1
 
@@ -135,19 +137,34 @@ class SequenceTable:
         self.round_start[row] = self.num_tokens[row]
         self.round_end[row] = self.num_tokens[row] + max_tokens
 
-    def push(self, rows: NDArray[np.int64], drawn: Sampled, weight_version: int) -> None:
-        """Puts one sampled token at the end of each row."""
+    def advance(self, rows: NDArray[np.int64]) -> None:
+        """A step that was launched draws one token at the end of each row."""
         at = self.num_tokens[rows]
         position = self.next_position[rows]
+        self.positions[rows, :, at] = position[:, None]
+        self.num_tokens[rows] = at + 1
+        self.next_position[rows] = position + 1
+
+    def fill(self, rows: NDArray[np.int64], drawn: Sampled, weight_version: int) -> None:
+        """What was drawn for each row is known: its first token without an id has one."""
+        at = self.num_known[rows]
         self.token_ids[rows, at] = drawn.token_ids
         self.kinds[rows, at] = drawn.kinds
         self.phases[rows, at] = drawn.phases
         self.states[rows, at] = drawn.states
-        self.positions[rows, :, at] = position[:, None]
         self.records[rows, :, at] = drawn.records.T
         self.weight_versions[rows, at] = weight_version
-        self.num_tokens[rows] = at + 1
-        self.next_position[rows] = position + 1
+        self.num_known[rows] = at + 1
+
+    def take_back(self, rows: NDArray[np.int64]) -> None:
+        """What steps that are not read draw for these rows, and compute of it, does not count."""
+        rows = rows[self.num_tokens[rows] > self.num_known[rows]]
+        known = self.num_known[rows]
+        self.next_position[rows] -= self.num_tokens[rows] - known
+        self.num_tokens[rows] = known
+        # The last token that counts is an input of theirs at most.
+        self.num_computed[rows] = np.minimum(self.num_computed[rows], known - 1)
+        self.num_seen[rows] = np.minimum(self.num_seen[rows], known - 1)
 
     def draft(self, row: int, token_ids: list[int], states: list[int]) -> None:
         """Puts tokens that may be drawn next behind the end of a row: a step may compute them, and no more is known of
@@ -179,7 +196,7 @@ class SequenceTable:
         blocks are those of the source as far as they are full or partly filled with that."""
         row, length = self.assign(sequence), start.length
         self._tokens[row, :length] = self._tokens[source, :length]
-        self.num_tokens[row] = self.num_seen[row] = length
+        self.num_tokens[row] = self.num_known[row] = self.num_seen[row] = length
         self.next_position[row] = start.next_position
         ends = (first + image.num_tokens for first, image in zip(sequence.image_starts, sequence.images, strict=True))
         self.images_end[row] = max(ends, default=0)

@@ -115,7 +115,7 @@ class StopChecker:
     ) -> list[tuple[int, FinishReason, StopReason]]:
         """(row, why, what) of the rounds that end with these tokens, which the table has already."""
         table = self.table
-        length = table.num_tokens[rows]
+        length = table.num_known[rows]
         cause = np.where(length >= table.max_context, _Cause.CONTEXT, _Cause.NONE)
         cause[length >= table.round_end[rows]] = _Cause.LENGTH
         watched = np.flatnonzero(table.is_watched[rows])

@@ -135,7 +135,7 @@ def drawn_since(engine: Engine, sequence: Sequence, start: int) -> Drawn | None:
     if sequence.row is None:
         return None
     table, row = engine.table, sequence.row
-    end = int(table.num_tokens[row])
+    end = len(sequence)
     if end <= start:
         return None
     logprobs, raw = table.records[row, :2, start:end].tolist()

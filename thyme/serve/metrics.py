@@ -17,6 +17,7 @@ _ENGINE: dict[str, tuple[str, str, str]] = {
     "prefilled_tokens": ("thyme_prefilled_tokens_total", "counter", "Given tokens that were computed."),
     "cached_tokens": ("thyme_cached_tokens_total", "counter", "Given tokens that the prefix cache had."),
     "sampled_tokens": ("thyme_sampled_tokens_total", "counter", "Tokens drawn."),
+    "dropped_tokens": ("thyme_dropped_tokens_total", "counter", "Tokens computed for rounds that had ended."),
     "verifications": ("thyme_verifications_total", "counter", "Drafts of a sequence that a step tried out."),
     "drafted_tokens": ("thyme_drafted_tokens_total", "counter", "Tokens in these drafts."),
     "accepted_tokens": ("thyme_accepted_tokens_total", "counter", "Tokens in these drafts that were drawn."),
