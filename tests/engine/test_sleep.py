@@ -78,3 +78,31 @@ def test_it_does_not_sleep_while_sequences_are_in_it(text_model: Model, make_eng
     engine.release(sequence)
     engine.sleep()
     engine.wake()
+
+
+def test_memory_is_given_back_and_taken_by_its_name(
+    text_model: Model, make_engine: Callable[..., Engine], prompts: list[list[int]]
+) -> None:
+    engine = make_engine(text_model, pack_weights=True)
+    before = [c.token_ids for c in engine.generate(prompts, PARAMS)]
+    kv, packed = engine.stats()["kv_bytes"], engine.stats()["packed_bytes"]
+    assert kv > 0 and packed > 0
+    cached = engine.stats()["cached_tokens"]
+    engine.sleep(["weights"])
+    assert (engine.stats()["kv_bytes"], engine.stats()["packed_bytes"]) == (kv, 0) and engine.is_asleep
+    with pytest.raises(ValueError, match="wake it first"):
+        engine.add(prompts[0], PARAMS)
+    engine.wake("weights")
+    assert not engine.is_asleep
+    assert [c.token_ids for c in engine.generate(prompts, PARAMS)] == before
+    assert engine.stats()["cached_tokens"] > cached  # the cache was not touched
+    engine.sleep(["kv_cache"])
+    assert (engine.stats()["kv_bytes"], engine.stats()["packed_bytes"]) == (0, packed)
+    engine.sleep(["weights"])
+    engine.wake(["weights"])
+    assert engine.is_asleep and engine.stats()["kv_bytes"] == 0
+    engine.wake(["kv_cache"])
+    assert [c.token_ids for c in engine.generate(prompts, PARAMS)] == before
+    for call in (engine.sleep, engine.wake):
+        with pytest.raises(ValueError, match="no memory is called kv: there are kv_cache, weights"):
+            call(["kv"])  # type: ignore[operator]

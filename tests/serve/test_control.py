@@ -83,7 +83,10 @@ def test_what_is_paused_goes_on_where_it_was(served: Served, toy: Model) -> None
         assert status == 503 and "POST /wake_up" in refused["error"]["message"]
         status, refused = served.ask("POST", "/resume")
         assert status == 400 and "wake it first" in refused["error"]["message"]
-        assert served.ask("POST", "/wake_up")[1]["is_sleeping"] is False
+        status, refused = served.ask("POST", "/wake_up?tags=cache")
+        assert status == 422 and "tags: 'cache' must be one of kv_cache, weights" in refused["error"]["message"]
+        assert served.ask("POST", "/wake_up?tags=weights")[1]["is_sleeping"]
+        assert served.ask("POST", "/wake_up?tags=kv_cache&tags=weights")[1]["is_sleeping"] is False
         assert served.ask("GET", "/is_sleeping")[1] == {"is_sleeping": False}
         assert served.engine.stats()["steps"] == steps
         assert served.ask("POST", "/resume")[1]["is_paused"] is False

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ from thyme.model.processor import Processor
 from thyme.repetition import RepetitionConfig
 
 _log = logging.getLogger(__name__)
+
+MemoryTag = Literal["kv_cache", "weights"]
+MEMORY_TAGS: tuple[MemoryTag, ...] = get_args(MemoryTag)
 
 _COUNTED = (
     "steps",
@@ -92,7 +95,8 @@ class EngineCore:
         self.config = config = config or EngineConfig()
         self.processor = processor = processor or model.processor
         self.weight_version = 0
-        self.is_asleep = self.is_paused = False
+        self.is_paused = False
+        self._asleep: set[str] = set()
         text = model.config.text
         self.eos_token_ids = processor.eos_token_ids if processor else model.config.eos_token_ids
         packs = packs_weights(model, config)
@@ -204,7 +208,7 @@ class EngineCore:
 
     def _queue(self, prompt: AnyPrompt, params: SamplingParams, *how: Any) -> list[Sequence]:
         if self.is_asleep:
-            raise ValueError("add: the engine sleeps and has no KV cache: wake it first")
+            raise ValueError("add: the engine sleeps: wake it first")
         if params.n > self.config.max_sequences:
             raise ValueError(
                 f"add_group: n={params.n} sequences of one prompt do not fit at once: raise max_sequences "
@@ -390,7 +394,7 @@ class EngineCore:
             ValueError: the sequence has ended or not begun, or has no such round; the engine sleeps.
         """
         if self.is_asleep:
-            raise ValueError("branch: the engine sleeps and has no KV cache: wake it first")
+            raise ValueError("branch: the engine sleeps: wake it first")
         if sequence.row is None:
             raise ValueError(
                 f"branch: sequence {sequence.id} is {sequence.status.name} and has no KV: add it with hold=True, and "
@@ -451,28 +455,43 @@ class EngineCore:
     def resume(self) -> None:
         """Sequences go on where they were, inside a code block too; what they have lost is computed again."""
         if self.is_asleep:
-            raise ValueError("resume: the engine sleeps and has no KV cache: wake it first")
+            raise ValueError("resume: the engine sleeps: wake it first")
         self.is_paused = False
 
-    def sleep(self) -> None:
-        """Gives the memory of the KV cache back until `wake`, with every prefix in it, and that of packed weights.
+    @property
+    def is_asleep(self) -> bool:
+        """Some memory was given back and not taken again: nothing runs, and nothing is queued."""
+        return bool(self._asleep)
+
+    def sleep(self, tags: Iterable[MemoryTag] = MEMORY_TAGS) -> None:
+        """Gives memory back until `wake`.
+
+        Args:
+            tags: what: "kv_cache", with every prefix in it, encoded pictures and captured steps; "weights", the
+                engine's own copies of them, packed or in fp8. Those of the model are the trainer's and stay.
 
         Raises:
-            ValueError: a sequence waits, runs or is held, and the engine is not paused.
+            ValueError: another tag; a sequence waits, runs or is held, and the engine is not paused.
         """
+        freed = _checked_tags("sleep", tags)
         self.catch_up()
         live = self.has_unfinished() or any(sequence is not None for sequence in self.table.sequences)
         if live and not self.is_paused:
             raise ValueError("sleep: sequences are unfinished or held: pause, or let them end, abort or release them")
-        self.scheduler.drop_all()
-        self.runner.free()
-        self.is_asleep = True
+        if "kv_cache" in freed:
+            self.scheduler.drop_all()
+            self.runner.free_cache()
+        if "weights" in freed:
+            self.runner.free_weights()
+        self._asleep |= freed
 
-    def wake(self) -> None:
-        """Takes the memory again; nothing happens to an engine that is awake."""
-        if self.is_asleep:
+    def wake(self, tags: Iterable[MemoryTag] = MEMORY_TAGS) -> None:
+        """Takes memory again: of what `tags` name that which was given back. An update of the weights that needs room
+        comes between "weights" and "kv_cache". Copies of weights are made by the next step."""
+        taken = self._asleep & _checked_tags("wake", tags)
+        if "kv_cache" in taken:
             self.runner.allocate()
-            self.is_asleep = False
+        self._asleep -= taken
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -565,3 +584,12 @@ class EngineCore:
         self._prompts.remove(sequence.prompt.content)
         self.runner.images.release(sequence.images)
         sequence.starts = []
+
+
+def _checked_tags(caller: str, tags: Iterable[str]) -> set[str]:
+    found = {tags} if isinstance(tags, str) else set(tags)
+    if unknown := found - set(MEMORY_TAGS):
+        raise ValueError(
+            f"{caller}: no memory is called {', '.join(sorted(unknown))}: there are {', '.join(MEMORY_TAGS)}"
+        )
+    return found

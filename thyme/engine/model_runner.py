@@ -193,17 +193,19 @@ class ModelRunner:
         """Of one block, over all layers."""
         return self.kv_nbytes // self._shape[2]
 
-    def free(self) -> None:
-        """Gives the memory of the KV cache, of encoded images and of packed weights back; no batch is run until
-        `allocate`."""
-        if self.packed is not None:
-            self.packed.free()
-        if self.graphs is not None:
-            self.graphs.forget()  # they know the cache's addresses
+    def free_cache(self) -> None:
+        """Gives the memory of the KV cache and of encoded images back; no batch is run until `allocate`."""
+        self._forget_graphs()  # they know the cache's addresses
         self._layers = []
         self.kv_cache = torch.empty(0, dtype=self._cache_dtype, device=self.device)
         self._take_scales()
         self.images.forget()
+
+    def free_weights(self) -> None:
+        """Gives the memory of the copies of weights back; the next batch makes them anew."""
+        if self.packed is not None:
+            self._forget_graphs()
+            self.packed.free()
 
     def weights_updated(self) -> None:
         """The weights have changed, where they lie or elsewhere: nothing made from the old ones is used again."""
@@ -211,9 +213,13 @@ class ModelRunner:
         if self.packed is not None:
             self.packed.outdate()
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
-        if self.graphs is not None and addresses != self._addresses:
-            self.graphs.forget()
+        if addresses != self._addresses:
+            self._forget_graphs()
         self._addresses = addresses
+
+    def _forget_graphs(self) -> None:
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def settle(self, rows: NDArray[np.int64], states: NDArray[Any]) -> None:
         """Where the automaton is in these rows, after a step with drafts or one that failed: what counts of it is for
@@ -224,8 +230,8 @@ class ModelRunner:
     def launch(self, batch: Batch, bans: list[Ban]) -> InFlight:
         """Has the device compute the batch's tokens and draw one for each sample; waits for nothing."""
         if self.packed is not None:
-            if self.packed.refresh() and self.graphs is not None:
-                self.graphs.forget()
+            if self.packed.refresh():
+                self._forget_graphs()
             self.model = self.images.model = self.packed.model
         shown, replays = batch, self.graphs is not None and decodes_only(batch)
         if replays:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from thyme.engine import Engine
+from thyme.engine.core import MEMORY_TAGS, MemoryTag
 from thyme.model.weights import read_config, restore
 from thyme.serve.body import read_body
 from thyme.serve.engine_thread import EngineThread
@@ -68,12 +69,14 @@ class Control:
         fields.finish()
         if said != "1":
             raise ApiError(422, f"level: {said!r} must be 1: the KV cache is given back, weights stay", param="level")
-        await _done(self.engine.call(Engine.sleep))
+        tags = _tags(request)
+        await _done(self.engine.call(lambda engine: engine.sleep(tags)))
         return self._state()
 
     async def _wake(self, request: Request) -> Response:
         (await self._fields(request)).finish()
-        await _done(self.engine.call(Engine.wake))
+        tags = _tags(request)
+        await _done(self.engine.call(lambda engine: engine.wake(tags)))
         return self._state()
 
     async def _update_weights(self, request: Request) -> Response:
@@ -108,6 +111,14 @@ class Control:
         engine = self.engine.engine
         state: dict[str, Any] = {"is_paused": engine.is_paused, "is_sleeping": engine.is_asleep}
         return JSONResponse(state | {"weight_version": engine.weight_version})
+
+
+def _tags(request: Request) -> list[MemoryTag]:
+    """What memory a request names (`?tags=weights&tags=kv_cache`); all, where it names none."""
+    said = request.query_params.getlist("tags") or MEMORY_TAGS
+    if unknown := set(said).difference(MEMORY_TAGS):
+        raise ApiError(422, f"tags: {min(unknown)!r} must be one of {', '.join(MEMORY_TAGS)}", param="tags")
+    return [tag for tag in MEMORY_TAGS if tag in said]
 
 
 def update_weights(engine: Engine, folder: Path) -> None:
