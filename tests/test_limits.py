@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from thyme.engine import EngineConfig
@@ -74,3 +75,11 @@ def test_limits_that_no_machine_could_reach_are_refused(changes: dict[str, Any],
         SandboxConfig(**fitting | changes)
     assert all(word in str(error.value) for word in words)
     SandboxConfig(**fitting, max_code_bytes=256 << 20, max_files=1 << 20)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    sizes: dict[str, Any] = {"num_blocks": np.int64(16), "memory_fraction": np.float32(0.5)}
+    config = EngineConfig(**sizes)
+    assert (config.num_blocks, config.memory_fraction) == (16, 0.5)
+    with pytest.raises(ValueError, match="num_blocks must be a whole number"):
+        EngineConfig(num_blocks=np.float64(16))  # type: ignore[arg-type]

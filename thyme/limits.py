@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -27,7 +28,7 @@ def check_numbers(config: Any, name: str) -> None:
         declared = kind.removesuffix(" | None")
         if value is None and (declared != kind or field.default is None):
             continue
-        if declared == "int" and type(value) is not int:
+        if declared == "int" and (not isinstance(value, Integral) or isinstance(value, bool)):
             raise ValueError(f"{name}.{field.name} must be a whole number, got {value!r}")
         if declared == "float":
             check_number(value, f"{name}.{field.name}")
@@ -39,5 +40,5 @@ def check_number(value: Any, name: str) -> None:
     Raises:
         ValueError: it is of another type, or not a number.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
