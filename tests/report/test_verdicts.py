@@ -79,6 +79,7 @@ def test_pictures_are_kept_until_their_room_is_used_up(tmp_path: Path) -> None:
 def test_an_evaluation_under_way_is_shown_until_its_file_is_there(small: Path) -> None:
     journal = small / "rollouts" / ".eval.jsonl"
     journal.write_text('{"identity": ""}\n')
-    assert [(f["key"], f["is_journal"]) for f in RunFolder(small).described()["files"]][0] == (".eval", True)
+    first = RunFolder(small).described()["files"][0]
+    assert (first["key"], first["is_journal"]) == (".eval", True)
     (small / "rollouts" / "eval.jsonl").write_text("")
     assert ".eval" not in [file["key"] for file in RunFolder(small).described()["files"]]

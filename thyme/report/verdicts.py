@@ -71,7 +71,9 @@ class Verdicts:
             for sample, value in enumerate(worth if isinstance(worth, list) else ()):
                 if isinstance(value, int | float):
                     values[str(row.get("index")), sample] = float(value)
-        found = {(str(row.get("index")), row.get("sample")): row for row in _lines(evidence)}
+        found: dict[Sample, Mapping[str, Any]] = {
+            (str(row.get("index")), row.get("sample")): row for row in _lines(evidence)
+        }
         self._prefix, self._values, self._found = prefix, values, found
 
 
