@@ -154,3 +154,18 @@ def test_the_verb_names_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "out")])
     assert "exists already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_copied_is_said_before_anything_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thyme.data.dedup.dedup", lambda *_, **__: pytest.fail("compared"))
+    rows = [row(photograph(0))]
+    for name in ("a", "b", "array"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "rows.jsonl", rows)
+    (tmp_path / "array" / "rows.jsonl").write_text(json.dumps(rows))  # lines by name alone
+    for paths, message in ((["a", "b"], "have one name"), (["array"], "convert it first")):
+        with pytest.raises(SystemExit):
+            main(["data", "dedup", *(str(tmp_path / name) for name in paths), "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
