@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,6 +231,24 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
         ("C++ extension", "pip install -e ."),
     ):
         assert not found[name].ok and found[name].needed and command in found[name].remedy
+
+
+def test_a_package_that_is_installed_and_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacks_a_library.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    (tmp_path / "kills_its_process.py").write_text("import os\nprint('imported: csv no')\nos.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    extras = {"sound": ("json",), "data": ("csv", "lacks_a_library"), "gone": ("not_there", "kills_its_process")}
+    monkeypatch.setattr(doctor_machine, "EXTRAS", extras)
+    sound, data, gone = package_checks()
+    assert sound.ok and sound.found == "json" and not sound.remedy
+    assert not data.ok and data.remedy == "pip install --force-reinstall 'thyme[data]'"
+    assert data.found == "lacks_a_library cannot be imported: ImportError: libGL.so.1: cannot open shared object file"
+    assert not gone.ok and gone.found.startswith(
+        "missing: not_there; kills_its_process cannot be imported: its process"
+    )
 
 
 def _not_installed(name: str) -> str:

@@ -145,8 +145,8 @@ def _require_rows(path: Path, length: int) -> None:
         is_whole = False
     if not is_whole:
         raise ValueError(
-            f"{path}: is not what the build wrote: it cannot go on there: put it back as it was (and change a copy), or "
-            "say another --name"
+            f"{path}: is not what the build wrote: it cannot go on there: put it back as it was (and change a copy), "
+            "or say another --name"
         )
 
 

@@ -16,7 +16,8 @@ MAX_ROW_BYTES = 256 * 1024**2
 
 
 class JsonLines:
-    """One JSON object a line, in UTF-8, with or without a byte order mark. A row's position is the byte its line begins at."""
+    """One JSON object a line, in UTF-8, with or without a byte order mark. A row's position is the byte its line
+    begins at."""
 
     skips = False
 
