@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from thyme.any_text import printable
@@ -45,6 +46,8 @@ HELP = """usage: thyme VERB [arguments]        (thyme VERB --help tells more)
 With --json a verb prints its result for programs: JSON alone on stdout, all else on stderr.
 """
 
+LEAST_ROOM = 1 << 20
+"""Bytes; a disk that has no more is full."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """A disk that is full or not ours to write is the user's to mend, wherever it is met."""
 
@@ -98,7 +101,7 @@ def _main(argv: list[str] | None) -> None:
     except OSError as error:
         if os.environ.get("THYME_TRACEBACK") == "1" or error.errno not in NO_ROOM:
             raise
-        _fail(str(error))
+        _fail(f"{error}{_full()}" if error.filename is None else str(error))
     except KeyboardInterrupt as error:
         _fail("; ".join(["interrupted", *getattr(error, "__notes__", ())]), interrupt.exit_code(error))
     if code:
@@ -182,6 +185,16 @@ def _is_of_the_user(error: Exception) -> bool:
     from thyme.sandbox import SandboxUnavailable
 
     return isinstance(error, SandboxUnavailable) or not isinstance(error, RuntimeError)
+
+
+def _full() -> str:
+    """Where there is no room, of the places that verbs write to: a write that fails does not say what to."""
+    import shutil
+    import tempfile
+
+    places = [place for place in (Path.cwd(), Path("runs"), Path(tempfile.gettempdir())) if place.is_dir()]
+    full = [str(place) for place in places if shutil.disk_usage(place).free < LEAST_ROOM]
+    return f": {', '.join(dict.fromkeys(full))} is full: make room there" if full else ""
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -186,6 +186,27 @@ def test_killed_builds_lose_nothing_and_write_nothing_twice(kills: tuple[str, ..
     assert asked <= again <= asked + 4 * len(kills)
 
 
+@pytest.mark.parametrize("change", ["shorter", "longer", "gone"])
+def test_rows_that_somebody_changed_are_left_alone(change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row taken out by hand left a gap of NUL bytes, a longer one was cut; a file that was gone counted as built."""
+    raw, quiet = raw_rows(Path("raw"), 3), ("--build.triage", "false")
+    with Endpoint() as endpoint:
+        main(arguments(raw, endpoint, *quiet))
+        (path,) = Path("runs/build/rows").iterdir()
+        first, *rest = path.read_text().splitlines(keepends=True)
+        if change == "gone":
+            path.unlink()
+        else:
+            path.write_text("".join(rest if change == "shorter" else [first.replace("word", "words"), *rest]))
+        before = path.read_bytes() if path.exists() else None
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(arguments(raw, endpoint, *quiet))
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and f"{path}: is not what the build wrote" in err and err.count("\n") == 1
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
 def test_a_model_that_does_not_answer_leaves_the_row_for_later(capsys: pytest.CaptureFixture[str]) -> None:
     raw = raw_rows(Path("raw"), 6)
     with Endpoint() as endpoint:

@@ -75,7 +75,7 @@ def test_the_index_finds_all_that_a_full_search_finds(tmp_path: Path) -> None:
         for bit in rng.permutation(64)[: int(rng.integers(0, 10))]:
             asked ^= 1 << int(bit)
         bits, number = min((code ^ asked).bit_count() * 1000 + n for n, code in enumerate(codes)) // 1000, None
-        found = index.nearest(asked, "")
+        found = index.nearest(index.near(asked), "")
         assert (found is None) == (bits > 7) and (found is None or found[0] == bits), number
 
 
@@ -94,6 +94,15 @@ def test_rows_that_repeat_share_and_leak(tmp_path: Path) -> None:
     assert (report.rows, report.pictures, report.evaluation_pictures) == (6, 6, 1) and not report.unreadable
     leak = next(match for match in matches if match.leaks)
     assert (leak.row.row, leak.like.path, leak.like.row) == (5, evaluation, 1)
+
+
+def test_a_row_of_several_pictures_repeats_one_that_has_all_of_them(tmp_path: Path) -> None:
+    """Sets of comparisons ask one question of many pairs: a picture in common makes no row superfluous, nor do
+    the same ones in another order."""
+    pairs = [(0, 1), (0, 2), (1, 2), (0, 1), (0,), (2, 0), (0,)]
+    rows = [{"images": [b64(photograph(n)) for n in p], "question": "Which differs?", "answer": "A"} for p in pairs]
+    report = dedup([write(tmp_path / "pairs.jsonl", rows)])
+    assert sorted(row for _, row in report.repeated) == [4, 7] and report.pictures == 12
 
 
 def test_pictures_without_structure_are_compared_by_their_bytes(tmp_path: Path) -> None:
@@ -154,3 +163,18 @@ def test_the_verb_names_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "out")])
     assert "exists already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_copied_is_said_before_anything_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thyme.data.dedup.dedup", lambda *_, **__: pytest.fail("compared"))
+    rows = [row(photograph(0))]
+    for name in ("a", "b", "array"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "rows.jsonl", rows)
+    (tmp_path / "array" / "rows.jsonl").write_text(json.dumps(rows))  # lines by name alone
+    for paths, message in ((["a", "b"], "have one name"), (["array"], "convert it first")):
+        with pytest.raises(SystemExit):
+            main(["data", "dedup", *(str(tmp_path / name) for name in paths), "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

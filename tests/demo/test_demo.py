@@ -38,6 +38,7 @@ def result(crop: int, code_share: float, code_ok: float | None) -> EvalResult:
         code_temperature=0.0,
         wall_s=1.0,
         rollouts=[],
+        verdicts=[],
     )
 
 

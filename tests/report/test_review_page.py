@@ -88,7 +88,7 @@ def test_a_reviewer_looks_runs_again_and_decides(
         assert "the same text" in browser.text("#again") and "ok" in browser.text("#again")
         browser.press("a")  # and on to the next
         browser.wait("document.querySelector('.asked').innerText === 'Question 1?'")
-        assert browser.text("#count") == "1 of 3 rows decided"
+        assert browser.text("#count") == "1 decision · 3 rows"
         browser.press("u")
         browser.wait("document.querySelector('#again .differs')")
         assert "1 % of the pixels differ" in browser.text("#again .differs")
@@ -111,7 +111,7 @@ def test_a_reviewer_looks_runs_again_and_decides(
         assert "- 41" in browser.text("#again .diff") and "+ 42" in browser.text("#again .diff")
         assert browser.run("window.hit === undefined && document.scripts.length") == 8
         browser.press("x")
-        browser.wait("document.querySelector('#count').innerText === '3 of 3 rows decided'")
+        browser.wait("document.querySelector('#count').innerText === '3 decisions · 3 rows'")
 
         # A second reviewer, who sees the first when there is a decision of his own.
         browser.open(serve(review_app(review(rows, decisions, "bob", None))))
@@ -253,7 +253,7 @@ def test_the_list_names_rows_that_nobody_opened_and_knows_decisions_by_what_rows
         browser.wait("document.querySelector('.asked').innerText === 'Question 1?'")
         browser.press("x")  # the last one: it stays, with its decision
         browser.wait("document.querySelector('#own')?.innerText === 'you: reject'")
-        assert browser.text("#count") == "3 of 3 rows decided" and browser.text(".asked") == "Question 1?"
+        assert browser.text("#count") == "3 decisions · 3 rows" and browser.text(".asked") == "Question 1?"
 
 
 def test_a_list_of_many_rows_asks_for_those_in_sight(serve: Serve, browser: Browser, tmp_path: Path) -> None:

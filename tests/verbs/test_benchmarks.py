@@ -8,6 +8,7 @@ import pytest
 from tests.evals.benchmarks.published import ROWS, choice, picture, write_tsv
 from tests.evals.benchmarks.test_source import REAL
 from thyme.cli import main
+from thyme.report.run_folder import RunFolder
 
 BRIEF = ["--rollout.max-tokens", "24", "--threads", "1"]
 
@@ -44,10 +45,22 @@ def test_a_benchmark_is_asked_saved_and_scored(demo_checkpoint: Path, capsys: py
     assert {answer["index"] for answer in answers} == {row["index"] for row in ROWS["HallusionBench"]}
     assert settings["settings"]["benchmark"] == "HallusionBench"  # type: ignore[index]
     traces = lines("runs/both/rollouts/HallusionBench.jsonl")
-    assert len(traces) == 16 and all(trace["question"]["image"] is None for trace in traces)  # type: ignore[index]
+    assert len(traces) == 16
     by_row = {(trace["group"], trace["question"]["id"].rpartition("/")[2]) for trace in traces}  # type: ignore[index]
     assert by_row == {(place, row["index"]) for place, row in enumerate(ROWS["HallusionBench"])}, "not by three at once"
     assert Path("runs/both/table.md").read_text() in out
+    run_folder = RunFolder(Path("runs/both"))
+    table = run_folder.table("HallusionBench")
+    worth = {answer["index"]: answer["values"] for answer in answers}
+    for id_, index, right in zip(table["question_id"], table["index"], table["right"], strict=True):
+        assert right == (worth[id_.rpartition("/")[2]][index] > 0)  # type: ignore[index]
+    view = run_folder.rollout("VStarBench", 1)
+    assert view["question"]["pictures"][0]["width"] > 0 and view["rewards"]["result"] in (0.0, 1.0)
+    alone = ("--eval.benchmark", "v*", "--eval.data", ".", "--name", "bare", "--eval.picture-gib", "0")
+    assert run(*model, *alone, *BRIEF) == 0
+    assert not Path("runs/bare/images").exists()
+    view = RunFolder(Path("runs/bare")).rollout("VStarBench", 1)
+    assert view["question"]["pictures"] == [] and "eval.picture_gib" in " ".join(view["notes"])
 
 
 def test_a_run_that_was_killed_asks_what_is_left(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.pages import ROOT
 from thyme.cli import main
 from thyme.engine import Engine
 from thyme.kernels import (
+    grpo_loss,
     kv_cache,
     linear_grpo_loss,
     linear_logprob,
@@ -51,7 +53,7 @@ def test_a_sound_machine_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert code in (0, 2) and not failing([row for row in rows if row.part in ("kernels", "parity")])
     assert not failing([row for row in rows if row.part == "machine" and row.needed])
     names = {row.name for row in rows if row.part == "kernels"}
-    assert names == set(doctor_kernels._pairs("cpu")) and len(names) == 16
+    assert names == set(doctor_kernels._pairs("cpu")) and len(names) == 17
     assert len([row for row in rows if row.part == "parity"]) == 2
 
 
@@ -94,6 +96,44 @@ def test_a_kernel_that_errs_is_named(module: Any, op: str, name: str, monkeypatc
     pairs = doctor_kernels._pairs
     monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {name: pairs(device)[name]})
     assert failing(kernel_checks()) == [name]
+
+
+@pytest.mark.parametrize("forgotten", [{"vocab_size": 999}, {"vocab_size": 1_003}, {"banned_ids": ()}])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (sample, "sample"),
+        (token_logprobs, "token_logprobs"),
+        (truncated_logprobs, "truncated_logprobs"),
+        (grpo_loss, "grpo_loss"),
+        (linear_logprob, "linear_logprob"),
+        (linear_grpo_loss, "linear_grpo_loss"),
+    ],
+)
+def test_an_id_too_many_or_too_few_is_named(
+    module: Any, name: str, forgotten: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that mistakes the end of the vocabulary by one, or reads what is banned: a thousandth of the ids."""
+    real, name = getattr(module, f"{name}_triton"), "sample, truncated" if module is sample else name
+    monkeypatch.setattr(module, real.__name__, lambda *args, **more: real(*args, **more | forgotten))
+    pairs = doctor_kernels._pairs
+    monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {name: pairs(device)[name]})
+    assert failing(kernel_checks()) == [name]
+
+
+def test_a_cut_among_equal_ids_that_is_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, name = sample.sample_triton, "sample, truncated in ties"
+    pairs = doctor_kernels._pairs
+    monkeypatch.setattr(doctor_kernels, "_pairs", lambda device: {name: pairs(device)[name]})
+    for wrong in ({"top_k": -1}, {"top_k": 1}, {"top_p": 0.04}):
+
+        def mistaken(*args: Any, wrong: dict[str, Any] = wrong, **more: Any) -> Any:
+            ((which, by),) = wrong.items()
+            on = more[which] > 1 if which == "top_k" else more[which] < 1
+            return real(*args, **more | {which: more[which] + by * on})
+
+        monkeypatch.setattr(sample, "sample_triton", mistaken)
+        assert failing(kernel_checks()) == [name], wrong
 
 
 @pytest.mark.parametrize(
@@ -191,6 +231,24 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
         ("C++ extension", "pip install -e ."),
     ):
         assert not found[name].ok and found[name].needed and command in found[name].remedy
+
+
+def test_a_package_that_is_installed_and_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacks_a_library.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    (tmp_path / "kills_its_process.py").write_text("import os\nprint('imported: csv no')\nos.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    extras = {"sound": ("json",), "data": ("csv", "lacks_a_library"), "gone": ("not_there", "kills_its_process")}
+    monkeypatch.setattr(doctor_machine, "EXTRAS", extras)
+    sound, data, gone = package_checks()
+    assert sound.ok and sound.found == "json" and not sound.remedy
+    assert not data.ok and data.remedy == "pip install --force-reinstall 'thyme[data]'"
+    assert data.found == "lacks_a_library cannot be imported: ImportError: libGL.so.1: cannot open shared object file"
+    assert not gone.ok and gone.found.startswith(
+        "missing: not_there; kills_its_process cannot be imported: its process"
+    )
 
 
 def _not_installed(name: str) -> str:

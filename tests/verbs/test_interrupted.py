@@ -111,7 +111,7 @@ def test_an_evaluation_keeps_its_answers_and_goes_on(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_held_out_answers_are_kept_and_go_on(signum: int) -> None:
     asked = ("eval", *TOY, "--eval.num-questions", "60", "--name", "x")
-    journal = Path("runs/x/rollouts/.heldout.jsonl")
+    journal = Path("runs/x/rollouts/.eval.jsonl")
     _, err = interrupted(lines(str(journal), 5), signum, *asked)
     assert err == "thyme: interrupted; answers are kept; the same command goes on\n"
     assert 5 <= journal.read_bytes().count(b"\n") < 61 and not Path("runs/x/eval.json").exists()
@@ -160,7 +160,7 @@ def test_an_interrupted_evaluation_comes_out_as_one_that_was_not(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*asked, "x", "--eval.resume", "true", "--eval.seed", "1"])
-    assert "runs/x/rollouts/.heldout.jsonl was made with other sampling: repeat it" in capsys.readouterr().err
+    assert "runs/x/rollouts/.eval.jsonl was made with other sampling: repeat it" in capsys.readouterr().err
     shown.clear()
     main([*asked, "x", "--eval.resume", "true"])
     assert shown == [f"eval {done}/10" for done in range(4, 11)]

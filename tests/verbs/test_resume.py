@@ -300,6 +300,23 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(
     assert "No space left on device" in refused(capfd, "anneal", recipe, "--name", "x")
 
 
+def test_a_full_disk_that_names_no_file_is_named_by_its_place(
+    recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that fails, unlike an open, does not say what to."""
+
+    def log(self: MetricsLog, step: int, values: Metrics) -> Metrics:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(MetricsLog, "log", log)
+    real, here = shutil.disk_usage, Path.cwd()
+    assert "full" not in refused(capfd, "anneal", recipe, "--name", "x"), "nothing is"
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: real(place)._replace(free=0 if Path(place) == here else 1 << 30)
+    )
+    assert f"No space left on device: {here} is full" in refused(capfd, "anneal", recipe, "--name", "y")
+
+
 def test_another_start_model_is_refused(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is the reference of the KL term."""
     shutil.copytree(recipe.parent / "model", "start")

@@ -32,7 +32,8 @@ class Store:
         identity: what the outcomes depend on, JSON-able; a folder made under another one is refused.
 
     Raises:
-        ValueError: another process builds this shard, or the folder is of another build or other shards.
+        ValueError: another process builds this shard, the folder is of another build or other shards, or its rows were
+            changed by somebody else.
     """
 
     def __init__(self, folder: Path, shard: Shard, identity: Mapping[str, Any]) -> None:
@@ -103,6 +104,8 @@ class Store:
             if "file" in entry:
                 ends[entry["file"]] = entry["end"]
             end += len(line)
+        for file, length in ends.items():
+            _require_rows(self._folder / file, length)
         self._journal.truncate(end)
         self._journal.seek(end)
         for folder in ("rows", "review"):
@@ -127,6 +130,24 @@ class Store:
         while rest:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
+
+
+def _require_rows(path: Path, length: int) -> None:
+    """
+    Raises:
+        ValueError: the file has not the rows that were written to it, in the first `length` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(length - 1)
+            is_whole = file.read(1) == b"\n"
+    except FileNotFoundError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"{path}: is not what the build wrote: it cannot go on there: put it back as it was (and change a copy), "
+            "or say another --name"
+        )
 
 
 def journaled(folder: Path) -> Iterator[dict[str, Any]]:

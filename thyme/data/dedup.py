@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ class Match(NamedTuple):
     leaks: bool
     """Whether `like` is of the evaluation files."""
     same_question: bool
+    """Whether it asks the same; of a row of these files, of all the row's pictures."""
 
 
 @dataclass(slots=True)
@@ -72,11 +74,11 @@ class DedupReport:
     pictures: int = 0
     evaluation_pictures: int = 0
     repeated: set[tuple[Path, int]] = field(default_factory=set)
-    """Rows that ask the same of the same picture as an earlier one."""
+    """Rows that ask the same of the same pictures as an earlier one."""
     leaked: set[tuple[Path, int]] = field(default_factory=set)
     """Rows with a picture of the evaluation files."""
     shared: int = 0
-    """Rows with a picture of an earlier row and another question: no fault."""
+    """Pictures that an earlier row has too, with another question or beside other pictures: no fault."""
     unreadable: Counter[str] = field(default_factory=Counter)
     """Rows that could not be compared, by reason."""
     examples: dict[str, str] = field(default_factory=dict)
@@ -126,18 +128,28 @@ def dedup(
         report.evaluation_pictures += 1
         for code in _positions(image, data):
             held.add(code, place, "")
-    for place, question, image, data in _pictures(paths, layout, folder, report, on_row):
-        report.pictures += 1
-        code = _key(image, data)
-        for index in (held, known):
-            found = index.nearest(code, question)
-            if found is None or (index is known and found[1][:2] == place[:2]):
-                continue
-            match = Match(place, found[1], found[0], index is held, found[2] == question)
-            report.count(match)
-            if on_match is not None:
-                on_match(match)
-        known.add(code, place, question)
+    several: dict[tuple[Path, int], int] = {}
+    """Pictures of the rows that have more than one."""
+    for row, group in groupby(_pictures(paths, layout, folder, report, on_row), lambda one: one[0][:2]):
+        pictures = [(place, question, _key(image, data)) for place, question, image, data in group]
+        report.pictures += len(pictures)
+        near = [known.near(code) for _, _, code in pictures]
+        asked_before = [known.rows(found, one[1], one[0].picture) for found, one in zip(near, pictures, strict=True)]
+        repeats = any(several.get(one, 1) == len(pictures) for one in set.intersection(*asked_before))
+        for (place, question, code), seen in zip(pictures, near, strict=True):
+            for index, found in ((held, held.near(code)), (known, seen)):
+                nearest = index.nearest(found, question)
+                if nearest is None:
+                    continue
+                bits, like, asks = nearest
+                match = Match(place, like, bits, index is held, asks == question and (index is held or repeats))
+                report.count(match)
+                if on_match is not None:
+                    on_match(match)
+        for place, question, code in pictures:
+            known.add(code, place, question)
+        if len(pictures) > 1:
+            several[row] = len(pictures)
     for reason, count in evaluation.unreadable.items():
         report.unreadable[f"evaluation: {reason}"] += count
         report.examples[f"evaluation: {reason}"] = evaluation.examples[reason]
@@ -188,39 +200,42 @@ class _Index:
         self._codes: list[int] = []
         self._places: list[tuple[Place, str]] = []
         self._bands: list[dict[int, list[int]]] = [{} for _ in range(_BANDS)]
-        self._bytes: dict[bytes, int] = {}
+        self._bytes: dict[bytes, list[int]] = {}
 
     def add(self, code: int | bytes, place: Place, question: str) -> None:
         number = len(self._places)
         self._places.append((place, question))
         if isinstance(code, bytes):
             self._codes.append(0)
-            self._bytes.setdefault(hashlib.sha256(code).digest(), number)
+            self._bytes.setdefault(hashlib.sha256(code).digest(), []).append(number)
             return
         self._codes.append(code)
         for band, rows in enumerate(self._bands):
             rows.setdefault(code >> 16 * band & 65535, []).append(number)
 
-    def nearest(self, code: int | bytes, question: str) -> tuple[int, Place, str] | None:
-        """(bits, place, question) of the picture that is most alike, of those the first that asks the same."""
+    def near(self, code: int | bytes) -> list[tuple[int, int]]:
+        """(bits, number) of every picture that is alike."""
         if isinstance(code, bytes):
-            number = self._bytes.get(hashlib.sha256(code).digest())
-            return None if number is None else (0, *self._places[number])
+            return [(0, number) for number in self._bytes.get(hashlib.sha256(code).digest(), ())]
         near = {
             number
             for band, rows in enumerate(self._bands)
             for value in _neighbours(code >> 16 * band & 65535)
             for number in rows.get(value, ())
         }
-        found = [
-            (self._places[n][1] != question, bits, n)
-            for n in near
-            if (bits := (self._codes[n] ^ code).bit_count()) <= self._distance
-        ]
-        if not found:
+        return [(bits, n) for n in near if (bits := (self._codes[n] ^ code).bit_count()) <= self._distance]
+
+    def nearest(self, near: Sequence[tuple[int, int]], question: str) -> tuple[int, Place, str] | None:
+        """(bits, place, question) of the one that is most alike, of those the first that asks the same."""
+        if not near:
             return None
-        _, bits, number = min(found)
+        _, bits, number = min((self._places[n][1] != question, bits, n) for bits, n in near)
         return bits, *self._places[number]
+
+    def rows(self, near: Sequence[tuple[int, int]], question: str, number: int) -> set[tuple[Path, int]]:
+        """The rows that ask that question and have one of them as their picture of that number."""
+        found = (self._places[n] for _, n in near)
+        return {place[:2] for place, asks in found if asks == question and place.picture == number}
 
 
 def _neighbours(value: int) -> Iterator[int]:

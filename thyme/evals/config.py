@@ -45,6 +45,10 @@ class EvalConfig:
     evidence: bool = True
     """Whether what tools returned holds what the answer says is looked at, after each answer; text on pictures is read
     where the extra `evidence` is installed."""
+    picture_gib: float = field(default=2.0, metadata=RARE)
+    """GiB of disk that the questions' pictures may take in images/, of each benchmark under each control or
+    disturbance, so that `thyme view` shows them; what comes when they are used up stays in the benchmark's file alone.
+    As PNG, each once. Held-out questions without controls keep all."""
     robustness: str = ""
     """`thyme eval`: the same questions again with disturbed pictures, by commas, or all: rotated, flipped, darkened,
     blurred, noised, jpeg; with tools and without."""
@@ -70,6 +74,8 @@ class EvalConfig:
                 "best_of and retries are of held-out questions alone: leave them out with eval.benchmark and "
                 "eval.paper_protocol"
             )
+        if not 0.0 <= self.picture_gib < float("inf"):
+            raise ValueError(f"picture_gib: {self.picture_gib} must be finite and at least 0")
         if self.paper_retries < 0:
             raise ValueError(f"paper_retries: {self.paper_retries} must be at least 0")
         if self.paper_protocol and self.samples > 1:

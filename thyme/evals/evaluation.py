@@ -29,9 +29,11 @@ class EvalResult:
     """Seconds the rollouts took."""
     rollouts: list[list[Rollout]]
     """In question order."""
+    verdicts: list[list[Verdict]]
+    """On each of them."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the rollouts."""
+        """Everything but the rollouts and what is held of each."""
         return {
             "overall": asdict(self.overall),
             "scenarios": {name: asdict(summary) for name, summary in self.scenarios.items()},
@@ -90,4 +92,5 @@ def evaluate(
         code_temperature=sampling.code_temperature,
         wall_s=wall_s,
         rollouts=groups,
+        verdicts=verdicts,
     )

@@ -11,7 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from thyme.report.rollout_summary import RolloutSummary, summarize
+from thyme.report.rollout_summary import RolloutSummary, judged, summarize
+from thyme.report.verdicts import Verdicts
 
 COLUMNS = [field.name for field in fields(RolloutSummary)]
 MOST_PROBLEMS = 20
@@ -35,6 +36,8 @@ class RolloutFile:
         """Where each line begins, and its bytes."""
         self._summaries: dict[int, RolloutSummary] = {}
         self._by_key: dict[tuple[str, int], int] = {}
+        self._last: dict[tuple[str, int], int] = {}
+        """By question and sample the line that counts: an evaluation may draw a sample again."""
         self._problems: list[str] = []
         self._num_problems = 0
 
@@ -62,21 +65,36 @@ class RolloutFile:
                 self._places.append((self._end, len(line)))
                 self._end += len(line)
 
-    def table(self) -> dict[str, Any]:
+    def table(self, verdicts: Verdicts | None = None) -> dict[str, Any]:
         """Columns of `RolloutSummary` and `line`, a list each, in the order of group, question and index; `problems`,
-        in words; `stamp`, which changes when the table does."""
+        in words; `stamp`, which changes when the table does.
+
+        Args:
+            verdicts: say what its lines do not.
+        """
 
         def order(item: tuple[int, RolloutSummary]) -> tuple[int, str, int, int]:
             line, found = item
             return found.group, found.question_id, found.index, line
 
         with self._lock:
-            rows = sorted(self._summaries.items(), key=order)
+            summaries = self._summaries
+            stamp = self._stamp()
+            if verdicts is not None and verdicts.stamp():
+                stamp += f"/{verdicts.stamp()}"
+                verdicts.refresh()
+                summaries = {
+                    line: judged(found, verdicts.rewards(*key))
+                    if self._last[key := (found.question_id, found.index)] == line
+                    else found
+                    for line, found in summaries.items()
+                }
+            rows = sorted(summaries.items(), key=order)
             columns: dict[str, Any] = {name: [getattr(summary, name) for _, summary in rows] for name in COLUMNS}
             columns["seed"] = [str(seed) for seed in columns["seed"]]  # more than a browser's numbers hold
             more = self._num_problems - len(self._problems)
             told = [*self._problems, *([f"and {more} more such lines"] if more else [])]
-            return {"line": [line for line, _ in rows], **columns, "problems": told, "stamp": self._stamp()}
+            return {"line": [line for line, _ in rows], **columns, "problems": told, "stamp": stamp}
 
     def stamp(self) -> str:
         """Changes when the table does."""
@@ -94,8 +112,11 @@ class RolloutFile:
         """
         return self._summaries[line]
 
-    def row(self, line: int) -> dict[str, Any]:
+    def row(self, line: int, verdicts: Verdicts | None = None) -> dict[str, Any]:
         """The JSON object of a line, from 1.
+
+        Args:
+            verdicts: say what its rewards do not.
 
         Raises:
             KeyError: there is no rollout on that line.
@@ -106,11 +127,17 @@ class RolloutFile:
             if line not in self._summaries:
                 raise KeyError(line)
             start, length = self._places[line - 1]
+            key = self._summaries[line].question_id, self._summaries[line].index
+            counts = self._last[key] == line
         with self.path.open("rb") as file:
             file.seek(start)
             row = json.loads(file.read(length))
         if not isinstance(row, dict):
             raise ValueError(f"{self.path}, line {line}: not a rollout")
+        if verdicts is not None and counts and verdicts.stamp():
+            verdicts.refresh()
+            rewards = row.get("rewards")
+            row["rewards"] = verdicts.rewards(*key) | (rewards if isinstance(rewards, dict) else {}) or None
         return row
 
     def find(self, question_id: str) -> int | None:
@@ -124,7 +151,7 @@ class RolloutFile:
 
     def _forget(self) -> None:
         self._end, self._number, self._num_problems = 0, 0, 0
-        self._places, self._summaries, self._by_key, self._problems = [], {}, {}, []
+        self._places, self._summaries, self._by_key, self._last, self._problems = [], {}, {}, {}, []
 
     def _stamp(self) -> str:
         return f"{self._inode}-{self._number}-{self._end}"
@@ -146,3 +173,4 @@ class RolloutFile:
             self._summaries.pop(self._by_key.get(key, 0), None)
             self._by_key[key] = self._number
         self._summaries[self._number] = summary
+        self._last[summary.question_id, summary.index] = self._number

@@ -8,7 +8,7 @@ that is laid out otherwise is parsed whole.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LONGEST_TEXT = 160
@@ -42,7 +42,8 @@ class RolloutSummary:
     right: bool | None
     """Whether the answer earned anything; None where nobody scored it."""
     evidence: float | None
-    """What the reward gave for an answer that a tool's result holds; None where that was not looked for."""
+    """What the reward gave for an answer that a tool's result holds, 1 or 0 in an evaluation; None where that was not
+    looked for, or cannot be told."""
     mismatch: float | None
     """Mean over trained tokens of the divergence from engine to trainer in nats; None where it was not recorded."""
     has_ended: bool
@@ -79,11 +80,6 @@ def summary_of(row: Mapping[str, Any], tokens: int, mismatch: float | None) -> R
     if not isinstance(question, Mapping) or not isinstance(turns, list):
         raise ValueError("no rollout: question or turns are missing")
     results = [turn["result"] for turn in turns if isinstance(turn, Mapping) and isinstance(turn.get("result"), dict)]
-    rewards = row.get("rewards")
-    rewards = rewards if isinstance(rewards, Mapping) else {}
-    total = _number(rewards.get("total"))
-    earned = _number(rewards.get("result", total))
-    parts = rewards.get("parts")
     answer = row.get("answer")
     return RolloutSummary(
         group=_whole(row.get("group")),
@@ -100,12 +96,16 @@ def summary_of(row: Mapping[str, Any], tokens: int, mismatch: float | None) -> R
         failed=sum(result.get("status") != "ok" for result in results),
         pictures=sum(len(result.get("images") or ()) for result in results),
         tokens=tokens,
-        total=total,
-        right=None if earned is None else earned > 0,
-        evidence=_number(parts.get("evidence")) if isinstance(parts, Mapping) else None,
         mismatch=mismatch,
         has_ended=bool(row.get("has_ended", True)),
+        **_earned(row.get("rewards")),
     )
+
+
+def judged(summary: RolloutSummary, rewards: Mapping[str, Any]) -> RolloutSummary:
+    """The summary of a rollout with what rewards beside its line say more."""
+    more = _earned(rewards)
+    return replace(summary, **{name: value for name, value in more.items() if getattr(summary, name) is None})
 
 
 def mismatch_of(tokens: Any) -> float | None:
@@ -164,6 +164,19 @@ def _sampled(row: Mapping[str, Any]) -> int:
     tokens = row.get("tokens")
     sampled = tokens.get("sampled") if isinstance(tokens, Mapping) else None
     return sum(map(bool, sampled)) if isinstance(sampled, Sequence) else 0
+
+
+def _earned(rewards: Any) -> dict[str, Any]:
+    """What a summary says of rewards: total, right and evidence."""
+    rewards = rewards if isinstance(rewards, Mapping) else {}
+    total = _number(rewards.get("total"))
+    earned = _number(rewards.get("result", total))
+    parts = rewards.get("parts")
+    return {
+        "total": total,
+        "right": None if earned is None else earned > 0,
+        "evidence": _number(parts.get("evidence")) if isinstance(parts, Mapping) else None,
+    }
 
 
 def _number(value: Any) -> float | None:

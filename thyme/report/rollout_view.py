@@ -50,7 +50,10 @@ def rollout_view(row: Mapping[str, Any], pictures: Pictures, spelling: Spelling 
     told = told_pictures(question)
     shown = _Shown(pictures, notes)
     if question.get("image_path") and not told:
-        notes.append("the question's picture was not recorded: an evaluation leaves it in the benchmark's file")
+        notes.append(
+            "the question's picture is not there: held-out ones come when the evaluation ends, a benchmark's while its "
+            "eval.picture_gib lasts"
+        )
     sources = {path: picture for path, name in told if (picture := shown.load(name)) is not None}
     reader = CropReader({path: picture.size for path, picture in sources.items()})
     rounds = []

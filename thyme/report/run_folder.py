@@ -2,7 +2,8 @@
 
     config.toml, run.json       what it is
     metrics.jsonl, alarms.jsonl curves
-    rollouts/step_N.jsonl       rollouts; any other name too (eval_rl.jsonl); .step_N.jsonl is a step under way
+    rollouts/step_N.jsonl       rollouts; any other name too (heldout.jsonl); .NAME.jsonl is one under way
+    predictions/, evidence/     what an evaluation holds of them (`thyme.report.verdicts`)
     images/                     pictures, by content
 
 Nothing is written. A run may be under way: whatever is asked for is read again where it has changed.
@@ -19,6 +20,7 @@ from typing import Any
 from thyme.report.picture_store import FolderPictures, PictureStore
 from thyme.report.rollout_file import RolloutFile
 from thyme.report.rollout_view import Spelling, rollout_view
+from thyme.report.verdicts import Verdicts
 
 _STEP = re.compile(r"\.?step_(\d+)(?:\.(\d+_of_\d+))?\.jsonl")
 """Of several ranks each has a journal of its own."""
@@ -45,6 +47,7 @@ class RunFolder:
         self.spelling, self.why_unspelled = spelling, why_unspelled
         self.pictures = PictureStore(FolderPictures(folder / "images"))
         self._files: dict[str, RolloutFile] = {}
+        self._verdicts: dict[str, Verdicts] = {}
         self._lock = threading.Lock()
         if not (self._paths() or any((folder / name).is_file() for name in ("metrics.jsonl", "run.json"))):
             raise ValueError(
@@ -87,7 +90,7 @@ class RunFolder:
         Raises:
             KeyError: there is no such file.
         """
-        return self._file(name).table()
+        return self._file(name).table(self._verdicts_of(name))
 
     def rollout(self, name: str, line: int) -> dict[str, Any]:
         """One rollout as a page shows it.
@@ -96,7 +99,7 @@ class RunFolder:
             KeyError: there is no such file, or no rollout on that line.
             ValueError: the line is no rollout any more.
         """
-        row = self._file(name).row(line)
+        row = self._file(name).row(line, self._verdicts_of(name))
         try:
             return rollout_view(row, self.pictures.pictures, self.spelling)
         except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
@@ -119,11 +122,11 @@ class RunFolder:
         return name.removesuffix(".jsonl")
 
     def _paths(self) -> list[Path]:
-        """Files of rollouts, named ones first, then steps; of a step's journal and its file, the file."""
+        """Files of rollouts, named ones first, then steps; of a journal and its file, the file."""
         paths = [p for p in (self.folder / "rollouts").glob("[!.]*.jsonl") if p.is_file()]
         done = {path.name for path in paths}
-        journals = (self.folder / "rollouts").glob(".step_*.jsonl")
-        paths += [p for p in journals if f"step_{_step(p.name)}.jsonl" not in done]
+        journals = (self.folder / "rollouts").glob(".*.jsonl")
+        paths += [p for p in journals if _finished_name(p.name) not in done]
         return sorted(paths, key=lambda path: (_step(path.name) is not None, _step(path.name) or 0, path.name))
 
     def _described(self, path: Path) -> dict[str, Any]:
@@ -133,14 +136,19 @@ class RunFolder:
             stamp = f"{status.st_mtime_ns}-{status.st_size}"
         except OSError:
             stamp = "gone"
+        verdicts = self._verdicts_of(self.key(path.name)).stamp()
         return {
             "key": self.key(path.name),
             "step": _step(path.name),
             "is_journal": path.name.startswith("."),
             "rank": _rank(path.name),
             "rollouts": None if known is None else len(known),
-            "stamp": stamp,
+            "stamp": f"{stamp}/{verdicts}" if verdicts else stamp,
         }
+
+    def _verdicts_of(self, key: str) -> Verdicts:
+        with self._lock:
+            return self._verdicts.setdefault(key, Verdicts(self.folder, key))
 
     def _file(self, key: str) -> RolloutFile:
         with self._lock:
@@ -202,6 +210,12 @@ class RunFolder:
 def _step(name: str) -> int | None:
     match = _STEP.fullmatch(name)
     return None if match is None else int(match[1])
+
+
+def _finished_name(journal: str) -> str:
+    """The file that takes the place of a journal."""
+    step = _step(journal)
+    return journal.removeprefix(".") if step is None else f"step_{step}.jsonl"
 
 
 def _rank(name: str) -> str | None:

@@ -134,7 +134,7 @@ def _evaluated(
     print(text, end="")
     for score, section in zip(scores, sections, strict=True):
         _say(score, section["tools"])
-    print(f"figures: {folder}/score.json, {folder}/table.md; predictions: {folder}/predictions/")
+    print(f"figures: {folder}/score.json, {folder}/table.md; predictions: {folder}/predictions/; thyme view {folder}")
     return figures
 
 
@@ -193,6 +193,7 @@ class _Run:
                 sampling=sampling,
                 answers=answers,
                 traces=self.folder / "rollouts" / f"{name}.jsonl",
+                picture_bytes=int(config.eval.picture_gib * 2**30),
                 scorer=self.scorer,
                 evidence=evidence,
                 protocol=_protocol(config),

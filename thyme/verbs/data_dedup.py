@@ -38,10 +38,11 @@ SHOWN = 100
 def run(config: Config) -> Result:
     """Prints each match as it is found, and the counts."""
     from thyme.data.dedup import DedupReport, Match, dedup
-    from thyme.data.kept import write_kept
+    from thyme.data.kept import copies, write_kept
     from thyme.data.tables.opening import data_files
 
     files = data_files(config.paths)
+    places = {} if config.out is None else copies(files, config.out)
     found: list[dict[str, object]] = []
 
     def tell(match: Match) -> None:
@@ -75,11 +76,9 @@ def run(config: Config) -> Result:
     for reason, count in report.unreadable.most_common():
         print(f"not compared: {count} rows, {reason}: the first is {report.examples[reason]}")
     written: dict[Path, int] = {}
-    if config.out is not None:
-        for path in files:
-            dropped = {row for file, row in report.repeated | report.leaked if file == path}
-            written[config.out / path.name] = write_kept(path, config.out / path.name, dropped)
-            print(f"{config.out / path.name}: {written[config.out / path.name]} rows")
+    for path, place in places.items():
+        written[place] = write_kept(path, place, {row for file, row in report.repeated | report.leaked if file == path})
+        print(f"{place}: {written[place]} rows")
     counts = {"rows": report.rows, "pictures": report.pictures, "shared": report.shared}
     counts |= {"repeated": len(report.repeated), "leaked": len(report.leaked)}
     counts |= {"evaluation_pictures": report.evaluation_pictures}

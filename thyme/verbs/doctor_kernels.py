@@ -83,14 +83,26 @@ def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
     from thyme.kernels import grpo_loss, linear_grpo_loss, linear_logprob, sample, token_logprobs, truncated_logprobs
 
     logits, hidden, weight = 3 * random(5, 1_003), random(5, 64), random(1_003, 64) / 8
+    banned = (7, 130, 640)
+    uncounted = [*banned, 1_000, 1_001, 1_002]
+    logits[:, [0, 999]] += 6  # the ends of the vocabulary weigh, and one that must not count would outweigh all
+    logits[:, uncounted] += 20
+    weight[[0, 999]] *= 8
+    weight[uncounted] *= 20
     temperature = torch.where(index % 2 == 0, 0.0, 0.8)
     drawn = {"seed": index * 977, "position": index}
-    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
     targets, advantages, weights = index * 100, random(5), torch.full_like(temperature, 0.2)
-    warm = {"temperature": temperature, "vocab_size": 1_000, "banned_ids": (7, 130, 999)}
+    limited = {"vocab_size": 1_000, "banned_ids": banned}
+    warm = {"temperature": temperature, **limited}
+    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, **limited}
+    tied = [_tied(random, index, size) for size in (300, 9_000)]  # several rows a program, and several blocks a row
 
     def sampled(run: Callable[..., Any], **limits: Any) -> Callable[[], list[Any]]:
         return lambda: list(run(logits, temperature, **drawn, **limits))
+
+    def tied_sampled(run: Callable[..., Any]) -> Callable[[], list[Any]]:
+        warmth = torch.full_like(temperature, 0.8)
+        return lambda: [one for rows, limits in tied for one in run(rows, warmth, **drawn, **limits)]
 
     def scored(run: Callable[..., Any], **more: Any) -> Callable[[], list[Any]]:
         return lambda: _with_gradients(lambda x: run(x, targets, **more), logits)
@@ -106,15 +118,16 @@ def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
 
     kept = truncated_logprobs
     return {
-        "sample": (sampled(sample.sample_triton), sampled(sample.sample_ref)),
+        "sample": (sampled(sample.sample_triton, vocab_size=1_000), sampled(sample.sample_ref, vocab_size=1_000)),
         "sample, truncated": (sampled(sample.sample_triton, **cut), sampled(sample.sample_ref, **cut)),
+        "sample, truncated in ties": (tied_sampled(sample.sample_triton), tied_sampled(sample.sample_ref)),
         "token_logprobs": (
             scored(token_logprobs.token_logprobs_triton, **warm),
             scored(token_logprobs.token_logprobs_ref, **warm),
         ),
         "truncated_logprobs": (
-            scored(kept.truncated_logprobs_triton, top_k=900),
-            scored(kept.truncated_logprobs_ref, top_k=900),
+            scored(kept.truncated_logprobs_triton, top_k=900, **limited),
+            scored(kept.truncated_logprobs_ref, top_k=900, **limited),
         ),
         "grpo_loss": (lost(grpo_loss.grpo_loss_triton), lost(grpo_loss.grpo_loss_ref)),
         "linear_logprob": (
@@ -126,6 +139,22 @@ def _head_pairs(random: Callable[..., Any], index: Any) -> dict[str, Pair]:
             lost_by_head(linear_grpo_loss.linear_grpo_loss_ref),
         ),
     }
+
+
+def _tied(random: Callable[..., Any], index: Any, size: int) -> tuple[Any, dict[str, Any]]:
+    """Logits [5, size] in which two dozen equal ids weigh most, elsewhere in each row, and limits that cut among them
+    or right behind the last: one id too many or too few shows in the mass that is kept."""
+    import torch
+
+    logits = random(5, size)
+    places = torch.arange(size, device=index.device) + 97 * index[:, None]
+    logits[places % (size // 24) == 5] = 7.0
+    off = torch.zeros_like(logits[:, 0])
+    top_p, min_p = off + 1.0, off.clone()
+    top_p[1], top_p[3], min_p[2] = 0.5, 0.75, 0.5
+    top_k = torch.tensor([0, 0, 0, 9, 1], device=index.device)
+    top_k[0] = (logits[0] == 7.0).sum()
+    return logits, {"top_k": top_k, "top_p": top_p, "min_p": min_p}
 
 
 def _with_gradients(run: Callable[..., Any], *inputs: Any) -> list[Any]:

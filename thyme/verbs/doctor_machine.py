@@ -1,4 +1,5 @@
-"""What the doctor finds of Python, torch, Triton, GPU, driver and packages, without running any of it."""
+"""What the doctor finds of Python, torch, Triton, GPU, driver and packages. Packages are imported, in a process of
+their own: one that is installed may still lack a library, and one that dies takes nobody with it."""
 
 import importlib.metadata
 import importlib.util
@@ -7,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from thyme.verbs.doctor_check import Check
@@ -30,6 +32,19 @@ EXTRAS = {
 """Extra of pyproject.toml -> modules it brings."""
 _ON_A_GPU = {"gpu", "bench"}
 _OLDEST = (3, 11)
+_IMPORT_S = 180.0
+_MARK = "imported: "
+_IMPORTS = f"""
+import contextlib, importlib, sys
+for module in sys.argv[1:]:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module(module)
+        error = ""
+    except BaseException as failure:
+        error = " ".join(f"{{type(failure).__name__}}: {{failure}}".split())[:200]
+    print(f"\\n{_MARK}{{module}} {{error}}", flush=True)
+"""
 
 
 def machine_checks() -> list[Check]:
@@ -39,15 +54,46 @@ def machine_checks() -> list[Check]:
 
 def package_checks() -> list[Check]:
     """Each extra, and the command that installs what it lacks."""
+    extras = {name: modules for name, modules in EXTRAS.items() if name not in _ON_A_GPU or _sees_gpu()}
+    wanted = sorted({module for modules in extras.values() for module in modules})
+    installed = [module for module in wanted if importlib.util.find_spec(module) is not None]
+    broken = import_errors(installed)
     found = []
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        if extra in _ON_A_GPU and not _sees_gpu():
-            continue
-        said = f"missing: {', '.join(missing)}" if missing else ", ".join(modules)
-        mend = f"pip install 'thyme[{extra}]'" if missing else ""
-        found.append(Check(part="packages", name=extra, ok=not missing, needed=False, found=said, remedy=mend))
+    for extra, modules in extras.items():
+        missing = [module for module in modules if module not in installed]
+        failing = [f"{module} cannot be imported: {broken[module]}" for module in modules if module in broken]
+        said = "; ".join([f"missing: {', '.join(missing)}"] * bool(missing) + failing) or ", ".join(modules)
+        ok = not missing and not failing
+        mend = "" if ok else f"pip install {'--force-reinstall ' * bool(failing)}'thyme[{extra}]'"
+        found.append(Check(part="packages", name=extra, ok=ok, needed=False, found=said, remedy=mend))
     return found
+
+
+def import_errors(modules: Sequence[str]) -> dict[str, str]:
+    """Of installed modules those whose import fails, and how."""
+    errors: dict[str, str] = {}
+    left = list(modules)
+    while left:
+        said, end = _imported(left)
+        errors |= {module: error for module, error in said.items() if error}
+        left = [module for module in left if module not in said]
+        if left:  # the process did not get beyond this one
+            errors[left.pop(0)] = end
+    return errors
+
+
+def _imported(modules: Sequence[str]) -> tuple[dict[str, str], str]:
+    """How far a process of its own got: by module the error, "" where there is none; and how the process ended."""
+    command = [sys.executable, "-c", _IMPORTS, *modules]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_S, check=False)
+        printed, end = done.stdout, f"its process ended with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        told = error.stdout or b""
+        printed = told.decode(errors="replace") if isinstance(told, bytes) else told
+        end = f"no end within {_IMPORT_S:g} s"
+    said = (line.removeprefix(_MARK).partition(" ") for line in printed.splitlines() if line.startswith(_MARK))
+    return {module: error for module, _, error in said}, end
 
 
 def _python() -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -63,9 +63,9 @@ def _heldout(config: Config, folder: Path) -> dict[str, Any]:
     from thyme.evals.evidence import shown
     from thyme.verbs.opening import open_model
 
-    journal = folder / "rollouts" / ".heldout.jsonl"
+    journal = folder / "rollouts" / ".eval.jsonl"
     result = measure(config, open_model(config), journal)
-    looked_at = evidence_of(result) if config.eval.evidence else None
+    looked_at = _kept_for_pages(config, result, folder)
     figures = result.to_json() | {"evidence": None if looked_at is None else asdict(looked_at)}
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
     journal.unlink(missing_ok=True)
@@ -78,18 +78,32 @@ def _heldout(config: Config, folder: Path) -> dict[str, Any]:
         print(f"right on the judge's word: {result.overall.by_judge}, not judged: {result.overall.errors}")
     if looked_at is not None:
         print(shown(looked_at))
-    print(f"figures: {folder}/eval.json")
+    print(f"figures: {folder}/eval.json; thyme view {folder}")
     return figures
 
 
-def evidence_of(result: EvalResult) -> EvidenceFigures | None:
-    """Whether what tools returned holds what the answers say, as shares; None where no answer called a tool."""
-    from thyme.evals import is_correct
-    from thyme.evals.evidence import evidence_figures, found_of
+def _kept_for_pages(config: Config, result: EvalResult, folder: Path) -> EvidenceFigures | None:
+    """Writes the rollouts with their pictures and verdicts, and what evidence their tools returned, as `thyme view`
+    reads them; the shares of evidence, None where it is not looked for or no answer called a tool."""
+    from thyme.evals.evidence import EvidenceFile, evidence_figures
+    from thyme.rollout.records import write_rollouts
 
-    rollouts = [rollout for group in result.rollouts for rollout in group]
-    found = [found_of(rollout.question.id, rollout) for rollout in rollouts]
-    return evidence_figures(found, {(one.question.id, one.index): is_correct(one) for one in rollouts})
+    pairs = [
+        (rollout, verdict)
+        for group, verdicts in zip(result.rollouts, result.verdicts, strict=True)
+        for rollout, verdict in zip(group, verdicts, strict=True)
+    ]
+    rewards = [{"result": said.value, "by_judge": float(said.by_judge), "error": said.error} for _, said in pairs]
+    write_rollouts(folder / "rollouts" / "eval.jsonl", [rollout for rollout, _ in pairs], rewards)
+    path = folder / "evidence" / "eval.jsonl"
+    path.unlink(missing_ok=True)  # of another evaluation of that name
+    if not config.eval.evidence:
+        return None
+    with closing(EvidenceFile(path)) as evidence:
+        for rollout, _ in pairs:
+            evidence.add(rollout.question.id, rollout)
+    right = {(rollout.question.id, rollout.index): verdict.value == 1.0 for rollout, verdict in pairs}
+    return evidence_figures(list(evidence.done.values()), right)
 
 
 def measure(config: Config, opened: Opened, journal: Path | None = None) -> EvalResult:

@@ -36,6 +36,15 @@ def test_any_row_of_json_lines_is_read_by_its_position(tmp_path: Path) -> None:
         table.read(entries[1].position)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}\n', '[{"a": 1}, {"a": 2}]'])
+def test_a_byte_order_mark_costs_no_row(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text, "utf-8-sig")
+    table = open_table(path)
+    assert [table.read(entry.position) for entry in table.scan()] == [{"a": 1}, {"a": 2}]
+    assert [entry.value for entry in table.scan()] == [{"a": 1}, {"a": 2}]
+
+
 def test_ten_thousand_lines_are_passed_over_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:

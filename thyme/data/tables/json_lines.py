@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ MAX_ROW_BYTES = 256 * 1024**2
 
 
 class JsonLines:
-    """One JSON object a line, in UTF-8. A row's position is the byte its line begins at."""
+    """One JSON object a line, in UTF-8, with or without a byte order mark. A row's position is the byte its line
+    begins at."""
 
     skips = False
 
@@ -34,7 +36,7 @@ class JsonLines:
                 if not line.strip():
                     continue
                 try:
-                    entry = Entry(start, number, _parsed(line))
+                    entry = Entry(start, number, _parsed(line, start))
                 except BadRow as error:
                     entry = Entry(start, number, None, error.refusal)
                 yield entry
@@ -43,14 +45,17 @@ class JsonLines:
         """See `Table.read`."""
         with self.path.open("rb") as file:
             file.seek(position)
-            return _parsed(file.readline(MAX_ROW_BYTES + 1))
+            return _parsed(file.readline(MAX_ROW_BYTES + 1), position)
 
     def block(self, position: int) -> tuple[int, int]:
         """See `Table.block`."""
         return position, 0
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes, position: int) -> Any:
+    """The value of a line that begins at that byte; a file may begin with a byte order mark."""
+    if position == 0:
+        line = line.removeprefix(codecs.BOM_UTF8)
     if len(line) > MAX_ROW_BYTES:
         raise BadRow("too large", f"over {MAX_ROW_BYTES >> 20} MiB: smaller pictures, or fewer")
     try:
@@ -60,5 +65,5 @@ def _parsed(line: bytes) -> Any:
         raise BadRow("not UTF-8", f"not UTF-8: {where}: save the file in UTF-8") from None
     except Exception as error:  # RecursionError and MemoryError too
         array = " (one JSON array? write one object a line)" if line.lstrip().startswith(b"[") else ""
-        mark = " (a byte order mark: save the file without it)" if line.startswith(b"\xef\xbb\xbf") else ""
+        mark = " (a byte order mark: two files joined? take it out)" if line.startswith(codecs.BOM_UTF8) else ""
         raise BadRow("not JSON", f"not JSON: {type(error).__name__}: {error}{array}{mark}") from None

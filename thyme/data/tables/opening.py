@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def open_table(path: Path) -> Table:
         raise ValueError(f"data file {path}: is a table of text: give parquet, or one JSON object a line")
     if path.suffix.lower() == ".parquet":
         raise ValueError(f"data file {path}: is no parquet file: download it again")
-    return JsonArray(path) if head.lstrip().startswith(b"[") else JsonLines(path)
+    return JsonArray(path) if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[") else JsonLines(path)
 
 
 def count_rows(paths: Iterable[Path]) -> int | None:

@@ -34,7 +34,9 @@ class Asking:
     answers: Answers
     """Where they go; what it has is not asked again."""
     traces: Path
-    """The file that rollouts are added to; what the sandbox returned goes to images/ beside its folder."""
+    """The file that rollouts are added to; their pictures go to images/ beside its folder."""
+    picture_bytes: int = 0
+    """Of disk that the questions' pictures may take there."""
     scorer: Scorer | None = None
     """Is asked about answers that the rules do not accept, where the published figures are a judge's."""
     evidence: EvidenceFile | None = None
@@ -54,7 +56,7 @@ class Asking:
         earlier = Traces(self.traces) if goes_on else None
         # Compressing pictures and reading text off them take longer than the loop may be kept.
         with (
-            Traces(self.traces) as traces,
+            Traces(self.traces, self.picture_bytes) as traces,
             ThreadPoolExecutor(1, thread_name_prefix="traces") as writer,
             Looking(self.evidence) as looking,
         ):

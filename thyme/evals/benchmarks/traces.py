@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +17,19 @@ from thyme.rollout.types import Question, Rollout
 
 
 class Traces:
-    """A file of rollouts, a JSON line each, without the questions' pictures: the benchmark's file has those. What the
-    sandbox returned is in images/ beside its folder.
+    """A file of rollouts, a JSON line each. Their pictures are in images/ beside its folder, each once.
 
     Args:
         path: of the file. Opened for writing (as a context manager) it is made where it is missing, and half a line at
             its end, where a run was killed, is cut off.
+        picture_bytes: of disk that questions' pictures may take. A benchmark may have tens of GB of them: those that
+            come when it is used up are left in the benchmark's file alone. What the sandbox returned is always kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, picture_bytes: int = 0) -> None:
         self.path = path
+        self._room = picture_bytes
+        self._counted: set[str] = set()
         self._images = ImageFolder(images_beside(path))
         self._file: IO[str] | None = None
 
@@ -42,10 +46,19 @@ class Traces:
     def add(self, rollout: Rollout) -> None:
         """One more line, on disk when this returns."""
         assert self._file is not None, "opened for reading"
-        bare = replace(rollout.question, image=None, more_images=())
-        row = to_row(replace(rollout, question=bare), self._images) | {"rewards": None}
+        if self._room <= 0:
+            rollout = replace(rollout, question=replace(rollout.question, image=None, more_images=()))
+        row = to_row(rollout, self._images) | {"rewards": None}
+        self._count(row["question"])
         self._file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
         self._file.flush()
+
+    def _count(self, question: Mapping[str, Any]) -> None:
+        """Takes what a question's pictures need off the room that is left."""
+        for name in (question["image"], *(name for _, name in question["more_images"])):
+            if name is not None and name not in self._counted:
+                self._counted.add(name)
+                self._room -= self._images.path(name).stat().st_size
 
     @cached_property
     def _places(self) -> dict[tuple[str, int], list[int]]:

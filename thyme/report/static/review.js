@@ -52,7 +52,7 @@ function drawHead() {
   fill(head, el("b", {}, review.title), el("span", {}, `reviewer: ${review.reviewer}`),
     el("span", { class: "faint" }, review.summary), el("span", { id: "agreement" }, agreement.join(" · ")),
     el("button", { type: "button", onclick: showKeys }, "?"));
-  count.textContent = `${review.decided} of ${plural(review.rows, "row")} decided`;
+  count.textContent = `${plural(review.decided, "decision")} · ${plural(review.rows, "row")}`;
 }
 
 function drawBar(editing = false) {

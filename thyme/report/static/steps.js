@@ -22,6 +22,6 @@ function stepsView(run, metrics, onFile) {
 }
 
 function fileName(file) {
-  if (file.step === null) return file.key;
+  if (file.step === null) return file.is_journal ? `${file.key.slice(1)} (under way)` : file.key;
   return file.is_journal ? `step ${file.step} (under way${file.rank ? `, rank ${file.rank}` : ""})` : `step ${file.step}`;
 }
