@@ -11,10 +11,11 @@ import pytest
 
 from tests.data.rows import FIRST, b64, thyme_rl, thyme_sft
 from thyme.build.boxes import Box
-from thyme.build.config import BuildConfig, Shard, SharesConfig
+from thyme.build.config import BuildConfig, SharesConfig
 from thyme.build.plan import Plan
 from thyme.build.raw import RawRows, read_raw
 from thyme.data.refusal import BadRow
+from thyme.shard import Shard
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -90,10 +91,3 @@ def test_a_plan_shares_rows_out_by_recipe_and_seed_alone(tmp_path: Path) -> None
     assert some.identity() != Plan(raw, BuildConfig(count=50, seed=4)).identity()
     parts = [set(plan.of(Shard(i, 4))) for i in range(1, 5)]
     assert set.union(*parts) == set(range(300)) and sum(map(len, parts)) == 300
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
-def test_a_shard_is_i_of_n(text: str) -> None:
-    with pytest.raises(ValueError, match="must be i/n"):
-        Shard.read(text)
-    assert Shard.read("") == Shard() and Shard.read("2/8").name == "00001-of-00008"

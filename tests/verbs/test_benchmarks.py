@@ -196,7 +196,7 @@ def test_the_paper_s_protocol_is_asked_for_and_told_wherever_its_figures_are(
     [
         (["--eval.samples", "2"], "one answer a question, but samples is 2"),
         (["--eval.every-steps", "2"], "asked once while training"),
-        (["--eval.retries", "2"], "leave them out with eval.benchmark and eval.paper_protocol"),
+        (["--eval.retries", "2"], "leave them out with eval.benchmark, eval.paper_protocol and"),
         (["--eval.paper-retries", "-1"], "-1 must be at least 0"),
         (["--score", "p.jsonl", "--eval.benchmark", "mcq", "--eval.data", "a.tsv"], "asks no model"),
     ],

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thyme.build.config import SCENARIOS, BuildConfig, Scenario, Shard
+from thyme.build.config import SCENARIOS, BuildConfig, Scenario
 from thyme.build.raw import RawRows
 from thyme.build.scenarios import choose
+from thyme.shard import Shard
 
 _NONE = 255
 _CHANGES_NOTHING = {"concurrency", "ray_workers", "ray_address", "ray_batch"}

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from thyme.build.config import Shard
 from thyme.build.outcome import Outcome
+from thyme.shard import Shard
 
 
 class Store:

@@ -60,6 +60,11 @@ class EvalConfig:
     against: str = field(default="", metadata=RARE)
     """Another run's folder: the difference to it, question by question."""
 
+    ray_workers: int = 0
+    """`thyme eval`: workers on Ray, each with an engine and a sandbox of its own; 0: this process alone."""
+    ray_address: str = field(default="", metadata=RARE)
+    """Of a Ray cluster, such as "auto"; empty: a cluster on this machine for the time of the run."""
+
     def __post_init__(self) -> None:
         if self.data and not self.benchmark:
             raise ValueError("data: a file of which benchmark? eval.benchmark names it")
@@ -69,10 +74,10 @@ class EvalConfig:
             raise ValueError(f"limit: {self.limit} must be at least 0")
         if self.retries < 0:
             raise ValueError(f"retries: {self.retries} must be at least 0")
-        if (self.benchmark or self.paper_protocol) and (self.best_of > 1 or self.retries):
+        if (self.benchmark or self.paper_protocol or self.ray_workers) and (self.best_of > 1 or self.retries):
             raise ValueError(
-                "best_of and retries are of held-out questions alone: leave them out with eval.benchmark and "
-                "eval.paper_protocol"
+                "best_of and retries are of held-out questions alone: leave them out with eval.benchmark, "
+                "eval.paper_protocol and eval.ray_workers"
             )
         if not 0.0 <= self.picture_gib < float("inf"):
             raise ValueError(f"picture_gib: {self.picture_gib} must be finite and at least 0")
@@ -85,6 +90,10 @@ class EvalConfig:
         for name in ("num_questions", "samples", "at_once", "best_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.ray_workers < 0:
+            raise ValueError(f"ray_workers: {self.ray_workers} must be at least 0")
+        if self.ray_workers and self.every_steps:
+            raise ValueError("ray_workers: while training the trainer's own engine asks: leave it out with every_steps")
         if self.every_steps < 0:
             raise ValueError(f"every_steps: {self.every_steps} must be at least 0")
         for name in ("temperature", "code_temperature"):

@@ -112,9 +112,13 @@ class EvidenceFile:
 
     def add(self, index: str, rollout: Rollout) -> None:
         """Looks for the evidence of a rollout and writes it."""
-        if (index, rollout.index) in self.done:
+        if (index, rollout.index) not in self.done:
+            self.put(found_of(index, rollout))
+
+    def put(self, found: Found) -> None:
+        """Writes evidence that was looked for, once."""
+        if (found.index, found.sample) in self.done:
             return
-        found = found_of(index, rollout)
         self._file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
         self._file.flush()
         self._keep(found)

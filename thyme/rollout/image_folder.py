@@ -6,7 +6,7 @@ be compressed to find that out. Files are written under another name and renamed
 
 import hashlib
 import json
-import os
+import secrets
 from pathlib import Path
 
 from PIL import Image
@@ -33,7 +33,8 @@ class ImageFolder:
         path = self.path(name)
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+            # Processes of several machines may write the same one: none of them may take the other's half.
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
             image.save(temporary, format="PNG", compress_level=1)
             temporary.replace(path)
         return name

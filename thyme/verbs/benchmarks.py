@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thyme.interrupt import goes_on_with
-from thyme.progress import progress
+from thyme.shard import Shard
+from thyme.verbs.benchmark_runs import ALL, Way, ask_rows, asker, open_files, protocol_of, rows_of
 from thyme.verbs.notes import note
 
 if TYPE_CHECKING:
@@ -19,32 +19,38 @@ if TYPE_CHECKING:
     from thyme.evals.benchmarks.paper_protocol import PaperProtocol
     from thyme.evals.benchmarks.report import Score
     from thyme.evals.benchmarks.rows import Rows
-    from thyme.evals.benchmarks.source import BenchmarkFile
-    from thyme.rewards import Scorer
-    from thyme.rollout.rollout import RolloutLoop
-    from thyme.rollout.sampling import Sampling
     from thyme.verbs.config import EvaluatedConfig
 
+    Runs = dict[tuple[str, str], list[dict[str, Answered]]]
+    """The answers of each benchmark, by control ("tools" without one) and disturbance of the pictures ("" without)."""
 
-def score_file(config: EvaluatedConfig, path: Path, control: str = "") -> dict[str, Any]:
+
+def score_file(config: EvaluatedConfig, path: Path, **asking: str) -> dict[str, Any]:
     """Scores predictions that somebody made; writes score.json, and returns what it says.
 
+    Args:
+        config: of the run.
+        path: of the predictions.
+        asking: settings by name that only an asked model has, such as a control: none may be given.
+
     Raises:
-        ValueError: nothing to score by or with, or a setting, such as `control`, that only an asked model has.
+        ValueError: nothing to score by or with, or a setting that only an asked model has.
     """
     from thyme.evals.benchmarks.predictions import read_predictions
     from thyme.evals.benchmarks.report import score_predictions, table
     from thyme.verbs.folders import run_dir
 
-    asking = {
-        "control": control,
+    asking |= {
         "eval.robustness": config.eval.robustness,
         "eval.against": config.eval.against,
-        "eval.paper_protocol": config.eval.paper_protocol,
+        "eval.paper_protocol": str(config.eval.paper_protocol or ""),
+        "eval.ray_workers": str(config.eval.ray_workers or ""),
     }
     if said := [name for name, value in asking.items() if value]:
         raise ValueError(f"{said[0]}: --score asks no model: leave it out")
-    rows, *others = _open(config)
+    rows, *others = open_files(config)
+    if rows.left_out:
+        note(rows.summary())
     if others:
         raise ValueError(f"eval.benchmark: --score takes one benchmark, not {len(others) + 1}")
     predictions = read_predictions(path)
@@ -65,64 +71,96 @@ def score_file(config: EvaluatedConfig, path: Path, control: str = "") -> dict[s
     return score.to_json()
 
 
-def evaluate_rows(config: EvaluatedConfig, control: str = "") -> dict[str, Any] | list[dict[str, Any]]:
+def evaluate_rows(
+    config: EvaluatedConfig, control: str = "", shard: Shard = ALL
+) -> dict[str, Any] | list[dict[str, Any]]:
     """Asks the model every row of the benchmarks, or held-out questions, with tools and under each control; writes
     predictions, traces, score.json and table.md.
 
     Args:
         config: of the run.
         control: names of controls by commas, or "all".
+        shard: of the rows, which alone are asked; figures come of the whole, once all shards have answered.
 
     Returns:
-        What score.json says: an object of each benchmark, of one alone not in a list.
+        What score.json says: an object of each benchmark, of one alone not in a list. Of a shard how many rows of each
+        benchmark it has answered.
     """
     from thyme.evals import disturbances
-    from thyme.evals.benchmarks.controls import named
+    from thyme.evals.benchmarks.controls import TOOLS, named
     from thyme.verbs.folders import run_dir
 
     controls, disturbing = named(control), disturbances.named(config.eval.robustness)
-    files: Sequence[Rows] = _open(config) if config.eval.benchmark else _held_out(config)
+    files = rows_of(config)
+    for rows in files:
+        if rows.left_out:
+            note(rows.summary())
     if "base" in controls and not config.eval.base:
         note("control base: eval.base names no model to compare with: left out")
         controls.remove("base")
     for rows in files if config.eval.against else ():
         _theirs(config, rows)  # what is wrong with them is said before anything is asked
-    with run_dir(config) as folder:
-        return _evaluated(config, folder, files, controls, disturbing)
+    with run_dir(config, part="" if shard == ALL else shard.name) as folder:
+        told = [rows.summary() for rows in files]
+        runs = _asked(config, folder, files, controls, disturbing, shard)
+        for rows, before in zip(files, told, strict=True):
+            if rows.summary() != before:
+                note(rows.summary())
+        if shard == ALL:
+            return _evaluated(config, folder, files, controls, runs)
+        answered = {rows.benchmark.name: len(run) for rows, run in zip(files, runs[TOOLS, ""], strict=True)}
+        print(
+            f"shard {shard.index} of {shard.count}: {sum(answered.values())} rows answered; once all shards have, the "
+            "same command without --shard puts them together"
+        )
+        return {"shard": f"{shard.index}/{shard.count}", "answered": answered}
 
 
-def _evaluated(
-    config: EvaluatedConfig, folder: Path, files: Sequence[Rows], controls: Sequence[str], disturbing: Sequence[str]
-) -> dict[str, Any] | list[dict[str, Any]]:
+def _asked(
+    config: EvaluatedConfig,
+    folder: Path,
+    files: Sequence[Rows],
+    controls: Sequence[str],
+    disturbing: Sequence[str],
+    shard: Shard,
+) -> Runs:
+    """The answers of every run, of each benchmark in the order of the files."""
     from thyme.evals.benchmarks.controls import TOOL_FREE, TOOLS
-    from thyme.evals.benchmarks.report import table
-    from thyme.verbs.opening import open_loop, open_model
 
-    told = [rows.summary() for rows in files]
-    scores, sections, tables = [], [], []
     how = "the same command" + " with --eval.resume true" * (not config.eval.resume)
-    with goes_on_with(f"answers are kept; {how} goes on"), _judge(config) as scorer:
-        runs: dict[tuple[str, str], list[dict[str, Answered]]] = {}
-        asked = [(name, "") for name in (TOOLS, *(n for n in controls if n != "base"))]
-        if disturbing and TOOL_FREE not in controls:
-            asked.append((TOOL_FREE, ""))
-        asked += [(name, disturbance) for disturbance in disturbing for name in (TOOLS, TOOL_FREE)]
+    asked = [(name, "") for name in (TOOLS, *(n for n in controls if n != "base"))]
+    if disturbing and TOOL_FREE not in controls:
+        asked.append((TOOL_FREE, ""))
+    asked += [(name, disturbance) for disturbance in disturbing for name in (TOOLS, TOOL_FREE)]
+    runs: Runs = {}
+    with goes_on_with(f"answers are kept; {how} goes on"):
         for model, names in ((config.model, asked), (config.eval.base, [("base", "")] * ("base" in controls))):
             if not names:
                 continue
-            opened = open_model(replace(config, model=model))
-            with open_loop(config, opened) as loop:
-                for name in names:
-                    runs[name] = [_Run(config, folder, loop, scorer, *name).ask(rows) for rows in files]
+            with asker(replace(config, model=model), folder) as it:
+                for control, disturbance in names:
+                    ways = [Way(number=n, control=control, disturbance=disturbance) for n in range(len(files))]
+                    runs[control, disturbance] = [
+                        ask_rows(config, folder, it, way, rows, shard) for way, rows in zip(ways, files, strict=True)
+                    ]
+    return runs
+
+
+def _evaluated(
+    config: EvaluatedConfig, folder: Path, files: Sequence[Rows], controls: Sequence[str], runs: Runs
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Writes and prints the figures of all runs."""
+    from thyme.evals.benchmarks.controls import TOOLS
+    from thyme.evals.benchmarks.report import table
+
+    scores, sections, tables = [], [], []
     for number, rows in enumerate(files):
-        if rows.summary() != told[number]:
-            note(rows.summary())
         score, section = _figures(config, folder, rows, runs[TOOLS, ""][number])
         if controls:
             of_controls = {name: runs[name, ""][number] for name in (TOOLS, *controls)}
-            text, section["controls"] = _controls(rows, of_controls, _protocol(config))
+            text, section["controls"] = _controls(rows, of_controls, protocol_of(config))
             tables.append(text)
-        if disturbing:
+        if config.eval.robustness:
             text, section["robustness"] = _robustness(rows, {name: run[number] for name, run in runs.items()})
             tables.append(text)
         scores.append(score)
@@ -136,88 +174,6 @@ def _evaluated(
         _say(score, section["tools"])
     print(f"figures: {folder}/score.json, {folder}/table.md; predictions: {folder}/predictions/; thyme view {folder}")
     return figures
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A model on all rows, under one control or none ("tools"), the pictures disturbed or as they are ("")."""
-
-    config: EvaluatedConfig
-    folder: Path
-    loop: RolloutLoop
-    scorer: Scorer | None
-    control: str
-    disturbance: str = ""
-
-    def ask(self, rows: Rows) -> dict[str, Answered]:
-        """The answers to the rows that the config asks for, by index."""
-        from thyme.evals.benchmarks import controls
-        from thyme.evals.benchmarks.answers import Answers
-        from thyme.evals.benchmarks.robustness import DisturbedRows
-        from thyme.evals.benchmarks.run import Asking
-        from thyme.evals.evidence import EvidenceFile
-
-        config, name = self.config, rows.benchmark.name
-        traces = self.folder / "rollouts" / f"{name}.jsonl"
-        if self.disturbance:
-            name = f"{name}.{self.disturbance}"
-            rows = DisturbedRows(rows, self.disturbance, config.eval.seed, config.eval.limit)
-            if not rows.items:
-                note(f"{name}: every row's answer depends on sides or directions: none is asked")
-                return {}
-        if self.control != controls.TOOLS:
-            rows, name = controls.rows_of(self.control, rows, traces), f"{name}.{self.control}"
-        sampling = controls.sampling_of(self.control, self.loop.config.sampling(**config.eval.drawn()))
-        items = rows.items[: config.eval.limit or None]
-        answers = Answers(
-            self.folder / "predictions" / f"{name}.jsonl", self._settings(rows, sampling), resume=config.eval.resume
-        )
-        right = sum(one.value for one in answers.done.values())
-        looks = config.eval.evidence and sampling.allow_code and sampling.show_results
-        evidence = EvidenceFile(self.folder / "evidence" / f"{name}.jsonl") if looks else None
-        with (
-            closing(answers),
-            nullcontext() if evidence is None else closing(evidence),
-            progress(len(items), name, "question") as line,
-        ):
-
-            def told(answered: Answered) -> None:
-                nonlocal right
-                right += answered.value
-                tokens = answered.tokens * max(1, len(answered.values))
-                line.at(len(answers.done), tokens=tokens, numbers={"right": right / len(answers.done)})
-
-            asking = Asking(
-                rows=rows,
-                loop=self.loop,
-                sampling=sampling,
-                answers=answers,
-                traces=self.folder / "rollouts" / f"{name}.jsonl",
-                picture_bytes=int(config.eval.picture_gib * 2**30),
-                scorer=self.scorer,
-                evidence=evidence,
-                protocol=_protocol(config),
-                at_once=config.eval.at_once,
-                on_answer=told,
-            )
-            asking.run(range(len(items)))
-        if not answers.done:
-            raise ValueError(f"{name}: no row could be asked: {rows.summary()}")
-        return answers.done
-
-    def _settings(self, rows: Rows, sampling: Sampling) -> dict[str, Any]:
-        """What answers depend on."""
-        from thyme.model.fingerprint import fingerprint
-
-        judge, protocol = self.config.judge, _protocol(self.config)
-        return {
-            **rows.identity,
-            "paper_protocol": None if protocol is None else asdict(protocol),
-            "weights": fingerprint(self.loop.engine.model),
-            "sampling": asdict(sampling),
-            "rollout": asdict(self.loop.config),
-            "judge": judge.model if judge.url else None,
-        }
 
 
 def _figures(
@@ -235,7 +191,7 @@ def _figures(
     if config.eval.against:
         tools["against"] = _difference(config, rows, answers)
     score = summarize(rows.benchmark, [item for item, _ in answered], scored)
-    if (protocol := _protocol(config)) is not None:
+    if (protocol := protocol_of(config)) is not None:
         score = replace(score, protocol=protocol.figures([one for _, one in answered]))
     if config.eval.evidence:
         found = read_evidence(folder / "evidence" / f"{rows.benchmark.name}.jsonl")
@@ -270,20 +226,6 @@ def _robustness(rows: Rows, runs: dict[tuple[str, str], dict[str, Answered]]) ->
     return text, [asdict(one) for one in found]
 
 
-def _held_out(config: EvaluatedConfig) -> list[Rows]:
-    from thyme.evals.benchmarks.rows import HeldOut
-    from thyme.verbs.rows import heldout_questions, require_rows
-
-    require_rows(config, "heldout")
-    return [HeldOut(heldout_questions(config, config.eval.num_questions))]
-
-
-def _protocol(config: EvaluatedConfig) -> PaperProtocol | None:
-    from thyme.evals.benchmarks.paper_protocol import PaperProtocol
-
-    return PaperProtocol(config.eval.paper_retries) if config.eval.paper_protocol else None
-
-
 def _theirs(config: EvaluatedConfig, rows: Rows) -> dict[str, Answered]:
     """The answers of the run that this one is compared with.
 
@@ -292,7 +234,7 @@ def _theirs(config: EvaluatedConfig, rows: Rows) -> dict[str, Answered]:
     """
     from thyme.evals.benchmarks.answers import read_answers
 
-    other, protocol = Path(config.eval.against), _protocol(config)
+    other, protocol = Path(config.eval.against), protocol_of(config)
     settings, answers = read_answers(other / "predictions" / f"{rows.benchmark.name}.jsonl")
     theirs = settings.get("paper_protocol")
     if theirs != (None if protocol is None else asdict(protocol)):
@@ -312,32 +254,6 @@ def _difference(config: EvaluatedConfig, rows: Rows, mine: dict[str, Answered]) 
     gained, lost, p = mcnemar(*values)
     mean = 100 * (sum(values[0]) - sum(values[1])) / len(both)
     return {"run": other, "n": len(both), "difference": mean, "gained": gained, "lost": lost, "p": p}
-
-
-def _open(config: EvaluatedConfig) -> list[BenchmarkFile]:
-    """The files of the benchmarks named, all of them opened before a model is."""
-    from thyme.evals.benchmarks.known import benchmark
-    from thyme.evals.benchmarks.source import BenchmarkFile
-
-    named = [name.strip() for name in config.eval.benchmark.split(",") if name.strip()]
-    known = {found.name: found for found in map(benchmark, named)}
-    if not known:
-        raise ValueError("eval.benchmark: which benchmark are they predictions for?")
-    path = Path(config.eval.data)
-    if len(known) > 1 and path.is_file():
-        raise ValueError(f"eval.data: {path} is one file, {len(known)} benchmarks are named: give their folder")
-    files = [BenchmarkFile(one, path) for one in known.values()]
-    for rows in files:
-        if rows.left_out:
-            note(rows.summary())
-    return files
-
-
-def _judge(config: EvaluatedConfig) -> Any:
-    from thyme.rewards.config import RewardConfig
-    from thyme.rewards.opening import open_scorer
-
-    return nullcontext() if config.judge.url is None else open_scorer(RewardConfig(mode="result"), config.judge)
 
 
 def _say(score: Score, tools: dict[str, Any] | None = None) -> None:

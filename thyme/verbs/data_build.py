@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thyme.build.config import BuildConfig, EndpointConfig, Shard
+from thyme.build.config import BuildConfig, EndpointConfig
 from thyme.data.config import DataConfig
 from thyme.interrupt import goes_on_with, left_to_asyncio
 from thyme.progress import progress
 from thyme.result import Result
 from thyme.rewards.config import JudgeConfig
+from thyme.shard import Shard
 from thyme.verbs.config import LoopConfig
 
 if TYPE_CHECKING:

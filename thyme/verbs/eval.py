@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from thyme.evals.config import EvalConfig
 from thyme.interrupt import goes_on_with
 from thyme.progress import progress
 from thyme.result import Result
+from thyme.shard import Shard
 from thyme.verbs import benchmarks
 from thyme.verbs.config import EvaluatedConfig, ScoredConfig
 from thyme.verbs.notes import note
@@ -38,14 +39,25 @@ class Config(EvaluatedConfig):
     control: str = ""
     """The same questions again under controls, by commas, or all: tool_free, format_only, result_only, blind, ats_off,
     base."""
+    shard: str = ""
+    """This machine's part of the rows, such as 2/8, in a folder that all share; empty: all of them, with what shards
+    have answered."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Shard.read(self.shard)
+        if self.eval.ray_workers and self.shard:
+            raise ValueError("shard: with eval.ray_workers the work is one: leave shard out, or Ray")
 
 
 def run(config: Config) -> Result:
     """Evaluates, prints the figures and writes eval.json; of benchmarks score.json and table.md."""
     if config.score:
-        return Result(benchmarks.score_file(config, Path(config.score), config.control))
-    if config.eval.benchmark or config.control or config.eval.robustness or config.eval.paper_protocol:
-        return Result(benchmarks.evaluate_rows(config, config.control))
+        return Result(benchmarks.score_file(config, Path(config.score), control=config.control, shard=config.shard))
+    how = config.eval
+    if how.benchmark or how.robustness or how.paper_protocol or how.ray_workers or config.control or config.shard:
+        whole = replace(config, shard="")  # which is what the folder's recipe repeats
+        return Result(benchmarks.evaluate_rows(whole, config.control, Shard.read(config.shard)))
     return Result(evaluate_heldout(config))
 
 

@@ -7,7 +7,7 @@ training run also run.json (`thyme.verbs.training_run`).
 import errno
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from thyme.config import to_toml
@@ -19,9 +19,13 @@ RUN_FILE = "run.json"
 
 
 @contextmanager
-def run_dir(config: RunConfig) -> Iterator[Path]:
+def run_dir(config: RunConfig, part: str = "") -> Iterator[Path]:
     """Makes runs/<name>/, holds it for this process and writes the resolved config into it, for a verb that trains
     nothing.
+
+    Args:
+        config: of the run.
+        part: of the work, where several processes share the folder, which is held for this part alone; "": all of it.
 
     Raises:
         FileNotFoundError, ValueError: the model is no folder of a model, another process is at work in runs/<name>/,
@@ -33,24 +37,27 @@ def run_dir(config: RunConfig) -> Iterator[Path]:
     if (folder / RUN_FILE).is_file():
         raise ValueError(f"{folder} is a training run: --name gives this one another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder):
+    with held(folder, part):
         (folder / "config.toml").write_text(to_toml(config))
         yield folder
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the kernel lets go of it however the process ends.
+def held(folder: Path, part: str = "") -> Iterator[None]:
+    """Holds a folder, or a part of the work in it, for this process; the kernel lets go of it however the process ends.
 
     Raises:
         ValueError: another process has it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: no forked child inherits it
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
-                raise ValueError(f"{folder} is in use by another process of thyme: wait, or name another") from None
+    locks = [(".lock", fcntl.LOCK_SH), (f".lock.{part}", fcntl.LOCK_EX)] if part else [(".lock", fcntl.LOCK_EX)]
+    with ExitStack() as files:
+        for name, how in locks:
+            file = files.enter_context((folder / name).open("a+"))
+            try:
+                fcntl.lockf(file, how | fcntl.LOCK_NB)  # of the process: no forked child inherits it
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                    raise ValueError(f"{folder} is in use by another process of thyme: wait, or name another") from None
         yield
 
 

@@ -12,6 +12,7 @@ from tests.rollout.test_rollout import ANSWER, IM_END, SOME_CODE, Behavior, prin
 from tests.rollout.test_rollout import loop as scripted
 from thyme.evals.benchmarks.answers import Answered, Answers
 from thyme.evals.benchmarks.controls import rows_of
+from thyme.evals.benchmarks.keeping import Kept
 from thyme.evals.benchmarks.paper_protocol import PaperProtocol
 from thyme.evals.benchmarks.rows import HeldOut
 from thyme.evals.benchmarks.run import Asking
@@ -61,12 +62,11 @@ class Run:
             rows=self.rows,
             loop=self.loop,
             sampling=self.loop.config.sampling(n=1).greedy(),
-            answers=answers,
-            traces=self.traces,
             protocol=protocol,
         )
-        with suppress(Killed):
-            asking.run(range(count))
+        todo = [number for number in range(count) if f"q{number}" not in answers.done]
+        with suppress(Killed), Kept(self.rows, answers, self.traces) as kept:
+            asking.run(todo, kept)
         answers.close()
         self.answers: dict[str, Answered] = answers.done
 

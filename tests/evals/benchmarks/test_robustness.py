@@ -15,6 +15,7 @@ from tests.rewards.rollouts import rollout
 from tests.rewards.test_evidence import ran
 from thyme.evals.benchmarks.answers import Answered, Answers
 from thyme.evals.benchmarks.item import item_of
+from thyme.evals.benchmarks.keeping import Kept
 from thyme.evals.benchmarks.robustness import DisturbedRows, keeps_its_answer, robustness, robustness_table
 from thyme.evals.benchmarks.rows import HeldOut
 from thyme.evals.benchmarks.run import Asking
@@ -126,14 +127,9 @@ def test_evidence_is_looked_for_beside_the_loop_and_again_after_a_kill(tmp_path:
     def ask() -> tuple[Answers, EvidenceFile]:
         answers = Answers(tmp_path / "predictions.jsonl", {}, resume=True)
         evidence = EvidenceFile(tmp_path / "evidence" / "heldout.jsonl")
-        Asking(
-            rows=rows,
-            loop=loop,  # type: ignore[arg-type]
-            sampling=Sampling(),
-            answers=answers,
-            traces=tmp_path / "rollouts" / "heldout.jsonl",
-            evidence=evidence,
-        ).run(range(4))
+        asking = Asking(rows=rows, loop=loop, sampling=Sampling())  # type: ignore[arg-type]
+        with Kept(rows, answers, tmp_path / "rollouts" / "heldout.jsonl", evidence=evidence) as kept:
+            asking.run([number for number in range(4) if f"q{number}" not in answers.done], kept)
         answers.close()
         evidence.close()
         return answers, evidence

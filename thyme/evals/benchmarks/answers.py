@@ -92,13 +92,20 @@ class Answers:
 
     def _read(self, settings: Mapping[str, Any]) -> None:
         before, self.done = _parsed(self.path)
-        now = json.loads(json.dumps(settings))
-        if changed := _changed(before, now):
-            name, theirs, ours = changed
-            raise ValueError(
-                f"{self.path} was made with {name} = {theirs!r}, this run has {ours!r}: repeat it as it was, or take "
-                "another --name"
-            )
+        require_same(self.path, before, settings)
+
+
+def require_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: answers of this run depend on settings that were others in the file.
+    """
+    if changed := _changed(before, json.loads(json.dumps(settings))):
+        name, theirs, ours = changed
+        raise ValueError(
+            f"{path} was made with {name} = {theirs!r}, this run has {ours!r}: repeat it as it was, or take another "
+            "--name"
+        )
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

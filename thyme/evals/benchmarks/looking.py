@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from thyme.data.refusal import BadRow
-from thyme.evals.benchmarks.rows import Rows
+from thyme.evals.benchmarks.rows import Rows, question_ids
 from thyme.evals.benchmarks.traces import Traces
 from thyme.evals.evidence import EvidenceFile
 from thyme.rollout.types import Rollout
@@ -51,8 +51,7 @@ def look_again(file: EvidenceFile, traces: Traces, rows: Rows, answered: Collect
     looked_at = {index for index, _ in file.done}
     if looked_at >= set(answered) or not traces.path.is_file():
         return
-    name = rows.benchmark.name
-    numbers = {key: n for n, item in enumerate(rows.items) for key in (item.index, f"{name}/{item.index}")}
+    numbers = {question_id: n for n in range(len(rows.items)) for question_id in question_ids(rows, n)}
     for question_id, sample in traces.samples():
         number = numbers.get(question_id)
         index = None if number is None else rows.items[number].index

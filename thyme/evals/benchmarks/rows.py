@@ -37,6 +37,12 @@ class Rows(Protocol):
         """Rows used, and left out by reason."""
 
 
+def question_ids(rows: Rows, number: int) -> tuple[str, str]:
+    """The ids that the question of a row may have: held-out questions have their own, benchmarks' say which one."""
+    index = rows.items[number].index
+    return index, f"{rows.benchmark.name}/{index}"
+
+
 HELD_OUT = Benchmark(
     name="heldout", prompt=prompts.bare, score=scorers.rules, figures=figures.pooled("category"), published_by="judge"
 )

@@ -45,12 +45,20 @@ class Traces:
 
     def add(self, rollout: Rollout) -> None:
         """One more line, on disk when this returns."""
-        assert self._file is not None, "opened for reading"
+        self.append(self.line(rollout))
+
+    def line(self, rollout: Rollout) -> str:
+        """The line of a rollout, whose pictures are on disk when this returns."""
         if self._room <= 0:
             rollout = replace(rollout, question=replace(rollout.question, image=None, more_images=()))
         row = to_row(rollout, self._images) | {"rewards": None}
         self._count(row["question"])
-        self._file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    def append(self, line: str) -> None:
+        """Adds a line that is made already."""
+        assert self._file is not None, "opened for reading"
+        self._file.write(line)
         self._file.flush()
 
     def _count(self, question: Mapping[str, Any]) -> None:
@@ -88,15 +96,27 @@ class Traces:
             question: any rollout with its id, as it is asked now.
             sample: its index; there are several of one where it was drawn again, and the last is the one that counts.
         """
-        return [self._at(place, question) for place in self._places.get((question.id, sample), ())]
+        return [self.rollout(line, question) for line in self.lines(question.id, sample)]
 
     def last(self, question: Question, sample: int = 0) -> Rollout | None:
         """The one of them that counts; None where there is none."""
         places = self._places.get((question.id, sample))
-        return self._at(places[-1], question) if places else None
+        return self.rollout(self._at(places[-1]), question) if places else None
 
-    def _at(self, place: int, question: Question) -> Rollout:
+    def lines(self, question_id: str, sample: int = 0) -> list[str]:
+        """The lines of a question's rollouts, in the order they ended."""
+        return [self._at(place) for place in self._places.get((question_id, sample), ())]
+
+    def rollout(self, line: str, question: Question) -> Rollout:
+        """What `line` made a line of.
+
+        Args:
+            line: of this file.
+            question: the same question, with the pictures that lines lack.
+        """
+        return from_row(json.loads(line), self._images, None, question)
+
+    def _at(self, place: int) -> str:
         with self.path.open("rb") as file:
             file.seek(place)
-            row: dict[str, Any] = json.loads(file.readline())
-        return from_row(row, self._images, None, question)
+            return file.readline().decode("utf-8")
