@@ -16,6 +16,7 @@ from PIL import Image
 from tests.report import runs
 from tests.report.browser import Browser
 from tests.report.conftest import Serve
+from thyme.report.page import VIEW
 from thyme.report.view_app import view_app
 from thyme.rollout.journal import Journal
 from thyme.toy.model import tiny_processor
@@ -224,6 +225,24 @@ def test_curves_and_steps(serve: Serve, browser: Browser, small: Path) -> None:
     browser.wait("location.hash.startsWith('#/rollouts/step_0')")
 
 
+def test_scores_of_an_evaluation_come_first(serve: Serve, browser: Browser, small: Path, tmp_path: Path) -> None:
+    table = "| Benchmark | score | Thyme-7B |\n| --- | --- | --- |\n| V* | 81.5 | 82.2 |\n\nV* under controls:\n"
+    (small / "table.md").write_text(table)
+    other = tmp_path / "other"
+    runs.write_step(other, 4, runs.group_of_four(1, "crop-1"))
+    browser.open(view(serve, small, other))
+    browser.wait("document.querySelectorAll('.scores td').length === 3")
+    assert browser.text(".scores") == "Benchmark\tscore\tThyme-7B\nV*\t81.5\t82.2"
+    assert "V* under controls:" in browser.text("main") and "other" not in browser.text("main")
+    browser.press("r")
+    browser.wait("location.hash.startsWith('#/rollouts')")
+    browser.press("t")
+    browser.wait("location.hash === '#/scores'")
+    (small / "table.md").unlink()
+    browser.open(view(serve, small))
+    browser.wait("document.querySelectorAll('.tab').length === 3")
+
+
 def test_two_runs_side_by_side(serve: Serve, browser: Browser, small: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     runs.write_metrics(other, 5)
@@ -255,18 +274,19 @@ def test_text_of_a_rollout_is_text(serve: Serve, browser: Browser, tmp_path: Pat
     path = runs.write_step(folder, 0, made)
     (folder / "metrics.jsonl").write_text(json.dumps({"stage": bad, "step": 0, bad: 1.0}) + "\n")
     (folder / "alarms.jsonl").write_text(json.dumps({"step": 0, "alarm": bad, "metric": bad, "text": bad}) + "\n")
+    (folder / "table.md").write_text(f"| {bad} |\n| --- |\n| {bad} |\n{bad}\n")
     hostile = path.with_name(f"{bad.replace('/', '_')}.jsonl")
     path.rename(hostile)
     (folder / "config.toml").write_text('model = "tiny"')
     address = view(serve, folder)
     key = quote(hostile.name.removesuffix(".jsonl"), safe="")
-    for look in (f"#/rollouts/{key}/1", f"#/rollouts/{key}/1?colour=kind", "#/curves", "#/steps"):
+    for look in (f"#/rollouts/{key}/1", f"#/rollouts/{key}/1?colour=kind", "#/curves", "#/steps", "#/scores"):
         browser.open(f"{address}{look}")
         browser.wait("document.body.dataset.ready")
         browser.wait("document.body.innerText.includes('window.hit')")
         browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         time.sleep(0.1)
-        assert browser.run("window.hit === undefined && document.scripts.length") == 8
+        assert browser.run("window.hit === undefined && document.scripts.length") == len(VIEW)
         assert browser.count("img[src='x']") == 0
     assert runs.HOSTILE in browser.run(
         f"fetch('/api/a/rollout/{key}/1').then((r) => r.json()).then((v) => v.question.text)"

@@ -11,7 +11,7 @@ from thyme.report.json_text import to_script
 
 SCRIPTS = ("dom.js", "highlight.js", "pictures.js", "cards.js", "list.js", "curves.js", "steps.js")
 """What every page has, in the order they are loaded."""
-VIEW, REVIEW = (*SCRIPTS, "view.js"), (*SCRIPTS, "review.js")
+VIEW, REVIEW = (*SCRIPTS, "scores.js", "view.js"), (*SCRIPTS, "review.js")
 STYLE = "style.css"
 
 POLICY = (

@@ -3,6 +3,7 @@
     config.toml, run.json       what it is
     metrics.jsonl, alarms.jsonl curves
     rollouts/step_N.jsonl       rollouts; any other name too (heldout.jsonl); .NAME.jsonl is one under way
+    table.md                    the figures of an evaluation
     predictions/, evidence/     what an evaluation holds of them (`thyme.report.verdicts`)
     images/                     pictures, by content
 
@@ -20,6 +21,7 @@ from typing import Any
 from thyme.report.picture_store import FolderPictures, PictureStore
 from thyme.report.rollout_file import RolloutFile
 from thyme.report.rollout_view import Spelling, rollout_view
+from thyme.report.tables import read_tables
 from thyme.report.verdicts import Verdicts
 
 _STEP = re.compile(r"\.?step_(\d+)(?:\.(\d+_of_\d+))?\.jsonl")
@@ -60,16 +62,17 @@ class RunFolder:
         state, notes = self._state()
         if self.spelling is None:
             notes.append(f"tokens are shown by their ids: {self.why_unspelled or 'no tokenizer was found'}")
-        metrics = [self._stamp(name) for name in ("metrics.jsonl", "alarms.jsonl")]
+        metrics, scores = [self._stamp(name) for name in ("metrics.jsonl", "alarms.jsonl")], self._stamp("table.md")
         return {
             "name": self.name,
             "files": files,
+            "scores": read_tables(self.folder / "table.md"),
             "notes": notes,
             "finished": state.get("is_finished"),
             "verb": state.get("verb"),
             "max_mismatch": self._max_mismatch(),
             "metrics_stamp": "/".join(metrics),
-            "stamp": json.dumps([files, metrics, state.get("is_finished")]),
+            "stamp": json.dumps([files, metrics, scores, state.get("is_finished")]),
         }
 
     def metrics(self) -> dict[str, Any]:

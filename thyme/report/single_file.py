@@ -63,7 +63,7 @@ def trace_page(title: str, row: Mapping[str, Any], pictures: Pictures, spelling:
     table: dict[str, Any] = {name: [getattr(summary, name)] for name in COLUMNS}
     table |= {"line": [1], "seed": [str(summary.seed)], "problems": [], "stamp": ""}
     file = {"key": "trace", "step": None, "is_journal": False, "rank": None, "rollouts": 1, "stamp": ""}
-    described = {"name": title, "files": [file], "notes": [], "finished": True, "max_mismatch": 0.1}
+    described = {"name": title, "files": [file], "scores": [], "notes": [], "finished": True, "max_mismatch": 0.1}
     answers = {
         "/api/runs": {"a": described | {"metrics_stamp": "", "stamp": ""}},
         "/api/a/metrics": {"stages": {}, "problems": []},

@@ -80,6 +80,7 @@ def _heldout(config: Config, folder: Path) -> dict[str, Any]:
     looked_at = _kept_for_pages(config, result, folder)
     figures = result.to_json() | {"evidence": None if looked_at is None else asdict(looked_at)}
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / "table.md").write_text(_table(result))
     journal.unlink(missing_ok=True)
     width = max(12, *map(len, result.scenarios))
     for name, summary in [*result.scenarios.items(), ("all", result.overall)]:
@@ -92,6 +93,16 @@ def _heldout(config: Config, folder: Path) -> dict[str, Any]:
         print(shown(looked_at))
     print(f"figures: {folder}/eval.json; thyme view {folder}")
     return figures
+
+
+def _table(result: EvalResult) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| scenario | n | accuracy | 95 % | code | of it ran |", "| --- " * 6 + "|"]
+    for name, one in [*result.scenarios.items(), ("all", result.overall)]:
+        shares = ["", ""] if one.code_ok is None else [f"{100 * one.code_share:.0f} %", f"{100 * one.code_ok:.0f} %"]
+        interval = f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+        lines.append(f"| {' | '.join([name, str(one.n), f'{100 * one.accuracy:.1f}', interval, *shares])} |")
+    return "\n".join(lines) + "\n"
 
 
 def _kept_for_pages(config: Config, result: EvalResult, folder: Path) -> EvidenceFigures | None:

@@ -12,7 +12,7 @@ const FILTERS = {
 const KEYS = [
   ["j / ↓", "next rollout of the list"], ["k / ↑", "the one before"], ["n / p", "next group, the one before"],
   ["] / [", "next step, the one before"], ["c", "colour of tokens"], ["1 … 6", "filters"], ["/", "search"],
-  ["g s r", "curves, steps, rollouts"], ["?", "these keys"], ["Esc", "close"],
+  ["g s r t", "curves, steps, rollouts, scores"], ["?", "these keys"], ["Esc", "close"],
 ];
 
 let runs = {};
@@ -28,7 +28,7 @@ function readAddress() {
   const [view, file, line] = path.split("/").map(decodeURIComponent);
   const asked = new URLSearchParams(query || "");
   return {
-    view: ["curves", "steps", "rollouts"].includes(view) ? view : "rollouts",
+    view: ["scores", "curves", "steps", "rollouts"].includes(view) ? view : !view && hasScores() ? "scores" : "rollouts",
     file: file || null, line: line ? Number(line) : null,
     filters: (asked.get("show") || "").split(",").filter((name) => name in FILTERS),
     colour: COLOURS.includes(asked.get("colour")) ? asked.get("colour") : "none",
@@ -56,6 +56,7 @@ function go(change, replaces = false) {
 }
 
 const fileOf = (run, key) => run.files.find((file) => file.key === key);
+const hasScores = () => Object.values(runs).some((run) => run.scores.length);
 const stampOf = (key) => { const file = fileOf(runs.a, key); return file ? file.stamp : "gone"; };
 const tableAddress = (run, key) => `/api/${run}/table/${encodeURIComponent(key)}`;
 const rolloutAddress = (run, key, line) => `/api/${run}/rollout/${encodeURIComponent(key)}/${line}`;
@@ -91,7 +92,7 @@ function drawHead() {
     COLOURS.map((name) => el("option", { value: name, selected: name === state.colour }, name === "none" ? "no token colours" : name)));
   fill(parts.head,
     el("b", {}, Object.entries(runs).map(([key, run]) => el("span", { class: "run-name", style: { color: RUN_COLOURS[key] } }, run.name, " "))),
-    tab("curves", "curves"), tab("steps", "steps"), tab("rollouts", "rollouts"),
+    hasScores() && tab("scores", "scores"), tab("curves", "curves"), tab("steps", "steps"), tab("rollouts", "rollouts"),
     step(-1), files, step(1),
     el("span", { class: "filters" }, Object.entries(FILTERS).map(([name, [label]], place_) => el("button", {
       type: "button", class: state.filters.includes(name) ? "filter on" : "filter", title: `filter: ${place_ + 1}`, data: { filter: name },
@@ -131,6 +132,7 @@ async function update() {
   fill(parts.notes, Object.entries(runs).flatMap(([key, run]) => run.notes.map((note) => el("p", { class: "note" }, key === "a" ? note : `${run.name}: ${note}`))));
   try {
     if (state.view === "rollouts") await showRollouts(mine, before);
+    else if (state.view === "scores") parts.main.replaceChildren(scoresView(runs));
     else await showMetrics(mine);
   } catch (error) {
     if (mine === turn) parts.main.replaceChildren(el("p", { class: "note error" }, error.message));
@@ -281,7 +283,7 @@ document.addEventListener("keydown", (event) => {
     j: () => moveInList(1), ArrowDown: () => moveInList(1), k: () => moveInList(-1), ArrowUp: () => moveInList(-1),
     n: () => moveGroup(1), p: () => moveGroup(-1), "]": () => moveFile(1), "[": () => moveFile(-1),
     c: () => go({ colour: COLOURS[(COLOURS.indexOf(state.colour) + 1) % COLOURS.length] }),
-    "/": () => parts.search.focus(), g: () => go({ view: "curves" }), s: () => go({ view: "steps" }), r: () => go({ view: "rollouts" }), "?": showKeys,
+    "/": () => parts.search.focus(), g: () => go({ view: "curves" }), s: () => go({ view: "steps" }), r: () => go({ view: "rollouts" }), t: () => hasScores() && go({ view: "scores" }), "?": showKeys,
   };
   filters.forEach((name, place) => { actions[String(place + 1)] = () => toggleFilter(name); });
   if (event.key in actions) {
