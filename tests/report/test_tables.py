@@ -18,11 +18,11 @@ def test_what_an_evaluation_writes_is_read(tmp_path: Path) -> None:
     ]
     score = summarize(benchmark("V*"), items, [Scored(float(i > 0), "A") for i in range(4)])
     path = tmp_path / "table.md"
-    path.write_text(table([score]) + "\nunder controls:\n\n| | n |\n| --- | --- |\n| tools | 4 |\n| | |\n")
-    scores, text, controls = read_tables(path)
+    path.write_text(table([score]) + "\nunder\ncontrols:\n\nof it:\n| | n |\n| --- | --- |\n| tools | 4 |\n| | |\n")
+    scores, text, more, controls = read_tables(path)
     assert scores["head"] == ["Benchmark", "", "n", "score", "95 %", "Thyme-7B", "Qwen2.5-VL-7B"]
     assert scores["rows"][0][:4] == ["VStarBench", "Overall", "4", "75.0"] and scores["rows"][0][5:] == ["82.2", "76.4"]
-    assert text == {"text": "under controls:"}
+    assert text == {"text": "under controls:"} and more == {"text": "of it:"}
     assert controls == {"head": ["", "n"], "rows": [["tools", "4"], ["", ""]]}
 
 

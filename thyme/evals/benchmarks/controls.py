@@ -160,9 +160,9 @@ def compare(
     )
 
 
-def solved(tool_free: Mapping[str, Answered], tools: Mapping[str, Answered]) -> dict[str, float]:
+def solved(tool_free: Mapping[str, Answered], tools: Mapping[str, Answered]) -> dict[str, float | None]:
     """Of the rows that both answered: the share right only with tools, only without, and with both, in percent; and of
-    those right with tools the share that is right without them too."""
+    those right with tools the share that is right without them too, None where there are none."""
     both = [index for index in tools if index in tool_free]
     with_tools = {index for index in both if tools[index].value >= 0.5}
     without = {index for index in both if tool_free[index].value >= 0.5}
@@ -171,7 +171,7 @@ def solved(tool_free: Mapping[str, Answered], tools: Mapping[str, Answered]) -> 
         "only_with_tools": share * len(with_tools - without),
         "lost_by_tools": share * len(without - with_tools),
         "with_both": share * len(with_tools & without),
-        "also_without": 100 * len(with_tools & without) / len(with_tools) if with_tools else 0.0,
+        "also_without": 100 * len(with_tools & without) / len(with_tools) if with_tools else None,
     }
 
 
@@ -189,7 +189,8 @@ def control_table(comparisons: Sequence[Comparison], shares: Mapping[str, Any] |
         cells += [one.protocol.shown()] if one.protocol is not None else []
         lines.append(f"| {' | '.join(cells)} |")
     if shares is not None:
-        only, lost, also = (f"{shares[name]:.1f} %" for name in ("only_with_tools", "lost_by_tools", "also_without"))
-        lines += ["", f"Solved only with tools: {only}; lost by tools: {lost}. Of what is right with tools, {also} is"]
-        lines += ["right without them too."]
+        only, lost = (f"{shares[name]:.1f} %" for name in ("only_with_tools", "lost_by_tools"))
+        lines += ["", f"Solved only with tools: {only}; lost by tools: {lost}."]
+        if (also := shares["also_without"]) is not None:
+            lines += [f"Of what is right with tools, {also:.1f} % is right without them too."]
     return "\n".join(lines) + "\n"
