@@ -27,7 +27,7 @@ from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_range, check_t
 from thyme.kernels.fp8 import check_capability, quantize_heads
 from thyme.kernels.fp8_cache import check_cache
 from thyme.kernels.library import registered
-from thyme.kernels.mrope import check_heads, launch_config, mrope, mrope_ref, turned
+from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turn_on_cpu, turned
 
 
 def mrope_write_kv_ref(
@@ -47,6 +47,7 @@ def mrope_write_kv_ref(
 
 
 def _store_ref(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
+    _check_slots(slots, cache)
     used = (slots >= 0).nonzero().flatten()
     cache.flatten(0, 1).index_copy_(0, slots[used], heads[used])
 
@@ -65,7 +66,15 @@ def _store_native(cache: Tensor, slots: Tensor, heads: Tensor) -> None:
         rows, table = (
             x.view(torch.int16).numpy() for x in (heads.detach().flatten(1), cache.view(-1, heads[0].numel()))
         )
-        _native.write_slots(rows, slots.contiguous().numpy(), table)
+        try:
+            _native.write_slots(rows, slots.contiguous().numpy(), table)
+        except ValueError:  # it has looked at them before it wrote anything
+            _check_slots(slots, cache)
+            raise
+
+
+def _check_slots(slots: Tensor, cache: Tensor) -> None:
+    check_range("slot_mapping", slots, -1, cache.shape[0] * cache.shape[1] - 1)
 
 
 def _write(
@@ -186,6 +195,7 @@ def mrope_write_kv_triton(
 ) -> Tensor:
     """`mrope_write_kv` in Triton; float32, bfloat16 or float16, tables of float32."""
     queries, keys = _check(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, (k_scales, v_scales), FLOATS)
+    _check_slots(slot_mapping, k_cache)
     if k_scales is not None:
         check_capability(qkv.device)
     num_tokens, num_heads, dim = qkv.shape
@@ -239,7 +249,6 @@ def _check(
     if queries < 1:
         raise ValueError(f"qkv has {num_heads} heads, of which keys and values take 2 x {keys}: no query is left")
     check_heads(qkv, cos, sin, dtypes)
-    check_range("slot_mapping", slot_mapping, -1, k_cache.shape[0] * k_cache.shape[1] - 1)
     if bias is not None:
         check_tensor("bias", bias, (num_heads * dim,), (qkv.dtype,), qkv.device)
     return queries, keys
@@ -283,4 +292,4 @@ def mrope_write_kv(
         return mrope_write_kv_triton(
             qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias, k_scales=k_scales, v_scales=v_scales
         )
-    return _write(mrope, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, k_scales, v_scales)
+    return _write(turn_on_cpu, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, k_scales, v_scales)

@@ -188,6 +188,15 @@ def _mrope(backend: Backend, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _MRope.apply(heads, cos, sin, backend) if torch.is_grad_enabled() else _TURN[backend](heads, cos, sin, 1)
 
 
+def turn_on_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`mrope` of checked tensors on a CPU, without a gradient."""
+    return _TURN[_cpu_backend(heads, cos)](heads, cos, sin, 1)
+
+
+def _cpu_backend(heads: Tensor, cos: Tensor) -> Backend:
+    return "native" if cos.dtype == torch.float32 and heads.dtype in (torch.float32, torch.bfloat16) else "ref"
+
+
 def mrope_ref(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`mrope` in torch: the definition, and the CPU path of float16 and float64."""
     check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
@@ -239,6 +248,4 @@ def mrope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if heads.is_cuda:
         return mrope_triton(heads, cos, sin)
     check_heads(heads, cos, sin, FLOATS_AND_DOUBLE)
-    is_native = cos.dtype == torch.float32 and heads.dtype in (torch.float32, torch.bfloat16)
-    backend: Backend = "native" if is_native else "ref"
-    return _mrope(backend, heads, cos, sin)
+    return _mrope(_cpu_backend(heads, cos), heads, cos, sin)

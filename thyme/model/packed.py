@@ -56,7 +56,6 @@ class PackedLinear(nn.Module):
         assert weight is not None
         return weight
 
-    @torch.inference_mode()
     def refresh(self) -> None:
         """Packs the weight where there is no copy, or where it was written or replaced since."""
         weight = self.weight
@@ -65,6 +64,7 @@ class PackedLinear(nn.Module):
             self._pack(weight.detach())
             self._made_from = state
 
+    @torch.inference_mode()
     def _pack(self, weight: Tensor) -> None:
         self._packed = None  # first, so that there are never two
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype))
