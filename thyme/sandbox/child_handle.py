@@ -34,8 +34,12 @@ class ChildHandle:
         self._clock: int | None = None
         self._used = False  # whether something may have been printed: fresh memory is zero
         self.stdout = self.code = -1
-        self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pixels = PixelStream(config)
+        try:
+            self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self.pixels.close()
+            raise
         try:
             self.stdout = _shared_memory("stdout", config.max_stdout_bytes)
             self.code = _shared_memory("code", config.max_code_bytes)
