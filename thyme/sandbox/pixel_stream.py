@@ -24,8 +24,6 @@ _TURN_BYTES = 1 << 20
 """About as much is read before other sockets get their turn."""
 _WAITING_BYTES = 1 << 20
 """That the process may be ahead; the kernel grants what it grants."""
-_STORED = 4
-"""Bytes of a pixel in Pillow's memory."""
 
 
 class Picture(NamedTuple):
@@ -136,12 +134,10 @@ class _Arriving:
         self._width, self._height, self._top, self._filled, self._sum = width, height, 0, 0, 0
         self._row = width * BYTES_PER_PIXEL
         self._strip = np.empty(min(height, max(1, _STRIP_BYTES // self._row)) * self._row, np.uint8).data
-        # As Pillow lays RGB out, in memory that is only touched where rows have come, and then in huge pages: first
-        # touches are what most of this would cost.
-        memory = np.empty(width * height * _STORED, np.uint8)
-        pillow: Any = Image
-        mapped = pillow.core.map_buffer(memory, (width, height), "raw", 0, ("RGB", 0, 1))
-        self._image = pillow.new("RGB", (0, 0))._new(mapped)
+        # Not in huge pages, though first touches are half of what this costs: those that are free then lay in processes
+        # that have ended, and on a virtual machine the host may have taken them back: it gives them again at thrice
+        # the cost.
+        self._image = Image.new("RGB", (width, height), None)
 
     def wanted(self) -> memoryview:
         """What is missing of the strip that is read."""
