@@ -3,7 +3,7 @@
 #include <Python.h>
 
 #include <cerrno>
-#include <fcntl.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -82,15 +82,21 @@ PyObject* hold(PyObject*, PyObject* arguments) {
 
 PyObject* open_descriptors(PyObject*, PyObject* argument) {
     const long first = PyLong_AsLong(argument);
-    const long end = sysconf(_SC_OPEN_MAX);
     if (first == -1 && PyErr_Occurred()) return nullptr;
-    PyObject* found = PyList_New(0);
-    for (long descriptor = first; found != nullptr && descriptor < end; ++descriptor) {
-        if (fcntl(static_cast<int>(descriptor), F_GETFD) < 0) continue;
-        PyObject* number = PyLong_FromLong(descriptor);
+    const long end = sysconf(_SC_OPEN_MAX), count = end > first ? end - first : 0;
+    // All at once: a call for each of some hundreds takes a tenth of a millisecond.
+    pollfd* const asked = PyMem_New(pollfd, count);
+    if (asked == nullptr) return PyErr_NoMemory();
+    for (long i = 0; i < count; ++i) asked[i] = {static_cast<int>(first + i), 0, 0};
+    const bool known = poll(asked, static_cast<nfds_t>(count), 0) >= 0;
+    PyObject* found = known ? PyList_New(0) : PyErr_SetFromErrno(PyExc_OSError);
+    for (long i = 0; found != nullptr && i < count; ++i) {
+        if (asked[i].revents & POLLNVAL) continue;
+        PyObject* number = PyLong_FromLong(asked[i].fd);
         if (number == nullptr || PyList_Append(found, number) < 0) Py_CLEAR(found);
         Py_XDECREF(number);
     }
+    PyMem_Free(asked);
     return found;
 }
 

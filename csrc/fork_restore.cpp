@@ -3,6 +3,9 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -98,25 +101,37 @@ inline bool follow(const Step& step, Workshop& workshop, int memory, int pages) 
     }
 }
 
+inline bool follow_all(const char* plan, std::size_t size, Workshop& workshop, const Sources& sources) {
+    if (size < sizeof(Plan)) return false;
+    const std::uint64_t num_steps = reinterpret_cast<const Plan*>(plan)->num_steps;
+    if (num_steps > (size - sizeof(Plan)) / sizeof(Step)) return false;
+    const Step* const steps = reinterpret_cast<const Step*>(plan + sizeof(Plan));
+    for (std::uint64_t i = 0; i < num_steps; ++i) {
+        if (!follow(steps[i], workshop, sources.memory, sources.pages)) return false;
+    }
+    return true;
+}
+
 // What `become` needs on the other stack: there is no other way to hand it over.
 struct {
     const char* plan;
+    std::size_t size;
     Workshop* workshop;
-    int memory, pages;
+    Sources sources;
 } task;
 
 // Runs on the workshop's stack. Between the first step and the closing of the descriptors it depends on nothing but its
 // own code, registers, plan and stack.
 __attribute__((noinline, noreturn, optimize("no-stack-protector"))) void restore() {
-    const char* const plan = task.plan;
-    Workshop& workshop = *task.workshop;
-    const int memory = task.memory, pages = task.pages;
-    std::uint64_t num_steps = reinterpret_cast<const Plan*>(plan)->num_steps;
-    const Step* const steps = reinterpret_cast<const Step*>(plan + sizeof(Plan));
-    for (std::uint64_t i = 0; i < num_steps; ++i) {
-        if (!follow(steps[i], workshop, memory, pages)) call(SYS_exit_group, kBroken);
+    const auto [plan, size, workshop, sources] = task;
+    if (!follow_all(plan, size, *workshop, sources)) call(SYS_exit_group, kBroken);
+    const long came = call(SYS_read, sources.channel, reinterpret_cast<long>(sources.buffer), static_cast<long>(sources.size));
+    if (came <= 0 || !follow_all(sources.buffer, static_cast<std::size_t>(came), *workshop, sources)) {
+        call(SYS_exit_group, kBroken);
     }
-    if (call(SYS_close, memory) != 0 || call(SYS_close, pages) != 0) call(SYS_exit_group, kBroken);
+    if (call(SYS_close, sources.memory) != 0 || call(SYS_close, sources.pages) != 0 || call(SYS_close, sources.channel) != 0) {
+        call(SYS_exit_group, kBroken);
+    }
     is_copy = 1;
     setcontext(&held.context);
     __builtin_trap();
@@ -128,12 +143,10 @@ bool is_plan(const char* bytes, std::size_t size) {
     return size >= sizeof(Plan) && std::memcmp(bytes, kPlanMark, sizeof kPlanMark) == 0;
 }
 
-void become(const char* plan, std::size_t size, Workshop& workshop, int memory, int pages) {
-    Plan head;
-    std::memcpy(&head, plan, sizeof head);
+void become(const char* plan, std::size_t size, Workshop& workshop, const Sources& sources) {
     ucontext_t other;
-    if (head.num_steps > (size - sizeof head) / sizeof(Step) || getcontext(&other) != 0) _exit(kBroken);
-    task = {plan, &workshop, memory, pages};
+    if (getcontext(&other) != 0) _exit(kBroken);
+    task = {plan, size, &workshop, sources};
     other.uc_stack.ss_sp = workshop.stack;
     other.uc_stack.ss_size = sizeof workshop.stack;
     other.uc_link = nullptr;
@@ -147,6 +160,9 @@ Held hold(int socket, const char* ready, std::size_t size) {
         held.known[number] = sigaction(number, nullptr, &held.actions[number]) == 0;
     }
     sigaltstack(nullptr, &held.signal_stack);
+#ifdef __GLIBC__
+    malloc_trim(0);  // what is free need not be copied: each page costs a microsecond
+#endif
     is_copy = 0;
     getcontext(&held.context);
     if (is_copy) {

@@ -23,7 +23,8 @@ constexpr std::int64_t kCopy = -3;   // what the original has here of its own, t
 constexpr std::int64_t kBreak = -4;  // the end of the heap is put to `start`
 constexpr std::int64_t kGrow = -5;   // the stack reaches down to `start`
 
-// What begins an order to become a copy; behind it lie the steps.
+// What begins either half of an order to become a copy; behind it lie the steps. The first half says what can be copied of
+// whichever original, so that it need not wait for the second, which says what that one has mapped otherwise.
 struct Plan {
     char mark[8];
     std::uint64_t num_steps;
@@ -40,10 +41,18 @@ struct Workshop {
 // Whether a message is an order to become a copy.
 bool is_plan(const char* bytes, std::size_t size);
 
-// Follows the plan, which lies outside of what it touches, and goes on where the original called `hold`. `pages` and
-// `memory` are the original's /proc/self/pagemap and /proc/self/mem; every descriptor from the lower of both on is closed before
-// anything that the original could have written is run. Ends the process, with status 3, where a step fails.
-[[noreturn]] void become(const char* plan, std::size_t size, Workshop& workshop, int memory, int pages);
+// Where a copy gets what it needs from: the original's /proc/self/mem and /proc/self/pagemap, and the socket that the second
+// half of the plan comes by, into a buffer of `size` bytes that no step touches.
+struct Sources {
+    int memory, pages, channel;
+    char* buffer;
+    std::size_t size;
+};
+
+// Follows the plan, both halves of which lie outside of what it touches, and goes on where the original called `hold`. The
+// three descriptors are closed before anything that the original could have written is run. Ends the process, with status
+// 3, where a step fails or there is no second half.
+[[noreturn]] void become(const char* plan, std::size_t size, Workshop& workshop, const Sources& sources);
 
 enum class Held { kOriginal, kCopy, kLeft };
 

@@ -93,17 +93,18 @@ void make_ready(const Pages* pages, std::size_t count) {
     }
 }
 
-// Becomes the child whose memory came last with the order.
-[[noreturn]] void be_copied(Service& service, int keep) {
+// Becomes the child whose memory came last with the order. The rest of the plan comes by `channel`.
+[[noreturn]] void be_copied(Service& service, int keep, int channel) {
     const Message& order = service.order;
     if (order.num_descriptors < 2) _exit(kBroken);
     const int* const given = order.descriptors + order.num_descriptors - 2;
-    if (given[0] <= keep + 1 || given[1] <= keep + 1 || dup3(given[0], keep, O_CLOEXEC) < 0 ||
-        dup3(given[1], keep + 1, O_CLOEXEC) < 0) {
+    if (given[0] <= keep + 1 || given[1] <= keep + 1 || channel <= keep + 2 || dup3(given[0], keep, O_CLOEXEC) < 0 ||
+        dup3(given[1], keep + 1, O_CLOEXEC) < 0 || dup3(channel, keep + 2, O_CLOEXEC) < 0) {
         _exit(kBroken);
     }
-    close_from(keep + 2);
-    become(order.bytes, order.size, service.workshop, keep, keep + 1);
+    close_from(keep + 3);
+    Message& rest = service.request;  // of no use any more
+    become(order.bytes, order.size, service.workshop, {keep, keep + 1, keep + 2, rest.bytes, sizeof rest.bytes});
 }
 
 // What a child does up to its return.
@@ -125,10 +126,13 @@ void be_born(int socket, Service& service) {
     }
     if (birth.early) make_ready(service.pages, service.num_pages);
     if (!receive(birth.channel, service.order) || order.num_descriptors < birth.num_descriptors) _exit(0);
+    const bool is_to_be_copy = is_plan(order.bytes, order.size);
+    // The calls put something else in its place.
+    const int channel = is_to_be_copy ? fcntl(birth.channel, F_DUPFD_CLOEXEC, static_cast<int>(birth.keep) + 3) : -1;
     if (make_calls(after, birth.after, order.descriptors, order.num_descriptors, birth.parameter).failed >= 0) {
         _exit(kBroken);
     }
-    if (is_plan(order.bytes, order.size)) be_copied(service, birth.keep);
+    if (is_to_be_copy) be_copied(service, birth.keep, channel);
     close_from(birth.keep);
     service.is_child = true;
 }

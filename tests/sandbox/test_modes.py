@@ -46,7 +46,7 @@ SMOKE = [
     "disk: many big files",
     "disk: deep tree",
     "protocol: early exit",
-    "protocol: shrinks the shared pixels",
+    "protocol: shrinks the shared memory",
 ]
 # under the emulations the listed folder is open to everybody on purpose
 MODES = {"user": "full", "bare-user": "strong", "container": "strong"}

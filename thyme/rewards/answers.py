@@ -18,11 +18,12 @@ from thyme.rewards.lists import same_list
 from thyme.rewards.moments import moment
 from thyme.rewards.numerals import ordinal
 from thyme.rewards.options import Choice, asks_for_an_order, choice, listed, named_by_text
-from thyme.rewards.quantities import quantity, same, without_unit
+from thyme.rewards.quantities import quantity, same, same_shortened, without_unit
 from thyme.rewards.refusals import is_refusal
 from thyme.rewards.restated import stated, without_question
 from thyme.rewards.sizes import same_code, same_ratio, same_size
 from thyme.rewards.spelling import folded, loose, normal, normal_question
+from thyme.rewards.things import counts_other_things
 from thyme.rewards.yes_no import said_word, same_word, yes_or_no
 
 MAX_CHARACTERS = 1_000
@@ -69,6 +70,8 @@ def _matches(answer: str, solution: str, question: str) -> bool:
         is_name = not options and wanted.said is not None  # "J. K. Rowling" is no option's letter
         return _names(answer, given, wanted, options, question) or (is_name and _equivalent(answer, solution))
     if is_a_share(answer, solution, question):
+        return False
+    if counts_other_things(folded(answer), question) and folded(answer) != folded(solution):
         return False
     if (verdict := same_in_asked_unit(answer, solution, question)) is not None:
         return verdict
@@ -188,6 +191,8 @@ def _same_scalar(answer: str, reference: str) -> bool | None:
         wanted = read(folded(reference))
         if wanted is not None and (given := read(folded(answer))) is not None:
             return given == wanted
+    if same_shortened(answer, reference):
+        return True
     wanted_quantity = quantity(reference, decimal_comma=False)
     if wanted_quantity is not None:
         if re.fullmatch(r"[12]\d{3}", reference):

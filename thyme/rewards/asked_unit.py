@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-from thyme.rewards.quantities import Quantity, quantity, same, unit_of
+from thyme.rewards.quantities import Quantity, quantity, same, shortened, unit_of
 
 MAX_CHARACTERS = 500
 
@@ -40,6 +40,8 @@ def same_in_asked_unit(answer: str, reference: str, question: str) -> bool | Non
     if wanted is None or wanted.units or not (asked := asked_unit(question)):
         return None
     given = quantity(answer)
+    if "length" not in asked and shortened(answer) is not None:
+        return None  # "2.5M" may be meters only where they are asked for
     if given is None or not given.units or any(unit.startswith("one ") for unit in given.units):
         return None  # things that are counted: whether they are those asked for, words alone do not say
     return same(given, Quantity(wanted.value, asked))

@@ -76,6 +76,8 @@ _CURRENCY = re.compile(r"^(us\$|usd|eur|gbp|jpy|cny|rmb|inr|krw|rs\.?|人民币|
 _SCALE = re.compile(r"^\s*(dozen|hundred|thousand|million|billion|trillion|lakh|crore|[万萬亿億])(?![a-z])", re.I)
 _SHORT_SCALE = re.compile(r"^\s?(k|m|mn|mm|b|bn|t)\b", re.I)
 _SHORT_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "mm": 10**6, "b": 10**9, "bn": 10**9, "t": 10**12}
+_SHORTENED = re.compile(r"(?:[-+]\s?)?\d[\d.,]*\s?(?P<scale>[kK]|M|B|[mMbB]n)(?P<rest>\s+[A-Za-z].*)?")
+_MONEY = ("dollar", "euro", "pound", "yuan", "yen", "rupee", "won")
 _PLURALS = """
 people men women children fish sheep deer feet teeth mice geese aircraft species series dice cattle leaves cacti fungi
 bacteria data
@@ -147,6 +149,33 @@ def same(a: Quantity, reference: Quantity) -> bool:
             a.value / 100 if a.is_percent else a.value, reference.value / (100 if reference.is_percent else 1)
         )
     return False
+
+
+def shortened(text: str) -> Quantity | None:
+    """What "2.5M", "3k people" and "1.2bn" are where the letter stands for a number; None for any other text.
+
+    Args:
+        text: a normal text, case kept: "2.5m" are meters.
+    """
+    match = None if len(text) > MAX_CHARACTERS else _SHORTENED.fullmatch(text.strip().rstrip(".").strip())
+    number = None if match is None else _single(match[0][: match.start("scale")], decimal_comma=True)
+    rest = None if match is None or number is None else quantity("2 " + (match["rest"] or "").strip())
+    if match is None or number is None or number.units or rest is None:
+        return None
+    return Quantity(number.value * _SHORT_SCALES[match["scale"].lower()], rest.units, rest.needs_unit)
+
+
+def same_shortened(answer: str, reference: str) -> bool:
+    """Whether one of two quantities is written in short and is the other, which is a plain number, or things or money:
+    what is measured may have the letter for its unit."""
+    mine, theirs = shortened(answer), shortened(reference)
+    if (mine is None) == (theirs is None):
+        return False
+    given, wanted = mine or quantity(answer), theirs or quantity(reference, decimal_comma=False)
+    if given is None or wanted is None:
+        return False
+    is_countable = all(unit.startswith("one ") or unit in _MONEY for unit in (*given.units, *wanted.units))
+    return is_countable and same(given, wanted)
 
 
 def without_unit(text: str) -> tuple[str, Mapping[str, Fraction]]:

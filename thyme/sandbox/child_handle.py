@@ -9,7 +9,8 @@ import signal
 import socket
 import time
 
-from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
+from thyme.sandbox.config import SandboxConfig
+from thyme.sandbox.pixel_stream import PixelStream
 
 FRAME_BYTES = 64 * 1024
 """The longest answer that is read."""
@@ -17,7 +18,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class ChildHandle:
-    """A socket to the process of one session and three pieces of memory shared with it, sealed against resizing.
+    """Two sockets to the process of one session and two pieces of memory shared with it, sealed against resizing.
 
     The handle is made before the fork-server is asked for the process; `pidfd` is None until the process is there.
     """
@@ -32,11 +33,15 @@ class ChildHandle:
         """CPU seconds it had used by then."""
         self._clock: int | None = None
         self._used = False  # whether something may have been printed: fresh memory is zero
-        self.stdout = self.pixels = self.code = -1
-        self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.stdout = self.code = -1
+        self.pixels = PixelStream(config)
+        try:
+            self.socket, self.far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self.pixels.close()
+            raise
         try:
             self.stdout = _shared_memory("stdout", config.max_stdout_bytes)
-            self.pixels = _shared_memory("pixels", config.max_pixels * BYTES_PER_PIXEL)
             self.code = _shared_memory("code", config.max_code_bytes)
         except OSError:
             self.close()
@@ -47,10 +52,11 @@ class ChildHandle:
         """Closes every descriptor. Does not end the process."""
         self.socket.close()
         self.far_end.close()
-        for fd in (self.stdout, self.pixels, self.code, self.pidfd):
+        self.pixels.close()
+        for fd in (self.stdout, self.code, self.pidfd):
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self.stdout = self.pixels = self.code = -1
+        self.stdout = self.code = -1
         self.pidfd = None
 
     def kill(self) -> None:
@@ -109,15 +115,6 @@ def read_all(fd: int, size: int, offset: int) -> bytes:
         parts.append(part)
         size, offset = size - len(part), offset + len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def read_into(fd: int, memory: memoryview, offset: int) -> None:
-    """Fills `memory`, of bytes, from shared memory. ValueError where there are fewer."""
-    while memory:
-        done = os.preadv(fd, [memory], offset)
-        if not done:
-            raise ValueError("short read")
-        memory, offset = memory[done:], offset + done
 
 
 def _shared_memory(name: str, size: int) -> int:

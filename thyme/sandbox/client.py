@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thyme.sandbox.cgroup import Group
-from thyme.sandbox.child_handle import FRAME_BYTES, kill_process
+from thyme.sandbox.child_handle import FRAME_BYTES, ChildHandle, kill_process
 from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.forking import Forks
 from thyme.sandbox.image_store import ImageStore, StoredImage
@@ -339,15 +339,9 @@ class Client:
 
     def _on_child(self, session: SessionState) -> None:
         """A child sent something, or hung up."""
-        child = session.child
+        child = self._known_child(session)
         if child is None:
             return
-        if child.pidfd is None:
-            # The fork-server told of it before it handed the order on, but this event may be older: of a descriptor
-            # since closed, whose number it has.
-            self._on_control()
-            if session.child is not child:
-                return
         try:
             frame = child.socket.recv(FRAME_BYTES)
         except BlockingIOError:
@@ -371,6 +365,34 @@ class Client:
         else:
             self._on_answer(session, round_, frame)
 
+    def _on_pixels(self, session: SessionState) -> None:
+        """A child sent a piece of a picture, or hung up."""
+        child = self._known_child(session)
+        if child is None:
+            return
+        try:
+            has_come = child.pixels.receive()
+        except ValueError as error:
+            self._on_nonsense(session, error)
+            return
+        if has_come and type(session.round) is not Round:
+            self._on_nonsense(session, ValueError("pixels that nobody asked for"))
+        elif child.pixels.has_ended:
+            self.reader.unwatch(child.pixels.socket)
+
+    def _known_child(self, session: SessionState) -> ChildHandle | None:
+        """The session's process, once the fork-server has told of it, which it did before it handed the order on: where
+        something came of it, that is known or in the control socket. An event may be older, though: of a descriptor
+        since closed, whose number it has."""
+        child = session.child
+        if child is not None and child.pidfd is None:
+            self._on_control()
+        return child if session.child is child else None
+
+    def _on_nonsense(self, session: SessionState, error: Exception) -> None:
+        message = f"the snippet's process sent nonsense: {error}"[:200]
+        self._end(session, Status.CRASHED, SnippetError("ProtocolError", message, None))
+
     def _on_answer(self, session: SessionState, round_: Round, frame: bytes) -> None:
         assert session.child is not None and round_.started is not None
         wall_s = time.monotonic() - round_.started
@@ -384,8 +406,7 @@ class Client:
                 restarted=round_.restarted,
             )
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
-            message = f"the snippet's process sent nonsense: {error}"[:200]
-            self._end(session, Status.CRASHED, SnippetError("ProtocolError", message, None))
+            self._on_nonsense(session, error)
             return
         self.outbox.put(round_.future, result)
         self.rounds.end_round(session)
@@ -426,6 +447,7 @@ class Client:
     def _listen(self, session: SessionState) -> None:
         assert session.child is not None
         self.reader.watch(session.child.socket, partial(self._on_child, session))
+        self.reader.watch(session.child.pixels.socket, partial(self._on_pixels, session))
 
     def _end(self, session: SessionState, status: Status, error: SnippetError) -> None:
         """A snippet that did not come back by itself: its process goes, what it printed stays."""
@@ -446,6 +468,7 @@ class Client:
         child = self.rounds.forget(session)
         if child is not None:
             self.reader.unwatch(child.socket)
+            self.reader.unwatch(child.pixels.socket)
             child.close()
 
     def _finish(

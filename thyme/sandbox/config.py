@@ -13,7 +13,7 @@ from thyme.limits import check_numbers
 
 _MEMORY_CEILINGS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 BYTES_PER_PIXEL = 3
-"""Of a returned picture, in the memory shared with the caller: RGB."""
+"""Of a returned picture on its way to the caller: RGB."""
 _MEMORY_MIB = 2048
 _SCRATCH_MIB = 192
 _MAX_PIXELS = 64 << 20

@@ -153,12 +153,12 @@ class ForkLoop:
             # Before it can answer: whose result the client has, that it can kill, also when this process is stopped.
             self._tell({"forked": order["id"]}, [child.pidfd])
             if original is None:
-                message = _errand(order, images).encode()
+                socket.send_fds(child.channel, [_errand(order, images).encode()], [*descriptors, *more])
             else:
                 maps, pagemap, mem = original.read_through()
-                message = plan_of(maps, self._as_born(child))
-                more += [mem, pagemap]
-            socket.send_fds(child.channel, [message], [*descriptors, *more])
+                baseline = self._as_born(child)
+                socket.send_fds(child.channel, [baseline.order], [*descriptors, *more, mem, pagemap])
+                child.channel.send(plan_of(maps, baseline))
             ordered = True
             self._expect(original)
         except OSError as error:

@@ -2,6 +2,8 @@
 
 Both were forked from one template, so nearly all of their mappings are the same, of the same content except for the
 pages that one of them wrote to. The plan is followed by C in the child that becomes the copy (csrc/fork_restore.cpp).
+It comes in two halves: to copy what the original wrote to of what any child has mapped, which is the same for every
+fork, and takes most of the time; and what it has mapped otherwise, which is found out meanwhile.
 What is read here the kernel wrote; the process it is about may be anybody's, and can only spoil its own copy.
 """
 
@@ -59,14 +61,15 @@ class Baseline:
     def __init__(self, maps: int) -> None:
         self.lines = frozenset(_lines(maps))
         self.heap_end = _heap_end(self.lines)
-        self.copies = {line: copy for line in self.lines if b" rw-p " in line for copy in [_copies(_parsed([line]))]}
-        """Lines of what may have been written to -> the steps that copy it."""
-        self.writable = [(step[0], step[0] + step[1]) for copies in self.copies.values() for step in copies]
-        """(start, end) of the same."""
+        copies = _copies(_parsed(line for line in self.lines if b" rw-p " in line))
+        self.writable = [(start, start + size) for start, size, _ in copies]
+        """(start, end) of what may have been written to."""
+        self.order = _encoded(copies)
+        """The first half of any plan."""
 
 
 def plan_of(maps: int, baseline: Baseline) -> bytes:
-    """The order that has a child become the copy of another.
+    """The second half of the order that has a child become the copy of another.
 
     Args:
         maps: descriptor of /proc/self/maps of the original, which holds still.
@@ -76,11 +79,13 @@ def plan_of(maps: int, baseline: Baseline) -> bytes:
         CannotCopy: it has mapped what the child cannot map.
     """
     theirs = set(_lines(maps))
-    same = theirs & baseline.lines
     heap_end = _heap_end(theirs)
     steps = [(heap_end, 0, _BREAK)] if heap_end != baseline.heap_end else []
-    steps += _around_service(_adjusted(_parsed(theirs - same), _parsed(baseline.lines - same)))
-    steps += [copy for line, copies in baseline.copies.items() if line in same for copy in copies]
+    steps += _around_service(_adjusted(_parsed(theirs - baseline.lines), _parsed(baseline.lines - theirs)))
+    return _encoded(steps)
+
+
+def _encoded(steps: Sequence[_Step]) -> bytes:
     if len(steps) > _MOST_STEPS:
         raise CannotCopy(f"{len(steps)} steps to copy its memory, more than {_MOST_STEPS}")
     return _MARK + struct.pack("=Q", len(steps)) + b"".join([_STEP.pack(*step) for step in steps])
@@ -144,7 +149,8 @@ def _piece(start: int, end: int, want: _Mapping | None, have: _Mapping | None) -
         yield start, size, _MAP
     elif have is not None and have.rights != _READ_WRITE:
         yield start, size, _READ_WRITE
-    yield start, size, _COPY
+    if have is None or not same or have.rights != _READ_WRITE:  # else it was copied by the first half
+        yield start, size, _COPY
     if want.rights != _READ_WRITE:
         yield start, size, want.rights
 

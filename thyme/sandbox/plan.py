@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thyme.sandbox import jail, paths
-from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
+from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.preload import anybody_may_read
 from thyme.sandbox.protocol import Setup
 from thyme.sandbox.result import LIVE_FORK, Layer, holds
@@ -210,7 +210,7 @@ def _limits(config: SandboxConfig, *, has_quota: bool) -> tuple[jail.Limit, ...]
     more_files = config.max_files if has_quota else 0
     return jail.limits(
         cpu_s=min(max(1, round(config.timeout_s + 1) * config.session_timeouts), _MOST_SECONDS),
-        # What the machinery itself writes is a file to the kernel as well: printed text, and the pixels of results.
-        file_bytes=max(config.scratch_mib << 20, config.max_stdout_bytes, config.max_pixels * BYTES_PER_PIXEL),
+        # What the machinery itself writes is a file to the kernel as well: printed text.
+        file_bytes=max(config.scratch_mib << 20, config.max_stdout_bytes),
         open_files=_OPEN_FILES + more_files,
     )

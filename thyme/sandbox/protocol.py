@@ -9,6 +9,7 @@ started, {"forked": id} with its pidfd.
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +19,8 @@ from thyme.sandbox.config import SandboxConfig
 MESSAGE_BYTES = 64 * 1024
 """The longest message, in either direction."""
 GOODBYE = b"{}"
+PICTURE = struct.Struct("=II")
+"""From a child, by the socket for pixels: width and height of the picture that follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which images a snippet returns, and their pixels in memory shared with the client."""
+"""Which images a snippet returns, and their pixels on the way to the client (pixel_stream.py)."""
 
 # Paths here are the snippet's strings.
 # ruff: noqa: PTH119
@@ -7,16 +7,17 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from thyme.pictures import to_rgb
 from thyme.sandbox import paths
 from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
+from thyme.sandbox.protocol import PICTURE
 
 PIXELS = 4
-"""The descriptor of the shared memory."""
+"""The descriptor of the socket for them."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _PRINTED_IMAGE = re.compile(
     rf"[^\s'\"<>|,;()\[\]{{}}]+(?:{'|'.join(map(re.escape, paths.IMAGE_SUFFIXES))})\b", re.IGNORECASE
@@ -24,9 +25,11 @@ _PRINTED_IMAGE = re.compile(
 _LONGEST_LINE, _MOST_NAMES = 4096, 256
 _LARGE_BYTES = 1 << 20
 """From here on pixels are not copied into one piece before they are handed over."""
+_AT_ONCE = 128 << 10
+"""Bytes of such a picture that are sent at a time."""
 
 # The snippet can replace these names where they come from.
-_stat, _lstat, _scandir, _pwrite, _lseek = os.stat, os.lstat, os.scandir, os.pwrite, os.lseek
+_stat, _lstat, _scandir, _write = os.stat, os.lstat, os.scandir, os.write
 _join, _abspath, _isfile = os.path.join, os.path.abspath, os.path.isfile
 _image_open, _tobytes, _save = Image.open, Image.Image.tobytes, Image.Image.save
 
@@ -84,24 +87,24 @@ class ResultImages:
         return ordered + sorted(new - set(ordered), key=lambda p: (after[p][0], p))
 
     def hand_over(self, files: list[str]) -> tuple[list[tuple[int, int]], str]:
-        """Writes the RGB pixels of `files` to the shared memory; what is no image is left out.
+        """Sends the RGB pixels of `files`; what is no image is left out.
 
         Returns:
-            (width, height) of each image written, and what was too much ("" where nothing was).
+            (width, height) of each image sent, and what was too much ("" where nothing was).
         """
         sizes: list[tuple[int, int]] = []
-        offset = 0
+        num_pixels = 0
         for path in files:
             image = _opened(path)
             if image is None:
                 continue
-            excess = self._excess(image, os.path.basename(path)[:80], len(sizes), offset // BYTES_PER_PIXEL)
+            excess = self._excess(image, os.path.basename(path)[:80], len(sizes), num_pixels)
             if excess:
                 return sizes, excess
-            size = _hand_over(image, offset)
+            size = _hand_over(image)
             if size is not None:
                 sizes.append(size)
-                offset += size[0] * size[1] * BYTES_PER_PIXEL
+                num_pixels += size[0] * size[1]
         return sizes, ""
 
     def seen(self) -> Seen:
@@ -198,37 +201,40 @@ def _opened(path: str) -> Image.Image | None:
         Image.MAX_IMAGE_PIXELS = bomb
 
 
-def _hand_over(image: Image.Image, offset: int) -> tuple[int, int] | None:
-    """Writes the RGB pixels of an image to the shared memory from `offset` on. Returns its (width, height), None where
-    the file is broken."""
+def _hand_over(image: Image.Image) -> tuple[int, int] | None:
+    """Sends an image. Returns its (width, height), None where the file is broken."""
     try:
         rgb = to_rgb(image)
     except ValueError:
         return None
-    size = rgb.width * rgb.height * BYTES_PER_PIXEL
-    if size < _LARGE_BYTES:
-        view = memoryview(_tobytes(rgb))
-        while view:
-            done = _pwrite(PIXELS, view, offset)
-            view, offset = view[done:], offset + done
+    header = PICTURE.pack(*rgb.size)
+    if rgb.width * rgb.height * BYTES_PER_PIXEL < _LARGE_BYTES:
+        _send(header + _tobytes(rgb))
         return rgb.size
-    _lseek(PIXELS, offset, os.SEEK_SET)
-    _save(rgb, _PIXELS_FILE, "PPM")  # from its rows into the memory, a buffer at a time
-    if _lseek(PIXELS, 0, os.SEEK_CUR) != offset + size:
-        raise OSError(f"a picture of {size} bytes did not fit into the shared memory")
+    _send(header)
+    at_once, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, _AT_ONCE
+    try:
+        _save(rgb, cast(Any, _Rows(rgb.size)), "PPM")  # from its rows, some at a time
+    finally:
+        ImageFile.MAXBLOCK = at_once
     return rgb.size
 
 
-class _Pixels:
-    """The shared memory as a file that Pillow encodes to, from where it stands on; the header is dropped."""
-
-    def fileno(self) -> int:
-        return PIXELS
-
-    def flush(self) -> None: ...
-
-    def write(self, header: bytes) -> int:
-        return len(header)
+def _send(content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[_write(PIXELS, view) :]
 
 
-_PIXELS_FILE: Any = _Pixels()
+class _Rows:
+    """The socket as a file that Pillow encodes a picture to, which is sent without the header of the format."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._header_bytes = len(b"P6\n%d %d\n255\n" % size)
+
+    def write(self, content: bytes) -> int:
+        if self._header_bytes:
+            self._header_bytes -= len(content)
+        else:
+            _send(content)
+        return len(content)

@@ -190,9 +190,9 @@ def _order(child: ChildHandle, session: SessionState, server: ZygoteHandle, orig
         seed=session.seed,
         fork_of=original,
     )
-    with child.far_end:
+    with child.far_end, child.pixels.far_end:
         try:
-            server.fork(order, [child.stdout, child.far_end.fileno(), child.pixels, child.code])
+            server.fork(order, [child.stdout, child.far_end.fileno(), child.pixels.far_end.fileno(), child.code])
         except OSError:  # full, or the server is gone: its end of file is on the way and restarts it
             return False
     return True

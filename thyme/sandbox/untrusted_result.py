@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import os
 import signal
-import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from thyme.sandbox.child_handle import ChildHandle, read_all, read_into
-from thyme.sandbox.config import BYTES_PER_PIXEL, SandboxConfig
+from thyme.sandbox.child_handle import ChildHandle, read_all
+from thyme.sandbox.config import SandboxConfig
 from thyme.sandbox.result import Fix, SandboxResult, SnippetError, Status
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-_STRIP_BYTES = 48 << 20
-_KEPT_PIXEL_BYTES = 1 << 20
-"""Shared memory that may stay filled between two rounds: filling it again is what costs."""
 _STATUS = {"ok": Status.OK, "error": Status.ERROR, "memory": Status.MEMORY, "output_limit": Status.OUTPUT_LIMIT}
 
 
 def read_result(
     frame: bytes, child: ChildHandle, *, config: SandboxConfig, isolation: str, wall_s: float, restarted: bool
 ) -> SandboxResult:
-    """The result a child sent. Pixels are copied by read, never mapped.
+    """The result a child sent. Nothing of it lies where the child could change it any more.
 
     Args:
         frame: the message that came from its socket.
-        child: where its printed text and its pixels lie.
+        child: where its printed text lies and its pictures arrive.
         config: the limits that everything it claims is held against.
         isolation: what isolates it, by SandboxResult's names.
         wall_s: seconds it took, measured on this side.
@@ -54,64 +45,20 @@ def read_result(
             None if line is None else _integer(line, 0, 1 << 31),
         )
     fixes = tuple(Fix(_text(k, 50), _integer(n, 0, 1 << 31), _text(m, 400)) for k, n, m in data["fixes"][:64])
-    images, pixel_sums, offset = [], [], 0
-    if len(data["images"]) > config.max_images:
-        raise ValueError("too many images")
-    for pair in data["images"]:
-        width, height = (_integer(side, 1, config.max_pixels) for side in pair)
-        size = width * height * BYTES_PER_PIXEL
-        if offset + size > config.max_pixels * BYTES_PER_PIXEL or max(width, height) > config.max_aspect * min(
-            width, height
-        ):
-            raise ValueError("image over the limits")
-        image, pixel_sum = _read_image(child.pixels, width, height, offset)
-        images.append(image)
-        pixel_sums.append(pixel_sum)
-        offset += size
-    if offset > _KEPT_PIXEL_BYTES:
-        _give_back(child.pixels, offset)
+    pictures = child.pixels.take(data["images"])
     return SandboxResult(
         status=status,
         stdout=read_all(child.stdout, length, 0).decode("utf-8", "replace"),
         error=error,
-        images=tuple(images),
+        images=tuple(picture.image for picture in pictures),
         fixes=fixes,
         wall_s=wall_s,
         isolation=isolation,
         restarted=restarted,
         cpu_s=_number(data["cpu_s"]),
         peak_mib=_number(data["peak_mib"]),
-        pixel_sums=tuple(pixel_sums),
+        pixel_sums=tuple(picture.pixel_sum for picture in pictures),
     )
-
-
-def _read_image(fd: int, width: int, height: int, offset: int) -> tuple[Image.Image, int]:
-    """The image at `offset` of the shared memory, and the CRC-32 of its bytes. One beyond `_STRIP_BYTES` is read in
-    strips, so that it is not held twice."""
-    import numpy as np
-    from PIL import Image
-
-    row = width * BYTES_PER_PIXEL
-    rows = min(height, max(1, _STRIP_BYTES // row))
-    image, pixel_sum = None if rows == height else Image.new("RGB", (width, height), None), 0
-    for top in range(0, height, rows):
-        num = min(rows, height - top)
-        # numpy's large arrays lie in huge pages: first touches are a quarter of what this costs
-        pixels = np.empty(row * num, np.uint8)
-        read_into(fd, pixels.data, offset + row * top)
-        pixel_sum = zlib.crc32(pixels.data, pixel_sum)
-        strip = Image.frombuffer("RGB", (width, num), pixels, "raw", "RGB", 0, 1)
-        if image is None:
-            return strip, pixel_sum
-        image.paste(strip, (0, top))
-    assert image is not None
-    return image, pixel_sum
-
-
-def _give_back(fd: int, size: int) -> None:
-    """Frees the pages of the shared memory: a session between two rounds must not hold the pixels of the last one."""
-    with contextlib.suppress(OSError), mmap.mmap(fd, size) as memory:
-        memory.madvise(mmap.MADV_REMOVE)
 
 
 def how_it_ended(ended: dict[str, Any], config: SandboxConfig) -> tuple[Status, SnippetError]:
