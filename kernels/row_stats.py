@@ -17,6 +17,7 @@ is exactly 0 at the largest.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -35,11 +36,11 @@ _ROWS_AT_ONCE = 512  # partial sums that a program of `_totals_kernel` takes
 
 
 class Bans(NamedTuple):
-    """The ids that have probability 0, and where there are any."""
+    """The ids that have probability 0, and where there are any. Without any it is the same binary, on zeros."""
 
-    mask: Tensor | None
-    """[vocab_size] uint8, at a multiple of 16 bytes; None: no id is banned."""
-    blocks: Tensor | None
+    mask: Tensor
+    """[vocab_size] uint8, at a multiple of 16 bytes."""
+    blocks: Tensor
     """[num_blocks] uint8: whether a block of the vocabulary has a banned id. Most have none, and their part of the mask
     is not read."""
 
@@ -91,7 +92,6 @@ def load_logits(
     stride,
     block,
     vocab_size,
-    HAS_BANNED: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -111,18 +111,16 @@ def load_logits(
         whole = is_wide(row_ptr, start, BLOCK, vocab_size) if WIDE else start + BLOCK <= vocab_size
     if whole:
         z = _load_wide(row_ptr, start, ROWS, BLOCK) if WIDE else tl.load(row_ptr + column).to(tl.float32)
-        if HAS_BANNED:  # noqa: SIM102  one is known when compiling
-            if tl.load(ban_blocks_ptr + block) != 0:
-                banned = tl.load(tl.max_contiguous(banned_ptr + column, (1, VECTOR)))
-                z = tl.where(banned == 0, z, -float("inf"))
+        if tl.load(ban_blocks_ptr + block) != 0:
+            banned = tl.load(tl.max_contiguous(banned_ptr + column, (1, VECTOR)))
+            z = tl.where(banned == 0, z, -float("inf"))
     else:
         at = row_ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + column
         ok = row_ok[:, None] & (column < vocab_size)
         z = tl.load(at, mask=ok, other=-float("inf")).to(tl.float32)
-        if HAS_BANNED:
-            at_mask = tl.max_contiguous(banned_ptr + column, (1, VECTOR))
-            banned = tl.load(at_mask, mask=column < vocab_size, other=1)
-            z = tl.where(banned == 0, z, -float("inf"))
+        at_mask = tl.max_contiguous(banned_ptr + column, (1, VECTOR))
+        banned = tl.load(at_mask, mask=column < vocab_size, other=1)
+        z = tl.where(banned == 0, z, -float("inf"))
     return z
 
 
@@ -139,7 +137,6 @@ def _partial_kernel(
     vocab_size,
     num_blocks,
     num_lanes,
-    HAS_BANNED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
@@ -152,9 +149,7 @@ def _partial_kernel(
     row_ok, _greedy, inverse_tau = load_temperature(temperature_ptr, row, row < num_rows)
     if tl.sum(row_ok.to(tl.int32), 0) == 0:
         return
-    z = load_logits(
-        logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, block, vocab_size, HAS_BANNED, BLOCK, True
-    )
+    z = load_logits(logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, block, vocab_size, BLOCK, True)
     out = row.to(tl.int64) * num_blocks + block
     plane = num_rows.to(tl.int64) * num_blocks
     if ROWS == 1:
@@ -260,14 +255,21 @@ def num_threads(tile: Tile, logits: Tensor) -> int:
     return min(32, tile.block // (16 // logits.element_size()))
 
 
-def find_bans(banned: Tensor | None, tile: Tile) -> Bans:
-    """Of a bool mask [vocab_size]."""
+def find_bans(banned: Tensor | None, tile: Tile, vocab_size: int, device: torch.device) -> Bans:
+    """Of a bool mask [vocab_size]; None: of no id."""
     if banned is None:
-        return Bans(None, None)
+        return _no_bans(tile.num_blocks, vocab_size, device)
     mask = banned.contiguous().view(torch.uint8)
     mask = mask.clone() if mask.data_ptr() % 16 else mask
     blocks = torch.empty(tile.num_blocks, dtype=torch.uint8, device=mask.device)
     _ban_blocks_kernel[(tile.num_blocks,)](mask, blocks, len(mask), BLOCK=tile.block)
+    return Bans(mask, blocks)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what an engine's step leaves here, training finds
+def _no_bans(num_blocks: int, vocab_size: int, device: torch.device) -> Bans:
+    mask, blocks = (torch.zeros(size, dtype=torch.uint8, device=device) for size in (vocab_size, num_blocks))
     return Bans(mask, blocks)
 
 
@@ -291,7 +293,6 @@ def row_stats(
             vocab_size,
             tile.num_blocks,
             num_lanes if lanes else 0,
-            HAS_BANNED=bans.mask is not None,
             ROWS=tile.rows,
             BLOCK=tile.block,
             LANES=num_lanes,

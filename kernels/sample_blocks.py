@@ -87,7 +87,6 @@ def _draw_kernel(
     num_rows,
     vocab_size,
     num_blocks,
-    HAS_BANNED: tl.constexpr,
     TRUNCATES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,7 +150,7 @@ def _draw_kernel(
     at_block = tl.max(chosen, 0)  # a program takes several rows only where they have one block
     column = at_block * BLOCK + tl.arange(0, BLOCK)[None, :]
     z = load_logits(
-        logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, at_block, vocab_size, HAS_BANNED, BLOCK, True
+        logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, at_block, vocab_size, BLOCK, True
     )
     e = tl.exp2((z - largest[:, None]) * rate[:, None])
     if TRUNCATES:
@@ -196,7 +195,7 @@ def draw_blocks(
     if rows == 0:
         return (token, *figures)
     temperature = temperature.float().contiguous()
-    bans = find_bans(banned, tile)
+    bans = find_bans(banned, tile, vocab_size, device)
     stats = row_stats(logits, temperature, bans, vocab_size, tile, lanes=cuts is not None and tile.rows == 1)
     candidates = number = None
     if cuts is not None:
@@ -218,7 +217,6 @@ def draw_blocks(
         rows,
         vocab_size,
         tile.num_blocks,
-        HAS_BANNED=bans.mask is not None,
         TRUNCATES=cuts is not None,
         ROWS=tile.rows,
         BLOCK=tile.block,

@@ -175,7 +175,6 @@ def _candidates_kernel(
     num_rows,
     vocab_size,
     num_blocks,
-    HAS_BANNED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
@@ -192,9 +191,7 @@ def _candidates_kernel(
     if tl.max((block_largest > threshold).to(tl.int32), 0) == 0:
         tl.store(num_candidates_ptr + out, tl.zeros([ROWS], tl.int32), mask=row_ok)
         return
-    z = load_logits(
-        logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, block, vocab_size, HAS_BANNED, BLOCK, False
-    )
+    z = load_logits(logits_ptr, banned_ptr, ban_blocks_ptr, first_row, row_ok, stride, block, vocab_size, BLOCK, False)
     # The sign of the difference instead of a comparison: sums of 64 predicates would be moved through registers.
     candidate = ((threshold[:, None] - z).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
     if ROWS == 1:
@@ -434,7 +431,6 @@ def candidates_of(
         number,
         logits.stride(0),
         *sizes,
-        HAS_BANNED=bans.mask is not None,
         ROWS=tile.rows,
         BLOCK=tile.block,
         LANES=min(32 * warps_for(logits.dtype), tile.block),

@@ -66,7 +66,6 @@ def _backward_kernel(
     vocab_size,
     num_columns,
     HAS_H: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program per row and block: dz = g / tau (1[target] - p_tau) - h p_1 (log p_1 + entropy); 0 past vocab_size."""
@@ -91,7 +90,6 @@ def _backward_kernel(
             stride,
             block,
             vocab_size,
-            HAS_BANNED,
             BLOCK,
             True,
         )
@@ -148,7 +146,6 @@ def _gradient(rows: TokenRows, bans: Bans, stats: Tensor, g: Tensor, h: Tensor |
             rows.vocab_size,
             num_columns,
             HAS_H=h is not None,
-            HAS_BANNED=bans.mask is not None,
             **config,
         )
     return dlogits
@@ -171,7 +168,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ban_blocks = None
         if backend == "triton":
             tile = row_tile(vocab_size)
-            bans = find_bans(banned, tile)
+            bans = find_bans(banned, tile, vocab_size, logits.device)
             stats = _statistics(TokenRows(logits, targets, tau, mask, vocab_size), tile, bans)
             banned, ban_blocks = bans
             logprob, entropy = stats[0].clone(), stats[4].clone()

@@ -1,4 +1,4 @@
-"""What is compiled of kernels/row_stats.py: Qwen2.5-VL's vocabulary, with banned ids and without.
+"""What is compiled of kernels/row_stats.py: Qwen2.5-VL's vocabulary.
 
 Rare: a vocabulary so small that a program takes several rows.
 """
@@ -15,31 +15,23 @@ SIZES = "stride:i32 num_rows:i32 vocab_size:i32 num_blocks:i32"
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    for dtype, vocab, banned in (
-        ("bf16", VOCAB, True),
-        ("bf16", VOCAB, False),
-        ("fp32", VOCAB, True),
-        ("fp32", VOCAB, False),
-        ("bf16", SMALL_VOCAB, True),
-    ):
+    for dtype, vocab in (("bf16", VOCAB), ("fp32", VOCAB), ("bf16", SMALL_VOCAB)):
         tile = row_stats.row_tile(vocab)
         vector = 8 if dtype == "bf16" else 4
         loads = tile.block // (vector * 32)
         rare = vocab == SMALL_VOCAB
-        common = {"op": "row_stats", "rare": rare, "spot": banned and dtype == "bf16" and not rare}
+        common = {"op": "row_stats", "rare": rare, "spot": dtype == "bf16" and not rare}
         yield {
             "kernel": "_partial_kernel",
-            "what": f"{dtype}, {vocab} ids{', banned ids' * banned}",
-            "types": f"logits_ptr:*{dtype} temperature_ptr:*fp32 {'banned_ptr:*u8 ban_blocks_ptr:*u8' * banned} "
+            "what": f"{dtype}, {vocab} ids",
+            "types": f"logits_ptr:*{dtype} temperature_ptr:*fp32 banned_ptr:*u8 ban_blocks_ptr:*u8 "
             f"partial_ptr:*fp32 lanes_ptr:*fp32 num_lanes:i32 {SIZES}",
-            "constants": {"HAS_BANNED": banned, "ROWS": tile.rows, "BLOCK": tile.block}
-            | {"LANES": min(32, tile.block // vector)}
-            | ({} if banned else {"banned_ptr": None, "ban_blocks_ptr": None}),
+            "constants": {"ROWS": tile.rows, "BLOCK": tile.block, "LANES": min(32, tile.block // vector)},
             "options": {"num_warps": 1},
             "elements": tile.rows * tile.block // 32,
             # The longest way is that of a block that holds bans, one in 75: others take 14 (10.5 at temperature 1).
-            "budget": 0 if rare else 18 if banned else 14,
-            "excused": ("narrow",) if banned else ("budget",),
+            "budget": 0 if rare else 18,
+            "excused": ("narrow",),
             "work": {
                 "shape": f"{ROWS} x {vocab}",
                 "elements": ROWS * vocab,
@@ -49,17 +41,16 @@ def configurations() -> Iterator[dict[str, Any]]:
             **common,
         }
         blocks = row_stats.padded_blocks(tile)
-        if banned:
-            yield {
-                "kernel": "_totals_kernel",
-                "what": f"{dtype}, {vocab} ids",
-                "types": f"logits_ptr:*{dtype} ids_ptr:*i64 temperature_ptr:*fp32 partial_ptr:*fp32 stats_ptr:*fp32 "
-                f"{SIZES}",
-                "constants": {"ROWS": max(1, 512 // blocks), "BLOCKS": blocks},
-                "options": {"num_warps": 4},
-                **common,
-            }
-        if banned and dtype == "bf16":
+        yield {
+            "kernel": "_totals_kernel",
+            "what": f"{dtype}, {vocab} ids",
+            "types": f"logits_ptr:*{dtype} ids_ptr:*i64 temperature_ptr:*fp32 partial_ptr:*fp32 stats_ptr:*fp32 "
+            f"{SIZES}",
+            "constants": {"ROWS": max(1, 512 // blocks), "BLOCKS": blocks},
+            "options": {"num_warps": 4},
+            **common,
+        }
+        if dtype == "bf16":
             yield {
                 "kernel": "_ban_blocks_kernel",
                 "what": f"{vocab} ids",

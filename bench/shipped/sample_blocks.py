@@ -22,7 +22,6 @@ def configurations() -> Iterator[dict[str, Any]]:
         tile = row_stats.row_tile(vocab)
         rare = (dtype, vocab) != ("bf16", VOCAB)
         constants = {
-            "HAS_BANNED": True,
             "ROWS": tile.rows,
             "BLOCK": tile.block,
             "BLOCKS": row_stats.padded_blocks(tile),
@@ -34,7 +33,7 @@ def configurations() -> Iterator[dict[str, Any]]:
             yield {
                 "op": "sample",
                 "kernel": "_draw_kernel",
-                "what": f"{dtype}, {vocab} ids, banned ids{', truncation' * truncates}",
+                "what": f"{dtype}, {vocab} ids{', truncation' * truncates}",
                 "types": f"{ROW} {DRAWN} {CUT * truncates} {FIGURES} {SIZES}".format(dtype),
                 "constants": constants | {"TRUNCATES": truncates} | dict.fromkeys(absent),
                 "options": {"num_warps": sample_blocks.warps_of(tile, truncates)},

@@ -27,10 +27,10 @@ def configurations() -> Iterator[dict[str, Any]]:
         common = {"op": "sample", "rare": rare}
         yield {
             "kernel": "_candidates_kernel",
-            "what": f"{dtype}, {vocab} ids, banned ids",
+            "what": f"{dtype}, {vocab} ids",
             "types": f"logits_ptr:*{dtype} banned_ptr:*u8 ban_blocks_ptr:*u8 partial_ptr:*fp32 threshold_ptr:*fp32 "
             f"candidates_ptr:*{dtype} num_candidates_ptr:*i32 stride:i32 {SIZES}",
-            "constants": {"HAS_BANNED": True, "ROWS": tile.rows, "BLOCK": tile.block} | {"LANES": 32 * warps},
+            "constants": {"ROWS": tile.rows, "BLOCK": tile.block} | {"LANES": 32 * warps},
             "options": {"num_warps": warps},
             "elements": tile.rows * tile.block // (32 * warps),
             "budget": 12 if vocab == VOCAB else 0,

@@ -1,4 +1,4 @@
-"""What is compiled of kernels/token_logprobs.py: the backward with an entropy bonus and without, banned ids and none.
+"""What is compiled of kernels/token_logprobs.py: the backward with an entropy bonus and without.
 
 Rare: float32.
 """
@@ -16,36 +16,29 @@ WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4", r"st\.global\S*\.v[24]"
 def configurations() -> Iterator[dict[str, Any]]:
     tile = token_logprobs._launch_config(VOCAB)
     elements = tile["BLOCK"] // (32 * tile["num_warps"])
-    for dtype, banned, entropy in (
-        ("bf16", True, True),
-        ("bf16", True, False),
-        ("bf16", False, False),
-        ("fp32", True, True),
-        ("fp32", True, False),
-        ("fp32", False, False),
-    ):
+    for dtype, entropy in (("bf16", True), ("bf16", False), ("fp32", True), ("fp32", False)):
         itemsize = 2 if dtype == "bf16" else 4
         # A thread's logits, 16 bytes a load: of the mask it is one for as many ids, so fewer bytes.
         loads = elements * itemsize // 16
-        absent = ([] if banned else ["banned_ptr", "ban_blocks_ptr"]) + ([] if entropy else ["h_ptr"])
+        absent = {} if entropy else {"h_ptr": None}
         yield {
             "kernel": "_backward_kernel",
-            "what": f"{dtype}{', banned ids' * banned}{', entropy' * entropy}",
+            "what": f"{dtype}{', entropy' * entropy}",
             "types": f"logits_ptr:*{dtype} targets_ptr:*i64 temperature_ptr:*fp32 "
-            f"{'banned_ptr:*u8 ban_blocks_ptr:*u8' * banned} stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * entropy} "
+            f"banned_ptr:*u8 ban_blocks_ptr:*u8 stats_ptr:*fp32 g_ptr:*fp32 {'h_ptr:*fp32' * entropy} "
             f"dlogits_ptr:*{dtype} stride:i32 dstride:i32 num_rows:i32 vocab_size:i32 num_columns:i32",
-            "constants": {"HAS_H": entropy, "HAS_BANNED": banned} | dict.fromkeys(absent),
+            "constants": {"HAS_H": entropy} | absent,
             "options": tile,
             "elements": elements,
             "budget": 29 if entropy else 18,
-            # The longest way is that of a block that holds the target, and bans where there are any: one or two in 75.
-            "excused": ("budget", "narrow") if banned else ("budget",),
+            # The longest way is that of a block that holds the target, and bans: one or two in 75.
+            "excused": ("budget", "narrow"),
             "work": {
                 "shape": f"{ROWS} x {VOCAB}",
                 "elements": ROWS * VOCAB,
                 "num_bytes": 2 * itemsize * ROWS * VOCAB,
             },
             "instructions": (r"ex2\.approx", rf"(?s)({WIDE_LOAD}.*){{{loads}}}", WIDE_STORE),
-            "spot": banned and entropy and dtype == "bf16",
+            "spot": entropy and dtype == "bf16",
             "rare": dtype == "fp32",
         }
