@@ -149,12 +149,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     if config.option.benchmark_quiet:
         return
     done = getattr(config, "_benchmarksession", None)
-    rows = [
+    every = [
         {"group": one.group, "name": one.name, "stats": {}, "extra_info": one.extra_info}
         for one in getattr(done, "benchmarks", [])
-        if "of_ceiling" in one.extra_info
     ]
-    if rows:
+    if rows := list(filter(table.is_kernel, every)):
         terminalreporter.section("of their ceilings")
         terminalreporter.write_line("\n".join([*table.ceilings(rows), *table.table(rows)]))
 

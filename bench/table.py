@@ -56,8 +56,13 @@ def table(results: list[Row]) -> list[str]:
     for group in dict.fromkeys(row["group"] or "" for row in results):
         rows = [row for row in results if (row["group"] or "") == group]
         lines.append(f"\n{group}")
-        lines += kernel_lines(rows) if "of_ceiling" in rows[0]["extra_info"] else other_lines(rows)
+        lines += kernel_lines(rows) if is_kernel(rows[0]) else other_lines(rows)
     return lines
+
+
+def is_kernel(row: Row) -> bool:
+    """Whether a row is one of `harness.Measured`; others may have a ceiling of their own."""
+    return "floor_ms" in row["extra_info"]
 
 
 def ceilings(results: list[Row]) -> list[str]:
@@ -239,7 +244,7 @@ def main() -> int:
         return code
     found = [json.loads(path.read_text()) for path in options.print or [OUT]]
     results = [row for one in found for row in one["benchmarks"]]
-    results.sort(key=lambda row: "of_ceiling" not in row["extra_info"])
+    results.sort(key=lambda row: not is_kernel(row))
     against = None if options.against is None else comparison(found[0], results, options.against)
     lines = [] if against is None else comparison_lines(against, len(results))
     print(stamp(found[0]), *lines, *ceilings(results), *table(results), sep="\n")

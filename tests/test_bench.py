@@ -197,7 +197,7 @@ def test_the_table_and_the_figures_worth_keeping(
             "group": "engine",
             "name": "test_race",
             "stats": {"median": 1.0, "rounds": 3, "data": [1.0] * 3},
-            "extra_info": {"goal": "2x", "met": False},
+            "extra_info": {"goal": "2x", "met": False, "of_ceiling": 0.59},  # of the packed products
         },
         {"group": "t", "name": "test_x", "stats": {}, "extra_info": info | {"goal": ">= 90%", "met": False} | model},
     ]
