@@ -9,29 +9,25 @@ A packed weight is a copy that follows its source. The view owns it, nobody else
 it anew once the source was written or replaced. All else in the view (norms, embedding, adapters, biases) is the
 model's own.
 
-Such products are so fast that the memory of their results counts: glibc gives it back to the system when a result is
-freed, and the next result's pages are zeroed anew. So the first view of a process has glibc keep what is freed.
+Such products are so fast that the memory of their results counts: so the first view of a process has the heap keep what
+is freed (`thyme.heap`).
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thyme.heap import keep_freed_memory
 from thyme.model.lora import LoraLinear
 from thyme.model.model import Model
 
 _MIN_PRODUCTS = 1 << 19
 """Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
-_LARGEST_KEPT = 128 << 20
-"""Bytes of a result whose memory is kept; of all that is free at the end of the heap twice as many."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class PackedLinear(nn.Module):
@@ -114,7 +110,7 @@ class PackedView:
     def __init__(self, model: Model, head_dtype: torch.dtype | None = None) -> None:
         self._source = model
         self._head_dtype = head_dtype
-        _keep_freed_memory()
+        keep_freed_memory()
         self._build()
 
     def _build(self) -> None:
@@ -165,15 +161,6 @@ class PackedView:
         linear = PackedLinear(source)
         self._linears.append(linear)
         return linear
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """For the whole process; nothing where the C library is not glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_KEPT)
 
 
 def can_pack(model: Model) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from thyme.engine import Engine
+from thyme.heap import keep_freed_memory
 from thyme.model import add_adapters, build, load, save
 from thyme.model.model import Model
 from thyme.model.processor import Processor
@@ -56,6 +57,8 @@ def open_model(config: RunConfig, device: torch.device | str | None = None) -> O
     torch.set_num_threads(config.threads)
     said: Dialect | None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.model == EMBEDDED:
         processor, said = tiny_processor(), EMBEDDED_DIALECT
         model = build(tiny_config(), processor, seed=config.seed, device=device)
