@@ -75,7 +75,8 @@ class Workers(Generic[Batch, Done]):
         if self._has_started:
             options: dict[str, Any] = {"address": address} if address else {"num_cpus": count}
             try:
-                self._ray.init(include_dashboard=False, log_to_driver=False, **options)
+                # What Ray says of itself at each start is no part of a verb's output.
+                self._ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
             except ConnectionError as error:
                 raise ValueError(f"ray_address: {address}: no Ray cluster there: {error}") from None
         share = min(1.0, float(self._ray.cluster_resources().get("GPU", 0)) / count)  # of the cluster's GPUs
