@@ -19,6 +19,7 @@ from thyme.evals.benchmarks.item import Item, item_of
 from thyme.evals.benchmarks.known import benchmark
 from thyme.evals.benchmarks.predictions import read_predictions
 from thyme.evals.benchmarks.report import mcnemar, score_predictions, shown_p, table
+from thyme.evals.scoring import wilson
 
 
 def items(name: str) -> list[Item]:
@@ -110,6 +111,16 @@ def test_intervals_hold_the_figure_and_draw_questions_whole() -> None:
     alone, _ = score_predictions(benchmark("mcq"), many, said)
     assert score.low < score.overall < score.high
     assert score.high - score.low > 1.5 * (alone.high - alone.low)  # four rows of a question are one draw
+
+
+@pytest.mark.parametrize(("said", "overall"), [("A", 100.0), ("B", 0.0)])
+def test_all_right_or_none_of_a_few_rows_is_no_certainty(said: str, overall: float) -> None:
+    rows = [item_of({"index": i, "question": f"{i // 2}?", "A": "a", "B": "b", "answer": "A"}) for i in range(40)]
+    for name, draws in (("mcq", 40), ("MMVP", 20)):  # MMVP's rows come in pairs
+        score, _ = score_predictions(benchmark(name), rows, {item.index: said for item in rows})
+        assert score.overall == overall
+        assert (score.low, score.high) == pytest.approx([100 * end for end in wilson(overall / 100, draws)])
+        assert score.high - score.low > 5
 
 
 def test_mcnemar_is_the_exact_binomial() -> None:

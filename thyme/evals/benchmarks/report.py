@@ -15,6 +15,7 @@ from thyme.evals.benchmarks.item import Item
 from thyme.evals.benchmarks.known import Benchmark
 from thyme.evals.benchmarks.paper_protocol import PROTOCOL_COLUMN, ProtocolFigures
 from thyme.evals.benchmarks.scorers import Scored
+from thyme.evals.scoring import wilson
 
 RESAMPLES, FEWEST_RESAMPLES, MOST_DRAWN = 1_000, 200, 2_000_000
 """Of a confidence interval; fewer where a benchmark is so long that as many rows in all would be drawn."""
@@ -123,7 +124,8 @@ def summarize(
 def interval(
     benchmark: Benchmark, items: Sequence[Item], values: Sequence[float], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % of the overall figures of resampled rows; rows of one cluster are drawn together (bootstrap)."""
+    """95 % of the overall figures of resampled rows; rows of one cluster are drawn together (bootstrap). Where all are
+    right, or none, resampling says nothing: Wilson's interval, of as many draws as there are clusters."""
     clusters: dict[str, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
         clusters[benchmark.cluster(item)].append(i)
@@ -133,8 +135,10 @@ def interval(
     for _ in range(max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWN // len(items)))):
         drawn = [i for cluster in generator.integers(len(members), size=len(members)) for i in members[cluster]]
         found.append(benchmark.figures([items[i] for i in drawn], [values[i] for i in drawn])[OVERALL])
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = (float(end) for end in np.percentile(found, [2.5, 97.5]))
+    if low == high and low in (0.0, 100.0):
+        low, high = (100 * end for end in wilson(low / 100, len(members)))
+    return low, high
 
 
 def mcnemar(mine: Sequence[float], theirs: Sequence[float]) -> tuple[int, int, float]:
