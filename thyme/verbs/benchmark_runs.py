@@ -123,12 +123,7 @@ class _Here:
     config: EvaluatedConfig
     loop: RolloutLoop
     scorer: Scorer | None
-
-    @property
-    def weights(self) -> str:
-        from thyme.model.fingerprint import fingerprint
-
-        return fingerprint(self.loop.engine.model)
+    weights: str
 
     @property
     def rollout(self) -> RolloutConfig:
@@ -153,13 +148,14 @@ class _Here:
 
 @contextmanager
 def _here(config: EvaluatedConfig) -> Iterator[_Here]:
+    from thyme.model.fingerprint import fingerprint
     from thyme.rewards.config import RewardConfig
     from thyme.rewards.opening import open_scorer
     from thyme.verbs.opening import open_loop, open_model
 
     judge = nullcontext() if config.judge.url is None else open_scorer(RewardConfig(mode="result"), config.judge)
     with judge as scorer, open_loop(config, open_model(config)) as loop:
-        yield _Here(config, loop, scorer)
+        yield _Here(config, loop, scorer, fingerprint(loop.engine.model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,12 +197,11 @@ def _worker(config: EvaluatedConfig, folder: Path) -> Iterator[Callable[[_Batch 
 
     files = rows_of(config)
     with _here(config) as here:
-        weights = here.weights
         opened: dict[Way, tuple[Rows, Traces]] = {}
 
         def done(batch: _Batch | None) -> _Done:
             if batch is None:
-                return _Done(weights=weights, rollout=here.rollout, asked=[], refusals=[])
+                return _Done(weights=here.weights, rollout=here.rollout, asked=[], refusals=[])
             way = batch.way
             if way not in opened:  # pictures that the worker has counted in one batch count in the next
                 rows = way.rows(config, files[way.number], batch.tools)
@@ -215,7 +210,7 @@ def _worker(config: EvaluatedConfig, folder: Path) -> Iterator[Callable[[_Batch 
             with Gathered(traces, batch.earlier, looks=batch.looks) as gathered:
                 here.asking(way, rows).run(batch.numbers, gathered)
                 asked, refusals = gathered.done()
-            return _Done(weights=weights, rollout=here.rollout, asked=asked, refusals=refusals)
+            return _Done(weights=here.weights, rollout=here.rollout, asked=asked, refusals=refusals)
 
         yield done
 
