@@ -94,7 +94,8 @@ def test_the_whole_asks_what_shards_have_not_and_takes_no_other_answers(
     assert "the shard has no row of it" in capsys.readouterr().err
 
 
-def test_held_out_questions_are_asked_by_shards_too(demo_checkpoint: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--control", "tool_free"]])
+def test_held_out_questions_are_asked_by_shards_too(demo_checkpoint: Path, more: list[str]) -> None:
     command = [
         "--model",
         str(demo_checkpoint),
@@ -104,11 +105,11 @@ def test_held_out_questions_are_asked_by_shards_too(demo_checkpoint: Path) -> No
         "24",
         *BRIEF,
     ]
-    assert run("demo", *command, "--name", "whole", "--control", "tool_free") == 0
+    assert run("demo", *command, *more, "--name", "whole", "--shard", "1/1") == 0
     for shard in ("1/2", "2/2"):
-        assert run("demo", *command, "--name", "shared", "--control", "tool_free", "--shard", shard) == 0
-    assert run("demo", *command, "--name", "shared", "--control", "tool_free") == 0
-    assert kept("shared") == kept("whole")
+        assert run("demo", *command, *more, "--name", "shared", "--shard", shard) == 0
+    assert run("demo", *command, *more, "--name", "shared") == 0
+    assert kept("shared") == kept("whole") and kept("whole")["score"]["n"] == 6
 
 
 class Killed(BaseException):
@@ -189,12 +190,20 @@ def test_a_shard_holds_its_part_and_keeps_the_whole_off(tmp_path: Path) -> None:
         (["--shard", "1/2", "--score", "p.jsonl"], "shard: --score asks no model"),
         (["--eval.ray-workers", "2", "--score", "p.jsonl"], "eval.ray_workers: --score asks no model"),
         (["--eval.ray-workers", "-1"], "ray_workers: -1 must be at least 0"),
+        (["--eval.ray-workers", "2", "--eval.best-of", "3"], "best_of and retries are of held-out questions alone"),
     ],
 )
 def test_what_does_not_go_together_is_said(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows(1)
     assert run("--eval.benchmark", "mcq", "--eval.data", "a.tsv", "--model", "none", *more) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--shard", "1/2"], ["--control", "blind"], ["--eval.robustness", "jpeg"]])
+def test_what_is_asked_row_by_row_is_drawn_once(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for drawn in (["--eval.best-of", "3"], ["--eval.retries", "1"]):
+        assert run("demo", "--model", "none", *more, *drawn) == 2
+        assert f"{more[0][2:]}: each answer is drawn once" in capsys.readouterr().err
 
 
 @pytest.mark.soak

@@ -71,6 +71,15 @@ def score_file(config: EvaluatedConfig, path: Path, **asking: str) -> dict[str, 
     return score.to_json()
 
 
+def has_shards(config: EvaluatedConfig) -> bool:
+    """Whether shards have answered held-out questions in the run's folder, which are not put together yet."""
+    from thyme.evals.benchmarks.rows import HELD_OUT
+    from thyme.evals.benchmarks.shards import shards_of
+    from thyme.verbs.folders import RUNS
+
+    return bool(shards_of(RUNS / config.name, HELD_OUT.name))
+
+
 def evaluate_rows(
     config: EvaluatedConfig, control: str = "", shard: Shard = ALL
 ) -> dict[str, Any] | list[dict[str, Any]]:

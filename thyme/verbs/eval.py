@@ -48,6 +48,9 @@ class Config(EvaluatedConfig):
         Shard.read(self.shard)
         if self.eval.ray_workers and self.shard:
             raise ValueError("shard: with eval.ray_workers the work is one: leave shard out, or Ray")
+        told = {"shard": self.shard, "control": self.control, "eval.robustness": self.eval.robustness}
+        if (said := [name for name, value in told.items() if value]) and (self.eval.best_of > 1 or self.eval.retries):
+            raise ValueError(f"{said[0]}: each answer is drawn once: leave eval.best_of and eval.retries out")
 
 
 def run(config: Config) -> Result:
@@ -55,7 +58,8 @@ def run(config: Config) -> Result:
     if config.score:
         return Result(benchmarks.score_file(config, Path(config.score), control=config.control, shard=config.shard))
     how = config.eval
-    if how.benchmark or how.robustness or how.paper_protocol or how.ray_workers or config.control or config.shard:
+    by_rows = how.benchmark or how.robustness or how.paper_protocol or how.ray_workers or config.control or config.shard
+    if by_rows or benchmarks.has_shards(config):
         whole = replace(config, shard="")  # which is what the folder's recipe repeats
         return Result(benchmarks.evaluate_rows(whole, config.control, Shard.read(config.shard)))
     return Result(evaluate_heldout(config))
