@@ -114,8 +114,6 @@ inline bool follow_all(const char* plan, std::size_t size, Workshop& workshop, c
 
 // What `become` needs on the other stack: there is no other way to hand it over.
 struct {
-    const char* plan;
-    std::size_t size;
     Workshop* workshop;
     Sources sources;
 } task;
@@ -123,11 +121,12 @@ struct {
 // Runs on the workshop's stack. Between the first step and the closing of the descriptors it depends on nothing but its
 // own code, registers, plan and stack.
 __attribute__((noinline, noreturn, optimize("no-stack-protector"))) void restore() {
-    const auto [plan, size, workshop, sources] = task;
-    if (!follow_all(plan, size, *workshop, sources)) call(SYS_exit_group, kBroken);
-    const long came = call(SYS_read, sources.channel, reinterpret_cast<long>(sources.buffer), static_cast<long>(sources.size));
-    if (came <= 0 || !follow_all(sources.buffer, static_cast<std::size_t>(came), *workshop, sources)) {
-        call(SYS_exit_group, kBroken);
+    const auto [workshop, sources] = task;
+    for (int half = 0; half < 2; ++half) {
+        const long came = call(SYS_read, sources.channel, reinterpret_cast<long>(sources.buffer), static_cast<long>(sources.size));
+        if (came <= 0 || !follow_all(sources.buffer, static_cast<std::size_t>(came), *workshop, sources)) {
+            call(SYS_exit_group, kBroken);
+        }
     }
     if (call(SYS_close, sources.memory) != 0 || call(SYS_close, sources.pages) != 0 || call(SYS_close, sources.channel) != 0) {
         call(SYS_exit_group, kBroken);
@@ -137,16 +136,28 @@ __attribute__((noinline, noreturn, optimize("no-stack-protector"))) void restore
     __builtin_trap();
 }
 
-}  // namespace
-
-bool is_plan(const char* bytes, std::size_t size) {
-    return size >= sizeof(Plan) && std::memcmp(bytes, kPlanMark, sizeof kPlanMark) == 0;
+// What is free need not be copied: each page costs a microsecond. What malloc got beyond its last block it keeps in whole
+// huge pages, which are there to the end once one byte is written.
+void free_what_is_free() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#if __GLIBC_PREREQ(2, 33)
+    const std::uint64_t end = reinterpret_cast<std::uint64_t>(sbrk(0)), size = mallinfo2().keepcost;
+    if (size < kPage || size >= end) return;
+    const std::uint64_t top = end - size;  // where the last block lies, unless somebody else has moved the end of the heap
+    if (*reinterpret_cast<const std::uint64_t*>(top + sizeof(std::uint64_t)) != (size | 1)) return;
+    const std::uint64_t first = (top / kPage + 1) * kPage;
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+#endif
+#endif
 }
 
-void become(const char* plan, std::size_t size, Workshop& workshop, const Sources& sources) {
+}  // namespace
+
+void become(Workshop& workshop, const Sources& sources) {
     ucontext_t other;
     if (getcontext(&other) != 0) _exit(kBroken);
-    task = {plan, size, &workshop, sources};
+    task = {&workshop, sources};
     other.uc_stack.ss_sp = workshop.stack;
     other.uc_stack.ss_size = sizeof workshop.stack;
     other.uc_link = nullptr;
@@ -160,9 +171,7 @@ Held hold(int socket, const char* ready, std::size_t size) {
         held.known[number] = sigaction(number, nullptr, &held.actions[number]) == 0;
     }
     sigaltstack(nullptr, &held.signal_stack);
-#ifdef __GLIBC__
-    malloc_trim(0);  // what is free need not be copied: each page costs a microsecond
-#endif
+    free_what_is_free();
     is_copy = 0;
     getcontext(&held.context);
     if (is_copy) {

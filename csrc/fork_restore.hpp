@@ -23,14 +23,14 @@ constexpr std::int64_t kCopy = -3;   // what the original has here of its own, t
 constexpr std::int64_t kBreak = -4;  // the end of the heap is put to `start`
 constexpr std::int64_t kGrow = -5;   // the stack reaches down to `start`
 
-// What begins either half of an order to become a copy; behind it lie the steps. The first half says what can be copied of
-// whichever original, so that it need not wait for the second, which says what that one has mapped otherwise.
+// What begins either half of a plan; behind it lie the steps. The first half says what can be copied of whichever
+// original, so that it need not wait for the second, which says what that one has mapped otherwise.
 struct Plan {
-    char mark[8];
     std::uint64_t num_steps;
 };
 
-constexpr char kPlanMark[8] = {'r', 'e', 's', 't', 'o', 'r', 'e', 0};
+// The order to become a copy. The plan comes once the original holds still.
+constexpr char kToBeCopy[8] = {'r', 'e', 's', 't', 'o', 'r', 'e', 0};
 
 // Room that the copy works in: no step may touch it.
 struct Workshop {
@@ -38,21 +38,17 @@ struct Workshop {
     std::uint64_t entries[kMostEntries];
 };
 
-// Whether a message is an order to become a copy.
-bool is_plan(const char* bytes, std::size_t size);
-
-// Where a copy gets what it needs from: the original's /proc/self/mem and /proc/self/pagemap, and the socket that the second
-// half of the plan comes by, into a buffer of `size` bytes that no step touches.
+// Where a copy gets what it needs from: the original's /proc/self/mem and /proc/self/pagemap, and the socket that the two
+// halves of the plan come by, into a buffer of `size` bytes that no step touches.
 struct Sources {
     int memory, pages, channel;
     char* buffer;
     std::size_t size;
 };
 
-// Follows the plan, both halves of which lie outside of what it touches, and goes on where the original called `hold`. The
-// three descriptors are closed before anything that the original could have written is run. Ends the process, with status
-// 3, where a step fails or there is no second half.
-[[noreturn]] void become(const char* plan, std::size_t size, Workshop& workshop, const Sources& sources);
+// Follows the plan, and goes on where the original called `hold`. The three descriptors are closed before anything that the
+// original could have written is run. Ends the process, with status 3, where a step fails or the plan does not come whole.
+[[noreturn]] void become(Workshop& workshop, const Sources& sources);
 
 enum class Held { kOriginal, kCopy, kLeft };
 

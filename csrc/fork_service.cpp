@@ -93,7 +93,7 @@ void make_ready(const Pages* pages, std::size_t count) {
     }
 }
 
-// Becomes the child whose memory came last with the order. The rest of the plan comes by `channel`.
+// Becomes the child whose memory came last with the order. The plan comes by `channel`.
 [[noreturn]] void be_copied(Service& service, int keep, int channel) {
     const Message& order = service.order;
     if (order.num_descriptors < 2) _exit(kBroken);
@@ -103,8 +103,8 @@ void make_ready(const Pages* pages, std::size_t count) {
         _exit(kBroken);
     }
     close_from(keep + 3);
-    Message& rest = service.request;  // of no use any more
-    become(order.bytes, order.size, service.workshop, {keep, keep + 1, keep + 2, rest.bytes, sizeof rest.bytes});
+    Message& plan = service.request;  // of no use any more
+    become(service.workshop, {keep, keep + 1, keep + 2, plan.bytes, sizeof plan.bytes});
 }
 
 // What a child does up to its return.
@@ -126,7 +126,7 @@ void be_born(int socket, Service& service) {
     }
     if (birth.early) make_ready(service.pages, service.num_pages);
     if (!receive(birth.channel, service.order) || order.num_descriptors < birth.num_descriptors) _exit(0);
-    const bool is_to_be_copy = is_plan(order.bytes, order.size);
+    const bool is_to_be_copy = order.size == sizeof kToBeCopy && std::memcmp(order.bytes, kToBeCopy, sizeof kToBeCopy) == 0;
     // The calls put something else in its place.
     const int channel = is_to_be_copy ? fcntl(birth.channel, F_DUPFD_CLOEXEC, static_cast<int>(birth.keep) + 3) : -1;
     if (make_calls(after, birth.after, order.descriptors, order.num_descriptors, birth.parameter).failed >= 0) {

@@ -54,8 +54,8 @@ struct alignas(kPage) Service {
 //
 // A child makes its first calls with the descriptors of the request, waits for its order, makes the calls that come
 // then with the descriptors of the order, and returns, with order and note. It ends, with status 3, where a call fails,
-// and with 0 where no order comes. Where the order is a Plan, whose last two descriptors are the memory and the pagemap of
-// another child, it becomes a copy of that one instead, once the second half of the plan has come as well. The parent
+// and with 0 where no order comes. Where the order is kToBeCopy, whose last two descriptors are the memory and the pagemap of
+// another child, it becomes a copy of that one instead, once both halves of the plan have come. The parent
 // returns at the end.
 //
 // The process must have one thread. It writes to nothing but `service`, its stack and the C library's own data: what

@@ -3,6 +3,7 @@ one reaches the other."""
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.sandbox.forks import STORIES, Story, differences
-from thyme.sandbox import Sandbox, SandboxConfig, checkpoint
+from thyme.sandbox import Sandbox, SandboxConfig, SandboxSession, checkpoint
+from thyme.sandbox.child_handle import pid_of
 
 _FIGURE = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2)); ax.plot([1, 2], [3, 4])"
 
@@ -44,6 +47,42 @@ def test_figures(image) -> None:
     with Sandbox(config) as live, Sandbox(config, _off=frozenset({"fork"})) as again:
         for story in FIGURES:
             assert list(differences(story, live, again, image)) == []
+
+
+def test_what_is_free_is_not_copied(sandbox: Sandbox) -> None:
+    """What malloc keeps behind its last block, in huge pages where the machine has them, is given back."""
+    with sandbox.session() as session:
+        session.run("blocks = [bytes(60_000) for _ in range(500)]")
+        assert _empty_pages(session) > 5_000
+        session.run("del blocks")
+        (copy,) = session.fork()
+        with copy:
+            if not copy.fork_detail:
+                assert _empty_pages(session) < 40 and _empty_pages(copy) < 40
+
+
+def _empty_pages(session: SandboxSession) -> int:
+    """Pages of the heap of a session's process that are there and hold nothing but zeros."""
+    child = session._state.child
+    assert child is not None and child.pidfd is not None
+    folder = Path(f"/proc/{pid_of(child.pidfd)}")
+    heaps = [line.split()[0] for line in (folder / "maps").read_text().splitlines() if line.endswith("[heap]")]
+    page, num_empty = mmap.PAGESIZE, 0
+    try:
+        with (
+            (folder / "pagemap").open("rb", buffering=0) as pagemap,
+            (folder / "mem").open("rb", buffering=0) as memory,
+        ):
+            for start, end in ([int(edge, 16) for edge in heap.split("-")] for heap in heaps):
+                found = os.pread(pagemap.fileno(), (end - start) // page * 8, start // page * 8)
+                entries = np.frombuffer(found, np.uint64)
+                for number in np.flatnonzero(
+                    (entries >> np.uint64(63)) & (entries >> np.uint64(56))
+                ):  # there, not shared
+                    num_empty += not any(os.pread(memory.fileno(), page, start + int(number) * page))
+    except PermissionError as error:
+        pytest.skip(f"another process's memory may not be read: {error}")
+    return num_empty
 
 
 class _Entry:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from tests.sandbox.attacks import ATTACKS
 from tests.sandbox.host import PYTHON_BELOW_TMP, Host, check_crop, children_of, eventually, snippets_of
 from tests.sandbox.test_modes import BY_NAME, SMOKE
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxSession, Status, forking
+from thyme.sandbox.child_handle import pid_of
 
 _PLAN = """
 import sys, ctypes
@@ -92,6 +96,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def ids_of(sandbox: Sandbox) -> set[int]:
     server = sandbox._client.server.process.pid
     return snippets_of(server)
+
+
+def process_of(session: SandboxSession) -> int:
+    child = session._state.child
+    assert child is not None and child.pidfd is not None
+    return pid_of(child.pidfd)
 
 
 def facts(pid: int) -> dict[str, str]:
@@ -268,6 +278,43 @@ def test_code_that_gives_something_else_is_told(own: Sandbox) -> None:
         assert copy.fork_detail.endswith("it has mapped a file or shared memory")
         result = copy.run("print(1)")
         assert result.status is Status.REFUSED and result.error is not None and result.error.type == "Diverged"
+
+
+def test_copies_wait_for_a_process_that_takes_its_time() -> None:
+    """They are ordered before it holds still, and their limit counts from there."""
+    with Sandbox(SandboxConfig(workers=2, memory_mib=256, timeout_s=0.4)) as sandbox, sandbox.session() as parent:
+        parent.run("x = 1")
+        before, pid = len(ids_of(sandbox)), process_of(parent)
+        os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            forking_ = pool.submit(parent.fork, 2)
+            assert eventually(lambda: len(ids_of(sandbox)) == before + 2)
+            time.sleep(0.8)
+            os.kill(pid, signal.SIGCONT)
+            copies = forking_.result()
+        for copy in copies:
+            assert not copy.fork_detail and copy.run("print(x)").stdout == "1\n"
+            assert copy.run("while True: pass").status is Status.TIMEOUT
+            copy.close()
+
+
+def test_copies_of_a_process_that_does_not_hold_still_are_gone(own: Sandbox) -> None:
+    before = len(ids_of(own))
+    with own.session() as parent:
+        parent.run("import os\nf = open('a', 'w')\nos.remove('a')")
+        for copy in parent.fork(3):
+            assert copy.fork_detail == "a file is open whose path is not known"
+            copy.close()
+        assert eventually(lambda: len(ids_of(own)) == before + 1)
+        assert parent.run("print(f.closed)").stdout == "False\n"
+        pid = process_of(parent)
+        os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            forking_ = pool.submit(parent.fork, 3)
+            assert eventually(lambda: len(ids_of(own)) == before + 4)
+            os.kill(pid, signal.SIGKILL)
+            assert all(copy.fork_detail for copy in forking_.result())
+    assert eventually(lambda: len(ids_of(own)) <= before)
 
 
 def test_a_cancelled_fork_leaves_nothing(own: Sandbox, image) -> None:

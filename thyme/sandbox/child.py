@@ -33,6 +33,18 @@ _FRAME_BYTES = 24 * 1024
 _REHEARSALS = 20
 """The interpreter specialises a function at its eighth call, and what that calls in turn some calls later."""
 
+_USUAL = """\
+import io, os, numpy as np
+picture = Image.fromarray(np.zeros((48, 64, 3), np.uint8))
+for kind in ("BMP", "JPEG", "PNG"):
+    picture.save(file := io.BytesIO(), kind)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    turned = opened.crop((8, 8, 40, 40)).resize((64, 64), Image.LANCZOS).rotate(7, expand=True)
+    turned.convert("RGB").save(io.BytesIO(), kind)
+    np.asarray(turned).mean(axis=(0, 1))
+print(1)
+"""
+"""What snippets do. An input image is stored as BMP."""
 _REHEARSED = Errand(image_path="image.png", place="/image.png").encode()
 
 # What runs between snippets must not depend on names a snippet can replace by accident (`os._exit = ...` and the like).
@@ -72,7 +84,7 @@ def rehearse(scratch: str | None, plan: JailPlan, config: SandboxConfig) -> None
     nothing behind that a snippet could tell."""
     names = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
     streams, main = [getattr(sys, name) for name in names], sys.modules["__main__"]
-    frame = Interpreter(_job(decode(_REHEARSED), scratch, plan), config).run("print(1)")
+    frame = Interpreter(_job(decode(_REHEARSED), scratch, plan), config).run(_USUAL)
     _encode(frame)
     paths.use(None)
     sys.modules["__main__"] = main

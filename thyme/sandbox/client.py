@@ -167,7 +167,8 @@ class Client:
         with self.lock:
             if self.closed:
                 raise ValueError("fork: the sandbox is closed")
-            fork = self.forks.begin(session, count, live=self.broken is None and holds(self.layers, LIVE_FORK))
+            copies = self.broken is None and holds(self.layers, LIVE_FORK)
+            fork = self.forks.begin(session, count, self.server if copies else None)
             fork.future.add_done_callback(lambda f: self._drop(fork) if f.cancelled() else None)
             self._dispatch()
         self.outbox.flush()
@@ -321,8 +322,11 @@ class Client:
             self._restart("it could not hand over a process: too many open files")
         else:
             session.child.attach(descriptors[0])
-            if session.round is not None:  # its limit counts from here
-                session.round.deadline = time.monotonic() + self.config.timeout_s
+            round_ = session.round
+            if isinstance(round_, Copy) and not round_.fork.is_held:  # has nothing to do yet
+                round_.deadline = None
+            elif round_ is not None:  # its limit counts from here
+                round_.deadline = time.monotonic() + self.config.timeout_s
 
     def _on_ended(self, ended: dict[str, Any]) -> None:
         session = self.rounds.live.get(ended["id"])

@@ -20,11 +20,11 @@ from thyme.sandbox.birth import Requests
 from thyme.sandbox.errand import Errand
 from thyme.sandbox.forked_child import READY_S, ForkedChild
 from thyme.sandbox.kept_root import KeptRoot
-from thyme.sandbox.memory_plan import Baseline, plan_of
+from thyme.sandbox.memory_plan import TO_BE_COPY, Baseline, plan_of
 from thyme.sandbox.needed_pages import pages_needed, pages_of
 from thyme.sandbox.paths import place_of
 from thyme.sandbox.plan import JailPlan
-from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
+from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Held, Order, Setup
 from thyme.sandbox.root import BaseRoot, Image, put_image
 from thyme.sandbox.slots import Place, Slots
 from thyme.sandbox.template import Template
@@ -65,8 +65,8 @@ class ForkLoop:
         """What is mapped in a child without an order; known once one was forked from another."""
         self._usual = b""
         """Pages that any child needs."""
-        self._num_copies = self._since_copy = 0
-        """Copies made; orders since the last of them."""
+        self._num_forks = self._since_fork = 0
+        """Processes that were copied in a row; orders for new sessions since the last of them."""
 
     def learn(self, ranges: Sequence[tuple[int, int]], proc: int) -> None:
         """Finds out which pages children need, and has those that are parked get them beforehand.
@@ -101,7 +101,7 @@ class ForkLoop:
                 if message in (b"", GOODBYE):
                     self._kill_all()
                     return not message
-                self._serve(message, descriptors)
+                self._hear(json.loads(message), descriptors)
             if self._working and not self._plan.rooted:
                 self._watch_scratch()
             self.slots.clean_a_little()
@@ -137,14 +137,19 @@ class ForkLoop:
         except ConnectionResetError:  # it ended without having read all that it was told
             return b"", []
 
-    def _serve(self, message: bytes, descriptors: list[int]) -> None:
+    def _hear(self, message: Order | Held, descriptors: list[int]) -> None:
+        if "held" in message:
+            self._copy(message["held"])
+        else:
+            self._serve(message, descriptors)
+
+    def _serve(self, order: Order, descriptors: list[int]) -> None:
         """Hands an order to the child that is parked, or to one forked for it."""
-        order: Order = json.loads(message)
         images = self._images(order)
         child: ForkedChild | None = None
         ordered = False
         try:
-            original = self._child_of(order["fork_of"])
+            original = None if order["fork_of"] is None else self._child_of(order["fork_of"])
             child = self._unpark(images) or self._furnished(self._spawn(images, early=False), images)
             self._working[child.pidfd] = order["id"], child
             more = [child.ruleset] if child.ruleset >= 0 else []
@@ -155,12 +160,11 @@ class ForkLoop:
             if original is None:
                 socket.send_fds(child.channel, [_errand(order, images).encode()], [*descriptors, *more])
             else:
-                maps, pagemap, mem = original.read_through()
-                baseline = self._as_born(child)
-                socket.send_fds(child.channel, [baseline.order], [*descriptors, *more, mem, pagemap])
-                child.channel.send(plan_of(maps, baseline))
+                _, pagemap, mem = original.read_through()
+                self._as_born(child)
+                socket.send_fds(child.channel, [TO_BE_COPY], [*descriptors, *more, mem, pagemap])
+                child.copy_of = order["fork_of"]
             ordered = True
-            self._expect(original)
         except OSError as error:
             self._ended.append({"id": order["id"], "failed": str(error)})
         finally:
@@ -168,7 +172,31 @@ class ForkLoop:
                 os.close(fd)
             if child is not None:
                 child.ordered() if ordered else child.close()
-        self._may_park = True
+        if order["fork_of"] is None:
+            self._expect(None)
+            self._may_park = True  # else once the copy is under way: it may be any moment, and parking takes a while
+
+    def _copy(self, id_: str) -> None:
+        """Has the children that wait to become copies of another one do so, which holds still by now. One that cannot
+        is ended."""
+        self._may_park, baseline = True, self._baseline
+        copies = {id_of: child for id_of, child in self._working.values() if child.copy_of == id_}
+        if not copies or baseline is None:
+            return
+        for child in copies.values():
+            child.copy_of = None
+        try:
+            original = self._child_of(id_)
+            for child in copies.values():  # takes them longest, and is the same whatever the original has mapped
+                child.channel.send(baseline.plan)
+            plan = plan_of(original.read_through()[0], baseline)
+            for child in copies.values():
+                child.channel.send(plan)
+            self._expect(original)
+        except OSError as error:
+            for id_of, child in copies.items():
+                self._ended.append({"id": id_of, "failed": str(error)})
+                _kill(child.pidfd)
 
     # --- children ----------------------------------------------------------------------------------------------------
 
@@ -178,26 +206,24 @@ class ForkLoop:
         return self._baseline
 
     def _expect(self, original: ForkedChild | None) -> None:
-        """Has children that are forked ahead get the pages that they will probably need, after an order for a copy of
-        `original`, or for a new session: copies come in rows, and need all that the original wrote to."""
+        """Has children that are forked ahead get the pages that they will probably need, after copies of `original`, or
+        an order for a new session: forks come in rows, and copies need all that the original wrote to."""
         if original is None:
-            self._since_copy += 1
-            if self._num_copies and self._since_copy == _BACK_TO_USUAL:
+            self._since_fork += 1
+            if self._num_forks and self._since_fork == _BACK_TO_USUAL:
                 self._template.expect(self._usual)
             return
-        is_row = self._num_copies and self._since_copy < _BACK_TO_USUAL
-        self._num_copies, self._since_copy = self._num_copies + 1 if is_row else 1, 0
-        if self._parks and self._baseline is not None and self._num_copies & (self._num_copies - 1) == 0:
+        is_row = self._num_forks and self._since_fork < _BACK_TO_USUAL
+        self._num_forks, self._since_fork = self._num_forks + 1 if is_row else 1, 0
+        if self._parks and self._baseline is not None and self._num_forks & (self._num_forks - 1) == 0:
             self._template.expect(pages_of(original.read_through()[1], self._baseline.writable))
 
-    def _child_of(self, id_: str | None) -> ForkedChild | None:
-        """The child that has got the order of this id; None without an id.
+    def _child_of(self, id_: str) -> ForkedChild:
+        """The child that has got the order of this id.
 
         Raises:
             OSError: there is none any more.
         """
-        if id_ is None:
-            return None
         for found, child in self._working.values():
             if found == id_:
                 return child

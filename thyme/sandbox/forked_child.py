@@ -25,6 +25,8 @@ class ForkedChild:
     ruleset: int
     furnished: bool = False
     """Whether its mount namespace was taken from the channel, or is not sent: the child is in a root that was kept."""
+    copy_of: str | None = None
+    """The order of the child that it is to become a copy of; None where it is not to, or has been told how."""
     memory: tuple[int, ...] = ()
     """Descriptors of its /proc/self/maps, pagemap and mem, once somebody asked."""
 

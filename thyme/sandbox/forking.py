@@ -47,13 +47,13 @@ class Forks:
         self._config, self._rounds, self._images, self._outbox = config, rounds, images, outbox
         self._discard = discard
 
-    def begin(self, session: SessionState, count: int, *, live: bool) -> Fork:
+    def begin(self, session: SessionState, count: int, server: ZygoteHandle | None) -> Fork:
         """Starts a fork; its future comes to the states of the new sessions, or to why there are none.
 
         Args:
             session: between two rounds.
             count: how many.
-            live: whether the fork-server can make copies.
+            server: makes the copies; None where it cannot.
 
         Raises:
             ValueError: the session is closed or has something to run.
@@ -68,7 +68,7 @@ class Forks:
             self._outbox.put(fork.future, fork.copies)
         elif session.child is None:
             self._refuse(fork, "its process has ended")
-        elif not live:
+        elif server is None:
             self._refuse(fork, "no live forks on this machine")
         elif not self._rounds.has_room(count):
             self._refuse(fork, f"no room for {count} more of max_sessions={self._config.max_sessions}")
@@ -78,31 +78,44 @@ class Forks:
             self._rounds.occupy(session, fork)
             with contextlib.suppress(OSError):  # where it died while idle the event follows
                 session.child.socket.send(_ORDER)
+            self._order(fork, server, session.child.id)  # they get ready while it packs
         return fork
 
-    def held(self, fork: Fork, frame: bytes, server: ZygoteHandle) -> bool:
-        """The process answered. Orders its copies where it holds still. False where it has said so before."""
-        if fork.is_held:
-            return False
-        if frame != _HELD:
-            self._rest(fork)
-            self._refuse(fork, _reason(frame))
-            return True
-        fork.is_held = True
-        assert fork.session.child is not None
-        fork.deadline = None  # from here on the copies have theirs
+    def _order(self, fork: Fork, server: ZygoteHandle, original: str) -> None:
+        """Orders the copies, which wait until the process holds still."""
         for _ in range(fork.count):
             copy = self.copied(fork.session)
             fork.copies.append(copy)
             fork.missing += 1
             try:
-                started = self._rounds.start_copy(Copy(copy, b"", fork=fork), server, fork.session.child.id)
+                started = self._rounds.start_copy(Copy(copy, b"", fork=fork), server, original)
             except OSError:
                 started = False
             if not started:
                 fork.failed = "the fork-server takes no order"
                 fork.missing -= 1
                 break
+
+    def held(self, fork: Fork, frame: bytes, server: ZygoteHandle) -> bool:
+        """The process answered. Has its copies made where it holds still. False where it has said so before."""
+        if fork.is_held:
+            return False
+        if frame != _HELD:
+            self._rest(fork)
+            self._refuse(fork, _reason(frame))
+            self._drop_copies(fork)
+            return True
+        fork.is_held = True
+        assert fork.session.child is not None
+        if not fork.failed:
+            try:
+                server.held(fork.session.child.id)
+            except OSError:
+                fork.failed = "the fork-server takes no order"
+        fork.deadline = None  # from here on the copies have theirs
+        for copy in fork.copies:
+            if copy.round is not None and copy.round.deadline is None:
+                copy.round.deadline = time.monotonic() + self._config.timeout_s
         self._look(fork)
         return True
 
@@ -136,9 +149,11 @@ class Forks:
             self._drop_copies(fork)
 
     def _look(self, fork: Fork) -> None:
-        """Ends the fork where all copies are there or one cannot be had."""
+        """Ends the fork, once the process has answered, where all copies are there or one cannot be had."""
         if fork.is_over:
             self._drop_copies(fork)
+        elif not fork.is_held:
+            pass
         elif fork.failed:
             self._go_on(fork)
             self._refuse(fork, fork.failed)

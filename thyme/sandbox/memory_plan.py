@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from thyme import _fork
 
-_MARK = b"restore\0"
+TO_BE_COPY = b"restore\0"
+"""The order that has a child wait for a plan: csrc/fork_restore.hpp."""
 _STEP = struct.Struct("=QQq")
 _Step = tuple[int, int, int]
 """Start, size, what is done: csrc/fork_restore.hpp."""
@@ -64,12 +65,12 @@ class Baseline:
         copies = _copies(_parsed(line for line in self.lines if b" rw-p " in line))
         self.writable = [(start, start + size) for start, size, _ in copies]
         """(start, end) of what may have been written to."""
-        self.order = _encoded(copies)
+        self.plan = _encoded(copies)
         """The first half of any plan."""
 
 
 def plan_of(maps: int, baseline: Baseline) -> bytes:
-    """The second half of the order that has a child become the copy of another.
+    """The second half of the plan by which a child becomes the copy of another.
 
     Args:
         maps: descriptor of /proc/self/maps of the original, which holds still.
@@ -88,7 +89,7 @@ def plan_of(maps: int, baseline: Baseline) -> bytes:
 def _encoded(steps: Sequence[_Step]) -> bytes:
     if len(steps) > _MOST_STEPS:
         raise CannotCopy(f"{len(steps)} steps to copy its memory, more than {_MOST_STEPS}")
-    return _MARK + struct.pack("=Q", len(steps)) + b"".join([_STEP.pack(*step) for step in steps])
+    return struct.pack("=Q", len(steps)) + b"".join([_STEP.pack(*step) for step in steps])
 
 
 def _copies(mappings: Sequence[_Mapping]) -> list[_Step]:

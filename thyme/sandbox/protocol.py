@@ -1,9 +1,9 @@
 """The messages between the client and the fork-server. One socket (SOCK_SEQPACKET), JSON, descriptors beside it.
 
 From the client: first a Setup, then one Order for each process, with four descriptors (stdout, session socket, pixels,
-code), and last GOODBYE from a client that cleans up after itself. From the fork-server: {"hello": ...} once, then
-{"ended": [...]}, what became of each process that has ended or could not be started, and beside it, where one was
-started, {"forked": id} with its pidfd.
+code), a Held for each process that copies were ordered of, and last GOODBYE from a client that cleans up after itself.
+From the fork-server: {"hello": ...} once, then {"ended": [...]}, what became of each process that has ended or could
+not be started, and beside it, where one was started, {"forked": id} with its pidfd.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, final
 
 from thyme.sandbox.config import SandboxConfig
 
@@ -58,6 +58,7 @@ class Setup:
         )
 
 
+@final
 class Order(TypedDict):
     """A request for the process of one session."""
 
@@ -72,4 +73,12 @@ class Order(TypedDict):
     """Further images: the path the model was told, and the name of the stored one."""
     seed: int
     fork_of: str | None
-    """The id of the process it is to be a copy of, which holds still meanwhile; None for a new session's."""
+    """The id of the process it is to be a copy of, once that one holds still; None for a new session's."""
+
+
+@final
+class Held(TypedDict):
+    """A process holds still from here on, until all its copies have answered."""
+
+    held: str
+    """Its id."""

@@ -18,7 +18,7 @@ from typing import Any
 from thyme.sandbox.cgroup import Group, spare
 from thyme.sandbox.child_handle import kill_process, pid_of
 from thyme.sandbox.config import SandboxConfig
-from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Order, Setup
+from thyme.sandbox.protocol import GOODBYE, MESSAGE_BYTES, Held, Order, Setup
 from thyme.sandbox.result import Layer, SandboxUnavailable
 
 _log = logging.getLogger("thyme.sandbox")
@@ -123,6 +123,15 @@ class ZygoteHandle:
             OSError: the server has ended.
         """
         socket.send_fds(self.control, [json.dumps(order).encode()], descriptors, socket.MSG_DONTWAIT)
+
+    def held(self, id_: str) -> None:
+        """Tells that a process holds still: children that were ordered as its copies become that. Never blocks.
+
+        Raises:
+            BlockingIOError: the socket is full.
+            OSError: the server has ended.
+        """
+        self.control.send(json.dumps(Held(held=id_)).encode(), socket.MSG_DONTWAIT)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message with its descriptors; None where there is none yet.
