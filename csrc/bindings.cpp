@@ -378,6 +378,37 @@ void turn_heads(const py::array_t<Stored, 0>& heads, const DenseFloats& cos, con
     thyme::turn_heads(rows, by_cos, by_sin, tokens, count, half, sign, to, num_threads);
 }
 
+void check_slots(const Int64Array& slots, int64_t places) {
+    for (int64_t i = 0; i < slots.size(); ++i)
+        if (slots.data()[i] < -1 || slots.data()[i] >= places)
+            throw std::invalid_argument("slots[" + std::to_string(i) + "] is " + std::to_string(slots.data()[i]) + ", there are " +
+                                        std::to_string(places));
+}
+
+template <typename T, typename Stored>
+void turn_and_store(const py::array_t<Stored, 0>& qkv, const DenseFloats& cos, const DenseFloats& sin, const Int64Array& slots,
+                    Dense<Stored>& k_cache, Dense<Stored>& v_cache, Dense<Stored>& q, int num_threads) {
+    if (qkv.ndim() != 3 || qkv.shape(2) % 2 != 0) throw std::invalid_argument("qkv must be [tokens, heads, dim], dim even");
+    if (k_cache.ndim() != 4) throw std::invalid_argument("k_cache must be [blocks, block_size, kv_heads, dim]");
+    thyme::NewTokens<T> args{};
+    args.tokens = qkv.shape(0), args.keys = k_cache.shape(2), args.queries = qkv.shape(1) - 2 * args.keys, args.half = qkv.shape(2) / 2;
+    if (args.queries < 1) throw std::invalid_argument("of the " + std::to_string(qkv.shape(1)) + " heads of qkv none is a query's");
+    const int64_t blocks = k_cache.shape(0), block_size = k_cache.shape(1), dim = 2 * args.half;
+    check_shape("k_cache", k_cache, {blocks, block_size, args.keys, dim});
+    check_shape("v_cache", v_cache, {blocks, block_size, args.keys, dim});
+    check_shape("cos", cos, {args.tokens, 1, args.half});
+    check_shape("sin", sin, {args.tokens, 1, args.half});
+    check_shape("slots", slots, {args.tokens});
+    check_shape("q", q, {args.tokens, args.queries, dim});
+    check_slots(slots, blocks * block_size);
+    args.heads = rows_of("qkv", qkv, reinterpret_cast<const T*>(qkv.data()));
+    args.cos = cos.data(), args.sin = sin.data(), args.slots = slots.data();
+    args.q = reinterpret_cast<T*>(q.mutable_data());
+    args.k_cache = reinterpret_cast<T*>(k_cache.mutable_data()), args.v_cache = reinterpret_cast<T*>(v_cache.mutable_data());
+    const py::gil_scoped_release released;
+    thyme::turn_and_store(args, num_threads);
+}
+
 void write_slots(const py::array_t<int16_t, 0>& rows, const Int64Array& slots, py::array_t<int16_t, 0>& table) {
     if (rows.ndim() != 2 || table.ndim() != 2) throw std::invalid_argument("rows and table must be [rows, width]");
     const int64_t count = rows.shape(0), width = rows.shape(1), places = table.shape(0);
@@ -385,10 +416,7 @@ void write_slots(const py::array_t<int16_t, 0>& rows, const Int64Array& slots, p
     check_shape("table", table, {places, width});
     const int64_t step = strides("rows", rows)[0];
     if (strides("table", table)[0] != width && places > 1) throw std::invalid_argument("table must be dense");
-    for (int64_t i = 0; i < count; ++i)
-        if (slots.data()[i] < -1 || slots.data()[i] >= places)
-            throw std::invalid_argument("slots[" + std::to_string(i) + "] is " + std::to_string(slots.data()[i]) + ", there are " +
-                                        std::to_string(places));
+    check_slots(slots, places);
     constexpr int64_t kSize = sizeof(int16_t);
     const auto* const from = reinterpret_cast<const char*>(rows.data());
     auto* const to = reinterpret_cast<char*>(table.mutable_data());
@@ -404,6 +432,8 @@ void bind_forward(py::module_& m, const std::string& kind) {
           py::arg("num_threads"));
     m.def(("turn_heads_" + kind).c_str(), &turn_heads<T, Stored>, py::arg("heads").noconvert(), py::arg("cos").noconvert(), py::arg("sin").noconvert(),
           py::arg("sign"), py::arg("out").noconvert(), py::arg("num_threads"));
+    m.def(("turn_and_store_" + kind).c_str(), &turn_and_store<T, Stored>, py::arg("qkv").noconvert(), py::arg("cos").noconvert(), py::arg("sin").noconvert(),
+          py::arg("slots").noconvert(), py::arg("k_cache").noconvert(), py::arg("v_cache").noconvert(), py::arg("q").noconvert(), py::arg("num_threads"));
 }
 
 }  // namespace

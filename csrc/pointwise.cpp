@@ -7,6 +7,7 @@
 
 #include "exponential.hpp"
 #include "huge_pages.hpp"
+#include "row_loop.hpp"
 #include "simd.hpp"
 
 namespace thyme {
@@ -18,8 +19,7 @@ constexpr int64_t kStrip = 32;  // rows whose part of a weight's gradient is add
 // Calls work(first, last) for strips of rows; a strip is one thread's, and always the same rows.
 template <typename Work>
 void for_each_strip(int64_t rows, int64_t width, int threads, const Work& work) {
-    constexpr int64_t kWorthAThread = 60'000;  // numbers: waking a thread costs a few microseconds
-    const auto useful = static_cast<int>(std::clamp<int64_t>(rows * width / kWorthAThread, 1, std::max(threads, 1)));
+    const int useful = useful_threads(rows * width, 1, threads);
     const int64_t strips = (rows + kStrip - 1) / kStrip;
 #pragma omp parallel for schedule(static) num_threads(useful) if (useful > 1)
     for (int64_t strip = 0; strip < strips; ++strip) work(strip * kStrip, std::min((strip + 1) * kStrip, rows));
@@ -104,13 +104,11 @@ void rmsnorm(Rows<const float> x, const float* residual, const float* weight, in
              float* total, float* rstd, int threads) {
     prefer_huge_pages(out, bytes(rows, width));
     if (total != nullptr) prefer_huge_pages(total, bytes(rows, width));
-    for_each_strip(rows, width, threads, [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-            const int64_t at = row * width;
-            const float r = normalize(x.at(row), residual == nullptr ? nullptr : residual + at, weight, width, eps, out + at,
-                                      total == nullptr ? nullptr : total + at);
-            if (rstd != nullptr) rstd[row] = r;
-        }
+    for_each_row(rows, useful_threads(rows * width, 1, threads), [&](int64_t row) {
+        const int64_t at = row * width;
+        const float r = normalize(x.at(row), residual == nullptr ? nullptr : residual + at, weight, width, eps, out + at,
+                                  total == nullptr ? nullptr : total + at);
+        if (rstd != nullptr) rstd[row] = r;
     });
 }
 
@@ -136,9 +134,8 @@ void rmsnorm_gradient(Rows<const float> x, const float* rstd, const float* weigh
 
 void swiglu(Rows<const float> gate, Rows<const float> up, int64_t rows, int64_t width, float* out, int threads) {
     prefer_huge_pages(out, bytes(rows, width));
-    for_each_strip(rows, width, threads, [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) gate_row(gate.at(row), up.at(row), width, out + row * width);
-    });
+    for_each_row(rows, useful_threads(rows * width, 3, threads),
+                 [&](int64_t row) { gate_row(gate.at(row), up.at(row), width, out + row * width); });
 }
 
 void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* grad, int64_t rows, int64_t width,
@@ -154,12 +151,17 @@ void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* 
 void turn_heads(Rows<const float> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, float* out, int threads) {
     prefer_huge_pages(out, bytes(tokens * num_heads, 2 * half));
-    for_each_strip(tokens, num_heads * 2 * half, threads, [&](int64_t first, int64_t last) {
-        for (int64_t token = first; token < last; ++token)
-            for (int64_t head = 0; head < num_heads; ++head) {
-                const int64_t row = token * num_heads + head;
-                turn(heads.at(row), cos + token * half, sin + token * half, half, sign, out + row * 2 * half);
-            }
+    for_each_row(tokens, useful_threads(tokens * num_heads * 2 * half, 2, threads), [&](int64_t token) {
+        for (int64_t head = 0; head < num_heads; ++head) {
+            const int64_t row = token * num_heads + head;
+            turn(heads.at(row), cos + token * half, sin + token * half, half, sign, out + row * 2 * half);
+        }
+    });
+}
+
+void turn_and_store(const NewTokens<float>& args, int threads) {
+    turn_and_store(args, threads, [&](const float* head, const float* cos, const float* sin, float* out) {
+        turn(head, cos, sin, args.half, 1.0f, out);
     });
 }
 

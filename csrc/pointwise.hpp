@@ -38,6 +38,19 @@ void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* 
 void turn_heads(Rows<const float> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, float* out, int threads);
 
+// New tokens as a projection leaves them: of each, `queries` heads that are turned into q [tokens, queries, 2 half], then as many keys
+// as values. Keys, turned, and values go to row slots[token] of the caches, [places, keys, 2 half]; a slot of -1 is nowhere.
+template <typename T>
+struct NewTokens {
+    Rows<const T> heads;
+    const float *cos, *sin;
+    const int64_t* slots;
+    int64_t tokens, queries, keys, half;
+    T *q, *k_cache, *v_cache;
+};
+
+void turn_and_store(const NewTokens<float>& args, int threads);
+
 // The forward passes in bfloat16 (pointwise_bf16.cpp): computed in float32 and rounded where transformers rounds, which is the sum
 // with the residual, u, and silu; rstd, cos and sin are float32.
 void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* weight, int64_t rows, int64_t width, float eps,
@@ -45,5 +58,6 @@ void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* w
 void swiglu(Rows<const Bfloat16> gate, Rows<const Bfloat16> up, int64_t rows, int64_t width, Bfloat16* out, int threads);
 void turn_heads(Rows<const Bfloat16> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, Bfloat16* out, int threads);
+void turn_and_store(const NewTokens<Bfloat16>& args, int threads);
 
 }  // namespace thyme

@@ -5,6 +5,7 @@
 
 #include "exponential.hpp"
 #include "pointwise.hpp"
+#include "row_loop.hpp"
 #include "simd.hpp"
 
 namespace thyme {
@@ -14,9 +15,8 @@ constexpr int64_t kLanes = 16;
 
 // Calls work(row, scratch of one row) for each row; a row is one thread's.
 template <typename Work>
-void for_each_row(int64_t rows, int64_t width, int threads, const Work& work) {
-    constexpr int64_t kWorthAThread = 60'000;  // numbers: waking a thread costs a few microseconds
-    const auto useful = static_cast<int>(std::clamp<int64_t>(rows * width / kWorthAThread, 1, std::max(threads, 1)));
+void for_each_widened_row(int64_t rows, int64_t width, int threads, const Work& work) {
+    const int useful = useful_threads(rows * width, 1, threads);
 #pragma omp parallel num_threads(useful) if (useful > 1)
     {
         const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(width)]);
@@ -77,7 +77,7 @@ THYME_CLONES void turn(const Bfloat16* __restrict a, const float* __restrict cos
 
 void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* weight, int64_t rows, int64_t width, float eps,
              Bfloat16* out, Bfloat16* total, float* rstd, int threads) {
-    for_each_row(rows, width, threads, [&](int64_t row, float* wide) {
+    for_each_widened_row(rows, width, threads, [&](int64_t row, float* wide) {
         const int64_t at = row * width;
         if (residual == nullptr)
             widen(x.at(row), width, wide);
@@ -89,17 +89,23 @@ void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* w
 }
 
 void swiglu(Rows<const Bfloat16> gate, Rows<const Bfloat16> up, int64_t rows, int64_t width, Bfloat16* out, int threads) {
-    for_each_row(rows, width, threads,
-                 [&](int64_t row, float*) { gate_row(gate.at(row), up.at(row), width, out + row * width); });
+    for_each_row(rows, useful_threads(rows * width, 3, threads),
+                 [&](int64_t row) { gate_row(gate.at(row), up.at(row), width, out + row * width); });
 }
 
 void turn_heads(Rows<const Bfloat16> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, Bfloat16* out, int threads) {
-    for_each_row(tokens, num_heads * 2 * half, threads, [&](int64_t token, float*) {
+    for_each_row(tokens, useful_threads(tokens * num_heads * 2 * half, 2, threads), [&](int64_t token) {
         for (int64_t head = 0; head < num_heads; ++head) {
             const int64_t row = token * num_heads + head;
             turn(heads.at(row), cos + token * half, sin + token * half, half, sign, out + row * 2 * half);
         }
+    });
+}
+
+void turn_and_store(const NewTokens<Bfloat16>& args, int threads) {
+    turn_and_store(args, threads, [&](const Bfloat16* head, const float* cos, const float* sin, Bfloat16* out) {
+        turn(head, cos, sin, args.half, 1.0f, out);
     });
 }
 

@@ -22,7 +22,8 @@ import torch
 import triton
 from torch import Tensor
 
-from thyme.kernels.paged_attention import NATIVE, paged_attention, paged_attention_ref, paged_attention_triton
+from thyme.kernels.native import NATIVE
+from thyme.kernels.paged_attention import paged_attention, paged_attention_ref, paged_attention_triton
 
 BACKENDS = ("auto", "triton", "flash_attn", "reference")
 """Auto is flash_attn where that can run, else `paged_attention`, which goes by device and dtype."""
@@ -53,6 +54,8 @@ class AttentionBackend:
     run: PagedAttention
     reads_shared_prefix: bool
     """Whether something is made of a SharedPrefix; elsewhere finding one is work for nothing."""
+    is_native: bool = False
+    """Whether it is the C++ that a NativeStep calls, which then does for it where the cache has no scales."""
 
 
 def attention_backend(
@@ -95,7 +98,8 @@ def attention_backend(
     if name == "flash_attn":
         raise ValueError(f"attention 'flash_attn' cannot run: {obstacle}, or use 'auto'")
     here = ours if on_gpu else "C++" if dtype in NATIVE else "the reference, in torch"
-    return AttentionBackend(here, partial(paged_attention, batch_invariant=batch_invariant), on_gpu)
+    run = partial(paged_attention, batch_invariant=batch_invariant)
+    return AttentionBackend(here, run, on_gpu, is_native=here == "C++" and not fp8_cache)
 
 
 def _flash(

@@ -28,6 +28,7 @@ from thyme.kernels.fp8 import check_capability, quantize_heads
 from thyme.kernels.fp8_cache import check_cache
 from thyme.kernels.library import registered
 from thyme.kernels.mrope import check_heads, launch_config, mrope_ref, turn_on_cpu, turned
+from thyme.kernels.native import NATIVE, array_of, native
 
 
 def mrope_write_kv_ref(
@@ -292,4 +293,26 @@ def mrope_write_kv(
         return mrope_write_kv_triton(
             qkv, cos, sin, k_cache, v_cache, slot_mapping, bias=bias, k_scales=k_scales, v_scales=v_scales
         )
+    if qkv.dtype in NATIVE and cos.dtype == torch.float32 and k_scales is None:
+        return _write_native(qkv, cos, sin, k_cache, v_cache, slot_mapping, bias)
     return _write(turn_on_cpu, _store_native, qkv, cos, sin, k_cache, v_cache, slot_mapping, bias, k_scales, v_scales)
+
+
+def _write_native(
+    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, bias: Tensor | None
+) -> Tensor:
+    """In one pass of C++, on a CPU."""
+    queries, _ = _check(qkv, cos, sin, k_cache, v_cache, slots, bias, (None, None), NATIVE)
+    if bias is not None:
+        qkv = qkv + bias.view(qkv.shape[1:])
+    q = torch.empty(len(qkv), queries, qkv.shape[2], dtype=qkv.dtype)
+    if len(qkv) > 0:
+        tables = cos.contiguous().numpy(), sin.contiguous().numpy(), slots.contiguous().numpy()
+        arrays = array_of(k_cache), array_of(v_cache), array_of(q)
+        heads = array_of(qkv if qkv.stride(2) == 1 else qkv.contiguous())
+        try:
+            native("turn_and_store", qkv.dtype)(heads, *tables, *arrays, torch.get_num_threads())
+        except ValueError:  # it has looked at them before it wrote anything
+            _check_slots(slots, k_cache)
+            raise
+    return q

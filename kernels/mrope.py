@@ -24,10 +24,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend
+from thyme.kernels.native import NATIVE, array_of, native
 
 
 def mrope_tables(
@@ -151,15 +151,9 @@ def _turn_native(heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     sum."""
     out = torch.empty(heads.shape, dtype=heads.dtype)
     if out.numel() > 0:
-        heads = heads.detach() if heads.stride(2) == 1 else heads.detach().contiguous()
+        heads = heads if heads.stride(2) == 1 else heads.contiguous()
         tables = cos.contiguous().numpy(), sin.contiguous().numpy()
-        threads = torch.get_num_threads()
-        if heads.dtype == torch.bfloat16:
-            _native.turn_heads_bf16(
-                heads.view(torch.int16).numpy(), *tables, sign, out.view(torch.int16).numpy(), threads
-            )
-        else:
-            _native.turn_heads_f32(heads.numpy(), *tables, sign, out.numpy(), threads)
+        native("turn_heads", heads.dtype)(array_of(heads), *tables, sign, array_of(out), torch.get_num_threads())
     return out
 
 
@@ -194,7 +188,7 @@ def turn_on_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _cpu_backend(heads: Tensor, cos: Tensor) -> Backend:
-    return "native" if cos.dtype == torch.float32 and heads.dtype in (torch.float32, torch.bfloat16) else "ref"
+    return "native" if cos.dtype == torch.float32 and heads.dtype in NATIVE else "ref"
 
 
 def mrope_ref(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -29,13 +29,11 @@ SharedPrefix; never on lengths, which stay on the device. A graph captured for a
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 import triton
 from torch import Tensor
 
-from thyme import _native
 from thyme.kernels import attention_tiles
 from thyme.kernels.attention_decode import decode
 from thyme.kernels.attention_merge import merge
@@ -53,10 +51,8 @@ from thyme.kernels.checks import (
 from thyme.kernels.fp8 import check_capability
 from thyme.kernels.fp8_cache import check_cache, widened
 from thyme.kernels.library import registered
+from thyme.kernels.native import NATIVE, array_of, native
 from thyme.kernels.shared_prefix import SharedPrefix, check_shared_prefix
-
-NATIVE = (torch.float32, torch.bfloat16)
-"""The dtypes of the C++."""
 
 _GRID_AXIS = 65_535  # programs along any but the first axis of a grid, which is where the sequences are
 
@@ -158,18 +154,15 @@ def paged_attention_native(
     k_cache, v_cache, block_tables = widened(k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, q.dtype)
     out = torch.empty(q.shape, dtype=q.dtype)
     if len(q) > 0:
-        narrow = q.dtype == torch.bfloat16
-        run: Callable[..., None] = _native.paged_attention_bf16 if narrow else _native.paged_attention_f32
-        stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
-        run(
-            q.detach().view(stored).numpy(),
-            k_cache.detach().view(stored).numpy(),
-            v_cache.detach().view(stored).numpy(),
+        native("paged_attention", q.dtype)(
+            array_of(q),
+            array_of(k_cache),
+            array_of(v_cache),
             block_tables.contiguous().numpy(),
             context_lens.contiguous().numpy(),
             cu_seqlens_q.contiguous().numpy(),
             scale,
-            out.view(stored).numpy(),
+            array_of(out),
             torch.get_num_threads(),
         )
     return out

@@ -27,6 +27,7 @@ from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, fastest
+from thyme.kernels.native import array_of, native
 
 _MAX_WIDTH = 8192
 """A row stays in registers from its one read to its one write; wider rows would spill in the backward kernel."""
@@ -250,10 +251,9 @@ def _backward_triton(
     return grad_x, None if partial is None else partial.sum(0).to(weight.dtype)
 
 
-def _copied(weight: Tensor, dtype: torch.dtype = torch.float32) -> Any:
-    """For C++, its bits as `dtype`: an array of a tensor's own memory would fix its size for good, and FSDP frees and
-    fills its weights."""
-    return weight.detach().clone(memory_format=torch.contiguous_format).view(dtype).numpy()
+def _copied(weight: Tensor) -> Any:
+    """For C++: an array of a tensor's own memory would fix its size for good, and FSDP frees and fills its weights."""
+    return array_of(weight.clone(memory_format=torch.contiguous_format))
 
 
 def _forward_native(
@@ -265,17 +265,14 @@ def _forward_native(
     total = None if residual is None else torch.empty_like(out)
     rows = x.numel() // width if width else 0
     rstd = torch.empty(rows) if keep else None
-    narrow = x.dtype == torch.bfloat16
-    run: Callable[..., None] = _native.rmsnorm_bf16 if narrow else _native.rmsnorm_f32
-    stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
     if rows > 0:
-        run(
-            _rows(x)[0].detach().view(stored).numpy(),
-            None if residual is None else residual.detach().reshape(rows, width).contiguous().view(stored).numpy(),
-            _copied(weight, stored),
+        native("rmsnorm", x.dtype)(
+            array_of(_rows(x)[0]),
+            None if residual is None else array_of(residual.reshape(rows, width).contiguous()),
+            _copied(weight),
             eps,
-            out.view(rows, width).view(stored).numpy(),
-            None if total is None else total.view(rows, width).view(stored).numpy(),
+            array_of(out.view(rows, width)),
+            None if total is None else array_of(total.view(rows, width)),
             None if rstd is None else rstd.numpy(),
             torch.get_num_threads(),
         )

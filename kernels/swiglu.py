@@ -25,6 +25,7 @@ from thyme import _native
 from thyme.kernels.checks import FLOATS, FLOATS_AND_DOUBLE, check_tensor, on_its_device
 from thyme.kernels.library import registered
 from thyme.kernels.logit_rows import Backend, fastest
+from thyme.kernels.native import array_of, native
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -166,11 +167,9 @@ def _forward_native(gate: Tensor, up: Tensor | None) -> Tensor:
     """The same in C++, for float32 and bfloat16 on a CPU."""
     out = torch.empty((*gate.shape[:-1], gate.shape[-1] // 2) if up is None else gate.shape, dtype=gate.dtype)
     if out.numel() > 0:
-        gate, up = _rows(gate.detach(), None if up is None else up.detach())
-        narrow = gate.dtype == torch.bfloat16
-        run: Callable[..., None] = _native.swiglu_bf16 if narrow else _native.swiglu_f32
-        stored = torch.int16 if narrow else torch.float32  # numpy has no bfloat16
-        run(*(x.view(stored).numpy() for x in (gate, up, out.view(gate.shape))), torch.get_num_threads())
+        gate, up = _rows(gate, up)
+        arrays = [array_of(x) for x in (gate, up, out.view(gate.shape))]
+        native("swiglu", gate.dtype)(*arrays, torch.get_num_threads())
     return out
 
 

@@ -184,6 +184,19 @@ def turn_heads_f32(
 ) -> None:
     """Fills out [T, N, D] with heads [T, N, D] turned by cos, sin [T, 1, D / 2]; sign -1 turns back."""
 
+def turn_and_store_f32(
+    qkv: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    k_cache: NDArray[np.float32],
+    v_cache: NDArray[np.float32],
+    q: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """Of qkv [T, Nq + 2 Nkv, D]: turned queries to q [T, Nq, D], turned keys and values to their slots of the caches
+    [blocks, block_size, Nkv, D]; -1 is nowhere. ValueError for slots out of range, before anything is written."""
+
 def write_slots(rows: NDArray[np.int16], slots: NDArray[np.int64], table: NDArray[np.int16]) -> None:
     """Row i of rows [n, width] becomes row slots[i] of table [places, width]; a slot of -1 is nowhere.
 
@@ -209,5 +222,15 @@ def turn_heads_bf16(
     sin: NDArray[np.float32],
     sign: float,
     out: NDArray[np.int16],
+    num_threads: int,
+) -> None: ...
+def turn_and_store_bf16(
+    qkv: NDArray[np.int16],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    k_cache: NDArray[np.int16],
+    v_cache: NDArray[np.int16],
+    q: NDArray[np.int16],
     num_threads: int,
 ) -> None: ...

@@ -139,3 +139,16 @@ def test_releasing_too_often_is_our_bug() -> None:
     blocks.release([block])
     with pytest.raises(AssertionError, match="more often"):
         blocks.release([block])
+
+
+def test_forgotten_blocks_are_reused_before_those_nobody_has_had() -> None:
+    """Their memory is there already; in order, so that a prompt's lie side by side."""
+    blocks = BlockManager(8, 4)
+    held = [blocks.allocate() for _ in range(4)]
+    node = blocks.root
+    for block in held:
+        node = blocks.publish(block, node, b"abcd")
+    blocks.release(reversed(held[1:]))
+    blocks.forget_prefixes()
+    blocks.check_integrity([held[:1]])
+    assert [blocks.allocate() for _ in range(4)] == [1, 2, 3, 4]

@@ -163,9 +163,13 @@ class BlockManager:
         return None if key is None else self._published[key][1]
 
     def forget_prefixes(self) -> None:
-        """Nothing published before is found again: the weights have changed. Blocks stay with their holders."""
+        """Nothing published before is found again: the weights have changed. Blocks stay with their holders; free ones
+        are reused before those that nobody has ever had, whose memory has yet to be got."""
         self.root = self._num_nodes
         self._num_nodes += 1
+        for block in sorted(self._key_of, reverse=True):
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
         self._published.clear()
         self._key_of.clear()
 

@@ -24,9 +24,11 @@ from thyme.engine.phases import CODE
 from thyme.engine.step_record import Launched, StepRecorder
 from thyme.engine.tags import TagAutomaton
 from thyme.engine.upload import Upload
+from thyme.kernels import library
 from thyme.kernels.attention_backend import attention_backend
 from thyme.kernels.fp8 import FP8
 from thyme.kernels.kv_cache import mrope_write_kv
+from thyme.kernels.native_step import NativeStep
 from thyme.kernels.sample import SampleOutput, sample
 from thyme.kernels.shared_prefix import SharedPrefix, shared_groups
 from thyme.kernels.token_logprobs import token_logprobs
@@ -351,13 +353,19 @@ class ModelRunner:
         options: dict[str, Any] = dict(scale=self._scale, max_query_len=int(batch.counts.max(initial=0)))
         if "cu_groups" in sent:
             options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
+        step = None
+        if self.attention.is_native and library.watch is None:
+            step = NativeStep(slots, *placement, scale=self._scale)
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
             caches, scales = self._layers[layer], self._scales[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
-            q = mrope_write_kv(qkv, cos, sin, *caches, slots, **scales)
-            out = self.attention.run(q, *caches, *placement, **options, **scales)
+            if step is not None:
+                out = step.attend(qkv, cos, sin, *caches)
+            else:
+                q = mrope_write_kv(qkv, cos, sin, *caches, slots, **scales)
+                out = self.attention.run(q, *caches, *placement, **options, **scales)
             return out if padding == 0 else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding))
 
         input_ids, positions = sent["input_ids"], sent["positions"]

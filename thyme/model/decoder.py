@@ -100,10 +100,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """x [T, H] embeddings, positions [3, T] i64 -> [T, H] after the final norm."""
-        # Not a buffer: they are computed, never loaded, and stay float32 whatever the model's dtype.
-        if self._frequencies is None or self._frequencies.device != x.device:
-            self._frequencies = inverse_frequencies(self.config).to(x.device)
-        cos, sin = mrope_tables(positions, self._frequencies, self.config.mrope_section)
+        cos, sin = self.rotary_tables(positions)
         delta, stream = None, x
         recomputes = self.recomputes and torch.is_grad_enabled()
         for layer in self.layers:
@@ -113,3 +110,10 @@ class Decoder(nn.Module):
                 delta, stream = layer(delta, stream, cos, sin, attention)
         normed: Tensor = self.norm.add(delta, stream)[0]
         return normed
+
+    def rotary_tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, [T, 1, D / 2] float32, of positions [3, T]."""
+        # Not a buffer: they are computed, never loaded, and stay float32 whatever the model's dtype.
+        if self._frequencies is None or self._frequencies.device != positions.device:
+            self._frequencies = inverse_frequencies(self.config).to(positions.device)
+        return mrope_tables(positions, self._frequencies, self.config.mrope_section)

@@ -1,4 +1,5 @@
-"""A model as the engine runs it on a CPU: the same modules, with each projection's weight also held as oneDNN reads it.
+"""A model as the engine runs it on a CPU: the same modules, with each projection's weight also held as oneDNN reads it,
+and a short way through the decoder (packed_decoder.py).
 
 `F.linear` in float32 goes to a BLAS that rearranges the weight in every call and, on some processors, uses half of the
 vector unit; in bfloat16 the weight is rearranged in every call too. Rearranged once for each version of the weights, a
@@ -23,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyme.heap import keep_freed_memory
+from thyme.model.decoder import Decoder
 from thyme.model.lora import LoraLinear
 from thyme.model.model import Model
+from thyme.model.packed_decoder import CopiedNorm, PackedDecoder
 
 _MIN_PRODUCTS = 1 << 19
 """Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
@@ -116,6 +119,7 @@ class PackedView:
     def _build(self) -> None:
         self._lora = self._source.lora
         self._linears: list[PackedLinear] = []
+        self._norms: list[CopiedNorm] = []
         view = self._view(self._source)
         assert isinstance(view, Model)
         head = PackedLinear(self._source.lm_head or self._source.decoder.embed_tokens, self._head_dtype)
@@ -129,14 +133,16 @@ class PackedView:
         is_new = self._source.lora is not self._lora
         if is_new:
             self._build()
-        for linear in self._linears:
-            linear.refresh()
+        copies: list[PackedLinear | CopiedNorm] = [*self._linears, *self._norms]
+        for one in copies:
+            one.refresh()
         return is_new
 
     def outdate(self) -> None:
         """The weights have changed: the next `refresh` makes all copies anew."""
-        for linear in self._linears:
-            linear.outdate()
+        copies: list[PackedLinear | CopiedNorm] = [*self._linears, *self._norms]
+        for one in copies:
+            one.outdate()
 
     def free(self) -> None:
         """Gives the memory of the copies back, until `refresh`."""
@@ -155,6 +161,9 @@ class PackedView:
             return self._packed(module)
         view = copy.copy(module)
         view._modules = {name: child and self._view(child) for name, child in module._modules.items()}
+        if isinstance(view, Decoder):
+            view = PackedDecoder(view)
+            self._norms = view.norms
         return view
 
     def _packed(self, source: nn.Linear | nn.Embedding) -> PackedLinear:

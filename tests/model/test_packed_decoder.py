@@ -1,0 +1,136 @@
+"""The short way through a packed decoder: the modules' numbers to the bit, whatever the model has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from thyme.kernels import library
+from thyme.model import LoraConfig, Model, ModelConfig, PackedAttention, add_adapters, build
+from thyme.model.packed import PackedView, packs_bfloat16
+from thyme.model.packed_decoder import PackedDecoder
+
+KINDS = {
+    "Qwen2": ("qwen2", dict(qkv_bias=True)),
+    "Llama with biases": ("llama", dict(qkv_bias=False, o_bias=True, mlp_bias=True)),
+    "Qwen3": ("qwen3", dict(qkv_bias=False, qk_norm=True)),
+}
+
+
+def made(kind: str, dtype: torch.dtype = torch.float32) -> Model:
+    """Every weight is something, biases and norms too."""
+    name, options = KINDS[kind]
+    model = build(
+        ModelConfig(model_type=name, text=tiny.text_config(**options), eos_token_ids=(2,)), seed=3, dtype=dtype
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(dtype))
+    return model
+
+
+@torch.inference_mode()
+def both_ways(view: PackedView, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Hidden states by the short way, and module by module."""
+    view.refresh()
+    tokens = sum(lengths)
+    ids = torch.arange(tokens) * 7 % 50
+    positions = torch.cat([torch.arange(length) for length in lengths]).expand(3, -1)
+    short = view.model(ids, positions, PackedAttention(lengths))
+    with monkeypatch.context() as context:
+        context.setattr(library, "watch", lambda name, run, args, kwargs: run(*args, **kwargs))
+        return short, view.model(ids, positions, PackedAttention(lengths))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [(1,), (3, 40, 1), (17,)])
+def test_it_is_the_modules(
+    kind: str, dtype: torch.dtype, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype == torch.bfloat16 and not packs_bfloat16():
+        pytest.skip("oneDNN multiplies no bfloat16 on this processor")
+    for least in (0, 1 << 60):  # every product packed, and none
+        monkeypatch.setattr("thyme.model.packed._MIN_PRODUCTS", least)
+        short, long = both_ways(PackedView(made(kind, dtype)), lengths, monkeypatch)
+        assert torch.equal(short, long) and short.float().std() > 0.1
+
+
+def test_it_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing above would prove anything. Norms of queries and keys have none."""
+    called = calls_of_layers(monkeypatch)
+    for kind in KINDS:
+        view = PackedView(made(kind))
+        assert isinstance(view.model.decoder, PackedDecoder)
+        called.clear()
+        both_ways(view, (5,), monkeypatch)
+        assert len(called) == 2 * (2 if kind == "Qwen3" else 1)
+
+
+def calls_of_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    called: list[Any] = []
+    forward: Callable[..., Any] = torch.nn.Module.__call__
+
+    def watched(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if type(self).__name__ == "DecoderLayer":
+            called.append(self)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr("thyme.model.decoder.DecoderLayer.__call__", watched)
+    return called
+
+
+def test_adapters_and_new_weights_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("Qwen2")
+    view = PackedView(model)
+    before, _ = both_ways(view, (9,), monkeypatch)
+    norms = [
+        model.decoder.norm,
+        model.decoder.layers[0].input_layernorm,
+        model.decoder.layers[1].post_attention_layernorm,
+    ]
+    for norm in norms:  # written, and replaced
+        with torch.no_grad():
+            norm.weight.mul_(1.5)
+        after, long = both_ways(view, (9,), monkeypatch)
+        assert torch.equal(after, long) and not torch.equal(after, before)
+        norm.weight = torch.nn.Parameter(norm.weight.detach() * 0.5)
+        before, long = both_ways(view, (9,), monkeypatch)
+        assert torch.equal(before, long) and not torch.equal(after, before)
+    add_adapters(model, LoraConfig(rank=2))
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            for linear in (layer.self_attn.qkv, layer.self_attn.o_proj, layer.mlp.gate_up, layer.mlp.down):
+                linear.lora_b.normal_()
+    after, long = both_ways(view, (9,), monkeypatch)
+    assert torch.equal(after, long) and not torch.equal(after, before)
+
+
+def test_what_nobody_says_has_changed_is_seen_once_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that was written without its version: FSDP's, or a copy under inference mode."""
+    model = made("Qwen2")
+    view = PackedView(model)
+    before, _ = both_ways(view, (9,), monkeypatch)
+    model.decoder.norm.weight.data.mul_(2.0)
+    view.outdate()
+    after, long = both_ways(view, (9,), monkeypatch)
+    assert torch.equal(after, long) and torch.allclose(after, 2 * before, rtol=1e-6)
+
+
+def test_the_inputs_are_left_alone() -> None:
+    """Embeddings and rotary tables are what they were, and a result is nobody else's."""
+    view = PackedView(made("Qwen2"))
+    view.refresh()
+    x, positions = torch.randn(6, view.model.config.text.hidden_size), torch.arange(6).expand(3, -1)
+    kept = x.clone()
+    with torch.inference_mode():
+        first = view.model.decoder(x, positions, PackedAttention((6,)))
+        copy = first.clone()
+        view.model.decoder(x.flip(0), positions, PackedAttention((6,)))
+    assert torch.equal(x, kept) and torch.equal(first, copy)

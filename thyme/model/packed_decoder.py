@@ -1,0 +1,113 @@
+"""The decoder's layers on a CPU as one loop over products and C++, for a model that is run and not trained.
+
+The same calls on the same numbers as the modules make (decoder.py): equal to the bit. What is left out is what lies
+between them: a step of 64 tokens of a small model spends as long in Python's calls of modules, checks and views as in
+attention. Here arrays are made once a step, and a layer is four products and five calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from thyme.kernels import library
+from thyme.kernels.native import NATIVE, array_of, native
+from thyme.model.attention import Attention
+from thyme.model.decoder import Decoder, DecoderLayer
+from thyme.model.layers import RMSNorm
+
+
+class CopiedNorm:
+    """The weight of a norm as C++ reads it: a copy, since an array of a tensor's own memory would fix its size for
+    good, and FSDP frees and fills its weights."""
+
+    def __init__(self, source: RMSNorm) -> None:
+        self.eps = source.eps
+        self.weight: Any = None
+        self._source = source._parameters  # the dict, not the tensor: what training puts there is seen
+        self._made_from: tuple[int, int] | None = None
+
+    def refresh(self) -> None:
+        """Copies the weight where there is no copy, or where it was written or replaced since."""
+        weight = self._source["weight"]
+        assert weight is not None
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if state != self._made_from:
+            self.weight, self._made_from = array_of(weight.detach().clone()), state
+
+    def outdate(self) -> None:
+        """Whatever the weight says of itself, it has changed: the next `refresh` makes the copy anew."""
+        self.weight = self._made_from = None
+
+
+Product = Callable[[Tensor], Tensor]
+
+
+class _Layer(NamedTuple):
+    input_norm: CopiedNorm
+    qkv: Product
+    out: Product
+    mlp_norm: CopiedNorm
+    gate_up: Product
+    down: Product
+
+
+class PackedDecoder(Decoder):
+    """A view of a decoder: its modules, and another way through them.
+
+    Args:
+        decoder: on a CPU, in float32 or bfloat16; its projections may have been replaced by what packs them. One with
+            norms of queries and keys is gone through as it is.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.__dict__.update(vars(decoder))
+        self.norms: list[CopiedNorm] = []
+        """To be refreshed before each step."""
+        self._flat: list[_Layer] = []
+        if decoder.config.qk_norm:
+            return
+        for layer in decoder.layers:
+            assert isinstance(layer, DecoderLayer)
+            attention, mlp = layer.self_attn, layer.mlp
+            first, second = CopiedNorm(layer.input_layernorm), CopiedNorm(layer.post_attention_layernorm)
+            out, down = attention.o_proj.forward, mlp.down.forward
+            self._flat.append(_Layer(first, attention.qkv.forward, out, second, mlp.gate_up.forward, down))
+            self.norms += [first, second]
+        self.norms.append(CopiedNorm(decoder.norm))
+
+    def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """As Decoder's."""
+        if not self._flat or x.requires_grad or x.dtype not in NATIVE or library.watch is not None:
+            return super().forward(x, positions, attention)
+        cos, sin = self.rotary_tables(positions)
+        threads, heads = torch.get_num_threads(), self.config.num_attention_heads
+        keys, dim = self.config.num_key_value_heads, self.config.head_dim
+        rmsnorm, swiglu = native("rmsnorm", x.dtype), native("swiglu", x.dtype)
+        width = self.config.intermediate_size
+        normed, active = torch.empty_like(x), x.new_empty(len(x), width)
+        to_normed, to_active = array_of(normed), array_of(active)
+        stream, other = array_of(x.contiguous()), array_of(torch.empty_like(x))
+        spare, delta = array_of(torch.empty_like(x)), None  # x stays as it is
+
+        def normalize(norm: CopiedNorm) -> None:
+            nonlocal stream, other, spare
+            if delta is None:
+                rmsnorm(stream, None, norm.weight, norm.eps, to_normed, None, None, threads)
+                return
+            rmsnorm(array_of(delta), stream, norm.weight, norm.eps, to_normed, other, None, threads)
+            stream, other, spare = other, spare, other
+
+        for number, layer in enumerate(self._flat):
+            normalize(layer.input_norm)
+            qkv = layer.qkv(normed).view(len(x), heads + 2 * keys, dim)
+            delta = layer.out(attention(number, qkv, keys, cos, sin).flatten(1))
+            normalize(layer.mlp_norm)
+            both = array_of(layer.gate_up(normed))
+            swiglu(both[:, :width], both[:, width:], to_active, threads)
+            delta = layer.down(active)
+        normalize(self.norms[-1])
+        return normed
