@@ -214,6 +214,20 @@ void softmax_rows_f32(const FloatArray& z, const std::optional<DenseFloats>& tau
     thyme::softmax_rows(rows, to, out, step, num_threads);
 }
 
+void draw_rows_f32(const FloatArray& z, const DenseFloats& tau, const std::optional<Int64Array>& banned, const Dense<double>& u,
+                   Int64Array& tokens, DenseFloats& drawn, int num_threads) {
+    const thyme::LogitRows rows = logit_rows(z, tau, banned, std::nullopt);
+    if (rows.vocab_size < 1) throw std::invalid_argument("z has no ids");
+    check_shape("u", u, {rows.rows});
+    check_shape("tokens", tokens, {rows.rows});
+    check_shape("drawn", drawn, {3, rows.rows});
+    const double* const by = u.data();
+    int64_t* const to = tokens.mutable_data();
+    float* const values = drawn.mutable_data();
+    const py::gil_scoped_release released;
+    thyme::draw_rows(rows, by, to, values, num_threads);
+}
+
 void softmax_rows_gradient_f32(const FloatArray& z, const Int64Array& targets, const std::optional<DenseFloats>& tau,
                                const std::optional<Int64Array>& banned, const DenseFloats& stats, const DenseFloats& g,
                                const std::optional<DenseFloats>& h, FloatArray& dz, int num_threads) {
@@ -448,6 +462,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("softmax_rows_f32", &softmax_rows_f32, py::arg("z").noconvert(), py::arg("tau").noconvert(),
           py::arg("banned").noconvert(), py::arg("counted").noconvert(), py::arg("stats").noconvert(), py::arg("p").noconvert(),
           py::arg("num_threads"));
+    m.def("draw_rows_f32", &draw_rows_f32, py::arg("z").noconvert(), py::arg("tau").noconvert(), py::arg("banned").noconvert(),
+          py::arg("u").noconvert(), py::arg("tokens").noconvert(), py::arg("drawn").noconvert(), py::arg("num_threads"));
     m.def("softmax_rows_gradient_f32", &softmax_rows_gradient_f32, py::arg("z").noconvert(), py::arg("targets").noconvert(),
           py::arg("tau").noconvert(), py::arg("banned").noconvert(), py::arg("stats").noconvert(), py::arg("g").noconvert(),
           py::arg("h").noconvert(), py::arg("dz").noconvert(), py::arg("num_threads"));

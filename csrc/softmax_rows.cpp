@@ -72,6 +72,40 @@ THYME_CLONES void scale(const float* __restrict row, int64_t size, float factor,
     for (int64_t i = 0; i < size; ++i) out[i] = row[i] * factor;
 }
 
+// Of numbers that are float32 products, as `scale` makes them; in whole vectors.
+THYME_CLONES double sum_scaled(const float* row, int64_t size, float factor) {
+    double lanes[kLanes] = {};
+    for (int64_t i = 0; i < size; i += kLanes)
+        for (int64_t j = 0; j < kLanes; ++j) lanes[j] += static_cast<double>(row[i + j] * factor);
+    double total = 0;
+    for (const double lane : lanes) total += lane;
+    return total;
+}
+
+// The first place at which the sum of factor row passes u of the whole; -1 where it never does, since nothing is in it.
+int64_t find_drawn(const float* row, int64_t width, float factor, double u, double* cdf) {
+    double total = 0;
+    const int64_t chunks = (width + kChunk - 1) / kChunk;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t begin = chunk * kChunk;
+        total += sum_scaled(row + begin, std::min(kChunk, width - begin), factor);
+        cdf[chunk] = total;
+    }
+    const double target = u * total;
+    int64_t chunk = 0;
+    while (chunk < chunks && !(cdf[chunk] > target)) ++chunk;
+    if (chunk == chunks) return -1;
+    double sum = chunk == 0 ? 0.0 : cdf[chunk - 1];
+    int64_t last = -1;  // where rounding leaves the sum short of the chunk's own
+    for (int64_t i = chunk * kChunk; i < std::min((chunk + 1) * kChunk, width); ++i) {
+        const float p = row[i] * factor;
+        sum += static_cast<double>(p);
+        if (sum > target) return i;
+        if (p > 0.0f) last = i;
+    }
+    return last;
+}
+
 // Turns a row into factor e^(x / tau - log_total).
 THYME_CLONES void differentiate(float* row, int64_t width, float largest, float inverse_tau, float log_total, float factor) {
     for (int64_t i = 0; i < width; ++i)
@@ -98,8 +132,27 @@ void copy_row(const LogitRows& rows, int64_t r, float* to) {
 
 bool is_greedy(const LogitRows& rows, int64_t r) { return rows.tau != nullptr && rows.tau[r] == 0.0f; }
 
-float inverse_tau(const LogitRows& rows, int64_t r) {
-    return rows.tau == nullptr || is_greedy(rows, r) ? 1.0f : 1.0f / rows.tau[r];
+// 1 at tau 0, which is asked for elsewhere.
+float tau_of(const LogitRows& rows, int64_t r) {
+    constexpr float kLeast = 1e-30f;  // its inverse is finite
+    return rows.tau == nullptr || is_greedy(rows, r) ? 1.0f : std::max(rows.tau[r], kLeast);
+}
+
+float inverse_tau(const LogitRows& rows, int64_t r) { return 1.0f / tau_of(rows, r); }
+
+struct Logs {
+    float total, total_raw, entropy;
+};
+
+Logs logs_of(const Sums& sums) {
+    const double raw = std::log(sums.total), tempered = sums.tempered == sums.total ? raw : std::log(sums.tempered);
+    return {static_cast<float>(tempered), static_cast<float>(raw), static_cast<float>(raw - sums.x_total / sums.total)};
+}
+
+// The first of a row's largest logits; `row` is memory to work in.
+int64_t first_largest(const LogitRows& rows, int64_t r, float* row, float largest) {
+    copy_row(rows, r, row);
+    return std::find(row, row + rows.vocab_size - 1, largest) - row;
 }
 
 // Calls work(r, scratch of one row) for each row.
@@ -126,21 +179,42 @@ void softmax_rows(const LogitRows& rows, float* stats, float* p, int64_t p_step,
         }
         copy_row(rows, r, row);
         const Sums sums = soften(row, whole_vectors(rows.vocab_size), inverse_tau(rows, r));
-        const double log_total_raw = std::log(sums.total);
-        const double log_total = sums.tempered == sums.total ? log_total_raw : std::log(sums.tempered);
+        const Logs logs = logs_of(sums);
         out[0] = sums.largest;
-        out[rows.rows] = static_cast<float>(log_total);
-        out[2 * rows.rows] = static_cast<float>(log_total_raw);
-        out[3 * rows.rows] = static_cast<float>(log_total_raw - sums.x_total / sums.total);
+        out[rows.rows] = logs.total;
+        out[2 * rows.rows] = logs.total_raw;
+        out[3 * rows.rows] = logs.entropy;
         if (p == nullptr) return;
         float* const to = p + r * p_step;
         if (is_greedy(rows, r)) {
-            copy_row(rows, r, row);
             std::fill(to, to + rows.vocab_size, 0.0f);
-            to[std::find(row, row + rows.vocab_size - 1, sums.largest) - row] = 1.0f;
+            to[first_largest(rows, r, row, sums.largest)] = 1.0f;
         } else {
             scale(row, rows.vocab_size, static_cast<float>(1.0 / sums.tempered), to);
         }
+    });
+}
+
+void draw_rows(const LogitRows& rows, const double* u, int64_t* tokens, float* drawn, int threads) {
+    for_each_row(rows, threads, [&](int64_t r, float* row) {
+        const int64_t width = whole_vectors(rows.vocab_size);
+        const bool greedy = is_greedy(rows, r);
+        copy_row(rows, r, row);
+        const Sums sums = soften(row, width, inverse_tau(rows, r));
+        const Logs logs = logs_of(sums);
+        int64_t token;
+        if (greedy) {
+            token = first_largest(rows, r, row, sums.largest);
+        } else {
+            const std::unique_ptr<double[]> cdf(new double[static_cast<size_t>((width + kChunk - 1) / kChunk)]);
+            token = find_drawn(row, width, static_cast<float>(1.0 / sums.tempered), u[r], cdf.get());
+            if (token < 0) token = rows.vocab_size - 1;  // of a row that will be refused
+        }
+        const float x = rows.z[r * rows.step + token] - sums.largest;
+        tokens[r] = token;
+        drawn[r] = greedy ? 0.0f : x / tau_of(rows, r) - logs.total;
+        drawn[rows.rows + r] = x - logs.total_raw;
+        drawn[2 * rows.rows + r] = logs.entropy;
     });
 }
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thyme import _native
 from thyme.kernels.checks import (
     FLOATS,
     FLOATS_AND_DOUBLE,
@@ -125,6 +126,8 @@ def _sample_cpu(
     limits = _limits(*cuts, logits)
     u = uniform(seed, position)
     z, banned = logits[:, :vocab_size], ids_of(banned)
+    if backend == "native" and limits is None:
+        return _checked(_drawn_native(z, banned, temperature, u))
     # A few rows at a time, in the same memory: it stays in the cache, and fresh pages cost more than the sums.
     step = max(1, min(_CPU_ELEMENTS // vocab_size, len(z)))
     p = z.new_empty(step, vocab_size, dtype=torch.promote_types(z.dtype, torch.float32))
@@ -135,10 +138,26 @@ def _sample_cpu(
         num = len(z[at])
         some = None if limits is None else Limits(*(limit[at] for limit in limits))
         parts.append(_sample_rows(backend, z[at], banned, temperature[at], u[at], some, p[:num], cdf[:num]))
-    out = parts[0] if len(parts) == 1 else SampleOutput(*map(torch.cat, zip(*parts, strict=True)))
-    if values_visible(out.entropy) and not math.isfinite(out.entropy.sum().item()):
+    return _checked(parts[0] if len(parts) == 1 else SampleOutput(*map(torch.cat, zip(*parts, strict=True))))
+
+
+def _checked(out: SampleOutput) -> SampleOutput:
+    if not math.isfinite(out.entropy.sum().item()):
         _raise_not_finite(out.entropy)
     return out
+
+
+def _drawn_native(z: Tensor, banned: Tensor | None, temperature: Tensor, u: Tensor) -> SampleOutput:
+    """Of float32 logits where nothing is truncated: one row after the other in C++, whose sums are of other numbers at
+    once than the reference's: a draw that falls within their rounding of an edge may be the id beside it."""
+    token, drawn = torch.empty(len(z), dtype=torch.int64), torch.empty(3, len(z))
+    if len(z) > 0:
+        ids = None if banned is None else banned.contiguous().numpy()
+        arrays = temperature.float().contiguous().numpy(), ids, u.numpy(), token.numpy(), drawn.numpy()
+        rows = z if z.stride(-1) == 1 else z.contiguous()
+        _native.draw_rows_f32(rows.numpy(), *arrays, torch.get_num_threads())
+    logprob, logprob_raw, entropy = drawn
+    return SampleOutput(token, logprob, logprob_raw, entropy, torch.ones(len(z)))
 
 
 def _sample_rows(

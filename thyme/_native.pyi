@@ -90,6 +90,18 @@ def softmax_rows_f32(
     strided but for the last dimension. ValueError for shapes that do not fit and ids out of range.
     """
 
+def draw_rows_f32(
+    z: NDArray[np.float32],
+    tau: NDArray[np.float32],
+    banned: NDArray[np.int64] | None,
+    u: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    drawn: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """Draws an id of each row of z [n, V] at tau [n] by u [n] in [0, 1). Fills tokens [n], and drawn [3, n]: log-prob
+    at tau, 0 at tau 0, that at temperature 1, entropy at temperature 1."""
+
 def softmax_rows_gradient_f32(
     z: NDArray[np.float32],
     targets: NDArray[np.int64],

@@ -6,12 +6,14 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from thyme import _native
 from thyme.kernels import row_stats, sample_blocks
 from thyme.kernels import sample as sample_module
 from thyme.kernels.grpo_loss import grpo_loss, grpo_loss_ref, grpo_loss_triton
@@ -703,3 +705,43 @@ def test_the_native_statistics_draw_the_references_tokens() -> None:
     for limits in (LIMITS["none"], LIMITS["all"]):
         differs = call(sample, args, **limits).token != call(sample_ref, args, **limits).token
         assert differs.sum() <= 2  # where u is within rounding of a step of the cdf
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 15, 17, 511, 512, 513, 4096, 9_000])
+def test_cpp_draws_the_references_ids(vocab_size: int) -> None:
+    """Without truncation: chunk by chunk, not by one cdf; log-probs to the bit of token_logprobs."""
+    rows = 200
+    logits = torch.randn(rows, vocab_size + 3) * 4
+    temperature = torch.tensor([0.0, 1e-35, 0.01, 0.6, 1.0, 3.0, 1e3]).repeat(rows)[:rows]
+    banned = torch.rand(vocab_size) < 0.4 if vocab_size > 15 else None
+    options = dict(seed=torch.arange(rows), position=torch.arange(rows) * 7, vocab_size=vocab_size, banned_ids=banned)
+    ours, theirs = sample(logits, temperature, **options), sample_ref(logits, temperature, **options)
+    assert torch.equal(ours.token, theirs.token) and ours.token.dtype == torch.int64
+    for name in ("logprob", "logprob_raw", "entropy", "kept_mass"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=2e-5, atol=2e-5)
+    warm = temperature >= 1e-30
+    given = dict(vocab_size=vocab_size, banned_ids=banned)
+    drawn, _ = token_logprobs(logits[warm], ours.token[warm], temperature=temperature[warm], **given)
+    raw, entropy = token_logprobs(logits, ours.token, **given)
+    assert torch.equal(ours.logprob[warm], drawn) and torch.equal(ours.logprob_raw, raw)
+    assert torch.equal(ours.entropy, entropy)
+
+
+def test_cpp_draws_at_the_edges() -> None:
+    """The first and the last id that is possible, whatever is banned beside them; greedy, the first of equal ones."""
+    z = np.full((4, 1300), -np.inf, np.float32)
+    z[:, [3, 600, 1290]] = 0.0
+    u, tau = np.array([0.0, 1 - 2.0**-53, 0.5, 0.5]), np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+    for banned, wanted in ((None, [3, 1290, 600, 3]), (np.array([3]), [600, 1290, 1290, 600])):
+        tokens, drawn = np.zeros(4, np.int64), np.zeros((3, 4), np.float32)
+        _native.draw_rows_f32(z, tau, banned, u, tokens, drawn, 2)
+        assert tokens.tolist() == wanted
+        possible = 3 if banned is None else 2
+        np.testing.assert_allclose(np.exp(-drawn[2]), 1 / possible, rtol=1e-6)
+        np.testing.assert_allclose(drawn[0], [-np.log(possible)] * 3 + [0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"u must have the shape \[4\], got \[3\]"):
+        _native.draw_rows_f32(z, tau, None, u[:3], tokens, drawn, 1)
+    with pytest.raises(ValueError, match=r"drawn must have the shape \[3, 4\]"):
+        _native.draw_rows_f32(z, tau, None, u, tokens, drawn[:2].copy(), 1)
+    with pytest.raises(ValueError, match="z has no ids"):
+        _native.draw_rows_f32(z[:, :0], tau, None, u, tokens, drawn, 1)
