@@ -7,11 +7,30 @@ For each layer: turn queries and keys, write keys and values into their slots, a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thyme.kernels.checks import check_tensor
 from thyme.kernels.native import array_of, native
+
+
+class _Layer:
+    """What each layer of a step works in and with."""
+
+    def __init__(self, qkv: Tensor, k_cache: Tensor) -> None:
+        shape = qkv.shape[0], qkv.shape[1] - 2 * k_cache.shape[2], qkv.shape[2]
+        self.write, self.read = native("turn_and_store", qkv.dtype), native("paged_attention", qkv.dtype)
+        self.out = torch.empty(shape, dtype=qkv.dtype)
+        self.gathered, self.q = array_of(self.out), array_of(torch.empty(shape, dtype=qkv.dtype))
+        self.cos: Tensor | None = None
+        self.sin: Tensor | None = None
+        self.tables: list[NDArray[np.float32]] = []
+
+    def use(self, cos: Tensor, sin: Tensor) -> None:
+        """Turns by these from here on."""
+        self.cos, self.sin, self.tables = cos, sin, [cos.numpy(), sin.numpy()]
 
 
 class NativeStep:
@@ -40,7 +59,7 @@ class NativeStep:
         self._slots = slot_mapping.contiguous().numpy()
         self._placement = [x.contiguous().numpy() for x in (block_tables, context_lens, cu_seqlens_q)]
         self._scale, self._threads = scale, torch.get_num_threads()
-        self._results: tuple[Tensor, Tensor] | None = None
+        self._layer: _Layer | None = None
 
     def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """What the tokens of one layer gather.
@@ -56,14 +75,13 @@ class NativeStep:
         Raises:
             ValueError: shapes that do not fit, or slots, blocks or lengths out of range.
         """
-        if self._results is None:  # one layer's are read before the next one's are written
-            shape = len(qkv), qkv.shape[1] - 2 * k_cache.shape[2], qkv.shape[2]
-            self._results = torch.empty(shape, dtype=qkv.dtype), torch.empty(shape, dtype=qkv.dtype)
-        q, out = self._results
-        if len(qkv) == 0:
-            return out
-        write, read = native("turn_and_store", qkv.dtype), native("paged_attention", qkv.dtype)
-        queries, keys, values = array_of(q), array_of(k_cache), array_of(v_cache)
-        write(array_of(qkv), cos.numpy(), sin.numpy(), self._slots, keys, values, queries, self._threads)
-        read(queries, keys, values, *self._placement, self._scale, array_of(out), self._threads)
-        return out
+        if self._layer is None:  # one layer's results are read before the next one's are written
+            self._layer = _Layer(qkv, k_cache)
+        layer, keys, values = self._layer, array_of(k_cache), array_of(v_cache)
+        if cos is not layer.cos or sin is not layer.sin:
+            layer.use(cos, sin)
+        if qkv.shape[0]:
+            tables, q = layer.tables, layer.q
+            layer.write(array_of(qkv), *tables, self._slots, keys, values, q, self._threads)
+            layer.read(q, keys, values, *self._placement, self._scale, layer.gathered, self._threads)
+        return layer.out

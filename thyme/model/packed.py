@@ -29,6 +29,7 @@ from thyme.model.lora import LoraLinear
 from thyme.model.model import Model
 from thyme.model.packed_decoder import CopiedNorm, PackedDecoder
 
+_product: Any = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 _MIN_PRODUCTS = 1 << 19
 """Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
 
@@ -46,6 +47,7 @@ class PackedLinear(nn.Module):
         self.dtype = dtype or source.weight.dtype
         self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
         self._packed: Any = None
+        self._num_weights = self.weight.numel()
         self._made_from: tuple[int, int] | None = None
 
     @property
@@ -83,10 +85,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        weight, bias, x = self.weight, self._source.get("bias"), x.to(self.dtype)
-        if self._packed is None or (x.dtype == torch.float32 and len(x) * weight.numel() < _MIN_PRODUCTS):
-            return F.linear(x, weight.to(self.dtype), bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+        bias, x = self._source.get("bias"), x if x.dtype == self.dtype else x.to(self.dtype)
+        if self._packed is None or (x.dtype == torch.float32 and x.shape[0] * self._num_weights < _MIN_PRODUCTS):
+            return F.linear(x, self.weight.to(self.dtype), bias)
+        out: Tensor = _product(x, self._packed, bias, "none", [], "")
         return out
 
 
