@@ -14,6 +14,8 @@ from thyme.limits import check_numbers
 _MEMORY_CEILINGS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 BYTES_PER_PIXEL = 3
 """Of a returned picture on its way to the caller: RGB."""
+_KEPT_PER_PIXEL = 4
+"""Bytes of one that has come, as Pillow keeps it."""
 _MEMORY_MIB = 2048
 _SCRATCH_MIB = 192
 _MAX_PIXELS = 64 << 20
@@ -52,8 +54,8 @@ class SandboxConfig:
     """Limits of a sandbox and how it isolates. All of them hold for every snippet.
 
     The defaults let a snippet open a photograph of 50 megapixels, rotate, resize or brighten the whole of it with
-    Pillow or OpenCV and save it as JPEG or PNG. One worker may then take 2,432 MiB: `memory_mib` 2048, `scratch_mib`
-    192, and 192 for the pixels it returns (BYTES_PER_PIXEL x `max_pixels`). On a machine of 4 GiB that is one worker.
+    Pillow or OpenCV and save it as JPEG or PNG. One worker may then take 2,496 MiB: `memory_mib` 2048, `scratch_mib`
+    192, and 256 for the pixels it returns (4 bytes each of `max_pixels`). On a machine of 4 GiB that is one worker.
 
     Raises:
         ValueError: a limit is not positive, a choice is unknown, one limit cannot be reached because of another, or the
@@ -106,13 +108,13 @@ class SandboxConfig:
     @property
     def worker_mib(self) -> int:
         """What one running snippet may take in all, in MiB: memory, scratch, and the pixels it returns."""
-        return self.memory_mib + self.scratch_mib + -(-self.max_pixels * BYTES_PER_PIXEL >> 20)
+        return self.memory_mib + self.scratch_mib + -(-self.max_pixels * _KEPT_PER_PIXEL >> 20)
 
     def _derive(self, have: int) -> None:
         """Puts in the defaults that depend on other fields and on the machine's memory, `have` MiB."""
         if self.memory_mib is None:
             pixels = _MAX_PIXELS if self.max_pixels is None else self.max_pixels
-            rest = self.scratch_mib + (pixels * BYTES_PER_PIXEL >> 20)
+            rest = self.scratch_mib + (pixels * _KEPT_PER_PIXEL >> 20)
             wanted = max(_MEMORY_MIB, pixels * _MEMORY_PER_PIXEL >> 20)
             self._set("memory_mib", max(1, min(wanted, have // 2 // (self.workers or 1) - rest)))
         if self.max_pixels is None:
@@ -190,6 +192,6 @@ class SandboxConfig:
         if need > have // 2:
             raise ValueError(
                 f"SandboxConfig: workers={self.workers} x (memory_mib={self.memory_mib} + scratch_mib="
-                f"{self.scratch_mib} + max_pixels={self.max_pixels} x {BYTES_PER_PIXEL} bytes) is {need} MiB, more "
+                f"{self.scratch_mib} + max_pixels={self.max_pixels} x {_KEPT_PER_PIXEL} bytes) is {need} MiB, more "
                 f"than half of the {have} MiB of memory here: lower workers or memory_mib"
             )
