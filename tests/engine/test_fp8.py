@@ -68,7 +68,7 @@ def test_new_weights_are_seen(model: Model, make_engine: Any, prompts: Any, says
     """In place, as an optimizer writes them, and by a new parameter in a module; the copy stays where it is."""
     engine = make_engine(model, weight_dtype="fp8", prefix_cache=False)
     before = engine.generate(prompts, GREEDY)
-    lay = [part.data_ptr() for linear in engine.runner.packed._linears for part in linear._packed]
+    lay = [part.data_ptr() for linear in engine.runner.view._linears for part in linear._packed]
     with torch.no_grad():
         model.decoder.layers[0].mlp.down.weight.mul_(-1.5)
         new = model.decoder.layers[1].self_attn.qkv.weight.detach().flip(0).contiguous()
@@ -76,7 +76,7 @@ def test_new_weights_are_seen(model: Model, make_engine: Any, prompts: Any, says
     if says:
         engine.weights_updated()
     after = engine.generate(prompts, GREEDY)
-    assert [part.data_ptr() for linear in engine.runner.packed._linears for part in linear._packed] == lay
+    assert [part.data_ptr() for linear in engine.runner.view._linears for part in linear._packed] == lay
     fresh = make_engine(model, weight_dtype="fp8", prefix_cache=False).generate(prompts, GREEDY)
     assert [c.token_ids for c in after] == [c.token_ids for c in fresh]
     assert [c.token_ids for c in after] != [c.token_ids for c in before]
@@ -167,7 +167,7 @@ def test_bad_settings(given: dict[str, Any], message: str) -> None:
 
 
 def test_by_default_nothing_is_packed_beside_it(model: Model, make_engine: Callable[..., Any]) -> None:
-    assert [type(linear).__name__ for linear in make_engine(model, weight_dtype="fp8").runner.packed._linears] == [
+    assert [type(linear).__name__ for linear in make_engine(model, weight_dtype="fp8").runner.view._linears] == [
         "Fp8Linear"
     ] * 8
 

@@ -25,7 +25,7 @@ def model() -> Model:
 def worst(model: Model, engine: Any, monkeypatch: pytest.MonkeyPatch) -> float:
     """Largest difference of a recorded log-prob from the one of the trainer's fused head on the same hidden state."""
     hidden: list[torch.Tensor] = []
-    runs = model if engine.runner.packed is None else engine.runner.packed.model
+    runs = model if engine.runner.view is None else engine.runner.view.model
     head = runs.logits
     monkeypatch.setattr(runs, "logits", lambda rows, **options: (hidden.append(rows), head(rows, **options))[1])
     (completion,) = engine.generate([[5, 6, 7]], PARAMS)

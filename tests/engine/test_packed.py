@@ -9,7 +9,7 @@ import torch
 from tests import tiny
 from thyme.engine import Prompt, SamplingParams
 from thyme.model import LoraConfig, Model, ModelConfig, add_adapters, build
-from thyme.model.packed import packs_bfloat16
+from thyme.model.packed import PackedView, ShortView, packs_bfloat16
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, adaptive=False, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -112,11 +112,11 @@ def test_memory_is_counted_and_given_back(model: Model, make_engine: Any, prompt
 
 
 def test_by_default_where_it_serves(model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_engine(model).runner.packed is not None
-    assert make_engine(model, deterministic=True).runner.packed is None
-    assert make_engine(build(model.config, dtype=torch.float16)).runner.packed is None
+    assert type(make_engine(model).runner.view) is PackedView
+    assert type(make_engine(model, deterministic=True).runner.view) is ShortView
+    assert make_engine(build(model.config, dtype=torch.float16)).runner.view is None
     monkeypatch.setattr("thyme.engine.model_runner._free_memory", lambda device: 100_000)
-    assert make_engine(model).runner.packed is None
+    assert type(make_engine(model).runner.view) is ShortView
 
 
 def test_where_it_cannot_be_had(model: Model, make_engine: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_processor_without_products_in_bfloat16(
     """There the packing itself raises: what nobody asked for is left out, and asking says why not."""
     monkeypatch.setattr("thyme.model.packed.packs_bfloat16", lambda: False)
     narrow = build(model.config, dtype=torch.bfloat16)
-    assert make_engine(narrow).runner.packed is None
-    assert make_engine(model).runner.packed is not None
+    assert type(make_engine(narrow).runner.view) is ShortView
+    assert type(make_engine(model).runner.view) is PackedView
     with pytest.raises(ValueError, match=r"one that oneDNN multiplies bfloat16 on, the model is in torch\.bfloat16"):
         make_engine(narrow, pack_weights=True)

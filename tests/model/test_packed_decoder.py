@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from tests import tiny
 from thyme.kernels import library
 from thyme.model import LoraConfig, Model, ModelConfig, PackedAttention, add_adapters, build
-from thyme.model.packed import PackedView, packs_bfloat16
+from thyme.model.decoder import Decoder
+from thyme.model.fp8 import Fp8View
+from thyme.model.packed import PackedView, ShortView, has_short_way, packs_bfloat16
 from thyme.model.packed_decoder import PackedDecoder
 
 KINDS = {
@@ -58,19 +61,24 @@ def test_it_is_the_modules(
         pytest.skip("oneDNN multiplies no bfloat16 on this processor")
     for least in (0, 1 << 60):  # every product packed, and none
         monkeypatch.setattr("thyme.model.packed._MIN_PRODUCTS", least)
-        short, long = both_ways(PackedView(made(kind, dtype)), lengths, monkeypatch)
-        assert torch.equal(short, long) and short.float().std() > 0.1
+        for kind_of_view in (PackedView, ShortView):
+            short, long = both_ways(kind_of_view(made(kind, dtype)), lengths, monkeypatch)
+            assert torch.equal(short, long) and short.float().std() > 0.1
 
 
 def test_it_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else nothing above would prove anything. Norms of queries and keys have none."""
+    """Else nothing above would prove anything. Norms of queries and keys, and what C++ does not compute, have none."""
     called = calls_of_layers(monkeypatch)
-    for kind in KINDS:
-        view = PackedView(made(kind))
-        assert isinstance(view.model.decoder, PackedDecoder)
+    for kind, kind_of_view in product(KINDS, (PackedView, ShortView)):
+        view = kind_of_view(made(kind))
+        assert isinstance(view.model.decoder, PackedDecoder) == has_short_way(made(kind)) == (kind != "Qwen3")
         called.clear()
         both_ways(view, (5,), monkeypatch)
         assert len(called) == 2 * (2 if kind == "Qwen3" else 1)
+    wide, narrow = (made("Qwen2", dtype) for dtype in (torch.float64, torch.float16))
+    for model in (wide, narrow, made("Qwen2").to("meta")):
+        assert not has_short_way(model)
+    assert type(Fp8View(narrow).model.decoder) is Decoder
 
 
 def calls_of_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -86,9 +94,10 @@ def calls_of_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return called
 
 
-def test_adapters_and_new_weights_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind_of_view", [PackedView, ShortView])
+def test_adapters_and_new_weights_are_followed(kind_of_view: type[PackedView], monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("Qwen2")
-    view = PackedView(model)
+    view = kind_of_view(model)
     before, _ = both_ways(view, (9,), monkeypatch)
     norms = [
         model.decoder.norm,

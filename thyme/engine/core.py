@@ -532,7 +532,7 @@ class EngineCore:
             "blocks": self.blocks.num_blocks,
             "blocks_used": self.blocks.num_used,
             "kv_bytes": self.runner.kv_nbytes,
-            "packed_bytes": 0 if self.runner.packed is None else self.runner.packed.nbytes,
+            "packed_bytes": 0 if self.runner.view is None else self.runner.view.nbytes,
             "running": len(self.scheduler.running),
             "waiting": self.scheduler.num_waiting,
             "idle": len(parking),

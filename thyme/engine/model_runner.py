@@ -35,7 +35,7 @@ from thyme.kernels.token_logprobs import token_logprobs
 from thyme.model.fp8 import Fp8View, fp8_nbytes
 from thyme.model.layers import MIN_ROWS
 from thyme.model.model import Model
-from thyme.model.packed import PackedView, can_pack, packed_nbytes
+from thyme.model.packed import PackedView, ShortView, can_pack, has_short_way, packed_nbytes
 
 SCORED_ROWS = 256
 """Forced tokens whose logits are in memory at once."""
@@ -113,9 +113,13 @@ class ModelRunner:
     ) -> None:
         text = model.config.text
         self.model = model
-        self.packed = PackedView(model, torch.float32 if float32_head else None) if packs_weights else None
-        if fp8_weights:
-            self.packed = Fp8View(model)
+        self.view: PackedView | None = None
+        if packs_weights:
+            self.view = PackedView(model, torch.float32 if float32_head else None)
+        elif fp8_weights:
+            self.view = Fp8View(model)
+        elif has_short_way(model):
+            self.view = ShortView(model)
         """What is run instead of `model`; its copies are made with the next batch."""
         self.device = model.device
         self.deterministic = deterministic
@@ -205,15 +209,15 @@ class ModelRunner:
 
     def free_weights(self) -> None:
         """Gives the memory of the copies of weights back; the next batch makes them anew."""
-        if self.packed is not None:
+        if self.view is not None:
             self._forget_graphs()
-            self.packed.free()
+            self.view.free()
 
     def weights_updated(self) -> None:
         """The weights have changed, where they lie or elsewhere: nothing made from the old ones is used again."""
         self.images.forget()
-        if self.packed is not None:
-            self.packed.outdate()
+        if self.view is not None:
+            self.view.outdate()
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
         if addresses != self._addresses:
             self._forget_graphs()
@@ -231,10 +235,10 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch, bans: list[Ban]) -> InFlight:
         """Has the device compute the batch's tokens and draw one for each sample; waits for nothing."""
-        if self.packed is not None:
-            if self.packed.refresh():
+        if self.view is not None:
+            if self.view.refresh():
                 self._forget_graphs()
-            self.model = self.images.model = self.packed.model
+            self.model = self.images.model = self.view.model
         shown, replays = batch, self.graphs is not None and decodes_only(batch)
         if replays:
             least = MIN_ROWS if self.deterministic else 1

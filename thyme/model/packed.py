@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyme.heap import keep_freed_memory
+from thyme.kernels.native import NATIVE
 from thyme.model.decoder import Decoder
 from thyme.model.lora import LoraLinear
 from thyme.model.model import Model
@@ -115,13 +116,14 @@ class PackedView:
     def __init__(self, model: Model, head_dtype: torch.dtype | None = None) -> None:
         self._source = model
         self._head_dtype = head_dtype
+        self._linears: list[PackedLinear] = []
+        self._norms: list[CopiedNorm] = []
         keep_freed_memory()
         self._build()
 
     def _build(self) -> None:
         self._lora = self._source.lora
-        self._linears: list[PackedLinear] = []
-        self._norms: list[CopiedNorm] = []
+        self._linears = []
         view = self._view(self._source)
         assert isinstance(view, Model)
         head = PackedLinear(self._source.lm_head or self._source.decoder.embed_tokens, self._head_dtype)
@@ -163,7 +165,7 @@ class PackedView:
             return self._packed(module)
         view = copy.copy(module)
         view._modules = {name: child and self._view(child) for name, child in module._modules.items()}
-        if isinstance(view, Decoder):
+        if isinstance(view, Decoder) and has_short_way(self._source):
             view = PackedDecoder(view)
             self._norms = view.norms
         return view
@@ -172,6 +174,31 @@ class PackedView:
         linear = PackedLinear(source)
         self._linears.append(linear)
         return linear
+
+
+class ShortView(PackedView):
+    """A model whose products are its own, with the short way through its decoder: its bits are the model's.
+
+    Args:
+        model: one that has a short way.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+
+    def _build(self) -> None:
+        self._lora, self._linears = self._source.lora, []
+        view = copy.copy(self._source)
+        view._modules = self._source._modules | {"decoder": self._view(self._source.decoder)}
+        self.model = view
+
+    def _view(self, module: nn.Module) -> nn.Module:
+        return module if isinstance(module, nn.Linear | LoraLinear) else super()._view(module)
+
+
+def has_short_way(model: Model) -> bool:
+    """Whether a PackedDecoder serves a model: in float32 or bfloat16 on a CPU, without norms of queries and keys."""
+    return model.device.type == "cpu" and model.dtype in NATIVE and not model.config.text.qk_norm
 
 
 def can_pack(model: Model) -> bool:

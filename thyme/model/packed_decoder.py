@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from thyme.kernels import library
-from thyme.kernels.native import NATIVE, array_of, native
+from thyme.kernels.native import array_of, native
 from thyme.model.attention import Attention
 from thyme.model.decoder import Decoder, DecoderLayer
 from thyme.model.layers import RMSNorm
@@ -59,8 +59,8 @@ class PackedDecoder(Decoder):
     """A view of a decoder: its modules, and another way through them.
 
     Args:
-        decoder: on a CPU, in float32 or bfloat16; its projections may have been replaced by what packs them. One with
-            norms of queries and keys is gone through as it is.
+        decoder: on a CPU, in float32 or bfloat16, without norms of queries and keys; its projections may have been
+            replaced by what packs them.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -68,8 +68,6 @@ class PackedDecoder(Decoder):
         self.norms: list[CopiedNorm] = []
         """To be refreshed before each step."""
         self._flat: list[_Layer] = []
-        if decoder.config.qk_norm:
-            return
         for layer in decoder.layers:
             assert isinstance(layer, DecoderLayer)
             attention, mlp = layer.self_attn, layer.mlp
@@ -81,7 +79,7 @@ class PackedDecoder(Decoder):
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """As Decoder's."""
-        if not self._flat or x.requires_grad or x.dtype not in NATIVE or library.watch is not None:
+        if x.requires_grad or library.watch is not None:  # what is watched is called op by op
             return super().forward(x, positions, attention)
         cos, sin = self.rotary_tables(positions)
         threads, heads = torch.get_num_threads(), self.config.num_attention_heads
