@@ -177,7 +177,7 @@ class PackedView:
 
 
 class ShortView(PackedView):
-    """A model whose products are its own, with the short way through its decoder: its bits are the model's.
+    """A model whose products are its own, with the short way through its decoder: to the bit what the model computes.
 
     Args:
         model: one that has a short way.

@@ -79,7 +79,7 @@ class PackedDecoder(Decoder):
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """As Decoder's."""
-        if x.requires_grad or library.watch is not None:  # what is watched is called op by op
+        if torch.is_grad_enabled() or library.watch is not None:  # what is watched is called op by op
             return super().forward(x, positions, attention)
         cos, sin = self.rotary_tables(positions)
         threads, heads = torch.get_num_threads(), self.config.num_attention_heads
