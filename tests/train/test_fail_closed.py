@@ -129,6 +129,7 @@ def flipped_weight(loop: RolloutLoop, model: Model) -> Iterator[None]:
     with torch.no_grad():
         flat = weight.view(-1).view(torch.int32)
         flat[flat.abs().argmax()] ^= 1 << 12
+    loop.engine.runner.view = None
     loop.engine.runner.model = loop.engine.runner.images.model = other
     yield
 
