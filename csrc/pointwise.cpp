@@ -151,12 +151,8 @@ void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* 
 void turn_heads(Rows<const float> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, float* out, int threads) {
     prefer_huge_pages(out, bytes(tokens * num_heads, 2 * half));
-    for_each_row(tokens, useful_threads(tokens * num_heads * 2 * half, 2, threads), [&](int64_t token) {
-        for (int64_t head = 0; head < num_heads; ++head) {
-            const int64_t row = token * num_heads + head;
-            turn(heads.at(row), cos + token * half, sin + token * half, half, sign, out + row * 2 * half);
-        }
-    });
+    turn_heads(heads, cos, sin, tokens, num_heads, half, out, threads,
+               [&](const float* head, const float* c, const float* s, float* to) { turn(head, c, s, half, sign, to); });
 }
 
 void turn_and_store(const NewTokens<float>& args, int threads) {

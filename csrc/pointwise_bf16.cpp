@@ -95,12 +95,8 @@ void swiglu(Rows<const Bfloat16> gate, Rows<const Bfloat16> up, int64_t rows, in
 
 void turn_heads(Rows<const Bfloat16> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, Bfloat16* out, int threads) {
-    for_each_row(tokens, useful_threads(tokens * num_heads * 2 * half, 2, threads), [&](int64_t token) {
-        for (int64_t head = 0; head < num_heads; ++head) {
-            const int64_t row = token * num_heads + head;
-            turn(heads.at(row), cos + token * half, sin + token * half, half, sign, out + row * 2 * half);
-        }
-    });
+    turn_heads(heads, cos, sin, tokens, num_heads, half, out, threads,
+               [&](const Bfloat16* head, const float* c, const float* s, Bfloat16* to) { turn(head, c, s, half, sign, to); });
 }
 
 void turn_and_store(const NewTokens<Bfloat16>& args, int threads) {

@@ -24,6 +24,15 @@ void for_each_row(int64_t rows, int useful, const Work& work) {
 
 // turn(head, cos, sin, out) turns one head.
 template <typename T, typename Turn>
+void turn_heads(const Rows<const T>& heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half, T* out,
+                int threads, const Turn& turn) {
+    for_each_row(tokens, useful_threads(tokens * num_heads * 2 * half, 2, threads), [&](int64_t token) {
+        for (int64_t row = token * num_heads; row < (token + 1) * num_heads; ++row)
+            turn(heads.at(row), cos + token * half, sin + token * half, out + row * 2 * half);
+    });
+}
+
+template <typename T, typename Turn>
 void turn_and_store(const NewTokens<T>& args, int threads, const Turn& turn) {
     const int64_t heads = args.queries + 2 * args.keys, width = 2 * args.half, row = args.keys * width;
     for_each_row(args.tokens, useful_threads(args.tokens * heads * width, 2, threads), [&](int64_t token) {

@@ -745,3 +745,22 @@ def test_cpp_draws_at_the_edges() -> None:
         _native.draw_rows_f32(z, tau, None, u, tokens, drawn[:2].copy(), 1)
     with pytest.raises(ValueError, match="z has no ids"):
         _native.draw_rows_f32(z[:, :0], tau, None, u, tokens, drawn, 1)
+
+
+@pytest.mark.parametrize("run", [sample_ref, sample], ids=["ref", "native"])
+def test_what_a_draw_is_given_may_want_a_gradient(run: Run) -> None:
+    logits, temperature, seed, position = problem(4, 20, dtype=torch.float32)
+    wanted = run(logits, temperature, seed=seed, position=position)
+    found = run(logits.requires_grad_(), temperature.requires_grad_(), seed=seed, position=position)
+    assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("run", [sample_ref, sample], ids=["ref", "native"])
+def test_values_are_looked_at_only_where_that_costs_no_wait(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which the reference may be asked on too."""
+    logits = torch.full((2, 20), torch.nan)
+    given = dict(seed=torch.zeros(2, dtype=torch.int64), position=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="rows \\[0, 1\\] hold NaN"):
+        run(logits, torch.ones(2), **given)
+    monkeypatch.setattr(sample_module, "values_visible", lambda tensor: False)
+    assert not run(logits, torch.ones(2), **given).entropy.isfinite().any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -143,3 +144,20 @@ def test_the_inputs_are_left_alone() -> None:
         copy = first.clone()
         view.model.decoder(x.flip(0), positions, PackedAttention((6,)))
     assert torch.equal(x, kept) and torch.equal(first, copy)
+
+
+def test_hooks_are_called() -> None:
+    """Of the model's own modules, put there before or after the view was made, and no longer once they are gone."""
+    model = made("Qwen2")
+    seen: list[str] = []
+    before = model.decoder.layers[0].register_forward_pre_hook(lambda module, given: seen.append("before"))
+    view = ShortView(model)
+    after = model.decoder.layers[1].mlp.register_forward_hook(lambda module, given, out: seen.append("after"))
+    view.refresh()
+    run = partial(view.model, torch.arange(5), torch.arange(5).expand(3, -1), PackedAttention((5,)))
+    with torch.inference_mode():
+        hooked = run()
+        assert seen == ["before", "after"]
+        before.remove()
+        after.remove()
+        assert torch.equal(run(), hooked) and len(seen) == 2

@@ -353,3 +353,9 @@ def test_an_image_in_memory_comes_without_loss(sandbox: Sandbox, image: Image.Im
     given = given.convert(mode)
     code = "im = Image.open(image_path)\nim.load()\nprint(im.mode, im.size, sum(im.tobytes()))"
     assert sandbox.run(code, given).stdout == f"{mode} {given.size} {sum(given.tobytes())}\n"
+
+
+def test_a_returned_pixel_counts_as_the_caller_keeps_it() -> None:
+    """Four bytes, the fourth of which is Pillow's own."""
+    config = SandboxConfig(workers=1, memory_mib=100, scratch_mib=10, max_pixels=3 << 20)
+    assert config.worker_mib == 100 + 10 + 12

@@ -16,6 +16,7 @@ from thyme.data.rows import Demonstration
 from thyme.data.streams import endless
 from thyme.engine import Engine, EngineConfig
 from thyme.model import Model, Processor
+from thyme.model.packed import ShortView
 from thyme.rewards import Reward, RuleScorer
 from thyme.rollout import RolloutConfig, RolloutLoop
 from thyme.rollout.tree import TreeConfig
@@ -129,8 +130,7 @@ def flipped_weight(loop: RolloutLoop, model: Model) -> Iterator[None]:
     with torch.no_grad():
         flat = weight.view(-1).view(torch.int32)
         flat[flat.abs().argmax()] ^= 1 << 12
-    loop.engine.runner.view = None
-    loop.engine.runner.model = loop.engine.runner.images.model = other
+    loop.engine.runner.view = ShortView(other)
     yield
 
 

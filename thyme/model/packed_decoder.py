@@ -60,7 +60,7 @@ class PackedDecoder(Decoder):
 
     Args:
         decoder: on a CPU, in float32 or bfloat16, without norms of queries and keys; its projections may have been
-            replaced by what packs them.
+            replaced by what packs them. Where a module has hooks all are called one by one, and so are its hooks.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -76,10 +76,11 @@ class PackedDecoder(Decoder):
             self._flat.append(_Layer(first, attention.qkv.forward, out, second, mlp.gate_up.forward, down))
             self.norms += [first, second]
         self.norms.append(CopiedNorm(decoder.norm))
+        self._hooks = [hooks for one in decoder.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """As Decoder's."""
-        if torch.is_grad_enabled() or library.watch is not None:  # what is watched is called op by op
+        if torch.is_grad_enabled() or library.watch is not None or any(self._hooks):  # what is watched goes op by op
             return super().forward(x, positions, attention)
         cos, sin = self.rotary_tables(positions)
         threads, heads = torch.get_num_threads(), self.config.num_attention_heads
