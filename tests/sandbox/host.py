@@ -43,7 +43,7 @@ def children_of(pid: int) -> set[int]:
     while pending:
         try:
             tasks = list(Path(f"/proc/{pending.pop()}/task").glob("*/children"))
-        except FileNotFoundError:  # the process ended while it was being listed
+        except OSError:  # the process ended while it was being listed
             continue
         for task in tasks:
             try:
@@ -55,17 +55,25 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def facts(pid: int) -> dict[str, str]:
+    """What /proc says of a process; nothing of one that has ended, as any that was listed may have by now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def named(pid: int, name: str) -> set[int]:
+    """Descendants of `pid` that bear a name."""
+    return {child for child in children_of(pid) if facts(child).get("Name") == name}
+
+
 def snippets_of(pid: int) -> set[int]:
     """Descendants of `pid`, without the one that forks for the fork-server and the one kept ready for the next
     snippet."""
-    found = set()
-    for child in children_of(pid):
-        try:
-            if Path(f"/proc/{child}/comm").read_text().strip() not in ("thyme-parked", "thyme-template"):
-                found.add(child)
-        except OSError:  # it ended meanwhile
-            continue
-    return found
+    ended_or_other = (None, "thyme-parked", "thyme-template")
+    return {child for child in children_of(pid) if facts(child).get("Name") not in ended_or_other}
 
 
 def server_of(sandbox: Sandbox) -> int:
@@ -77,8 +85,7 @@ def server_of(sandbox: Sandbox) -> int:
 
 
 def resident_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return int(facts(pid)["VmRSS"].split()[0])
 
 
 def open_descriptors() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.attacks import ATTACKS
-from tests.sandbox.host import PYTHON_BELOW_TMP, Host, check_crop, children_of, eventually, snippets_of
+from tests.sandbox.host import PYTHON_BELOW_TMP, Host, check_crop, eventually, facts, named, snippets_of
 from tests.sandbox.test_modes import BY_NAME, SMOKE
 from thyme.sandbox import Sandbox, SandboxConfig, SandboxSession, Status, forking
 from thyme.sandbox.child_handle import pid_of
@@ -104,11 +104,6 @@ def process_of(session: SandboxSession) -> int:
     return pid_of(child.pidfd)
 
 
-def facts(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
 @pytest.mark.parametrize("trick", TRICKS)
 def test_nothing_comes_of(trick: str, own: Sandbox, image) -> None:
     before = ids_of(own)
@@ -142,21 +137,19 @@ def test_what_a_filter_of_ones_own_would_get(image) -> None:
 def test_a_copy_is_jailed_like_any_other(own: Sandbox) -> None:
     with own.session() as parent:
         pid = int(parent.run("import os\nprint(os.getpid())").stdout)
-        before = ids_of(own)
         (copy,) = parent.fork()
         with copy:
             if copy.fork_detail:
                 pytest.skip(f"no live forks here: {copy.fork_detail}")
             assert int(copy.run("print(os.getpid())").stdout) != pid
-            (made,) = ids_of(own) - before
-            old, new = (facts(p) for p in (min(before & ids_of(own), key=lambda p: abs(p - made)), made))
+            both = process_of(parent), process_of(copy)
+            old, new = map(facts, both)
             for name in ("Seccomp", "NoNewPrivs", "CapPrm", "CapEff", "CapInh", "CapAmb", "Seccomp_filters"):
                 assert new[name] == old[name], name
             assert new["Seccomp"] == "2" and new["NoNewPrivs"] == "1" and int(new["CapEff"], 16) == 0
-            uids = {facts(p)["Uid"] for p in ids_of(own) if facts(p)["Name"] == "thyme-snippet"}
             if any(layer.name == "own user id" and layer.ok for layer in own.layers()):
-                assert len(uids) == 2
-            assert len({Path(f"/proc/{p}/ns/mnt").readlink() for p in ids_of(own)}) >= 2
+                assert new["Uid"] != old["Uid"]
+            assert len({Path(f"/proc/{p}/ns/mnt").readlink() for p in both}) == 2
 
 
 def assault(sandbox: Sandbox, name: str, host: Host, image) -> None:
@@ -257,7 +250,7 @@ def test_of_a_session_whose_process_was_lost(own: Sandbox) -> None:
     """Idle for too long: its code runs again. Killed for its time: there is nothing to go on from."""
     with own.session() as parent:
         parent.run("x = 5")
-        os.kill(max(ids_of(own)), 9)
+        os.kill(process_of(parent), 9)
         assert eventually(lambda: parent._state.child is None)
         (copy,) = parent.fork()
         assert copy.fork_detail == "its process has ended" and copy.run("print(x)").stdout == "5\n"
@@ -341,9 +334,7 @@ def test_a_cancelled_fork_leaves_nothing(own: Sandbox, image) -> None:
 def test_the_fork_server_killed_meanwhile(image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256)) as sandbox, sandbox.session(image) as parent:
         parent.run("x = 1")
-        for pid in children_of(sandbox._client.server.process.pid):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "thyme-template":
-                os.kill(pid, 9)
+        os.kill(min(named(sandbox._client.server.process.pid, "thyme-template")), 9)
         copies = parent.fork(2)
         for copy in copies:
             assert copy.run("print('x' in globals())").status is Status.OK

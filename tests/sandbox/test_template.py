@@ -3,7 +3,6 @@ when it is gone."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.host import check_crop, children_of, eventually
+from tests.sandbox.host import check_crop, eventually, facts, named
 from thyme.sandbox import Sandbox, SandboxConfig, Status
 from thyme.sandbox.needed_pages import _pieces
 
@@ -27,14 +26,7 @@ def run_alone(code: str) -> str:
 
 def template_of(sandbox: Sandbox) -> int:
     """The oldest process of that name: a child has it too until it has put its own on."""
-    named = []
-    for pid in children_of(sandbox._client.server.process.pid):
-        try:
-            if Path(f"/proc/{pid}/comm").read_text() == "thyme-template\n":
-                named.append(pid)
-        except OSError:
-            continue
-    return min(named)
+    return min(named(sandbox._client.server.process.pid, "thyme-template"))
 
 
 @pytest.fixture(scope="module", params=["full", "plain"])
@@ -264,7 +256,7 @@ def test_it_ends_with_the_sandbox() -> None:
 def test_a_parked_child_has_its_pages(own: Sandbox) -> None:
     """What any snippet needs: after its order it takes a few faults, where one forked for it takes hundreds."""
     for _ in range(3):
-        assert eventually(lambda: any(faults_of(pid) > 250 and is_waiting(pid) for pid in parked(own)))
+        assert eventually(lambda: any(is_waiting(pid) and faults_of(pid) > 250 for pid in parked(own)))
         (pid,) = parked(own)
         before = faults_of(pid)
         with own.session() as session:
@@ -272,16 +264,12 @@ def test_a_parked_child_has_its_pages(own: Sandbox) -> None:
             assert faults_of(pid) - before < 60
 
 
-def parked(sandbox: Sandbox) -> list[int]:
-    found = []
-    for pid in children_of(sandbox._client.server.process.pid):
-        with contextlib.suppress(OSError):
-            found += [pid] * (Path(f"/proc/{pid}/comm").read_text() == "thyme-parked\n")
-    return found
+def parked(sandbox: Sandbox) -> set[int]:
+    return named(sandbox._client.server.process.pid, "thyme-parked")
 
 
 def is_waiting(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return facts(pid).get("State", "").startswith("S")
 
 
 def test_pages_in_pieces() -> None:

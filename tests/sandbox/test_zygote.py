@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.sandbox.host import check_crop, children_of, eventually, picture, snippets_of
+from tests.sandbox.host import check_crop, children_of, eventually, facts, picture, snippets_of
 from thyme.sandbox import Sandbox, SandboxConfig, Status, child
 from thyme.sandbox.birth import take_order
 from thyme.sandbox.errand import Errand
@@ -29,14 +29,6 @@ from thyme.sandbox.root import Image
 
 def started_by(sandbox: Sandbox) -> int:
     return sandbox._client.server.process.pid
-
-
-def facts(pid: int) -> dict[str, str]:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def parked(sandbox: Sandbox) -> list[int]:
@@ -174,7 +166,7 @@ def test_without_it_the_next_snippet_is_served(mode: str, image) -> None:
 def test_it_ends_with_the_fork_server(off: frozenset[str], image) -> None:
     with Sandbox(SandboxConfig(workers=2, memory_mib=256), _off=off) as sandbox:
         ready, outer = the_parked(sandbox), started_by(sandbox)
-        servers = [pid for pid in (outer, *snippets_of(outer)) if facts(pid)["Name"] == "thyme-zygote"]
+        servers = [pid for pid in (outer, *snippets_of(outer)) if facts(pid).get("Name") == "thyme-zygote"]
         os.kill(max(servers), signal.SIGKILL)  # the one that serves: the other waits for it
         assert eventually(lambda: not Path(f"/proc/{ready}").exists())
         assert eventually(lambda: sandbox._client.restarts == 1)

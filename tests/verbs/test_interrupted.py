@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from tests.build.endpoint import Endpoint, raw_rows
 from tests.progress_line import watched
+from tests.sandbox.host import children_of
 from thyme.cli import main
 from thyme.evals import EvalResult
 from thyme.rollout.rollout import RolloutLoop
@@ -43,7 +44,7 @@ def interrupted(has_begun: Callable[[], bool], signum: int, *args: str | Path) -
         while not has_begun():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.02)
-        family = [process.pid, *descendants(process.pid)]
+        family = [process.pid, *children_of(process.pid)]
         process.send_signal(signum)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signum, err
@@ -54,13 +55,6 @@ def interrupted(has_begun: Callable[[], bool], signum: int, *args: str | Path) -
         assert time.monotonic() < deadline, family
         time.sleep(0.05)
     return out, err
-
-
-def descendants(pid: int) -> Iterator[int]:
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, tasks.read_text().split()):
-            yield child
-            yield from descendants(child)
 
 
 def is_running(pid: int) -> bool:
