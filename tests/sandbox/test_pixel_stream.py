@@ -115,7 +115,7 @@ def test_a_result_is_nobodys_but_the_callers() -> None:
             kept = weakref.ref(result.images[0])
             del result
             gc.collect()
-            assert kept() is None  # neither the session nor the client holds it
+            assert eventually(lambda kept=kept: kept() is None)  # neither the session nor the client holds it
 
 
 @pytest.mark.parametrize("sends", [b"x" * 8, struct.pack("=II", 9, 9)])

@@ -52,15 +52,16 @@ def midway(served: Served, said: dict[str, Any], **pause: Any) -> Iterator[socke
             assert gate.wait(30)
         return real()
 
-    with pytest.MonkeyPatch.context() as patch, served.start(COMPLETE, said) as opened, ThreadPoolExecutor(1) as pool:
-        patch.setattr(served.engine, "step", step)
-        assert eventually(lambda: steps == 10)
-        paused = pool.submit(served.ask, "POST", "/pause", pause)
-        assert eventually(lambda: not served.thread._inbox.empty())
-        gate.set()
-        status, state = paused.result()
-        assert status == 200 and state["is_paused"]
-        yield opened
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served.engine, "step", step)  # before there is anything to decode
+        with served.start(COMPLETE, said) as opened, ThreadPoolExecutor(1) as pool:
+            assert eventually(lambda: steps == 10)
+            paused = pool.submit(served.ask, "POST", "/pause", pause)
+            assert eventually(lambda: not served.thread._inbox.empty())
+            gate.set()
+            status, state = paused.result()
+            assert status == 200 and state["is_paused"]
+            yield opened
 
 
 def answer_of(opened: socket.socket) -> Any:
