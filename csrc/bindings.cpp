@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "packed_product.hpp"
 #include "paged_attention.hpp"
 #include "pointwise.hpp"
 #include "policy_tokens.hpp"
@@ -439,6 +440,41 @@ void write_slots(const py::array_t<int16_t, 0>& rows, const Int64Array& slots, p
 }
 
 template <typename T, typename Stored>
+void pack_weight(const Dense<Stored>& weight, Dense<Stored>& packed, int num_threads) {
+    if (weight.ndim() != 2) throw std::invalid_argument("weight must be [outputs, inputs]");
+    const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
+    if (inputs * sizeof(T) % 4 != 0) throw std::invalid_argument("the inputs of a weight in bfloat16 must be even");
+    check_shape("packed", packed, {thyme::packed_size(outputs, inputs)});
+    const auto* const from = reinterpret_cast<const T*>(weight.data());
+    auto* const to = reinterpret_cast<T*>(packed.mutable_data());
+    const py::gil_scoped_release released;
+    thyme::pack_weight(from, outputs, inputs, to, num_threads);
+}
+
+template <typename T, typename Stored>
+void packed_product(const Dense<Stored>& x, const Dense<Stored>& packed, const std::optional<Dense<Stored>>& bias, Dense<Stored>& out,
+                    int num_threads, const std::string& level) {
+    if (x.ndim() != 2 || out.ndim() != 2) throw std::invalid_argument("x must be [rows, inputs], out [rows, outputs]");
+    thyme::Product<T> args{};
+    args.rows = x.shape(0), args.inputs = x.shape(1), args.outputs = out.shape(1);
+    check_shape("packed", packed, {thyme::packed_size(args.outputs, args.inputs)});
+    check_shape("out", out, {args.rows, args.outputs});
+    args.x = reinterpret_cast<const T*>(x.data()), args.weight = reinterpret_cast<const T*>(packed.data());
+    args.bias = reinterpret_cast<const T*>(data_of("bias", bias, {args.outputs}));
+    args.out = reinterpret_cast<T*>(out.mutable_data());
+    const py::gil_scoped_release released;
+    thyme::packed_product(args, num_threads, level);
+}
+
+template <typename T, typename Stored>
+void bind_product(py::module_& m, const std::string& kind) {
+    m.def(("pack_weight_" + kind).c_str(), &pack_weight<T, Stored>, py::arg("weight").noconvert(), py::arg("packed").noconvert(),
+          py::arg("num_threads"));
+    m.def(("packed_product_" + kind).c_str(), &packed_product<T, Stored>, py::arg("x").noconvert(), py::arg("packed").noconvert(),
+          py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("num_threads"), py::arg("level") = "best");
+}
+
+template <typename T, typename Stored>
 void bind_forward(py::module_& m, const std::string& kind) {
     m.def(("rmsnorm_" + kind).c_str(), &rmsnorm<T, Stored>, py::arg("x").noconvert(), py::arg("residual").noconvert(), py::arg("weight").noconvert(),
           py::arg("eps"), py::arg("out").noconvert(), py::arg("total").noconvert(), py::arg("rstd").noconvert(), py::arg("num_threads"));
@@ -475,6 +511,10 @@ PYBIND11_MODULE(_native, m) {
           py::arg("grads").noconvert());
     bind_forward<float, float>(m, "f32");
     bind_forward<thyme::Bfloat16, int16_t>(m, "bf16");
+    bind_product<float, float>(m, "f32");
+    bind_product<thyme::Bfloat16, int16_t>(m, "bf16");
+    m.attr("PACKED_PRODUCT_LEVELS_F32") = py::tuple(py::cast(thyme::product_levels<float>()));
+    m.attr("PACKED_PRODUCT_LEVELS_BF16") = py::tuple(py::cast(thyme::product_levels<thyme::Bfloat16>()));
     m.def("rmsnorm_gradient_f32", &rmsnorm_gradient_f32, py::arg("x").noconvert(), py::arg("rstd").noconvert(),
           py::arg("weight").noconvert(), py::arg("grad").noconvert(), py::arg("grad_total").noconvert(), py::arg("grad_x").noconvert(),
           py::arg("grad_weight").noconvert(), py::arg("num_threads"));

@@ -79,7 +79,7 @@ namespace v4 {
 
 
 template <typename T>
-using Attend = void (*)(const PagedAttention<T>&, const Tile&, Scratch&);
+using Attend = void (*)(const PagedAttention<T>&, const Tile&, const Tile* after, Scratch&);
 
 struct Level {
     const char* name;
@@ -175,8 +175,13 @@ void paged_attention(const PagedAttention<T>& args, int threads, const std::stri
 #pragma omp parallel num_threads(useful) if (useful > 1)
     {
         Scratch scratch(rows, std::min<int64_t>(args.kv_heads, kTileRows), args.dim);
+        // A thread takes a few at a time, since it asks for the first keys of one while it is at the last values of the one before.
+        const size_t run = std::max<size_t>(tiles.size() / (static_cast<size_t>(useful) * 8), 1);
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tiles.size(); ++i) attend(args, tiles[i], scratch);
+        for (size_t first = 0; first < tiles.size(); first += run) {
+            const size_t end = std::min(first + run, tiles.size());
+            for (size_t i = first; i < end; ++i) attend(args, tiles[i], i + 1 < end ? &tiles[i + 1] : nullptr, scratch);
+        }
     }
 }
 

@@ -148,6 +148,38 @@ def policy_loss_f32(
     order, then the loss. ValueError for shapes that do not fit and cu_seqlens that do not rise from 0 to N.
     """
 
+PACKED_PRODUCT_LEVELS_F32: tuple[str, ...]
+PACKED_PRODUCT_LEVELS_BF16: tuple[str, ...]
+
+def pack_weight_f32(weight: NDArray[np.float32], packed: NDArray[np.float32], num_threads: int) -> None:
+    """Writes weight [outputs, inputs] to packed [inputs * outputs, these filled up to a multiple of 32 with zeros].
+    Raises ValueError where they do not fit."""
+
+def pack_weight_bf16(weight: NDArray[np.int16], packed: NDArray[np.int16], num_threads: int) -> None:
+    """As pack_weight_f32, of bfloat16 as numpy holds it. `inputs` is even."""
+
+def packed_product_f32(
+    x: NDArray[np.float32],
+    packed: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+    num_threads: int,
+    level: str = "best",
+) -> None:
+    """out = x W^T + bias: x [rows, inputs], W packed, bias [outputs], out [rows, outputs], which is written. A row has
+    the same bits in whatever batch and at every level, one of PACKED_PRODUCT_LEVELS_F32 (the best comes last). Raises
+    ValueError when shapes do not fit, or for a level that this processor does not run."""
+
+def packed_product_bf16(
+    x: NDArray[np.int16],
+    packed: NDArray[np.int16],
+    bias: NDArray[np.int16] | None,
+    out: NDArray[np.int16],
+    num_threads: int,
+    level: str = "best",
+) -> None:
+    """As packed_product_f32; one of PACKED_PRODUCT_LEVELS_BF16."""
+
 def rmsnorm_f32(
     x: NDArray[np.float32],
     residual: NDArray[np.float32] | None,

@@ -104,9 +104,11 @@ class Products:
         sizes += [sum(length > step for length in samples) for step in range(1, max(samples))]
         layers = [(layer.self_attn.qkv, layer.self_attn.o_proj, layer.mlp) for layer in model.decoder.layers]
         for size in filter(None, sizes):
-            x = torch.empty(size, model.config.text.hidden_size, dtype=model.dtype).normal_()
+            text = model.config.text
+            x = torch.empty(size, text.hidden_size, dtype=model.dtype).normal_()
+            active = torch.empty(size, text.intermediate_size, dtype=model.dtype).normal_()
             for qkv, o_proj, mlp in layers:
-                qkv(x), o_proj(x), mlp.down(mlp.gate_up(x)[:, : mlp.down.weight.shape[1]])
+                qkv(x), o_proj(x), mlp.gate_up(x), mlp.down(active)
             model.logits(x[: min(size, len(samples))])
 
 

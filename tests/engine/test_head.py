@@ -10,7 +10,7 @@ from tests import tiny
 from thyme.engine import EngineConfig, SamplingParams
 from thyme.kernels.linear_logprob import linear_logprob
 from thyme.model import Model, ModelConfig, build
-from thyme.model.packed import packs_bfloat16
+from thyme.model.packed import packs
 
 PARAMS = SamplingParams(max_tokens=20, seed=3, banned_ids=(), ignore_eos=True, repetition=None)
 
@@ -37,9 +37,9 @@ def worst(model: Model, engine: Any, monkeypatch: pytest.MonkeyPatch) -> float:
 
 def test_log_probs_are_those_of_the_fused_head(model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineConfig().head_dtype == "float32"
-    for packs in {packs_bfloat16(), False}:
-        assert worst(model, make_engine(model, pack_weights=packs), monkeypatch) < 2e-5
-        assert worst(model, make_engine(model, pack_weights=packs, head_dtype="model"), monkeypatch) > 2e-3
+    for packed in {packs(torch.bfloat16), False}:
+        assert worst(model, make_engine(model, pack_weights=packed), monkeypatch) < 2e-5
+        assert worst(model, make_engine(model, pack_weights=packed, head_dtype="model"), monkeypatch) > 2e-3
 
 
 @pytest.mark.parametrize("rows", [1, 16, 40])

@@ -531,8 +531,8 @@ def packs_weights(model: Model, config: EngineConfig) -> bool:
         return packed_nbytes(model, _head_dtype(config)) <= _free_memory(model.device) // 4
     if config.pack_weights and not can_pack(model):
         raise ValueError(
-            f"EngineConfig.pack_weights: weights are packed in float32 on a CPU, and in bfloat16 on one that oneDNN "
-            f"multiplies bfloat16 on, the model is in {model.dtype} on {model.device}: leave it out"
+            f"EngineConfig.pack_weights: weights are packed in float32 on a CPU, and in bfloat16 on one that "
+            f"multiplies bfloat16, the model is in {model.dtype} on {model.device}: leave it out"
         )
     return config.pack_weights
 

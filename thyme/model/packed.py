@@ -1,10 +1,10 @@
-"""A model as the engine runs it on a CPU: the same modules, with each projection's weight also held as oneDNN reads it,
-and a short way through the decoder (packed_decoder.py).
+"""A model as the engine runs it on a CPU: the same modules, with each projection's weight also held as its products
+read it, and a short way through the decoder (packed_decoder.py).
 
-`F.linear` in float32 goes to a BLAS that rearranges the weight in every call and, on some processors, uses half of the
-vector unit; in bfloat16 the weight is rearranged in every call too. Rearranged once for each version of the weights, a
-product takes a half to a quarter of the time from a few rows on (bench/bench_engine.py). It is summed in another order
-than `F.linear`'s: equal up to rounding, not to the bit.
+`F.linear` rearranges the weight in every call. Rearranged once for each version of the weights, for our own product
+(kernels/packed_product.py) or, on processors that it is not written for, for oneDNN's, a product takes a half to a
+quarter of the time (bench/bench_engine.py). It is summed in another order than `F.linear`'s: equal up to rounding, not
+to the bit.
 
 A packed weight is a copy that follows its source. The view owns it, nobody else sees it, and `PackedView.refresh` makes
 it anew once the source was written or replaced. All else in the view (norms, embedding, adapters, biases) is the
@@ -25,14 +25,26 @@ from torch import Tensor, nn
 
 from thyme.heap import keep_freed_memory
 from thyme.kernels.native import NATIVE
+from thyme.kernels.packed_product import PackedWeight, has_products
+from thyme.kernels.packed_product import packed_nbytes as nbytes_of
 from thyme.model.decoder import Decoder
 from thyme.model.lora import LoraLinear
 from thyme.model.model import Model
 from thyme.model.packed_decoder import CopiedNorm, PackedDecoder
 
-_product: Any = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
-_MIN_PRODUCTS = 1 << 19
-"""Rows x inputs x outputs from which on a packed float32 product is ahead: a call of oneDNN costs 10 us by itself."""
+
+class _OneDnnWeight:
+    """A PackedWeight for processors that ours is not written for. Weights [out, in] in float32, or in bfloat16 where
+    oneDNN multiplies it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.nbytes = weight.nbytes
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[T, in] -> [T, out]."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, bias, "none", [], "")
+        return out
 
 
 class PackedLinear(nn.Module):
@@ -48,7 +60,6 @@ class PackedLinear(nn.Module):
         self.dtype = dtype or source.weight.dtype
         self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
         self._packed: Any = None
-        self._num_weights = self.weight.numel()
         self._made_from: tuple[int, int] | None = None
 
     @property
@@ -69,7 +80,8 @@ class PackedLinear(nn.Module):
     @torch.inference_mode()
     def _pack(self, weight: Tensor) -> None:
         self._packed = None  # first, so that there are never two
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype))
+        kind = PackedWeight if _is_ours(weight, self.dtype) else _OneDnnWeight
+        self._packed = kind(weight.to(self.dtype))
 
     def outdate(self) -> None:
         """Whatever the weight says of itself, it has changed: the next `refresh` makes the copy anew."""
@@ -82,14 +94,14 @@ class PackedLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """Of the copy, where there is one."""
-        return 0 if self._packed is None else self.weight.numel() * self.dtype.itemsize
+        return 0 if self._packed is None else self._packed.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         bias, x = self._source.get("bias"), x if x.dtype == self.dtype else x.to(self.dtype)
-        if self._packed is None or (x.dtype == torch.float32 and x.shape[0] * self._num_weights < _MIN_PRODUCTS):
+        if self._packed is None:
             return F.linear(x, self.weight.to(self.dtype), bias)
-        out: Tensor = _product(x, self._packed, bias, "none", [], "")
+        out: Tensor = self._packed.multiply(x, bias)
         return out
 
 
@@ -202,21 +214,28 @@ def has_short_way(model: Model) -> bool:
 
 
 def can_pack(model: Model) -> bool:
-    """Whether this model's products are faster with packed weights: in float32 or bfloat16 on a CPU with oneDNN, which
-    has products in bfloat16 for some processors (x86 with AVX-512 or AVX-NE-CONVERT)."""
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and packs_bfloat16())
+    """Whether this model's products are faster with packed weights: in float32 or bfloat16 on a CPU that has them."""
+    return model.device.type == "cpu" and packs(model.dtype)
 
 
-def packs_bfloat16() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this processor."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def packs(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype are ours on this processor, or oneDNN's."""
+    if has_products(dtype) or not torch.backends.mkldnn.is_available():
+        return has_products(dtype)
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_ours(weight: Tensor, dtype: torch.dtype) -> bool:
+    return has_products(dtype) and weight.shape[1] * dtype.itemsize % 4 == 0
 
 
 def packed_nbytes(model: Model, head_dtype: torch.dtype | None = None) -> int:
     """What a PackedView of this model will hold."""
     head = model.lm_head_weight
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    rest = sum(weight.nbytes for weight in matrices if weight is not head)
-    return rest + head.numel() * (head_dtype or head.dtype).itemsize
+    rest = sum(_nbytes(weight, weight.dtype) for weight in matrices if weight is not head)
+    return rest + _nbytes(head, head_dtype or head.dtype)
+
+
+def _nbytes(weight: Tensor, dtype: torch.dtype) -> int:
+    return nbytes_of(weight, dtype) if _is_ours(weight, dtype) else weight.numel() * dtype.itemsize
