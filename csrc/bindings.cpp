@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "decoder_layers.hpp"
 #include "packed_product.hpp"
 #include "paged_attention.hpp"
 #include "pointwise.hpp"
@@ -466,8 +467,83 @@ void packed_product(const Dense<Stored>& x, const Dense<Stored>& packed, const s
     thyme::packed_product(args, num_threads, level);
 }
 
+template <typename Stored>
+using BoundNorm = std::tuple<Dense<Stored>, float>;
+template <typename Stored>
+using BoundProjection = std::tuple<Dense<Stored>, std::optional<Dense<Stored>>>;
+// input_norm, qkv, out, mlp_norm, gate_up, down, k_cache, v_cache
+template <typename Stored>
+using BoundLayer = std::tuple<BoundNorm<Stored>, BoundProjection<Stored>, BoundProjection<Stored>, BoundNorm<Stored>,
+                              BoundProjection<Stored>, BoundProjection<Stored>, Dense<Stored>, Dense<Stored>>;
+
+template <typename T, typename Stored>
+thyme::Norm<T> norm_of(const BoundNorm<Stored>& norm, int64_t hidden) {
+    const auto& [weight, eps] = norm;
+    check_shape("the weight of a norm", weight, {hidden});
+    return {reinterpret_cast<const T*>(weight.data()), eps};
+}
+
+template <typename T, typename Stored>
+thyme::Projection<T> projection_of(const BoundProjection<Stored>& projection, int64_t outputs, int64_t inputs) {
+    const auto& [weight, bias] = projection;
+    check_shape("a packed weight", weight, {thyme::packed_size(outputs, inputs)});
+    return {reinterpret_cast<const T*>(weight.data()), reinterpret_cast<const T*>(data_of("bias", bias, {outputs}))};
+}
+
+template <typename T, typename Stored>
+void run_layers(const Dense<Stored>& x, std::vector<BoundLayer<Stored>>& layers, const BoundNorm<Stored>& last_norm, int64_t num_heads,
+                int64_t intermediate, const DenseFloats& cos, const DenseFloats& sin, const Int64Array& slots,
+                const Int32Array& block_tables, const Int32Array& context_lens, const Int32Array& cu_seqlens_q, float scale,
+                Dense<Stored>& out, int num_threads) {
+    if (x.ndim() != 2 || block_tables.ndim() != 2 || layers.empty() || std::get<6>(layers[0]).ndim() != 4)
+        throw std::invalid_argument(
+            "x must be [tokens, hidden], block_tables [sequences, max_blocks], caches [blocks, block_size, kv_heads, dim]");
+    const Dense<Stored>& cache = std::get<6>(layers[0]);
+    const int64_t rows = x.shape(0), hidden = x.shape(1), keys = cache.shape(2), dim = cache.shape(3);
+    if (dim < 2 || dim % 2 != 0 || keys < 1 || num_heads < 1 || num_heads % keys != 0)
+        throw std::invalid_argument("the " + std::to_string(num_heads) + " query heads must be a multiple of the " + std::to_string(keys) +
+                                    " of the cache, and dim even");
+    thyme::DecoderStep<T> step{};
+    step.x = reinterpret_cast<const T*>(x.data()), step.hidden = hidden, step.intermediate = intermediate;
+    step.last_norm = norm_of<T>(last_norm, hidden);
+    for (auto& [input_norm, qkv, to_out, mlp_norm, gate_up, down, k_cache, v_cache] : layers) {
+        for (const auto* each : {&k_cache, &v_cache}) check_shape("a cache", *each, {cache.shape(0), cache.shape(1), keys, dim});
+        step.layers.push_back({norm_of<T>(input_norm, hidden), projection_of<T>(qkv, (num_heads + 2 * keys) * dim, hidden),
+                               projection_of<T>(to_out, hidden, num_heads * dim), norm_of<T>(mlp_norm, hidden),
+                               projection_of<T>(gate_up, 2 * intermediate, hidden), projection_of<T>(down, hidden, intermediate),
+                               reinterpret_cast<T*>(k_cache.mutable_data()), reinterpret_cast<T*>(v_cache.mutable_data())});
+    }
+    check_shape("cos", cos, {rows, 1, dim / 2});
+    check_shape("sin", sin, {rows, 1, dim / 2});
+    check_shape("slots", slots, {rows});
+    check_slots(slots, cache.shape(0) * cache.shape(1));
+    check_shape("out", out, {rows, hidden});
+    auto& tokens = step.tokens;
+    tokens.cos = cos.data(), tokens.sin = sin.data(), tokens.slots = slots.data();
+    tokens.tokens = rows, tokens.queries = num_heads, tokens.keys = keys, tokens.half = dim / 2;
+    auto& attention = step.attention;
+    attention.tokens = rows, attention.q_heads = num_heads, attention.kv_heads = keys, attention.dim = dim;
+    attention.blocks = cache.shape(0), attention.block_size = cache.shape(1), attention.scale = scale;
+    attention.k_head = attention.v_head = dim, attention.k_slot = attention.v_slot = keys * dim;
+    attention.k_block = attention.v_block = attention.block_size * keys * dim;
+    attention.sequences = block_tables.shape(0), attention.table_width = attention.table_row = block_tables.shape(1);
+    check_shape("context_lens", context_lens, {attention.sequences});
+    check_shape("cu_seqlens_q", cu_seqlens_q, {attention.sequences + 1});
+    attention.block_tables = block_tables.data(), attention.context_lens = context_lens.data();
+    attention.cu_seqlens_q = cu_seqlens_q.data();
+    step.out = reinterpret_cast<T*>(out.mutable_data());
+    const py::gil_scoped_release released;
+    thyme::check_paged_attention(attention);
+    thyme::run_layers(step, num_threads);
+}
+
 template <typename T, typename Stored>
 void bind_product(py::module_& m, const std::string& kind) {
+    m.def(("run_layers_" + kind).c_str(), &run_layers<T, Stored>, py::arg("x").noconvert(), py::arg("layers").noconvert(),
+          py::arg("last_norm").noconvert(), py::arg("num_heads"), py::arg("intermediate"), py::arg("cos").noconvert(),
+          py::arg("sin").noconvert(), py::arg("slots").noconvert(), py::arg("block_tables").noconvert(),
+          py::arg("context_lens").noconvert(), py::arg("cu_seqlens_q").noconvert(), py::arg("scale"), py::arg("out").noconvert(),
+          py::arg("num_threads"));
     m.def(("pack_weight_" + kind).c_str(), &pack_weight<T, Stored>, py::arg("weight").noconvert(), py::arg("packed").noconvert(),
           py::arg("num_threads"));
     m.def(("packed_product_" + kind).c_str(), &packed_product<T, Stored>, py::arg("x").noconvert(), py::arg("packed").noconvert(),

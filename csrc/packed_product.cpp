@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "pointwise.hpp"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define THYME_HAS_X86_LEVELS
 #include <immintrin.h>
@@ -123,20 +125,31 @@ void packed_product(const Product<T>& args, int threads, const std::string& leve
     constexpr int64_t kWorthAThread = 1'000'000, kRowsPerRead = 16;  // multiply-adds, 10 us; as many take as long as reading a weight
     const int64_t work = std::max(args.rows, kRowsPerRead) * args.inputs * args.outputs;
     const auto useful = static_cast<int>(std::clamp<int64_t>(work / kWorthAThread, 1, std::max(threads, 1)));
+    const int64_t columns = args.gates ? args.outputs / 2 : args.outputs, tasks = args.gates ? panels / 2 : panels;
 #pragma omp parallel num_threads(useful) if (useful > 1)
     {
         alignas(64) float sums[kRowsAtOnce * kPanel];
+        alignas(64) T gates[kRowsAtOnce * kPanel], values[kRowsAtOnce * kPanel];
         for (int64_t top = 0; top < args.rows; top += kRowsAtOnce) {
             const int64_t rows = std::min(kRowsAtOnce, args.rows - top);
-#pragma omp for schedule(static) nowait
-            for (int64_t panel = 0; panel < panels; ++panel) {
+            const auto multiply = [&](int64_t panel, int64_t count, int64_t step, T* out) {
                 std::fill_n(sums, rows * kPanel, 0.0f);
                 for (int64_t unit = 0; unit < units; unit += kUnitsAtOnce)
                     found->add_panel(x + top * units + unit, units, rows, weight + (panel * units + unit) * kPanel,
                                      std::min(kUnitsAtOnce, units - unit), sums);
-                const int64_t column = panel * kPanel, count = std::min(kPanel, args.outputs - column);
-                const T* const bias = args.bias == nullptr ? nullptr : args.bias + column;
-                found->write_rows(sums, bias, rows, count, args.outputs, args.out + top * args.outputs + column);
+                found->write_rows(sums, args.bias == nullptr ? nullptr : args.bias + panel * kPanel, rows, count, step, out);
+            };
+#pragma omp for schedule(static) nowait
+            for (int64_t task = 0; task < tasks; ++task) {
+                const int64_t column = task * kPanel;
+                T* const out = args.out + top * columns + column;
+                if (!args.gates) {
+                    multiply(task, std::min(kPanel, columns - column), columns, out);
+                    continue;
+                }
+                multiply(task, kPanel, kPanel, gates);
+                multiply(task + tasks, kPanel, kPanel, values);
+                for (int64_t row = 0; row < rows; ++row) gate_row(gates + row * kPanel, values + row * kPanel, kPanel, out + row * columns);
             }
         }
     }

@@ -33,7 +33,11 @@ struct Product {
     const T* weight;  // packed
     const T* bias;    // [outputs], or null
     T* out;           // [rows, outputs]
+    bool gates;       // the outputs are gates, then as many values: out [rows, outputs / 2] = silu(gate) value. Panels are whole
 };
+
+// Whether the outputs of a product can be gates and values.
+constexpr bool can_gate(int64_t outputs) { return outputs % (2 * kPanel) == 0; }
 
 // `level` is "best" or one of the above.
 template <typename T>

@@ -70,10 +70,6 @@ THYME_INLINE float sigmoid(float x) {  // e^-x leaves float32 below -88, where t
     return 1.0f / (1.0f + exponential(down));
 }
 
-THYME_CLONES void gate_row(const float* __restrict gate, const float* __restrict up, int64_t width, float* __restrict out) {
-    for (int64_t i = 0; i < width; ++i) out[i] = gate[i] * sigmoid(gate[i]) * up[i];
-}
-
 THYME_CLONES void gate_row_back(const float* __restrict gate, const float* __restrict up, const float* __restrict grad, int64_t width,
                                 float* __restrict grad_gate, float* __restrict grad_up) {
     for (int64_t i = 0; i < width; ++i) {
@@ -99,6 +95,10 @@ THYME_CLONES void turn(const float* __restrict a, const float* __restrict cos, c
 size_t bytes(int64_t rows, int64_t width) { return static_cast<size_t>(rows * width) * sizeof(float); }
 
 }  // namespace
+
+THYME_CLONES void gate_row(const float* __restrict gate, const float* __restrict up, int64_t width, float* __restrict out) {
+    for (int64_t i = 0; i < width; ++i) out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+}
 
 void rmsnorm(Rows<const float> x, const float* residual, const float* weight, int64_t rows, int64_t width, float eps, float* out,
              float* total, float* rstd, int threads) {

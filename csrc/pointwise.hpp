@@ -29,7 +29,8 @@ void rmsnorm(Rows<const float> x, const float* residual, const float* weight, in
 void rmsnorm_gradient(Rows<const float> x, const float* rstd, const float* weight, const float* grad, const float* grad_total,
                       int64_t rows, int64_t width, float* grad_x, float* grad_weight, int threads);
 
-// out = silu(gate) up.
+// out = silu(gate) up; of one row, and of many.
+void gate_row(const float* gate, const float* up, int64_t width, float* out);
 void swiglu(Rows<const float> gate, Rows<const float> up, int64_t rows, int64_t width, float* out, int threads);
 void swiglu_gradient(Rows<const float> gate, Rows<const float> up, const float* grad, int64_t rows, int64_t width,
                      Rows<float> grad_gate, Rows<float> grad_up, int threads);
@@ -55,6 +56,7 @@ void turn_and_store(const NewTokens<float>& args, int threads);
 // with the residual, u, and silu; rstd, cos and sin are float32.
 void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* weight, int64_t rows, int64_t width, float eps,
              Bfloat16* out, Bfloat16* total, float* rstd, int threads);
+void gate_row(const Bfloat16* gate, const Bfloat16* up, int64_t width, Bfloat16* out);
 void swiglu(Rows<const Bfloat16> gate, Rows<const Bfloat16> up, int64_t rows, int64_t width, Bfloat16* out, int threads);
 void turn_heads(Rows<const Bfloat16> heads, const float* cos, const float* sin, int64_t tokens, int64_t num_heads, int64_t half,
                 float sign, Bfloat16* out, int threads);

@@ -52,14 +52,6 @@ THYME_CLONES float normalize(const float* __restrict x, const Bfloat16* __restri
     return rstd;
 }
 
-THYME_CLONES void gate_row(const Bfloat16* __restrict gate, const Bfloat16* __restrict up, int64_t width, Bfloat16* __restrict out) {
-    for (int64_t i = 0; i < width; ++i) {
-        const float z = widened(gate[i]), down = z < -87.0f ? 87.0f : -z;  // e^-z leaves float32 below -88
-        const float silu = widened(rounded(z / (1.0f + exponential(down))));
-        out[i] = rounded(silu * widened(up[i]));
-    }
-}
-
 THYME_CLONES void turn(const Bfloat16* __restrict a, const float* __restrict cos, const float* __restrict sin, int64_t half,
                        float sign, Bfloat16* __restrict out) {
     const Bfloat16* const b = a + half;
@@ -74,6 +66,14 @@ THYME_CLONES void turn(const Bfloat16* __restrict a, const float* __restrict cos
 }
 
 }  // namespace
+
+THYME_CLONES void gate_row(const Bfloat16* __restrict gate, const Bfloat16* __restrict up, int64_t width, Bfloat16* __restrict out) {
+    for (int64_t i = 0; i < width; ++i) {
+        const float z = widened(gate[i]), down = z < -87.0f ? 87.0f : -z;  // e^-z leaves float32 below -88
+        const float silu = widened(rounded(z / (1.0f + exponential(down))));
+        out[i] = rounded(silu * widened(up[i]));
+    }
+}
 
 void rmsnorm(Rows<const Bfloat16> x, const Bfloat16* residual, const Bfloat16* weight, int64_t rows, int64_t width, float eps,
              Bfloat16* out, Bfloat16* total, float* rstd, int threads) {

@@ -1,11 +1,15 @@
-"""The attention of an engine's step on a CPU: what its layers have in common is checked and converted once, and a layer
-is then two calls of C++, which takes a tenth of the Python.
+"""An engine's step on a CPU: what its layers have in common is checked and converted once. The attention of a layer is
+then two calls of C++, and all layers of a model with packed projections are one.
 
-For each layer: turn queries and keys, write keys and values into their slots, attend over the cache. It is
-`paged_attention(mrope_write_kv(...))` of float32 or bfloat16 without scales, to the bit.
+Attention: turn queries and keys, write keys and values into their slots, attend over the cache. It is
+`paged_attention(mrope_write_kv(...))` of float32 or bfloat16 without scales, to the bit, and the layers are what the
+model's modules compute with these projections.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +38,19 @@ class _Layer:
 
 
 class NativeStep:
-    """Where the T tokens of a step are written, and what they attend to.
+    """Where the T tokens of a step are written, and what they attend to: an Attention (thyme/model/attention.py).
 
     Args:
+        caches: of each layer its keys and values, [blocks, block_size, Nkv, D] each.
         slot_mapping, block_tables, context_lens, cu_seqlens_q, scale: as mrope_write_kv and paged_attention have them.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; values that do not are found by `attend`.
+        ValueError: shapes or dtypes that do not fit; values that do not are found by the calls.
     """
 
     def __init__(
         self,
+        caches: Sequence[tuple[Tensor, Tensor]],
         slot_mapping: Tensor,
         block_tables: Tensor,
         context_lens: Tensor,
@@ -56,18 +62,20 @@ class NativeStep:
         check_tensor("context_lens", context_lens, (None,), (torch.int32,))
         check_tensor("block_tables", block_tables, (len(context_lens), None), (torch.int32,))
         check_tensor("cu_seqlens_q", cu_seqlens_q, (len(context_lens) + 1,), (torch.int32,))
+        self._caches = caches
         self._slots = slot_mapping.contiguous().numpy()
         self._placement = [x.contiguous().numpy() for x in (block_tables, context_lens, cu_seqlens_q)]
         self._scale, self._threads = scale, torch.get_num_threads()
         self._layer: _Layer | None = None
 
-    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
         """What the tokens of one layer gather.
 
         Args:
-            qkv: [T, Nq + 2 Nkv, D] float32 or bfloat16, query, key and value heads as projected.
+            layer: its number.
+            qkv: [T, Nq + 2 Nkv, D] of the caches' dtype, query, key and value heads as projected.
+            num_kv_heads: Nkv.
             cos, sin: [T, 1, D / 2] float32, of `mrope_tables`.
-            k_cache, v_cache: [blocks, block_size, Nkv, D] of qkv's dtype.
 
         Returns:
             [T, Nq, D], which the next layer's call writes over.
@@ -75,13 +83,50 @@ class NativeStep:
         Raises:
             ValueError: shapes that do not fit, or slots, blocks or lengths out of range.
         """
+        k_cache, v_cache = self._caches[layer]
         if self._layer is None:  # one layer's results are read before the next one's are written
             self._layer = _Layer(qkv, k_cache)
-        layer, keys, values = self._layer, array_of(k_cache), array_of(v_cache)
-        if cos is not layer.cos or sin is not layer.sin:
-            layer.use(cos, sin)
+        work, keys, values = self._layer, array_of(k_cache), array_of(v_cache)
+        if cos is not work.cos or sin is not work.sin:
+            work.use(cos, sin)
         if qkv.shape[0]:
-            tables, q = layer.tables, layer.q
-            layer.write(array_of(qkv), *tables, self._slots, keys, values, q, self._threads)
-            layer.read(q, keys, values, *self._placement, self._scale, layer.gathered, self._threads)
-        return layer.out
+            tables, q = work.tables, work.q
+            work.write(array_of(qkv), *tables, self._slots, keys, values, q, self._threads)
+            work.read(q, keys, values, *self._placement, self._scale, work.gathered, self._threads)
+        return work.out
+
+    def run_layers(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        layers: Sequence[Any],
+        last_norm: Any,
+        num_heads: int,
+        intermediate: int,
+    ) -> Tensor:
+        """All layers in one call.
+
+        Args:
+            x: [T, H] of the caches' dtype.
+            cos, sin: as above.
+            layers: of each, arrays as C++ takes them (thyme/_native.pyi): (norm, qkv, out, norm, gate and up, down).
+            last_norm: the norm after them.
+            num_heads: of queries.
+            intermediate: width of the MLP.
+
+        Returns:
+            [T, H] after the last norm.
+
+        Raises:
+            ValueError: shapes that do not fit, or slots, blocks or lengths out of range.
+        """
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        if len(x):
+            caches = [[array_of(part) for part in pair] for pair in self._caches]
+            whole = [(*layer, *pair) for layer, pair in zip(layers, caches, strict=True)]
+            tables, shape = (cos.numpy(), sin.numpy()), (num_heads, intermediate)
+            placement = self._slots, *self._placement, self._scale
+            run = native("run_layers", x.dtype)
+            run(array_of(x.contiguous()), whole, last_norm, *shape, *tables, *placement, array_of(out), self._threads)
+        return out

@@ -31,29 +31,33 @@ def packed_nbytes(weight: Tensor, dtype: torch.dtype) -> int:
     return -(-outputs // _PANEL) * _PANEL * inputs * dtype.itemsize
 
 
-class PackedWeight:
-    """A copy of a weight, as C++ reads it.
+class PackedProjection:
+    """A projection: copies of its weight, as C++ reads it, and of its bias.
 
     Args:
         weight: [out, in], float32 or bfloat16, on a CPU; `in` is even in bfloat16.
+        bias: [out] of the same dtype, or none.
 
     Raises:
         ValueError: another shape or dtype, or one that this processor has no products in.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         check_tensor("weight", weight, (None, None), NATIVE)
+        if bias is not None:
+            check_tensor("bias", bias, (len(weight),), (weight.dtype,))
         if not has_products(weight.dtype):
             raise ValueError(f"packed products in {weight.dtype} take instructions that this processor lacks")
         self.nbytes = packed_nbytes(weight, weight.dtype)
         self._outputs = len(weight)
         self._product = native("packed_product", weight.dtype)
-        self._packed = array_of(torch.empty(self.nbytes // weight.itemsize, dtype=weight.dtype))
-        native("pack_weight", weight.dtype)(array_of(weight.contiguous()), self._packed, torch.get_num_threads())
+        packed = array_of(torch.empty(self.nbytes // weight.itemsize, dtype=weight.dtype))
+        native("pack_weight", weight.dtype)(array_of(weight.contiguous()), packed, torch.get_num_threads())
+        self.arrays = packed, None if bias is None else array_of(bias.detach().clone())
+        """Of weight and bias, as C++ takes them."""
 
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[T, in], and [out] or none, of the weight's dtype -> [T, out]. Raises ValueError where they do not fit."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] of the weight's dtype -> [T, out]. Raises ValueError where it does not fit."""
         out = x.new_empty(len(x), self._outputs)
-        by = None if bias is None else array_of(bias)
-        self._product(array_of(x.contiguous()), self._packed, by, array_of(out), torch.get_num_threads())
+        self._product(array_of(x.contiguous()), *self.arrays, array_of(out), torch.get_num_threads())
         return out

@@ -1,6 +1,7 @@
 """Thyme's C++ core (csrc/). The public faces are thyme.repetition and thyme.kernels.paged_attention."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +170,46 @@ def packed_product_f32(
     """out = x W^T + bias: x [rows, inputs], W packed, bias [outputs], out [rows, outputs], which is written. A row has
     the same bits in whatever batch and at every level, one of PACKED_PRODUCT_LEVELS_F32 (the best comes last). Raises
     ValueError when shapes do not fit, or for a level that this processor does not run."""
+
+def run_layers_f32(
+    x: NDArray[np.float32],
+    layers: list[Any],
+    last_norm: tuple[NDArray[np.float32], float],
+    num_heads: int,
+    intermediate: int,
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    block_tables: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    cu_seqlens_q: NDArray[np.int32],
+    scale: float,
+    out: NDArray[np.float32],
+    num_threads: int,
+) -> None:
+    """A decoder's layers for the tokens of a step. x, out [tokens, hidden]; cos, sin [tokens, 1, dim / 2].
+
+    A layer is (input_norm, qkv, out, mlp_norm, gate_up, down, k_cache, v_cache): a norm (weight [hidden], eps), a
+    projection (packed weight, bias or None), the caches [blocks, block_size, kv_heads, dim], which are written. Raises
+    ValueError, with nothing written, for shapes that do not fit and slots, blocks or lengths out of range."""
+
+def run_layers_bf16(
+    x: NDArray[np.int16],
+    layers: list[Any],
+    last_norm: tuple[NDArray[np.int16], float],
+    num_heads: int,
+    intermediate: int,
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    block_tables: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    cu_seqlens_q: NDArray[np.int32],
+    scale: float,
+    out: NDArray[np.int16],
+    num_threads: int,
+) -> None:
+    """As run_layers_f32, of bfloat16 as numpy holds it."""
 
 def packed_product_bf16(
     x: NDArray[np.int16],

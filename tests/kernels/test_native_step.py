@@ -53,10 +53,10 @@ def problem(dtype: torch.dtype, counts: list[int], earlier: list[int]) -> dict[s
 )
 def test_layers_are_the_ops_one_after_the_other(dtype: torch.dtype, counts: list[int], earlier: list[int]) -> None:
     given = problem(dtype, counts, earlier)
-    step = NativeStep(given["slots"], *given["placement"], scale=0.3)
     ours, theirs = given["caches"].clone(), given["caches"].clone()
+    step = NativeStep([*ours], given["slots"], *given["placement"], scale=0.3)
     for layer, qkv in enumerate(given["qkv"]):
-        out = step.attend(qkv, *given["tables"], *ours[layer])
+        out = step(layer, qkv, KEYS, *given["tables"])
         q = mrope_write_kv(qkv, *given["tables"], *theirs[layer], given["slots"])
         assert torch.equal(out, paged_attention(q, *theirs[layer], *given["placement"], scale=0.3))
     assert torch.equal(ours, theirs)
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written() -> None:
     good = (given["slots"], tables, lengths, starts)
 
     def attend(*placement: Tensor, qkv: Tensor = given["qkv"][0]) -> None:
-        NativeStep(*placement, scale=0.3).attend(qkv, *given["tables"], *caches)
+        NativeStep([caches], *placement, scale=0.3)(0, qkv, KEYS, *given["tables"])
 
     for wrong in (-2, len(caches[0]) * BLOCK):
         slots = given["slots"].clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thyme import _native
 from thyme.kernels.native import array_of, native
-from thyme.kernels.packed_product import PackedWeight, has_products, packed_nbytes
+from thyme.kernels.packed_product import PackedProjection, has_products, packed_nbytes
 
 SHAPES = [(1, 2), (31, 6), (32, 48), (33, 50), (100, 1026), (64, 2500)]
 """Outputs and inputs: part of a panel and more than one, inputs beyond what is done at once."""
@@ -32,7 +32,7 @@ def made(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[Tens
 def test_it_is_the_product(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
     x, weight, bias = made(rows, outputs, inputs, dtype)
     for by in (None, bias):
-        out = PackedWeight(weight).multiply(x, by)
+        out = PackedProjection(weight, by)(x)
         exact = F.linear(x.double(), weight.double(), None if by is None else by.double())
         size = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
         assert out.dtype == dtype and out.shape == (rows, outputs)
@@ -44,15 +44,15 @@ def test_it_is_the_product(rows: int, outputs: int, inputs: int, dtype: torch.dt
 @pytest.mark.parametrize(("outputs", "inputs"), [(100, 1026), (33, 50), (512, 512)])
 def test_a_row_has_its_bits_whatever_lies_beside_it(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     x, weight, bias = made(300, outputs, inputs, dtype)
-    packed = PackedWeight(weight)
-    whole = packed.multiply(x, bias)
+    packed = PackedProjection(weight, bias)
+    whole = packed(x)
     for rows in (1, 2, 6, 7, 14, 29, 252, 299):
-        assert torch.equal(packed.multiply(x[-rows:], bias), whole[-rows:])
+        assert torch.equal(packed(x[-rows:]), whole[-rows:])
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert torch.equal(PackedWeight(weight).multiply(x, bias), whole)
+            assert torch.equal(PackedProjection(weight, bias)(x), whole)
     finally:
         torch.set_num_threads(threads)
 
@@ -61,18 +61,18 @@ def test_a_row_has_its_bits_whatever_lies_beside_it(outputs: int, inputs: int, d
 def test_all_instruction_sets_give_the_same_bits() -> None:
     """A chain of fused multiply-adds has the same bits however many are side by side."""
     x, weight, _ = made(29, 100, 1026, torch.float32)
-    packed = PackedWeight(weight)
+    packed = PackedProjection(weight)
     for level in _native.PACKED_PRODUCT_LEVELS_F32:
         out = torch.empty(29, 100)
-        native("packed_product", torch.float32)(array_of(x), packed._packed, None, array_of(out), 2, level)
-        assert torch.equal(out, packed.multiply(x))
+        native("packed_product", torch.float32)(array_of(x), packed.arrays[0], None, array_of(out), 2, level)
+        assert torch.equal(out, packed(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_not_a_number_stays_in_its_row_and_column(dtype: torch.dtype) -> None:
     x, weight, bias = made(20, 40, 64, dtype)
     x[3, 5], weight[33, 7], bias[2] = float("nan"), float("inf"), float("-inf")
-    out = PackedWeight(weight).multiply(x, bias)
+    out = PackedProjection(weight, bias)(x)
     bad = ~out.isfinite()
     expected = torch.zeros_like(bad)
     expected[3], expected[:, 33], expected[:, 2] = True, True, True
@@ -82,37 +82,37 @@ def test_what_is_not_a_number_stays_in_its_row_and_column(dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_that_do_not_lie_together(dtype: torch.dtype) -> None:
     x, weight, bias = made(9, 40, 128, dtype)
-    packed = PackedWeight(weight.t().contiguous().t())
-    assert torch.equal(packed.multiply(x.t().contiguous().t(), bias), PackedWeight(weight).multiply(x, bias))
+    packed = PackedProjection(weight.t().contiguous().t(), bias)
+    assert torch.equal(packed(x.t().contiguous().t()), PackedProjection(weight, bias)(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_does_not_fit_is_refused(dtype: torch.dtype) -> None:
     x, weight, bias = made(3, 40, 64, dtype)
-    packed = PackedWeight(weight)
+    packed = PackedProjection(weight)
     assert packed.nbytes == packed_nbytes(weight, dtype) == 64 * 64 * dtype.itemsize
     with pytest.raises(ValueError, match=r"packed must have the shape \[2048\], got \[4096\]"):
-        packed.multiply(x[:, :32])
-    with pytest.raises(ValueError, match=r"bias must have the shape \[40\], got \[39\]"):
-        packed.multiply(x, bias[:39])
+        packed(x[:, :32])
+    with pytest.raises(ValueError, match="bias must have shape"):
+        PackedProjection(weight, bias[:39])
     with pytest.raises(ValueError, match="weight"):
-        PackedWeight(weight[0])
+        PackedProjection(weight[0])
     with pytest.raises(ValueError, match="weight"):
-        PackedWeight(weight.double())
+        PackedProjection(weight.double())
     with pytest.raises(ValueError, match="does not run the level"):
         native("packed_product", dtype)(
-            array_of(x), packed._packed, None, array_of(torch.empty(3, 40, dtype=dtype)), 1, "x"
+            array_of(x), packed.arrays[0], None, array_of(torch.empty(3, 40, dtype=dtype)), 1, "x"
         )
 
 
 @pytest.mark.skipif(not has_products(torch.bfloat16), reason="not on this processor")
 def test_pairs_of_bfloat16_are_whole() -> None:
     with pytest.raises(ValueError, match="inputs of a weight in bfloat16 must be even"):
-        PackedWeight(torch.ones(4, 5, dtype=torch.bfloat16))
+        PackedProjection(torch.ones(4, 5, dtype=torch.bfloat16))
 
 
 def test_a_processor_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thyme.kernels.packed_product._LEVELS", {})
     assert not has_products(torch.float32)
     with pytest.raises(ValueError, match="instructions that this processor lacks"):
-        PackedWeight(torch.ones(4, 4))
+        PackedProjection(torch.ones(4, 4))

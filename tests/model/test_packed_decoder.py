@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tests import tiny
 from thyme.kernels import library
+from thyme.kernels.native_step import NativeStep
+from thyme.kernels.packed_product import has_products
 from thyme.model import LoraConfig, Model, ModelConfig, PackedAttention, add_adapters, build
 from thyme.model.decoder import Decoder
 from thyme.model.fp8 import Fp8View
@@ -26,11 +28,11 @@ KINDS = {
 }
 
 
-def made(kind: str, dtype: torch.dtype = torch.float32) -> Model:
+def made(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> Model:
     """Every weight is something, biases and norms too."""
     name, options = KINDS[kind]
     model = build(
-        ModelConfig(model_type=name, text=tiny.text_config(**options), eos_token_ids=(2,)), seed=3, dtype=dtype
+        ModelConfig(model_type=name, text=tiny.text_config(**options, **more), eos_token_ids=(2,)), seed=3, dtype=dtype
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -91,6 +93,78 @@ def calls_of_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr("thyme.model.decoder.DecoderLayer.__call__", watched)
     return called
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["Qwen2", "Llama with biases"])
+@pytest.mark.parametrize("width", [56, 64], ids=["no whole panels", "gated in the product"])
+def test_all_layers_in_one_call_are_the_modules(
+    kind: str, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts, then a token of each, with and without what watches: hidden states and caches to the bit."""
+    if not has_products(dtype):
+        pytest.skip("this processor has no such products")
+    view = PackedView(made(kind, dtype, intermediate_size=width))
+    view.refresh()
+    text, lengths = view.model.config.text, torch.tensor([3, 40, 1])
+    shape = (text.num_hidden_layers, 2, 12, 4, text.num_key_value_heads, text.head_dim)
+    ours, theirs = (torch.zeros(shape, dtype=dtype) for _ in range(2))
+    tables = torch.arange(12, dtype=torch.int32)[torch.tensor([[10] + [0] * 10, [*range(10), 9], [11] + [0] * 10])]
+    tables[1, 10] = 9 if lengths[1] <= 40 else 0
+    calls: list[int] = []
+    run = NativeStep.run_layers
+    monkeypatch.setattr(NativeStep, "run_layers", lambda *args, **named: calls.append(1) or run(*args, **named))
+    for first, last in ((torch.zeros(3, dtype=torch.int64), lengths - 1), (lengths - 1, lengths)):
+        counts = last - first
+        positions = torch.cat([torch.arange(int(a), int(b)) for a, b in zip(first, last, strict=True)])
+        rows = torch.repeat_interleave(torch.arange(3), counts)
+        slots = tables[rows, positions // 4].long() * 4 + positions % 4
+        starts = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))).int()
+        ids, found = positions * 7 % 50, []
+        for caches in (ours, theirs):
+            step = NativeStep([*caches], slots, tables, last.int(), starts, scale=0.3)
+            with torch.inference_mode(), monkeypatch.context() as context:
+                if caches is theirs:
+                    context.setattr(library, "watch", lambda name, run, args, kwargs: run(*args, **kwargs))
+                found.append(view.model(ids, positions.expand(3, -1), step))
+        assert torch.equal(*found) and torch.equal(ours, theirs) and found[0].float().std() > 0.1
+    assert len(calls) == 2
+
+
+def test_a_step_that_does_not_fit_writes_nothing() -> None:
+    if not has_products(torch.float32):
+        pytest.skip("this processor has no such products")
+    view = PackedView(made("Qwen2"))
+    view.refresh()
+    text = view.model.config.text
+    caches = torch.zeros(text.num_hidden_layers, 2, 3, 4, text.num_key_value_heads, text.head_dim)
+    ids = torch.arange(2)
+    good = (
+        torch.tensor([0, 1]),
+        torch.tensor([[0]], dtype=torch.int32),
+        torch.tensor([2]).int(),
+        torch.tensor([0, 2]).int(),
+    )
+
+    def run(*placement: Tensor, caches: Any = caches) -> None:
+        with torch.inference_mode():
+            view.model(ids, ids.expand(3, -1), NativeStep([*caches], *placement, scale=0.3))
+
+    for place, wrong, words in (
+        (0, torch.tensor([0, 12]), r"slots\[1\] is 12, there are 12"),
+        (1, torch.tensor([[3]]).int(), r"block_tables\[0\]\[0\] is 3, the cache has 3 blocks"),
+        (2, torch.tensor([5]).int(), r"context_lens\[0\] is 5"),
+        (3, torch.tensor([0, 1]).int(), "cu_seqlens_q must run from 0 to the 2 tokens"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(*[wrong if i == place else part for i, part in enumerate(good)])
+    with pytest.raises(ValueError, match="a cache must have the shape"):
+        run(*good, caches=[caches[0], *(caches[1:, :, :2])])
+    with pytest.raises(ValueError, match=r"shorter|argument"):
+        run(*good, caches=caches[:1])
+    assert not caches.any()
+    run(*good)
+    assert caches.any()
 
 
 @pytest.mark.parametrize("kind_of_view", [PackedView, ShortView])

@@ -359,14 +359,14 @@ class ModelRunner:
             options["shared"] = SharedPrefix(sent["cu_groups"], sent["group_blocks"])
         step = None
         if self.attention.is_native and library.watch is None:
-            step = NativeStep(slots, *placement, scale=self._scale)
+            step = NativeStep(self._layers, slots, *placement, scale=self._scale)
 
         def attend(layer: int, qkv: Tensor, num_kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
             caches, scales = self._layers[layer], self._scales[layer]
             if padding:
                 qkv, cos, sin = qkv[:num_tokens], cos[:num_tokens], sin[:num_tokens]
             if step is not None:
-                out = step.attend(qkv, cos, sin, *caches)
+                out = step(layer, qkv, num_kv_heads, cos, sin)
             else:
                 q = mrope_write_kv(qkv, cos, sin, *caches, slots, **scales)
                 out = self.attention.run(q, *caches, *placement, **options, **scales)
@@ -379,7 +379,7 @@ class ModelRunner:
         hidden: Tensor = self.model(
             input_ids,
             positions,
-            attend,
+            attend if padding or step is None else step,
             image_features=self.images.of(batch.images) if batch.images else None,
             image_positions=sent.get("image_places"),
         )

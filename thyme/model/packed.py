@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from thyme.heap import keep_freed_memory
 from thyme.kernels.native import NATIVE
-from thyme.kernels.packed_product import PackedWeight, has_products
+from thyme.kernels.packed_product import PackedProjection, has_products
 from thyme.kernels.packed_product import packed_nbytes as nbytes_of
 from thyme.model.decoder import Decoder
 from thyme.model.lora import LoraLinear
@@ -33,22 +33,22 @@ from thyme.model.model import Model
 from thyme.model.packed_decoder import CopiedNorm, PackedDecoder
 
 
-class _OneDnnWeight:
-    """A PackedWeight for processors that ours is not written for. Weights [out, in] in float32, or in bfloat16 where
-    oneDNN multiplies it."""
+class _OneDnnProjection:
+    """A PackedProjection for processors that ours is not written for."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.nbytes = weight.nbytes
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._bias = None if bias is None else bias.detach().clone()
 
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
         return out
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b, with a packed copy of W [out, in].
+    """x W^T + b, with packed copies of W [out, in] and b [out].
 
     Args:
         source: a projection; or an embedding, for the LM head that is tied to it.
@@ -60,7 +60,7 @@ class PackedLinear(nn.Module):
         self.dtype = dtype or source.weight.dtype
         self._source = source._parameters  # the dict, not the tensors: what training puts there is seen
         self._packed: Any = None
-        self._made_from: tuple[int, int] | None = None
+        self._made_from: Any = None
 
     @property
     def weight(self) -> Tensor:
@@ -70,18 +70,17 @@ class PackedLinear(nn.Module):
         return weight
 
     def refresh(self) -> None:
-        """Packs the weight where there is no copy, or where it was written or replaced since."""
-        weight = self.weight
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        """Packs weight and bias where there is no copy, or where one was written or replaced since."""
+        state = [_state(part) for part in (self._source["weight"], self._source.get("bias"))]
         if state != self._made_from:
-            self._pack(weight.detach())
+            self._pack(self.weight.detach())
             self._made_from = state
 
     @torch.inference_mode()
     def _pack(self, weight: Tensor) -> None:
         self._packed = None  # first, so that there are never two
-        kind = PackedWeight if _is_ours(weight, self.dtype) else _OneDnnWeight
-        self._packed = kind(weight.to(self.dtype))
+        bias, kind = self._source.get("bias"), PackedProjection if _is_ours(weight, self.dtype) else _OneDnnProjection
+        self._packed = kind(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
 
     def outdate(self) -> None:
         """Whatever the weight says of itself, it has changed: the next `refresh` makes the copy anew."""
@@ -93,16 +92,26 @@ class PackedLinear(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Of the copy, where there is one."""
+        """Of the weight's copy, where there is one."""
         return 0 if self._packed is None else self._packed.nbytes
+
+    @property
+    def arrays(self) -> Any:
+        """What C++ runs a layer with (see NativeStep); None: the product is another's."""
+        return self._packed.arrays if isinstance(self._packed, PackedProjection) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        bias, x = self._source.get("bias"), x if x.dtype == self.dtype else x.to(self.dtype)
+        x = x if x.dtype == self.dtype else x.to(self.dtype)
         if self._packed is None:
-            return F.linear(x, self.weight.to(self.dtype), bias)
-        out: Tensor = self._packed.multiply(x, bias)
+            return F.linear(x, self.weight.to(self.dtype), self._source.get("bias"))
+        out: Tensor = self._packed(x)
         return out
+
+
+def _state(parameter: Tensor | None) -> tuple[int, int] | None:
+    """Another one once it was written or replaced."""
+    return None if parameter is None else (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
 
 
 class _PackedLora(nn.Module):

@@ -2,19 +2,20 @@
 
 The same calls on the same numbers as the modules make (decoder.py): equal to the bit. What is left out is what lies
 between them: a step of 64 tokens of a small model spends as long in Python's calls of modules, checks and views as in
-attention. Here arrays are made once a step, and a layer is four products and five calls.
+attention. Where all projections are packed and attention is a NativeStep, C++ has the loop; else arrays are made once a
+step, and a layer is four products and five calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thyme.kernels import library
 from thyme.kernels.native import array_of, native
+from thyme.kernels.native_step import NativeStep
 from thyme.model.attention import Attention
 from thyme.model.decoder import Decoder, DecoderLayer
 from thyme.model.layers import RMSNorm
@@ -38,21 +39,23 @@ class CopiedNorm:
         if state != self._made_from:
             self.weight, self._made_from = array_of(weight.detach().clone()), state
 
+    @property
+    def arrays(self) -> tuple[Any, float]:
+        """As C++ takes it."""
+        return self.weight, self.eps
+
     def outdate(self) -> None:
         """Whatever the weight says of itself, it has changed: the next `refresh` makes the copy anew."""
         self.weight = self._made_from = None
 
 
-Product = Callable[[Tensor], Tensor]
-
-
 class _Layer(NamedTuple):
     input_norm: CopiedNorm
-    qkv: Product
-    out: Product
+    qkv: nn.Module
+    out: nn.Module
     mlp_norm: CopiedNorm
-    gate_up: Product
-    down: Product
+    gate_up: nn.Module
+    down: nn.Module
 
 
 class PackedDecoder(Decoder):
@@ -72,8 +75,7 @@ class PackedDecoder(Decoder):
             assert isinstance(layer, DecoderLayer)
             attention, mlp = layer.self_attn, layer.mlp
             first, second = CopiedNorm(layer.input_layernorm), CopiedNorm(layer.post_attention_layernorm)
-            out, down = attention.o_proj.forward, mlp.down.forward
-            self._flat.append(_Layer(first, attention.qkv.forward, out, second, mlp.gate_up.forward, down))
+            self._flat.append(_Layer(first, attention.qkv, attention.o_proj, second, mlp.gate_up, mlp.down))
             self.norms += [first, second]
         self.norms.append(CopiedNorm(decoder.norm))
         self._hooks = [hooks for one in decoder.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
@@ -83,6 +85,9 @@ class PackedDecoder(Decoder):
         if torch.is_grad_enabled() or library.watch is not None or any(self._hooks):  # what is watched goes op by op
             return super().forward(x, positions, attention)
         cos, sin = self.rotary_tables(positions)
+        if isinstance(attention, NativeStep) and (layers := self._arrays()):
+            shape = self.config.num_attention_heads, self.config.intermediate_size
+            return attention.run_layers(x, cos, sin, layers, self.norms[-1].arrays, *shape)
         threads, heads = torch.get_num_threads(), self.config.num_attention_heads
         keys, dim = self.config.num_key_value_heads, self.config.head_dim
         rmsnorm, swiglu = native("rmsnorm", x.dtype), native("swiglu", x.dtype)
@@ -102,11 +107,16 @@ class PackedDecoder(Decoder):
 
         for number, layer in enumerate(self._flat):
             normalize(layer.input_norm)
-            qkv = layer.qkv(normed).view(len(x), heads + 2 * keys, dim)
-            delta = layer.out(attention(number, qkv, keys, cos, sin).flatten(1))
+            qkv = layer.qkv.forward(normed).view(len(x), heads + 2 * keys, dim)
+            delta = layer.out.forward(attention(number, qkv, keys, cos, sin).flatten(1))
             normalize(layer.mlp_norm)
-            both = array_of(layer.gate_up(normed))
+            both = array_of(layer.gate_up.forward(normed))
             swiglu(both[:, :width], both[:, width:], to_active, threads)
-            delta = layer.down(active)
+            delta = layer.down.forward(active)
         normalize(self.norms[-1])
         return normed
+
+    def _arrays(self) -> list[list[Any]]:
+        """Of each layer, as NativeStep takes them; none where a projection is not packed for C++."""
+        layers = [[getattr(part, "arrays", None) for part in layer] for layer in self._flat]
+        return layers if all(None not in layer for layer in layers) else []
