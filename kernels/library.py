@@ -290,6 +290,10 @@ OPS = {
         "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor",
         lambda arguments: arguments["x"].new_empty(arguments["x"].shape[0], arguments["codes"].shape[0]),
     ),
+    "packed_product": Op(
+        "(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor",
+        lambda arguments: arguments["x"].new_empty(arguments["x"].shape[0], arguments["outputs"]),
+    ),
     "mrope": Op("(Tensor heads, Tensor cos, Tensor sin) -> Tensor", _like("heads"), ("heads",)),
     "mrope_write_kv": Op(
         "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "

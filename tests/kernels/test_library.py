@@ -16,6 +16,7 @@ from thyme.kernels.library import OPS
 from thyme.kernels.linear_grpo_loss import linear_grpo_loss
 from thyme.kernels.linear_logprob import linear_logprob
 from thyme.kernels.mrope import mrope, mrope_tables
+from thyme.kernels.packed_product import pack_weight, packed_product
 from thyme.kernels.paged_attention import paged_attention
 from thyme.kernels.rmsnorm import add_rmsnorm, rmsnorm
 from thyme.kernels.sample import sample
@@ -60,6 +61,10 @@ def cases() -> dict[str, Case]:
         "add_rmsnorm": (partial(add_rmsnorm, eps=1e-6), [leaf(ROWS, WIDTH), leaf(ROWS, WIDTH), leaf(WIDTH)]),
         "swiglu": (swiglu, [leaf(ROWS, WIDTH)]),
         "fp8_linear": (lambda x: fp8_linear(x, *quantize_weight(torch.ones(5, WIDTH))), [torch.randn(ROWS, WIDTH)]),
+        "packed_product": (
+            partial(packed_product, packed=pack_weight(torch.randn(5, WIDTH)), bias=torch.ones(5), outputs=5),
+            [torch.randn(ROWS, WIDTH)],
+        ),
         "mrope": (lambda heads: mrope(heads, *tables), [leaf(ROWS, 3, 8)]),
         "mrope_write_kv": (write, [torch.randn(ROWS, 4, 8)]),
         "paged_attention": (lambda q: paged_attention(q, *kv, table, lengths, starts, **paged), [torch.randn(6, 2, 8)]),

@@ -99,7 +99,8 @@ class OpTable(TorchDispatchMode):
                 moved, flops = _our_work(name, args, kwargs, out)
         finally:
             library.watch = self._ours
-        self._add(f"thyme.{name}", took, moved, flops)
+        product = name == "packed_product"
+        self._add(f"linear {args[0].shape[1]} -> {args[3]}" if product else f"thyme.{name}", took, moved, flops)
         return out
 
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, Any]:
@@ -195,6 +196,8 @@ def _our_work(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     if name == "mrope_write_kv":
         return 2 * _size(args[0]) + _size(args[1]) + _size(args[2]), 0
     moved = sum(map(_size, _tensors((args, kwargs)))) + sum(map(_size, _tensors(out)))
+    if name == "packed_product":
+        return moved, 2 * args[0].numel() * args[3]
     if name.startswith("linear_"):  # the LM head; the loss makes its gradients beside it
         hidden, weight = args[0], args[1]
         return moved, (6 if "loss" in name else 2) * hidden.numel() * weight.shape[0]
