@@ -8,6 +8,8 @@ import torch
 
 from tests import tiny
 from thyme.engine import Prompt, SamplingParams
+from thyme.kernels.native_step import NativeStep
+from thyme.kernels.packed_product import has_products
 from thyme.model import LoraConfig, Model, ModelConfig, add_adapters, build
 from thyme.model.packed import PackedView, ShortView, packed_nbytes, packs
 
@@ -46,6 +48,23 @@ def test_products_are_packed(model: Model, make_engine: Any, prompts: Any, monke
     assert not calls
     make_engine(model, pack_weights=False).generate(prompts, GREEDY)
     assert calls
+
+
+@pytest.mark.skipif(not has_products(torch.float32), reason="not on this processor")
+def test_a_step_is_one_call_of_its_layers(
+    model: Model, make_engine: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until adapters come, whose products are not packed."""
+    calls = []
+    run = NativeStep.run_layers
+    monkeypatch.setattr(NativeStep, "run_layers", lambda *args: calls.append(args) or run(*args))
+    engine = make_engine(model, pack_weights=True)
+    engine.generate(prompts, GREEDY)
+    assert len(calls) == engine.stats()["steps"] > 0
+    add_adapters(model, LoraConfig(rank=2))
+    calls.clear()
+    engine.generate(prompts, GREEDY)
+    assert not calls
 
 
 @pytest.mark.parametrize("says", [True, False], ids=["weights_updated", "nobody says"])
