@@ -440,11 +440,16 @@ void write_slots(const py::array_t<int16_t, 0>& rows, const Int64Array& slots, p
     thyme::write_slots(from, step * kSize, width * kSize, slots.data(), count, to);
 }
 
+template <typename T>
+void check_inputs(int64_t inputs) {
+    if (static_cast<size_t>(inputs) * sizeof(T) % 4 != 0) throw std::invalid_argument("the inputs of a weight in bfloat16 must be even");
+}
+
 template <typename T, typename Stored>
 void pack_weight(const Dense<Stored>& weight, Dense<Stored>& packed, int num_threads) {
     if (weight.ndim() != 2) throw std::invalid_argument("weight must be [outputs, inputs]");
     const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
-    if (inputs * sizeof(T) % 4 != 0) throw std::invalid_argument("the inputs of a weight in bfloat16 must be even");
+    check_inputs<T>(inputs);
     check_shape("packed", packed, {thyme::packed_size(outputs, inputs)});
     const auto* const from = reinterpret_cast<const T*>(weight.data());
     auto* const to = reinterpret_cast<T*>(packed.mutable_data());
@@ -458,6 +463,7 @@ void packed_product(const Dense<Stored>& x, const Dense<Stored>& packed, const s
     if (x.ndim() != 2 || out.ndim() != 2) throw std::invalid_argument("x must be [rows, inputs], out [rows, outputs]");
     thyme::Product<T> args{};
     args.rows = x.shape(0), args.inputs = x.shape(1), args.outputs = out.shape(1);
+    check_inputs<T>(args.inputs);
     check_shape("packed", packed, {thyme::packed_size(args.outputs, args.inputs)});
     check_shape("out", out, {args.rows, args.outputs});
     args.x = reinterpret_cast<const T*>(x.data()), args.weight = reinterpret_cast<const T*>(packed.data());
@@ -486,6 +492,7 @@ thyme::Norm<T> norm_of(const BoundNorm<Stored>& norm, int64_t hidden) {
 template <typename T, typename Stored>
 thyme::Projection<T> projection_of(const BoundProjection<Stored>& projection, int64_t outputs, int64_t inputs) {
     const auto& [weight, bias] = projection;
+    check_inputs<T>(inputs);
     check_shape("a packed weight", weight, {thyme::packed_size(outputs, inputs)});
     return {reinterpret_cast<const T*>(weight.data()), reinterpret_cast<const T*>(data_of("bias", bias, {outputs}))};
 }

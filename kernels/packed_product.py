@@ -72,6 +72,8 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int)
         check_tensor("bias", bias, (outputs,), (x.dtype,))
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x requires a gradient, and packed_product has none: call it under torch.no_grad()")
+    if x.shape[1] * x.itemsize % 4:
+        raise ValueError("the inputs of a weight in bfloat16 must be even")
     if not has_products(x.dtype):
         return packed_product_ref(x, packed, bias, outputs)
     out = x.new_empty(len(x), outputs)

@@ -16,6 +16,14 @@ from thyme.model.packed import PackedView, ShortView, packed_nbytes, packs
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, adaptive=False, banned_ids=(), ignore_eos=True, repetition=None)
 
 
+@pytest.fixture(params=["ours", "oneDNN"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose products a view has: oneDNN's are for processors that ours are not written for."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr("thyme.model.packed.has_products", lambda dtype: False)
+    return str(request.param)
+
+
 @pytest.fixture
 def model() -> Model:
     """Its head is its embedding."""
@@ -23,6 +31,7 @@ def model() -> Model:
     return build(ModelConfig(model_type="qwen2", text=text, eos_token_ids=(2,)), seed=3)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_log_probs_are_those_of_the_unpacked_engine(
     vision_model: Model, make_engine: Any, make_image: Any, shown: Any, prompts: Any, dtype: torch.dtype
@@ -40,6 +49,7 @@ def test_log_probs_are_those_of_the_unpacked_engine(
         np.testing.assert_allclose(a.entropies, b.entropies, atol=tolerance)
 
 
+@pytest.mark.usefixtures("products")
 def test_products_are_packed(model: Model, make_engine: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     linear = torch.nn.functional.linear
@@ -67,6 +77,7 @@ def test_a_step_is_one_call_of_its_layers(
     assert not calls
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("says", [True, False], ids=["weights_updated", "nobody says"])
 def test_new_weights_are_seen(model: Model, make_engine: Any, prompts: Any, says: bool) -> None:
     """In place, as an optimizer writes them; by a new parameter in a module; in an embedding tied to the head."""
@@ -84,6 +95,7 @@ def test_new_weights_are_seen(model: Model, make_engine: Any, prompts: Any, says
     assert [c.token_ids for c in after] == [c.token_ids for c in fresh] != [c.token_ids for c in before]
 
 
+@pytest.mark.usefixtures("products")
 def test_adapters_that_come_and_change(model: Model, make_engine: Any, prompts: Any) -> None:
     engine = make_engine(model, pack_weights=True, prefix_cache=False)
     before = engine.generate(prompts, GREEDY)
@@ -110,6 +122,7 @@ def test_the_model_is_left_alone(model: Model, make_engine: Any, prompts: Any) -
         assert torch.equal(after[name], values)
 
 
+@pytest.mark.usefixtures("products")
 def test_memory_is_counted_and_given_back(model: Model, make_engine: Any, prompts: Any) -> None:
     engine = make_engine(model, pack_weights=True)
     assert engine.stats()["packed_bytes"] == 0

@@ -134,6 +134,11 @@ def test_what_does_not_fit_is_refused(dtype: torch.dtype) -> None:
 def test_pairs_of_bfloat16_are_whole() -> None:
     with pytest.raises(ValueError, match="inputs of a weight in bfloat16 must be even"):
         PackedProjection(torch.ones(4, 5, dtype=torch.bfloat16))
+    x, packed, out = (torch.ones(size, dtype=torch.bfloat16) for size in ((3, 5), (160,), (3, 4)))
+    with pytest.raises(ValueError, match="must be even"):
+        packed_product(x, packed, None, 4)
+    with pytest.raises(ValueError, match="must be even"):
+        native("packed_product", torch.bfloat16)(array_of(x), array_of(packed), None, array_of(out), 1)
 
 
 def test_a_processor_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,18 @@ def test_it_is_the_modules(
         assert torch.equal(short, long) and short.float().std() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("which", ["all are oneDNN's", "one in bfloat16 has odd inputs"])
+def test_projections_that_are_not_ours(which: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor, or a shape, is one that our products are not written for."""
+    if which.startswith("all"):
+        monkeypatch.setattr("thyme.model.packed.has_products", lambda dtype: False)
+    if not packs(dtype):
+        pytest.skip("this processor multiplies no bfloat16")
+    short, long = both_ways(PackedView(made("Qwen2", dtype, intermediate_size=81)), (3, 17), monkeypatch)
+    assert torch.equal(short, long) and short.float().std() > 0.1
+
+
 def test_it_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing above would prove anything. Norms of queries and keys, and what C++ does not compute, have none."""
     called = calls_of_layers(monkeypatch)
